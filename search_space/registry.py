@@ -1,0 +1,191 @@
+"""The registry of operators: what can stand at each place of an architecture.
+
+An operator is one `torch.nn.Module` in one file, registered under its standard name. The registry itself needs
+no torch; the operators' files are imported the first time that a name is looked up.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from mixnas.search_space.errors import ConfigError, NasError, nearest
+
+KINDS = ("image", "sequence", "causal")
+AXES = ("stem", "norm", "downsample", "mixer", "gate", "channel_mixer", "quant")
+
+Value = int | float | str | bool
+_Class = TypeVar("_Class", bound=type)
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where an operator stands.
+
+    Attributes:
+        width: Channels, the last dimension.
+        size: Token grid: (height, width) of an image, (length,) of a sequence.
+        kind: "image", "sequence" (bidirectional) or "causal".
+    """
+
+    width: int
+    size: tuple[int, ...]
+    kind: str
+
+    @property
+    def tokens(self) -> int:
+        """Number of positions."""
+        total = 1
+        for extent in self.size:
+            total *= extent
+        return total
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knob:
+    """A setting of an operator: its default and what is allowed. The default's type is the knob's type."""
+
+    default: Value
+    low: float | None = None
+    high: float | None = None
+    step: float | None = None
+    choices: tuple[Value, ...] | None = None
+    doc: str = ""
+
+    def describe(self) -> str:
+        """What is allowed, in words."""
+        if self.choices is not None:
+            return "one of " + ", ".join(str(c) for c in self.choices)
+        if isinstance(self.default, bool):
+            return "true or false"
+        parts = ["a whole number" if isinstance(self.default, int) else "a number"]
+        if self.low is not None or self.high is not None:
+            parts.append(f"from {'-inf' if self.low is None else f'{self.low:g}'}")
+            parts.append(f"to {'inf' if self.high is None else f'{self.high:g}'}")
+        if self.step is not None:
+            parts.append(f"in steps of {self.step:g}")
+        return " ".join(parts)
+
+    def normalise(self, value: Any) -> Value | None:
+        """The value in the knob's own type, or None when it is not allowed."""
+        if isinstance(self.default, bool) or isinstance(value, bool):
+            ok = isinstance(self.default, bool) and isinstance(value, bool)
+        elif isinstance(self.default, int):
+            ok = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+            value = int(value) if ok else value
+        elif isinstance(self.default, float):
+            ok = isinstance(value, int | float) and float("-inf") < value < float("inf")
+            value = float(value) if ok else value
+        else:
+            ok = isinstance(value, str)
+        if not ok or (self.choices is not None and value not in self.choices):
+            return None
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            if (self.low is not None and value < self.low) or (self.high is not None and value > self.high):
+                return None
+            if self.step is not None and (value - (self.low or 0)) % self.step != 0:
+                return None
+        return value
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A registered operator: its axis, name, knobs, the kinds of task it serves, its paper and its module class."""
+
+    axis: str
+    name: str
+    build: type
+    kinds: tuple[str, ...]
+    paper: str
+    knobs: Mapping[str, Knob] = field(default_factory=dict)
+    check: Callable[[Context, Mapping[str, Value]], str | None] | None = None
+
+
+_operators: dict[tuple[str, str], Operator] = {}
+
+
+def register(
+    axis: str,
+    name: str,
+    *,
+    paper: str,
+    kinds: tuple[str, ...] = KINDS,
+    knobs: Mapping[str, Knob] | None = None,
+    check: Callable[[Context, Mapping[str, Value]], str | None] | None = None,
+) -> Callable[[_Class], _Class]:
+    """Class decorator that registers a module as an operator.
+
+    Args:
+        axis: One of `AXES`: the place in an architecture where it may stand.
+        name: The standard name in the literature, as it is written in an architecture file.
+        paper: Where it comes from.
+        kinds: The kinds of task that it serves.
+        knobs: Its settings; the class takes them as keyword arguments of the same names.
+        check: `check(context, knobs)` returns why that combination is impossible, or None.
+
+    Raises:
+        NasError: The name is taken, or the axis or a kind does not exist.
+    """
+    if axis not in AXES:
+        raise NasError(f"operator {name!r}: no axis {axis!r}; the axes are {', '.join(AXES)}.")
+    if not kinds or set(kinds) - set(KINDS):
+        raise NasError(f"operator {name!r}: kinds {kinds!r} must be some of {', '.join(KINDS)}.")
+    knobs = dict(knobs or {})
+    for knob_name, knob in knobs.items():
+        if knob.normalise(knob.default) is None:
+            raise NasError(f"{axis} {name!r}: the default of {knob_name} is not {knob.describe()}.")
+
+    def decorate(cls: _Class) -> _Class:
+        taken = _operators.get((axis, name))
+        if taken is not None and taken.build is not cls:
+            here, there = f"{cls.__module__}.{cls.__qualname__}", f"{taken.build.__module__}.{taken.build.__qualname__}"
+            raise NasError(f"{axis} {name!r} is registered twice: by {there} and by {here}. Rename one.")
+        _operators[axis, name] = Operator(axis, name, cls, kinds, paper, knobs, check)
+        return cls
+
+    return decorate
+
+
+_loaded = False
+
+
+def load() -> None:
+    """Import the files of all operators that come with the package (needs torch)."""
+    global _loaded
+    if _loaded:
+        return
+    from mixnas.search_space import mixers
+
+    for module in ("stems", "norms", "downsamples", "gates", "channel_mixers", "quantization"):
+        importlib.import_module(f"mixnas.search_space.{module}")
+    for info in pkgutil.iter_modules(mixers.__path__):
+        importlib.import_module(f"{mixers.__name__}.{info.name}")
+    _loaded = True
+
+
+def get(axis: str, name: str) -> Operator:
+    """Look an operator up.
+
+    Raises:
+        ConfigError: No such operator on this axis; the message names the nearest and all there are.
+    """
+    operator = _operators.get((axis, name))
+    if operator is None:
+        load()
+        operator = _operators.get((axis, name))
+    if operator is None:
+        known = names(axis)
+        elsewhere = [a for a in AXES if (a, name) in _operators]
+        hint = f" It is a {elsewhere[0].replace('_', ' ')}." if elsewhere else nearest(name, known)
+        raise ConfigError(f"no {axis.replace('_', ' ')} is called {name!r}.{hint} Allowed: {', '.join(known)}.")
+    return operator
+
+
+def names(axis: str, pattern: str = "*") -> list[str]:
+    """Sorted names of the operators of an axis that match a shell-style pattern."""
+    load()
+    return sorted(name for (a, name) in _operators if a == axis and fnmatch.fnmatch(name, pattern))
