@@ -155,18 +155,14 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-def _represent_str(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-    # What the strict reader would take for something else than this text must be quoted.
-    reads_as_text = isinstance(parse_scalar(value), str)
-    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if reads_as_text else "'")
-
-
 def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
     text = {float("inf"): ".inf", float("-inf"): "-.inf"}.get(value, ".nan" if value != value else repr(value))
     return dumper.represent_scalar("tag:yaml.org,2002:float", text)
 
 
-_Dumper.add_representer(str, _represent_str)
+_Dumper.yaml_implicit_resolvers = (
+    _StrictLoader.yaml_implicit_resolvers
+)  # so that it quotes what the reader needs quoted
 _Dumper.add_representer(float, _represent_float)
 
 

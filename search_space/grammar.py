@@ -1,0 +1,202 @@
+"""Reading the architecture grammar: plain data to the tree of choices, with errors that say where.
+
+Any value may be a list of choices; `stages` (and a stage's `blocks`, where they are spelled out) are the structural lists.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from mixnas.search_space import registry
+from mixnas.search_space.errors import ConfigError, nearest
+from mixnas.search_space.registry import Value
+
+
+@dataclass(frozen=True)
+class OpOption:
+    """One operator that may be chosen, with the values that each of its knobs may take (one or more)."""
+
+    name: str
+    knobs: tuple[tuple[str, tuple[Value, ...]], ...]
+
+
+@dataclass(frozen=True)
+class OpChoice:
+    """The operators that may stand at one place, and a label for each that is unique there."""
+
+    options: tuple[OpOption, ...]
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class BlockChoice:
+    """The choices of one block."""
+
+    mixer: OpChoice
+    gate: OpChoice
+    channel_mixer: OpChoice
+    quant: OpChoice
+    recursion: tuple[int, ...]
+
+
+BLOCK_AXES = ("mixer", "gate", "channel_mixer", "quant")
+_BLOCK_DEFAULTS = {"gate": "none", "quant": "fp32"}
+
+
+@dataclass(frozen=True)
+class StageChoice:
+    """The choices of one stage: `blocks` has the greatest depth; `shared` blocks all make the same choice."""
+
+    width: tuple[int, ...]
+    downsample: OpChoice
+    depth: tuple[int, ...]
+    blocks: tuple[BlockChoice, ...]
+    shared: bool
+
+
+@dataclass(frozen=True)
+class SpaceTree:
+    """A whole space as it was written."""
+
+    stem: OpChoice
+    norm: OpChoice
+    stages: tuple[StageChoice, ...]
+
+
+def _require_mapping(plain: Any, where: str, allowed: tuple[str, ...], required: tuple[str, ...]) -> dict[str, Any]:
+    if not isinstance(plain, dict):
+        raise ConfigError(f"{where}: expected a mapping with {', '.join(allowed)}; got {plain!r}.")
+    for key in plain:
+        if key not in allowed:
+            raise ConfigError(f"{where}: unknown key {key!r}.{nearest(key, allowed)} Allowed: {', '.join(allowed)}.")
+    for key in required:
+        if key not in plain:
+            raise ConfigError(f"{where}: {key!r} is missing. Required: {', '.join(required)}.")
+    return plain
+
+
+def _as_list(value: Any, where: str) -> list[Any]:
+    items = value if isinstance(value, list) else [value]
+    if not items:
+        raise ConfigError(f"{where}: the list of choices is empty. Give at least one.")
+    return items
+
+
+def _integers(value: Any, where: str) -> tuple[int, ...]:
+    items = _as_list(value, where)
+    for item in items:
+        if isinstance(item, bool) or not isinstance(item, int) or item < 1:
+            raise ConfigError(f"{where}: {item!r} is not allowed. Allowed: whole numbers from 1.")
+    _refuse_duplicates(items, where)
+    return tuple(items)
+
+
+def _refuse_duplicates(items: list[Any], where: str) -> None:
+    seen: list[Any] = []
+    for item in items:
+        if item in seen:
+            raise ConfigError(f"{where}: {item!r} stands twice among the choices. Keep one.")
+        seen.append(item)
+
+
+def _op_option(axis: str, plain: Any, where: str) -> OpOption:
+    if isinstance(plain, str):
+        plain = {"name": plain}
+    if not isinstance(plain, dict) or not isinstance(plain.get("name"), str):
+        raise ConfigError(f"{where}: expected a name or {{name: ..., knob: value}}; got {plain!r}.")
+    try:
+        operator = registry.get(axis, plain["name"])
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    knobs: list[tuple[str, tuple[Value, ...]]] = []
+    for key in plain:
+        if key != "name" and key not in operator.knobs:
+            allowed = ", ".join(operator.knobs) or "none"
+            raise ConfigError(
+                f"{where}: {axis.replace('_', ' ')} {operator.name!r} has no knob {key!r}.{nearest(key, operator.knobs)} "
+                f"Its knobs: {allowed}."
+            )
+    for key in sorted(operator.knobs):
+        knob = operator.knobs[key]
+        values: list[Value] = []
+        for value in _as_list(plain.get(key, knob.default), f"{where}.{key}"):
+            normal = knob.normalise(value)
+            if normal is None:
+                raise ConfigError(f"{where}.{key}: {value!r} is not allowed. Allowed: {knob.describe()}.")
+            values.append(normal)
+        _refuse_duplicates(values, f"{where}.{key}")
+        knobs.append((key, tuple(values)))
+    return OpOption(operator.name, tuple(knobs))
+
+
+def _op_choice(axis: str, plain: Any, where: str) -> OpChoice:
+    items = _as_list(plain, where)
+    many = isinstance(plain, list) and len(items) > 1
+    options = [_op_option(axis, item, f"{where}[{i}]" if many else where) for i, item in enumerate(items)]
+    labels: list[str] = []
+    for i, option in enumerate(options):
+        same = [other for other in options[:i] if other.name == option.name]
+        for other in same:
+            if all(set(mine) & set(dict(other.knobs)[key]) for key, mine in option.knobs):
+                raise ConfigError(
+                    f"{where}: {option.name!r} stands twice with knobs in common, so one network could be written in two "
+                    "ways. Write one entry with lists for its knobs, or make the two disjoint."
+                )
+        labels.append(f"{option.name}-{len(same) + 1}" if same else option.name)
+    return OpChoice(tuple(options), tuple(labels))
+
+
+def _block(plain: Any, where: str) -> BlockChoice:
+    plain = _require_mapping(plain, where, (*BLOCK_AXES, "recursion"), ("mixer", "channel_mixer"))
+    ops = {axis: _op_choice(axis, plain.get(axis, _BLOCK_DEFAULTS.get(axis)), f"{where}.{axis}") for axis in BLOCK_AXES}
+    return BlockChoice(**ops, recursion=_integers(plain.get("recursion", 1), f"{where}.recursion"))
+
+
+def _stage(plain: Any, where: str) -> StageChoice:
+    allowed = ("width", "depth", "downsample", "block", "blocks", "share")
+    plain = _require_mapping(plain, where, allowed, ("width",))
+    share = plain.get("share", False)
+    if not isinstance(share, bool):
+        raise ConfigError(f"{where}.share: {share!r} is not allowed. Allowed: true or false.")
+    if ("block" in plain) == ("blocks" in plain):
+        raise ConfigError(
+            f"{where}: give either 'block' (with 'depth') or 'blocks', a list with one mapping per block."
+        )
+    if "blocks" in plain:
+        if "depth" in plain or share:
+            raise ConfigError(f"{where}: 'blocks' spells every block out; it does not go with 'depth' or 'share'.")
+        if not isinstance(plain["blocks"], list) or not plain["blocks"]:
+            raise ConfigError(f"{where}.blocks: expected a list of blocks; got {plain['blocks']!r}.")
+        blocks = tuple(_block(b, f"{where}.blocks[{i}]") for i, b in enumerate(plain["blocks"]))
+        depth: tuple[int, ...] = (len(blocks),)
+    else:
+        depth = _integers(plain.get("depth", 1), f"{where}.depth")
+        blocks = (_block(plain["block"], f"{where}.block"),) * max(depth)
+    return StageChoice(
+        width=_integers(plain["width"], f"{where}.width"),
+        downsample=_op_choice("downsample", plain.get("downsample", "none"), f"{where}.downsample"),
+        depth=depth,
+        blocks=blocks,
+        shared=share,
+    )
+
+
+def read_space(plain: Any, source: str) -> SpaceTree:
+    """Read plain data into the tree of choices.
+
+    Args:
+        plain: What a file's `space:` holds (`stem`, `norm`, `stages`).
+        source: Name for messages.
+
+    Raises:
+        ConfigError: Anything unknown, missing, duplicated or not allowed; the message says where and what is.
+    """
+    plain = _require_mapping(plain, source, ("stem", "norm", "stages"), ("stem", "stages"))
+    if not isinstance(plain["stages"], list) or not plain["stages"]:
+        raise ConfigError(f"{source}.stages: expected a list of stages; got {plain['stages']!r}.")
+    return SpaceTree(
+        stem=_op_choice("stem", plain["stem"], f"{source}.stem"),
+        norm=_op_choice("norm", plain.get("norm", "layer"), f"{source}.norm"),
+        stages=tuple(_stage(stage, f"{source}.stages[{i}]") for i, stage in enumerate(plain["stages"])),
+    )

@@ -1,0 +1,371 @@
+"""A search space: every architecture that a file with lists stands for, without listing them.
+
+The space is a tree of choices. Each real choice (two values or more) is a `Variable`; a variable that depends on
+another's value (a knob on its operator, a block on the depth) names that parent and is inactive elsewhere. One
+define-by-run walk, `_walk`, makes an architecture from any source of choices: a vector, a generator, an Optuna or Ray trial.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from mixnas.search_space.architecture import Architecture, Block, Op, Stage
+from mixnas.search_space.errors import ConfigError
+from mixnas.search_space.files import load_yaml
+from mixnas.search_space.grammar import BLOCK_AXES, BlockChoice, OpChoice, SpaceTree, StageChoice, read_space
+from mixnas.search_space.registry import Value
+
+INACTIVE = -1
+
+
+class Trial(Protocol):
+    """What `SearchSpace.ask` needs of a trial; `optuna.Trial` has it."""
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """Return one of `choices`."""
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One choice.
+
+    Attributes:
+        name: The path in the file, for example "stages.0.blocks.1.mixer.dwconv.kernel_size".
+        values: What may be chosen (labels of operators, numbers), two or more.
+        parent: Index of the variable that it depends on, or -1.
+        parent_options: Positions in the parent's values at which this variable exists.
+    """
+
+    name: str
+    values: tuple[Value, ...]
+    parent: int = -1
+    parent_options: frozenset[int] = frozenset()
+
+
+# Called for every choice of two or more values with its name and values; returns the position chosen.
+Pick = Callable[[str, tuple[Value, ...]], int]
+
+
+def _choose(pick: Pick, name: str, values: tuple[Any, ...]) -> int:
+    return pick(name, values) if len(values) > 1 else 0
+
+
+class SearchSpace:
+    """See the module. Vectors are integer arrays over `variables`; an inactive position is -1."""
+
+    def __init__(self, tree: SpaceTree, source: str = "space") -> None:
+        self.tree = tree
+        self.source = source
+        self.variables: tuple[Variable, ...] = tuple(_variables(tree))
+        self._index = {variable.name: i for i, variable in enumerate(self.variables)}
+        self._counts = np.array([len(v.values) for v in self.variables], dtype=np.int64)
+        self._allowed: list[np.ndarray] = []
+        for variable in self.variables:
+            options = len(self.variables[variable.parent].values) if variable.parent >= 0 else 1
+            self._allowed.append(np.array([i in variable.parent_options for i in range(options)]))
+
+    @classmethod
+    def from_dict(cls, plain: Any, source: str = "space") -> SearchSpace:
+        """Read plain data (what stands under `space:`); `ConfigError` says what is wrong and where."""
+        return cls(read_space(plain, source), source)
+
+    @classmethod
+    def load(cls, path: str | Path) -> SearchSpace:
+        """Read a file: a whole configuration (its `space:`) or a space alone."""
+        plain = load_yaml(path)
+        if isinstance(plain, dict) and "space" in plain:
+            return cls.from_dict(plain["space"], f"{path}: space")
+        return cls.from_dict(plain, str(path))
+
+    # -- counting ---------------------------------------------------------------------------------------------------
+
+    def size(self) -> int:
+        """The exact number of architectures."""
+
+        def op(choice: OpChoice) -> int:
+            return sum(prod(len(values) for _, values in option.knobs) for option in choice.options)
+
+        def block(choice: BlockChoice) -> int:
+            return prod(op(getattr(choice, axis)) for axis in BLOCK_AXES) * len(choice.recursion)
+
+        total = op(self.tree.stem) * op(self.tree.norm)
+        for stage in self.tree.stages:
+            per_depth = (
+                block(stage.blocks[0]) if stage.shared else prod(map(block, stage.blocks[:d])) for d in stage.depth
+            )
+            total *= len(stage.width) * op(stage.downsample) * sum(per_depth)
+        return total
+
+    def single(self) -> Architecture:
+        """The one architecture of a space with every choice made; `ConfigError` names what is still open."""
+        if self.variables:
+            open_choices = ", ".join(f"{v.name} {list(v.values)}" for v in self.variables[:3])
+            raise ConfigError(
+                f"{self.source}: this is a space with {len(self.variables)} open choices, not one architecture: {open_choices}"
+                f"{', ...' if len(self.variables) > 3 else ''}. Choose one value for each."
+            )
+        return self._walk(lambda name, values: 0)
+
+    # -- one architecture from choices, and back --------------------------------------------------------------------
+
+    def _walk(self, pick: Pick) -> Architecture:
+        def op(choice: OpChoice, path: str) -> Op:
+            i = _choose(pick, path, choice.labels)
+            option = choice.options[i]
+            prefix = f"{path}.{choice.labels[i]}"
+            return Op(option.name, tuple((k, vs[_choose(pick, f"{prefix}.{k}", vs)]) for k, vs in option.knobs))
+
+        def block(choice: BlockChoice, path: str) -> Block:
+            ops = {axis: op(getattr(choice, axis), f"{path}.{axis}") for axis in BLOCK_AXES}
+            return Block(**ops, recursion=choice.recursion[_choose(pick, f"{path}.recursion", choice.recursion)])
+
+        def stage(choice: StageChoice, path: str) -> Stage:
+            width = choice.width[_choose(pick, f"{path}.width", choice.width)]
+            downsample = op(choice.downsample, f"{path}.downsample")
+            depth = choice.depth[_choose(pick, f"{path}.depth", choice.depth)]
+            if choice.shared:
+                blocks = (block(choice.blocks[0], f"{path}.block"),) * depth
+            else:
+                blocks = tuple(block(choice.blocks[b], f"{path}.blocks.{b}") for b in range(depth))
+            return Stage(width, downsample, blocks)
+
+        return Architecture(
+            stem=op(self.tree.stem, "stem"),
+            norm=op(self.tree.norm, "norm"),
+            stages=tuple(stage(choice, f"stages.{s}") for s, choice in enumerate(self.tree.stages)),
+        )
+
+    def decode(self, vector: Sequence[int] | np.ndarray) -> Architecture:
+        """The architecture of an integer vector; inactive positions are not read.
+
+        Raises:
+            ConfigError: Wrong length, or an active position outside its variable's values.
+        """
+        row = [int(v) for v in vector]
+        if len(row) != len(self.variables):
+            raise ConfigError(
+                f"{self.source}: a vector of length {len(row)}; this space has {len(self.variables)} variables."
+            )
+
+        def pick(name: str, values: tuple[Value, ...]) -> int:
+            position = row[self._index[name]]
+            if not 0 <= position < len(values):
+                raise ConfigError(f"{self.source}: position {position} of {name} is outside 0 to {len(values) - 1}.")
+            return position
+
+        return self._walk(pick)
+
+    def decode_many(self, matrix: np.ndarray) -> list[Architecture]:
+        """`decode` for every row."""
+        return [self.decode(row) for row in np.asarray(matrix)]
+
+    def encode(self, architecture: Architecture) -> np.ndarray:
+        """Integer vector (num_variables,), int64, inactive positions -1.
+
+        Raises:
+            ConfigError: The architecture is not in this space; the message says at which place.
+        """
+        vector = np.full(len(self.variables), INACTIVE, dtype=np.int64)
+        for name, position in self._positions(architecture):
+            vector[self._index[name]] = position
+        return vector
+
+    def encode_many(self, architectures: Sequence[Architecture]) -> np.ndarray:
+        """Integer matrix (num_architectures, num_variables)."""
+        if not architectures:
+            return np.empty((0, len(self.variables)), dtype=np.int64)
+        return np.stack([self.encode(architecture) for architecture in architectures])
+
+    def contains(self, architecture: Architecture) -> bool:
+        """Whether the architecture is one of this space."""
+        try:
+            self.encode(architecture)
+        except ConfigError:
+            return False
+        return True
+
+    def _positions(self, architecture: Architecture) -> Iterator[tuple[str, int]]:
+        def at(path: str, values: Sequence[Any], value: Any) -> Iterator[tuple[str, int]]:
+            if value not in values:
+                raise ConfigError(
+                    f"{self.source}: not in this space: {path} is {value!r}. Allowed: {', '.join(map(str, values))}."
+                )
+            if len(values) > 1:
+                yield path, values.index(value)
+
+        def op(choice: OpChoice, path: str, chosen: Op) -> Iterator[tuple[str, int]]:
+            for i, option in enumerate(choice.options):
+                fits = option.name == chosen.name and len(option.knobs) == len(chosen.knobs)
+                if fits and all(dict(chosen.knobs).get(k) in vs for k, vs in option.knobs):
+                    break
+            else:
+                allowed = ", ".join(choice.labels)
+                raise ConfigError(
+                    f"{self.source}: not in this space: {path} is {chosen}. Allowed: {allowed}, with their knobs."
+                )
+            if len(choice.options) > 1:
+                yield path, i
+            for k, vs in option.knobs:
+                yield from at(f"{path}.{choice.labels[i]}.{k}", vs, chosen.get(k))
+
+        def block(choice: BlockChoice, path: str, chosen: Block) -> Iterator[tuple[str, int]]:
+            for axis in BLOCK_AXES:
+                yield from op(getattr(choice, axis), f"{path}.{axis}", getattr(chosen, axis))
+            yield from at(f"{path}.recursion", choice.recursion, chosen.recursion)
+
+        yield from op(self.tree.stem, "stem", architecture.stem)
+        yield from op(self.tree.norm, "norm", architecture.norm)
+        yield from at("number of stages", (len(self.tree.stages),), len(architecture.stages))
+        for s, (choice, stage) in enumerate(zip(self.tree.stages, architecture.stages, strict=True)):
+            path = f"stages.{s}"
+            yield from at(f"{path}.width", choice.width, stage.width)
+            yield from op(choice.downsample, f"{path}.downsample", stage.downsample)
+            yield from at(f"{path}.depth", choice.depth, len(stage.blocks))
+            if choice.shared:
+                if len(set(stage.blocks)) != 1:
+                    raise ConfigError(
+                        f"{self.source}: not in this space: the blocks of {path} differ, and it has share: true."
+                    )
+                yield from block(choice.blocks[0], f"{path}.block", stage.blocks[0])
+            else:
+                for b, chosen in enumerate(stage.blocks):
+                    yield from block(choice.blocks[b], f"{path}.blocks.{b}", chosen)
+
+    def ask(self, trial: Trial) -> Architecture:
+        """Ask a trial for the active choices only, and return the architecture (define-by-run; Optuna and Ray Tune)."""
+        return self._walk(lambda name, values: values.index(trial.suggest_categorical(name, values)))
+
+    def params_of(self, architecture: Architecture) -> dict[str, Value]:
+        """The active choices by name: what a trial of this architecture holds."""
+        return {name: self.variables[self._index[name]].values[i] for name, i in self._positions(architecture)}
+
+    def from_params(self, params: Mapping[str, Value]) -> Architecture:
+        """The inverse of `params_of`; names of inactive variables are ignored, missing ones a `ConfigError`."""
+
+        def pick(name: str, values: tuple[Value, ...]) -> int:
+            if name not in params or params[name] not in values:
+                raise ConfigError(
+                    f"{self.source}: {name} is {params.get(name)!r}. Allowed: {', '.join(map(str, values))}."
+                )
+            return values.index(params[name])
+
+        return self._walk(pick)
+
+    # -- many at once -----------------------------------------------------------------------------------------------
+
+    def active(self, matrix: np.ndarray) -> np.ndarray:
+        """Boolean matrix: which positions of integer vectors exist, given the values of their parents."""
+        matrix = np.asarray(matrix)
+        active = np.ones(matrix.shape, dtype=bool)
+        for i, variable in enumerate(self.variables):
+            if variable.parent >= 0:
+                chosen = np.clip(matrix[..., variable.parent], 0, None)  # an inactive parent is ruled out just below
+                active[..., i] = active[..., variable.parent] & self._allowed[i][chosen]
+        return active
+
+    def sample_many(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Random integer vectors (count, num_variables): every choice uniform among its values."""
+        matrix = rng.integers(0, self._counts, size=(count, len(self.variables)))
+        return np.where(self.active(matrix), matrix, INACTIVE)
+
+    def sample(self, rng: np.random.Generator) -> Architecture:
+        """One random architecture: every choice uniform among its values."""
+        return self.decode(self.sample_many(1, rng)[0])
+
+    def _complete(self, vector: np.ndarray, rng: np.random.Generator) -> Architecture:
+        """Fill positions that have become active (-1 so far) at random, and forget those no longer active."""
+        filled = np.where(vector >= 0, vector, rng.integers(0, self._counts))
+        return self.decode(np.where(self.active(filled), filled, INACTIVE))
+
+    def mutate(self, architecture: Architecture, rng: np.random.Generator, rate: float | None = None) -> Architecture:
+        """Change each active choice with probability `rate` (default: one on average), at least one.
+
+        A choice that becomes active by it is drawn at random. A space of one architecture returns it unchanged.
+        """
+        vector = self.encode(architecture)
+        where = np.flatnonzero(vector >= 0)
+        if not len(where):
+            return architecture
+        chosen = where[rng.random(len(where)) < (1 / len(where) if rate is None else rate)]
+        if not len(chosen):
+            chosen = rng.choice(where, size=1)
+        for i in chosen:
+            vector[i] = (vector[i] + rng.integers(1, self._counts[i])) % self._counts[i]
+        return self._complete(vector, rng)
+
+    def crossover(self, first: Architecture, second: Architecture, rng: np.random.Generator) -> Architecture:
+        """Uniform crossover: each choice from either parent, where only one has it from that one."""
+        a, b = self.encode(first), self.encode(second)
+        child = np.where(rng.random(len(a)) < 0.5, a, b)
+        return self._complete(np.where(child >= 0, child, np.maximum(a, b)), rng)
+
+    def neighbours(self, architecture: Architecture) -> Iterator[Architecture]:
+        """Every architecture that differs by one changed choice.
+
+        Choices that become active by it take their first value; an added block repeats the last one.
+        """
+        vector = self.encode(architecture)
+        for i in np.flatnonzero(vector >= 0):
+            for value in range(self._counts[i]):
+                if value == vector[i]:
+                    continue
+                changed = vector.copy()
+                changed[i] = value
+                if self.variables[i].name.endswith(".depth"):
+                    self._repeat_last_block(changed, self.variables[i].name.removesuffix("depth"), architecture)
+                filled = np.where(changed >= 0, changed, 0)
+                yield self.decode(np.where(self.active(filled), filled, INACTIVE))
+
+    def _repeat_last_block(self, vector: np.ndarray, stage: str, architecture: Architecture) -> None:
+        last = len(architecture.stages[int(stage.split(".")[1])].blocks) - 1
+        prefix = f"{stage}blocks.{last}."
+        for name, i in self._index.items():
+            if name.startswith(f"{stage}blocks.") and vector[i] < 0:
+                source = self._index.get(prefix + name.split(".", 4)[4])
+                vector[i] = vector[source] if source is not None else INACTIVE
+
+
+def _variables(tree: SpaceTree) -> Iterator[Variable]:
+    count = 0
+
+    def add(name: str, values: tuple[Any, ...], parent: int, options: frozenset[int]) -> Iterator[Variable]:
+        nonlocal count
+        if len(values) > 1:
+            count += 1
+            yield Variable(name, values, parent, options)
+
+    def op(choice: OpChoice, path: str, parent: int, options: frozenset[int]) -> Iterator[Variable]:
+        own = count
+        yield from add(path, choice.labels, parent, options)
+        for i, option in enumerate(choice.options):
+            under = (own, frozenset({i})) if len(choice.options) > 1 else (parent, options)
+            for knob, values in option.knobs:
+                yield from add(f"{path}.{choice.labels[i]}.{knob}", values, *under)
+
+    def block(choice: BlockChoice, path: str, parent: int, options: frozenset[int]) -> Iterator[Variable]:
+        for axis in BLOCK_AXES:
+            yield from op(getattr(choice, axis), f"{path}.{axis}", parent, options)
+        yield from add(f"{path}.recursion", choice.recursion, parent, options)
+
+    free: tuple[int, frozenset[int]] = (-1, frozenset())
+    yield from op(tree.stem, "stem", *free)
+    yield from op(tree.norm, "norm", *free)
+    for s, stage in enumerate(tree.stages):
+        path = f"stages.{s}"
+        yield from add(f"{path}.width", stage.width, *free)
+        yield from op(stage.downsample, f"{path}.downsample", *free)
+        own = count
+        yield from add(f"{path}.depth", stage.depth, *free)
+        if stage.shared:
+            yield from block(stage.blocks[0], f"{path}.block", *free)
+            continue
+        for b, choice in enumerate(stage.blocks):
+            deep_enough = frozenset(i for i, depth in enumerate(stage.depth) if depth > b)
+            always = len(deep_enough) == len(stage.depth)
+            yield from block(choice, f"{path}.blocks.{b}", *(free if always else (own, deep_enough)))
