@@ -1,6 +1,6 @@
 """Reading the architecture grammar: plain data to the tree of choices, with errors that say where.
 
-Any value may be a list of choices; `stages` (and a stage's `blocks`, where they are spelled out) are the structural lists.
+Any value may be a list of choices; `stages`, and a stage's `blocks` where they are spelled out, are the structural lists.
 """
 
 from __future__ import annotations
@@ -114,8 +114,8 @@ def _op_option(axis: str, plain: Any, where: str) -> OpOption:
         if key != "name" and key not in operator.knobs:
             allowed = ", ".join(operator.knobs) or "none"
             raise ConfigError(
-                f"{where}: {axis.replace('_', ' ')} {operator.name!r} has no knob {key!r}.{nearest(key, operator.knobs)} "
-                f"Its knobs: {allowed}."
+                f"{where}: {axis.replace('_', ' ')} {operator.name!r} has no knob {key!r}."
+                f"{nearest(key, operator.knobs)} Its knobs: {allowed}."
             )
     for key in sorted(operator.knobs):
         knob = operator.knobs[key]
@@ -140,8 +140,8 @@ def _op_choice(axis: str, plain: Any, where: str) -> OpChoice:
         for other in same:
             if all(set(mine) & set(dict(other.knobs)[key]) for key, mine in option.knobs):
                 raise ConfigError(
-                    f"{where}: {option.name!r} stands twice with knobs in common, so one network could be written in two "
-                    "ways. Write one entry with lists for its knobs, or make the two disjoint."
+                    f"{where}: {option.name!r} stands twice with knobs in common, so one network could be written in "
+                    "two ways. Write one entry with lists for its knobs, or make the two disjoint."
                 )
         labels.append(f"{option.name}-{len(same) + 1}" if same else option.name)
     return OpChoice(tuple(options), tuple(labels))

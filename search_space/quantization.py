@@ -33,9 +33,7 @@ class FP32(nn.Module):
         return sum(p.numel() * p.element_size() for p in body.parameters())
 
 
-@register(
-    "quant", "bf16", paper="Kalamkar et al. 2019, A Study of BFLOAT16 for Deep Learning Training (arXiv 1905.12322)"
-)
+@register("quant", "bf16", paper="Kalamkar et al. 2019, A Study of BFLOAT16 for Training (arXiv 1905.12322)")
 class BF16(nn.Module):
     """Matrix products and convolutions in bfloat16, norms and the residual stream in float32 (autocast)."""
 

@@ -10,7 +10,7 @@ import fnmatch
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, TypeVar
 
 from mixnas.search_space.errors import ConfigError, NasError, nearest
@@ -45,11 +45,12 @@ class Context:
         return total
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Knob:
     """A setting of an operator: its default and what is allowed. The default's type is the knob's type."""
 
     default: Value
+    _: KW_ONLY
     low: float | None = None
     high: float | None = None
     step: float | None = None

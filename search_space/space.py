@@ -2,7 +2,8 @@
 
 The space is a tree of choices. Each real choice (two values or more) is a `Variable`; a variable that depends on
 another's value (a knob on its operator, a block on the depth) names that parent and is inactive elsewhere. One
-define-by-run walk, `_walk`, makes an architecture from any source of choices: a vector, a generator, an Optuna or Ray trial.
+define-by-run walk, `_walk`, makes an architecture from any source of choices: a vector,
+a generator, an Optuna or Ray trial.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 from mixnas.search_space.architecture import Architecture, Block, Op, Stage
 from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.files import load_yaml
-from mixnas.search_space.grammar import BLOCK_AXES, BlockChoice, OpChoice, SpaceTree, StageChoice, read_space
+from mixnas.search_space.grammar import BLOCK_AXES, BlockChoice, OpChoice, OpOption, SpaceTree, StageChoice, read_space
 from mixnas.search_space.registry import Value
 
 INACTIVE = -1
@@ -107,8 +108,8 @@ class SearchSpace:
         if self.variables:
             open_choices = ", ".join(f"{v.name} {list(v.values)}" for v in self.variables[:3])
             raise ConfigError(
-                f"{self.source}: this is a space with {len(self.variables)} open choices, not one architecture: {open_choices}"
-                f"{', ...' if len(self.variables) > 3 else ''}. Choose one value for each."
+                f"{self.source}: this is a space with {len(self.variables)} open choices, not one architecture: "
+                f"{open_choices}{', ...' if len(self.variables) > 3 else ''}. Choose one value for each."
             )
         return self._walk(lambda name, values: 0)
 
@@ -199,19 +200,20 @@ class SearchSpace:
             if len(values) > 1:
                 yield path, values.index(value)
 
+        def fits(option: OpOption, chosen: Op) -> bool:
+            same = option.name == chosen.name and len(option.knobs) == len(chosen.knobs)
+            return same and all(dict(chosen.knobs).get(k) in vs for k, vs in option.knobs)
+
         def op(choice: OpChoice, path: str, chosen: Op) -> Iterator[tuple[str, int]]:
-            for i, option in enumerate(choice.options):
-                fits = option.name == chosen.name and len(option.knobs) == len(chosen.knobs)
-                if fits and all(dict(chosen.knobs).get(k) in vs for k, vs in option.knobs):
-                    break
-            else:
+            i = next((i for i, option in enumerate(choice.options) if fits(option, chosen)), None)
+            if i is None:
                 allowed = ", ".join(choice.labels)
                 raise ConfigError(
                     f"{self.source}: not in this space: {path} is {chosen}. Allowed: {allowed}, with their knobs."
                 )
             if len(choice.options) > 1:
                 yield path, i
-            for k, vs in option.knobs:
+            for k, vs in choice.options[i].knobs:
                 yield from at(f"{path}.{choice.labels[i]}.{k}", vs, chosen.get(k))
 
         def block(choice: BlockChoice, path: str, chosen: Block) -> Iterator[tuple[str, int]]:

@@ -12,9 +12,7 @@ from mixnas.search_space.layers import DepthwiseConv
 from mixnas.search_space.registry import Context, Knob, Value, register
 
 
-@register(
-    "mixer", "identity", paper="Yu et al. 2024, MetaFormer Baselines for Vision (arXiv 2210.13452), IdentityFormer"
-)
+@register("mixer", "identity", paper="Yu et al. 2024, MetaFormer Baselines for Vision (arXiv 2210.13452)")
 class Identity(nn.Module):
     """No mixing of tokens."""
 
