@@ -44,7 +44,7 @@ class Op:
 
 @dataclass(frozen=True)
 class Block:
-    """`x + gate(mixer(norm(x)))`, then `x + channel_mixer(norm(x))`, all of it `recursion` times (one set of weights)."""
+    """`x + gate(mixer(norm(x)))`, then `x + channel_mixer(norm(x))`; `recursion` times with one set of weights."""
 
     mixer: Op
     gate: Op

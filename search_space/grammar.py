@@ -1,6 +1,6 @@
 """Reading the architecture grammar: plain data to the tree of choices, with errors that say where.
 
-Any value may be a list of choices; `stages`, and a stage's `blocks` where they are spelled out, are the structural lists.
+Any value may be a list of choices; only `stages`, and `blocks` where they are spelled out, are lists by structure.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """From an architecture to a network: a network is the sequence of its units.
 
-`plan` turns an architecture into units (stem, downsamples, blocks, head), each with all that it needs to be built, counted
-or measured by itself. Everything that is per unit (cost, latency, weight sharing) goes through them.
+`plan` turns an architecture into units (stem, downsamples, blocks, head), each with all that it needs to be built,
+counted or measured by itself. Everything that is per unit (cost, latency, weight sharing) goes through them.
 """
 
 from __future__ import annotations
@@ -75,11 +75,11 @@ class Unit:
         return replace(self, name="")
 
 
-def _build_op(axis: str, op: Op, context: Context, *contexts: Context) -> nn.Module:
-    """Build an operator; `context` is where it stands, what its class takes is `contexts` (default: that one)."""
+def _build_op(axis: str, op: Op, context: Context, *after: Context) -> nn.Module:
+    """Build an operator where it stands; stems and downsamples also take the context behind them."""
     operator = registry.get(axis, op.name)
     _check_op(axis, op, context)
-    return operator.build(*(contexts or (context,)), **op.options)
+    return operator.build(context, *after, **op.options)
 
 
 @lru_cache(maxsize=65536)
@@ -165,7 +165,7 @@ class MixerBranch(nn.Module):
 
     def __init__(self, block: Block, norm: Op, context: Context) -> None:
         super().__init__()
-        self.norm = _named(norm.name, _build_op("norm", norm, context, context.width))  # type: ignore[arg-type]
+        self.norm = _named(norm.name, _build_op("norm", norm, context))
         self.mixer = _named(block.mixer.name, _build_op("mixer", block.mixer, context))
         self.gate = nn.ModuleDict({block.gate.name: _build_op("gate", block.gate, context)})
         self._gate = block.gate.name
@@ -180,7 +180,7 @@ class ChannelBranch(nn.Module):
 
     def __init__(self, block: Block, norm: Op, context: Context) -> None:
         super().__init__()
-        self.norm = _named(norm.name, _build_op("norm", norm, context, context.width))  # type: ignore[arg-type]
+        self.norm = _named(norm.name, _build_op("norm", norm, context))
         self.channel_mixer = _named(block.channel_mixer.name, _build_op("channel_mixer", block.channel_mixer, context))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -195,7 +195,7 @@ class BlockModule(nn.Module):
         super().__init__()
         self.token = MixerBranch(block, norm, context)
         self.channel = ChannelBranch(block, norm, context) if block.channel_mixer.name != "none" else None
-        self.quant = _build_op("quant", block.quant, context, *())
+        self.quant = _build_op("quant", block.quant, context)
         self.recursion = block.recursion
 
     def forward(self, x: Tensor) -> Tensor:
@@ -217,7 +217,7 @@ class Head(nn.Module):
     def __init__(self, unit: Unit) -> None:
         super().__init__()
         assert unit.norm is not None
-        self.norm = _named(unit.norm.name, _build_op("norm", unit.norm, unit.before, unit.before.width))  # type: ignore[arg-type]
+        self.norm = _named(unit.norm.name, _build_op("norm", unit.norm, unit.before))
         self.linear = nn.Linear(unit.before.width, unit.after.width)
         self.pool = unit.detail == "pool"
 
@@ -236,7 +236,7 @@ def build_unit(unit: Unit) -> nn.Module:
         assert isinstance(unit.op, Block) and unit.norm is not None
         return BlockModule(unit.op, unit.norm, unit.before)
     assert isinstance(unit.op, Op)
-    return _named(unit.op.name, _build_op(unit.role, unit.op, unit.before, unit.before, unit.after))
+    return _named(unit.op.name, _build_op(unit.role, unit.op, unit.before, unit.after))
 
 
 class Network(nn.Module):
@@ -317,7 +317,7 @@ class seeded:  # noqa: N801 - a context manager, used like a function
         torch.random.set_rng_state(self._state)
 
 
-# -- counting -----------------------------------------------------------------------------------------------------------
+# -- counting ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -1,27 +1,27 @@
-"""Normalisation over channels. A norm takes the width and works on (..., C)."""
+"""Normalisation over channels. A norm takes its context and works on (..., C)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from mixnas.search_space.registry import register
+from mixnas.search_space.registry import Context, register
 
 
 @register("norm", "layer", paper="Ba et al. 2016, Layer Normalization (arXiv 1607.06450)")
 class LayerNorm(nn.LayerNorm):
     """Layer normalisation per token, eps 1e-6."""
 
-    def __init__(self, width: int) -> None:
-        super().__init__(width, eps=1e-6)
+    def __init__(self, context: Context) -> None:
+        super().__init__(context.width, eps=1e-6)
 
 
 @register("norm", "rms", paper="Zhang and Sennrich 2019, Root Mean Square Layer Normalization (arXiv 1910.07467)")
 class RMSNorm(nn.RMSNorm):
     """Root-mean-square normalisation per token, eps 1e-6."""
 
-    def __init__(self, width: int) -> None:
-        super().__init__(width, eps=1e-6)
+    def __init__(self, context: Context) -> None:
+        super().__init__(context.width, eps=1e-6)
 
 
 # Statistics over the batch and all positions would let a position see later ones: not for causal tasks.
@@ -34,8 +34,8 @@ class RMSNorm(nn.RMSNorm):
 class BatchNorm(nn.BatchNorm1d):
     """Batch normalisation over batch and positions; running statistics in evaluation."""
 
-    def __init__(self, width: int) -> None:
-        super().__init__(width, eps=1e-5)
+    def __init__(self, context: Context) -> None:
+        super().__init__(context.width, eps=1e-5)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) to the same shape."""

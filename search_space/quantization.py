@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mixnas.search_space.registry import register
+from mixnas.search_space.registry import Context, register
 
 Body = Callable[[Tensor], Tensor]
 
@@ -20,6 +20,9 @@ Body = Callable[[Tensor], Tensor]
 @register("quant", "fp32", paper="IEEE 754-2019, binary32")
 class FP32(nn.Module):
     """Single precision throughout."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__()
 
     def forward(self, x: Tensor, body: Body) -> Tensor:
         """Run `body` as it is."""
@@ -38,6 +41,9 @@ class BF16(nn.Module):
     """Matrix products and convolutions in bfloat16, norms and the residual stream in float32 (autocast)."""
 
     _STORED = (nn.Linear, nn.Conv1d, nn.Conv2d)
+
+    def __init__(self, context: Context) -> None:
+        super().__init__()
 
     def forward(self, x: Tensor, body: Body) -> Tensor:
         """Run `body` under autocast; the result has the dtype of x."""
