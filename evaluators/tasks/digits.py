@@ -1,0 +1,67 @@
+"""The UCI handwritten digits that scikit-learn carries: 1,797 grey images of 8 by 8 pixels, ten classes."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+from mixnas.evaluators.tasks import Split, Task
+from mixnas.search_space.network import IOSpec
+
+# The split belongs to the task, not to a run: whatever the run's seed, nobody trains on another's test images.
+_SPLIT_SEED = 20_240_901
+_SHARES = (0.6, 0.2, 0.2)
+
+
+class Digits(Task):
+    """Digits 0 to 9, split 60 : 20 : 20 within each class, standardised by the training pixels.
+
+    Source: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI repository, 1998.
+    """
+
+    name = "digits"
+
+    def __init__(self) -> None:
+        images, labels = load_digits(return_X_y=True)
+        pixels = (images / 16.0).astype(np.float32).reshape(-1, 8, 8, 1)
+        parts = stratified_split(labels, _SHARES, _SPLIT_SEED)
+        mean, std = pixels[parts[0]].mean(), pixels[parts[0]].std()
+        inputs, targets = torch.from_numpy((pixels - mean) / std), torch.from_numpy(labels.astype(np.int64))
+        self.train, self.validation, self.test = (Split(inputs[part], targets[part]) for part in parts)
+        self.io = IOSpec(kind="image", size=(8, 8), in_features=1, num_outputs=10, head="pool")
+        self._background = float(inputs.min())
+
+    def augment(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        """Shift each image by up to one pixel down and across; what comes in is background."""
+        return random_shift(inputs, 1, self._background, generator)
+
+
+def stratified_split(labels: NDArray[np.integer], shares: tuple[float, ...], seed: int) -> list[Tensor]:
+    """Sorted indices of disjoint parts that together hold everything, each class in the given shares.
+
+    RandomState's stream is frozen by NumPy's compatibility policy, so the split is the same in every version.
+    """
+    rng = np.random.RandomState(seed)
+    parts: list[list[NDArray[np.integer]]] = [[] for _ in shares]
+    for label in np.unique(labels):
+        indices = rng.permutation(np.flatnonzero(labels == label))
+        cuts = np.round(np.cumsum(shares)[:-1] * len(indices)).astype(int)
+        for part, chunk in zip(parts, np.split(indices, cuts), strict=True):
+            part.append(chunk)
+    return [torch.from_numpy(np.sort(np.concatenate(part))) for part in parts]
+
+
+def random_shift(x_BHWC: Tensor, pixels: int, fill: float, generator: torch.Generator) -> Tensor:
+    """Shift each image by its own whole number of pixels in -`pixels`..`pixels`, down and across."""
+    batch, height, width, channels = x_BHWC.shape
+    padded = x_BHWC.new_full((batch, height + 2 * pixels, width + 2 * pixels, channels), fill)
+    padded[:, pixels : pixels + height, pixels : pixels + width] = x_BHWC
+    device = x_BHWC.device
+    offset = torch.randint(2 * pixels + 1, (2, batch, 1), generator=generator, device=device)
+    rows = offset[0] + torch.arange(height, device=device)
+    columns = offset[1] + torch.arange(width, device=device)
+    examples = torch.arange(batch, device=device)
+    return padded[examples[:, None, None], rows[:, :, None], columns[:, None, :]]

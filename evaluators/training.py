@@ -1,0 +1,372 @@
+"""Training a network on a task, and judging it on a split.
+
+Candidates are tiny, so a step's time is mostly Python and launches: the whole data set is a pair of tensors, an
+epoch is one permutation, images are augmented many batches at a time and the optimiser is fused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mixnas.evaluators.tasks import Task
+from mixnas.search_space.errors import ConfigError, NasError, StoppedEarly
+
+Progress = Callable[[int, int, float, float | None], None]
+"""Called with (step, steps, loss of a batch, validation score if it was just measured else None)."""
+
+_AUGMENTED_VALUES = 1 << 20  # so many input values are augmented at once: few calls, little memory
+_CHECK_EVERY_ON_GPU = 16  # steps between looks at the loss, each of which waits for the device
+
+
+class DivergedError(NasError):
+    """A loss is NaN or infinite.
+
+    Attributes:
+        step: Step at which it was seen, None when it was in an evaluation.
+        loss: The loss.
+    """
+
+    def __init__(self, message: str, step: int | None = None, loss: float | None = None) -> None:
+        super().__init__(message)
+        self.step = step
+        self.loss = loss
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """How to train; AdamW (Loshchilov and Hutter, 2019) with a linear warm-up and a cosine to zero.
+
+    Attributes:
+        epochs: Passes over the training split.
+        steps: Number of steps; where given, it counts instead of `epochs`.
+        batch_size: Examples a step; the incomplete last batch of an epoch is left out.
+        lr: Peak learning rate.
+        weight_decay: Of matrices and convolution kernels; biases, norms and other vectors have none.
+        betas: AdamW's two decay rates.
+        warmup: Share of the steps over which the learning rate rises.
+        label_smoothing: Share of the target spread over all classes.
+        clip: Largest norm of the gradient; 0 for no limit.
+        ema: Decay of the moving average of the weights that replaces them at the end; 0 for none.
+        augment: Whether the task's augmentation is applied.
+        stop_at: Validation score at which training ends before its last step; None for never.
+        validate_every: Steps between validations; 0 for once an epoch with `stop_at` and never without it.
+        mixed_precision: bfloat16 autocast on a GPU; a CPU always computes as the network says.
+    """
+
+    epochs: int = 40
+    steps: int | None = None
+    batch_size: int = 64
+    lr: float = 4e-3
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.99)
+    warmup: float = 0.1
+    label_smoothing: float = 0.1
+    clip: float = 1.0
+    ema: float = 0.0
+    augment: bool = True
+    stop_at: float | None = None
+    validate_every: int = 0
+    mixed_precision: bool = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.betas, list):  # as a file has it
+            object.__setattr__(self, "betas", tuple(self.betas))
+        betas = self.betas
+        for name, allowed, ok in (
+            ("epochs", "a whole number from 1", _whole(self.epochs, 1)),
+            ("steps", "a whole number from 1, or nothing", self.steps is None or _whole(self.steps, 1)),
+            ("batch_size", "a whole number from 1", _whole(self.batch_size, 1)),
+            ("lr", "a number above 0", _between(self.lr, 0, math.inf) and self.lr > 0),
+            ("weight_decay", "a number from 0", _between(self.weight_decay, 0, math.inf)),
+            ("betas", "two numbers from 0 to below 1", len(betas) == 2 and all(_between(b, 0, 1) for b in betas)),
+            ("warmup", "a share from 0 to below 1", _between(self.warmup, 0, 1)),
+            ("label_smoothing", "a share from 0 to below 1", _between(self.label_smoothing, 0, 1)),
+            ("clip", "a number from 0", _between(self.clip, 0, math.inf)),
+            ("ema", "a decay from 0 to below 1", _between(self.ema, 0, 1)),
+            ("augment", "true or false", isinstance(self.augment, bool)),
+            ("stop_at", "a number, or nothing", self.stop_at is None or _between(self.stop_at, -math.inf, math.inf)),
+            ("validate_every", "a whole number from 0", _whole(self.validate_every, 0)),
+            ("mixed_precision", "true or false", isinstance(self.mixed_precision, bool)),
+        ):  # fmt: skip
+            if not ok:
+                raise ConfigError(f"training: {name} is {getattr(self, name)!r}, it must be {allowed}.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainResult:
+    """What a training did.
+
+    Attributes:
+        steps: Steps taken, fewer than planned where `stop_at` was reached.
+        planned_steps: Steps that the configuration asks for.
+        loss: Mean training loss of the last epoch, or of all steps where there were fewer.
+        seconds: Wall-clock time, validations included.
+        validations: (step, score) of each validation on the way.
+    """
+
+    steps: int
+    planned_steps: int
+    loss: float
+    seconds: float
+    validations: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """A network's task metric and loss on a split."""
+
+    score: float
+    loss: float
+
+
+def train(
+    network: nn.Module,
+    task: Task,
+    config: TrainConfig,
+    *,
+    generator: torch.Generator,
+    device: str | torch.device = "cpu",
+    progress: Progress | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> TrainResult:
+    """Train a network in place; it is moved to `device` and left in evaluation mode.
+
+    The same network, generator state and number of threads give the same weights, bit for bit, on a CPU. The
+    global generators are left as they were found.
+
+    Args:
+        network: Initialised; `initialise` makes that reproducible.
+        task: What to train on; only its training split, and its validation split for `stop_at`.
+        config: How.
+        generator: On the CPU; source of the order of examples, augmentation and dropout.
+        device: Where.
+        progress: See `Progress`; what it raises ends the training.
+        should_stop: Asked before each step.
+
+    Raises:
+        DivergedError: The loss became NaN or infinite.
+        StoppedEarly: `should_stop` said so.
+    """
+    device = torch.device(device)
+    started = time.perf_counter()
+    seed = int(torch.randint(1 << 62, (), generator=generator))
+    local = torch.Generator(device).manual_seed(seed)
+    inputs, targets = task.train.inputs.to(device), task.train.targets.to(device)
+    batch_size = min(config.batch_size, len(inputs))
+    epoch_steps = len(inputs) // batch_size
+    steps = config.steps or config.epochs * epoch_steps
+    validate_every = config.validate_every or (epoch_steps if config.stop_at is not None else 0)
+    check_every = 1 if device.type == "cpu" else _CHECK_EVERY_ON_GPU
+
+    network.to(device).train()
+    parameters: list[Tensor] = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        parameter_groups(network, config.weight_decay), lr=config.lr, betas=config.betas, fused=True
+    )
+    average = [p.detach().clone() for p in parameters] if config.ema else []
+    augment = task.augment if config.augment else None
+    data = _batches(inputs, targets, batch_size, augment, local)
+
+    losses: list[Tensor] = []  # of the last epoch; on the device
+    validations: list[tuple[int, float]] = []
+    step = 0
+    with seeded(seed, device):
+        while step < steps:
+            if should_stop is not None and should_stop():
+                raise StoppedEarly(f"training was stopped after {step} of {steps} steps.")
+            x, y = next(data)
+            lr = learning_rate(step, steps, config.lr, config.warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            with _precision(config, device):
+                loss = task.loss(network(x), y, config.label_smoothing)
+            optimizer.zero_grad()
+            loss.backward()
+            if config.clip:
+                nn.utils.clip_grad_norm_(parameters, config.clip, foreach=True)
+            optimizer.step()
+            step += 1
+            if average:
+                # Short trainings: the average must not remember the initial weights.
+                torch._foreach_lerp_(average, parameters, 1 - min(config.ema, (1 + step) / (10 + step)))
+            losses.append(loss.detach())
+            if step % check_every == 0 or step == steps:
+                _check_finite(losses[-check_every:], step)
+                if progress is not None:
+                    progress(step, steps, losses[-1].item(), None)
+                del losses[:-epoch_steps]
+            if validate_every and (step % validate_every == 0 or step == steps):
+                score = evaluate(network, task, "validation", device=device).score
+                network.train()
+                validations.append((step, score))
+                if progress is not None:
+                    progress(step, steps, losses[-1].item(), score)
+                if config.stop_at is not None and _reached(score, config.stop_at, task.direction):
+                    break
+        if average:
+            with torch.no_grad():
+                torch._foreach_copy_(parameters, average)
+            recalibrate(network, task, device=device, generator=local)
+    network.eval()
+    return TrainResult(
+        steps=step,
+        planned_steps=steps,
+        loss=torch.stack(losses[-epoch_steps:]).float().mean().item(),
+        seconds=time.perf_counter() - started,
+        validations=tuple(validations),
+    )
+
+
+@torch.inference_mode()
+def evaluate(
+    network: nn.Module,
+    task: Task,
+    split_name: str = "validation",
+    *,
+    device: str | torch.device = "cpu",
+    batch_size: int = 512,
+) -> Metrics:
+    """Score and loss (without label smoothing) of a network in evaluation mode, in which it is left.
+
+    Raises:
+        DivergedError: The loss is NaN or infinite.
+    """
+    device = torch.device(device)
+    network.to(device).eval()
+    split = getattr(task, split_name)
+    score = loss = 0.0
+    for start in range(0, len(split), batch_size):
+        x = split.inputs[start : start + batch_size].to(device)
+        y = split.targets[start : start + batch_size].to(device)
+        outputs = network(x)
+        score += task.score(outputs, y) * len(x)
+        loss += task.loss(outputs, y).item() * len(x)
+    if not math.isfinite(loss):
+        raise DivergedError(f"the {split_name} loss is {loss}. Lower the learning rate.", loss=loss)
+    return Metrics(score / len(split), loss / len(split))
+
+
+@torch.no_grad()
+def recalibrate(
+    network: nn.Module,
+    task: Task,
+    *,
+    generator: torch.Generator,
+    device: str | torch.device = "cpu",
+    batch_size: int = 128,
+    batches: int = 8,
+) -> None:
+    """Recompute the running statistics of batch norms for the weights as they are, as an equal-weight average.
+
+    A network without running statistics is left alone and costs nothing.
+
+    Args:
+        generator: On `device`; picks the training examples.
+    """
+    norms = [
+        m for m in network.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.running_mean is not None
+    ]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    mode = network.training
+    network.train()
+    inputs = task.train.inputs.to(device)
+    order = torch.randperm(len(inputs), generator=generator, device=device)
+    for chunk in order[: batches * batch_size].split(batch_size):
+        network(inputs[chunk])
+    network.train(mode)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+def initialise(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """Build a network whose initial weights depend on the seed alone."""
+    with seeded(seed):
+        return build()
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: str | torch.device = "cpu") -> Iterator[None]:
+    """Give PyTorch's global generators, from which initialisation and dropout draw, a seed for a while."""
+    device = torch.device(device)
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(seed)
+        for cuda in devices:
+            with torch.cuda.device(cuda):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Two groups for an optimiser: matrices and kernels, which decay, and vectors and scalars, which do not."""
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    groups: list[dict[str, object]] = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
+    """Learning rate of step 0 .. steps - 1: a linear rise over a share of the steps, then a cosine towards 0."""
+    rise = warmup * steps
+    if step < rise:
+        return peak * (step + 1) / (math.floor(rise) + 1)
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - rise) / (steps - rise)))
+
+
+def _batches(
+    inputs: Tensor,
+    targets: Tensor,
+    batch_size: int,
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None,
+    generator: torch.Generator,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Epoch after epoch of full batches."""
+    used = len(inputs) // batch_size * batch_size
+    at_once = batch_size * max(1, _AUGMENTED_VALUES // (batch_size * inputs[0].numel()))
+    while True:
+        order = torch.randperm(len(inputs), generator=generator, device=inputs.device)[:used]
+        for indices in order.split(at_once):
+            x = inputs[indices]
+            if augment is not None:
+                x = augment(x, generator)
+            yield from zip(x.split(batch_size), targets[indices].split(batch_size), strict=True)
+
+
+def _precision(config: TrainConfig, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    if config.mixed_precision and device.type == "cuda":
+        return torch.autocast("cuda", dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def _check_finite(losses: list[Tensor], step: int) -> None:
+    values = [losses[0].item()] if len(losses) == 1 else torch.stack(losses).tolist()
+    for at, value in enumerate(values, start=step - len(values) + 1):
+        if not math.isfinite(value):
+            raise DivergedError(f"the training loss is {value} at step {at}. Lower lr or clip.", step=at, loss=value)
+
+
+def _reached(score: float, target: float, direction: str) -> bool:
+    return score >= target if direction == "max" else score <= target
+
+
+def _whole(value: object, low: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+
+
+def _between(value: object, low: float, high: float) -> bool:
+    """low <= value < high, and no NaN."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value < high
