@@ -6,7 +6,7 @@ counted or measured by itself. Everything that is per unit (cost, latency, weigh
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -75,11 +75,14 @@ class Unit:
         return replace(self, name="")
 
 
-def _build_op(axis: str, op: Op, context: Context, *after: Context) -> nn.Module:
-    """Build an operator where it stands; stems and downsamples also take the context behind them."""
-    operator = registry.get(axis, op.name)
-    _check_op(axis, op, context)
-    return operator.build(context, *after, **op.options)
+# Makes the module of an operator: its place within the unit, axis, operator, context, and for stems and downsamples the
+# context behind it. The super-network passes one that hands out modules sharing its weights.
+Make = Callable[..., nn.Module]
+
+
+def build_op(path: str, axis: str, op: Op, context: Context, *after: Context) -> nn.Module:
+    """Build an operator where it stands, freshly initialised."""
+    return registry.get(axis, op.name).build(context, *after, **op.options)
 
 
 @lru_cache(maxsize=65536)
@@ -163,11 +166,11 @@ def _named(name: str, module: nn.Module) -> nn.Sequential:
 class MixerBranch(nn.Module):
     """gate(mixer(norm(x)))."""
 
-    def __init__(self, block: Block, norm: Op, context: Context) -> None:
+    def __init__(self, block: Block, norm: Op, context: Context, make: Make = build_op) -> None:
         super().__init__()
-        self.norm = _named(norm.name, _build_op("norm", norm, context))
-        self.mixer = _named(block.mixer.name, _build_op("mixer", block.mixer, context))
-        self.gate = nn.ModuleDict({block.gate.name: _build_op("gate", block.gate, context)})
+        self.norm = _named(norm.name, make("token.norm", "norm", norm, context))
+        self.mixer = _named(block.mixer.name, make("token.mixer", "mixer", block.mixer, context))
+        self.gate = nn.ModuleDict({block.gate.name: make("token.gate", "gate", block.gate, context)})
         self._gate = block.gate.name
 
     def forward(self, x: Tensor) -> Tensor:
@@ -178,10 +181,11 @@ class MixerBranch(nn.Module):
 class ChannelBranch(nn.Module):
     """channel_mixer(norm(x))."""
 
-    def __init__(self, block: Block, norm: Op, context: Context) -> None:
+    def __init__(self, block: Block, norm: Op, context: Context, make: Make = build_op) -> None:
         super().__init__()
-        self.norm = _named(norm.name, _build_op("norm", norm, context))
-        self.channel_mixer = _named(block.channel_mixer.name, _build_op("channel_mixer", block.channel_mixer, context))
+        self.norm = _named(norm.name, make("channel.norm", "norm", norm, context))
+        mixer = make("channel.channel_mixer", "channel_mixer", block.channel_mixer, context)
+        self.channel_mixer = _named(block.channel_mixer.name, mixer)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ..., C) to the same."""
@@ -191,11 +195,11 @@ class ChannelBranch(nn.Module):
 class BlockModule(nn.Module):
     """`x + gate(mixer(norm(x)))`, then `x + channel_mixer(norm(x))` (MetaFormer, arXiv 2111.11418, section 3.1)."""
 
-    def __init__(self, block: Block, norm: Op, context: Context) -> None:
+    def __init__(self, block: Block, norm: Op, context: Context, make: Make = build_op) -> None:
         super().__init__()
-        self.token = MixerBranch(block, norm, context)
-        self.channel = ChannelBranch(block, norm, context) if block.channel_mixer.name != "none" else None
-        self.quant = _build_op("quant", block.quant, context)
+        self.token = MixerBranch(block, norm, context, make)
+        self.channel = ChannelBranch(block, norm, context, make) if block.channel_mixer.name != "none" else None
+        self.quant = make("quant", "quant", block.quant, context)
         self.recursion = block.recursion
 
     def forward(self, x: Tensor) -> Tensor:
@@ -214,10 +218,10 @@ class BlockModule(nn.Module):
 class Head(nn.Module):
     """norm, mean over positions (pool), linear."""
 
-    def __init__(self, unit: Unit) -> None:
+    def __init__(self, unit: Unit, make: Make = build_op) -> None:
         super().__init__()
         assert unit.norm is not None
-        self.norm = _named(unit.norm.name, _build_op("norm", unit.norm, unit.before))
+        self.norm = _named(unit.norm.name, make("norm", "norm", unit.norm, unit.before))
         self.linear = nn.Linear(unit.before.width, unit.after.width)
         self.pool = unit.detail == "pool"
 
@@ -227,16 +231,15 @@ class Head(nn.Module):
         return self.linear(x.flatten(1, -2).mean(dim=1) if self.pool else x)
 
 
-def build_unit(unit: Unit) -> nn.Module:
-    """The module of a unit, freshly initialised from torch's global generator."""
-    check_unit(unit)
+def build_unit(unit: Unit, make: Make = build_op) -> nn.Module:
+    """The module of a unit, freshly initialised from torch's global generator, or of the operators that `make` gives."""
     if unit.role == "head":
-        return Head(unit)
+        return Head(unit, make)
     if unit.role == "block":
         assert isinstance(unit.op, Block) and unit.norm is not None
-        return BlockModule(unit.op, unit.norm, unit.before)
+        return BlockModule(unit.op, unit.norm, unit.before, make)
     assert isinstance(unit.op, Op)
-    return _named(unit.op.name, _build_op(unit.role, unit.op, unit.before, unit.after))
+    return _named(unit.op.name, make("", unit.role, unit.op, unit.before, unit.after))
 
 
 class Network(nn.Module):

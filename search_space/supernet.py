@@ -1,0 +1,231 @@
+"""The super-network: a store of weights that every architecture of a space is a view of.
+
+It has no operator code of its own. For each place and parameter name it holds the largest tensor that any choice needs;
+a sub-network is the ordinary network whose parameters are views of the store: leading slices for channels, centre crops
+for kernels, a prefix of the blocks for depth. Their gradients are views of the store's gradients too, so training a
+sub-network costs what training that network costs, and nothing is copied or called functionally.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mixnas.search_space.architecture import Architecture, Op
+from mixnas.search_space.enumeration import check_space, cost_corner, units_of
+from mixnas.search_space.network import IOSpec, Network, Unit, build_op, build_unit, plan, seeded
+from mixnas.search_space.registry import Context
+from mixnas.search_space.space import SearchSpace
+
+Rule = tuple[str, ...]
+
+_CACHED_ARCHITECTURES = 2048
+
+
+def slicing_rules(module: nn.Module) -> Iterator[tuple[str, Tensor, Rule]]:
+    """Every parameter and persistent buffer of a module with the rule by which a smaller one lies in it.
+
+    "lead" takes the first entries of a dimension, "center" the middle ones. Dimensions from the third on are kernels and
+    centred, unless the module that owns the tensor says otherwise in its `slicing`: {tensor name: a rule a dimension}.
+    """
+    for prefix, owner in module.named_modules():
+        own = getattr(owner, "slicing", {})
+        tensors = {name: p for name, p in owner.named_parameters(recurse=False)}
+        tensors |= {n: b for n, b in owner.named_buffers(recurse=False) if n not in owner._non_persistent_buffers_set}
+        for name, tensor in tensors.items():
+            rule = own.get(name, ("lead",) * min(2, tensor.dim()) + ("center",) * (tensor.dim() - 2))
+            yield f"{prefix}.{name}" if prefix else name, tensor, rule
+
+
+def slice_of(tensor: Tensor, shape: tuple[int, ...], rule: Rule) -> Tensor:
+    """The view of `shape` in a larger tensor."""
+    for dim, (extent, how) in enumerate(zip(shape, rule, strict=True)):
+        start = (tensor.shape[dim] - extent) // 2 if how == "center" else 0
+        tensor = tensor.narrow(dim, start, extent)
+    return tensor
+
+
+class Supernet(nn.Module):
+    """The store.
+
+    Args:
+        space: Which architectures it serves.
+        io: What their networks read and answer.
+        generator: Source of the initial weights; without one, torch's global generator is used.
+
+    Its parameters are named as those of its sub-networks. Give the optimiser the store's parameters, and clear gradients
+    with `zero_grad()` of the store, which keeps the buffers that sub-networks' gradients are views of.
+
+    Raises:
+        ConfigError: An operator of the space cannot stand where it stands.
+    """
+
+    def __init__(self, space: SearchSpace, io: IOSpec, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        check_space(space, io)
+        self.space = space
+        self.io = io
+        self._rules: dict[str, Rule] = {}
+        if generator is None:
+            self._allocate()
+        else:
+            with seeded(generator):
+                self._allocate()
+        self._forget_views()
+
+    # -- the store --------------------------------------------------------------------------------------------------
+
+    def _allocate(self) -> None:
+        shapes: dict[str, list[int]] = {}
+        kinds: dict[str, tuple[torch.dtype, bool]] = {}
+        units = sorted(dict.fromkeys(units_of(self.space, self.io)), key=_width_product)
+        for unit in units:
+            with torch.device("meta"):
+                module = build_unit(unit)
+            for name, tensor, rule in slicing_rules(module):
+                full = f"{unit.name}.{name}"
+                known = shapes.setdefault(full, list(tensor.shape))
+                assert len(known) == tensor.dim(), (
+                    f"{full} has {tensor.dim()} dimensions here and {len(known)} elsewhere"
+                )
+                shapes[full] = [max(a, b) for a, b in zip(known, tensor.shape, strict=True)]
+                self._rules[full] = rule
+                kinds[full] = (tensor.dtype, isinstance(tensor, nn.Parameter))
+        written = {}
+        for name, shape in shapes.items():
+            dtype, is_parameter = kinds[name]
+            tensor = torch.zeros(shape, dtype=dtype)
+            written[name] = torch.zeros(shape, dtype=torch.bool)
+            _register(self, name, nn.Parameter(tensor) if is_parameter else tensor)
+        # Small variants first, so that each larger one, whose initialisation suits the store better, overwrites them.
+        stored = dict(self._stored())
+        with torch.no_grad():
+            for unit in units:
+                for name, tensor, rule in slicing_rules(build_unit(unit)):
+                    full = f"{unit.name}.{name}"
+                    slice_of(stored[full], tuple(tensor.shape), rule).copy_(tensor)
+                    slice_of(written[full], tuple(tensor.shape), rule).fill_(True)
+            for name, mask in written.items():
+                if not bool(mask.all()):  # a corner that no single variant covers: like the part that is covered
+                    covered = stored[name][mask]
+                    stored[name][~mask] = covered[torch.randint(len(covered), (int((~mask).sum()),))]
+
+    def _stored(self) -> Iterator[tuple[str, Tensor]]:
+        yield from self.named_parameters()
+        yield from self.named_buffers()
+
+    def _forget_views(self) -> None:
+        self._ops: dict[tuple[str, str, Op, Context], nn.Module] = {}
+        self._heads: dict[Unit, nn.Module] = {}
+        self._networks: OrderedDict[Architecture, Network] = OrderedDict()
+        self._tensors = dict(self._stored())
+        for parameter in self.parameters():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Supernet:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._forget_views()
+        return self
+
+    def zero_grad(self, set_to_none: bool = False) -> None:
+        """Zero the gradients in place. `set_to_none` is not possible: sub-networks' gradients are views of them."""
+        assert not set_to_none, "the gradients of a super-network are zeroed in place"
+        torch._foreach_zero_([p.grad for p in self.parameters()])
+
+    # -- sub-networks -----------------------------------------------------------------------------------------------
+
+    def _attach(self, module: nn.Module, prefix: str) -> nn.Module:
+        for path, tensor, rule in list(slicing_rules(module)):
+            stored = self._tensors[f"{prefix}.{path}"]
+            view = slice_of(stored.detach(), tuple(tensor.shape), rule)
+            owner = module.get_submodule(path.rpartition(".")[0])
+            name = path.rpartition(".")[2]
+            if isinstance(tensor, nn.Parameter):
+                parameter = nn.Parameter(view, requires_grad=stored.requires_grad)
+                parameter.grad = slice_of(stored.grad, tuple(tensor.shape), rule)  # type: ignore[arg-type]
+                owner._parameters[name] = parameter
+            else:
+                owner._buffers[name] = view
+        return module
+
+    def _unit(self, unit: Unit) -> nn.Module:
+        def make(path: str, axis: str, op: Op, context: Context, *after: Context) -> nn.Module:
+            prefix = ".".join(part for part in (unit.name, path, op.name) if part)
+            key = (prefix, axis, op, after[0] if after else context)
+            if after:
+                key = (f"{prefix}<{context}", axis, op, after[0])
+            if key not in self._ops:
+                self._ops[key] = self._attach(build_op(path, axis, op, context, *after).to(self.device), prefix)
+            return self._ops[key]
+
+        if unit.role != "head":
+            return build_unit(unit, make)
+        if unit not in self._heads:  # it owns its projection
+            self._heads[unit] = self._attach(build_unit(unit).to(self.device), unit.name)
+        return self._heads[unit]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the store is."""
+        return next(self.parameters()).device
+
+    def subnet(self, architecture: Architecture) -> Network:
+        """The network of an architecture with the store's weights: views, gradients included.
+
+        Operators are shared between sub-networks, so set `train()` or `eval()` on a sub-network whenever it is used.
+
+        Raises:
+            ConfigError: The architecture is not one of the space.
+        """
+        network = self._networks.get(architecture)
+        if network is None:
+            self.space.encode(architecture)
+            with torch.random.fork_rng(devices=[]):  # building draws initial weights that the views replace
+                units = [(unit.name, self._unit(unit)) for unit in plan(architecture, self.io)]
+            network = Network(architecture, self.io, units=units)
+            self._networks[architecture] = network
+            if len(self._networks) > _CACHED_ARCHITECTURES:
+                self._networks.popitem(last=False)
+        return network
+
+    def extract(self, architecture: Architecture) -> Network:
+        """The network of an architecture with copies of the store's weights: it computes what `subnet` computes."""
+        with torch.random.fork_rng(devices=[]):
+            network = Network(architecture, self.io)
+        network.load_state_dict(
+            {k: v.detach().cpu().clone() for k, v in self.subnet(architecture).state_dict().items()}
+        )
+        return network.to(self.device)
+
+    def largest(self) -> Architecture:
+        """The architecture with the most parameters."""
+        return cost_corner(self.space, self.io, "params", largest=True).architecture
+
+    def smallest(self) -> Architecture:
+        """The architecture with the fewest parameters."""
+        return cost_corner(self.space, self.io, "params", largest=False).architecture
+
+    def forward(self, x: Tensor, architecture: Architecture) -> Any:
+        """`subnet(architecture)(x)`."""
+        return self.subnet(architecture)(x)
+
+
+def _width_product(unit: Unit) -> int:
+    return unit.before.width * unit.after.width
+
+
+def _register(root: nn.Module, name: str, tensor: Tensor) -> None:
+    *parents, last = name.split(".")
+    for part in parents:
+        if part not in root._modules:
+            root.add_module(part, nn.Module())
+        root = root._modules[part]  # type: ignore[assignment]
+    if isinstance(tensor, nn.Parameter):
+        root.register_parameter(last, tensor)
+    else:
+        root.register_buffer(last, tensor)
