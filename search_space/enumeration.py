@@ -114,8 +114,8 @@ class Corner:
 def corner(space: SearchSpace, io: IOSpec, value: Callable[[Unit], float], *, largest: bool) -> Corner:
     """The architecture with the smallest or largest sum of `value` over its units.
 
-    Dynamic programming over the stages; within a block each axis is chosen by itself, which is exact for values that grow
-    with each operator's own cost (parameters, multiply-accumulates, bytes).
+    Dynamic programming over the stages; within a block each axis is chosen by itself, which is exact for values that
+    grow with each operator's own cost (parameters, multiply-accumulates, bytes).
 
     Args:
         space: The space.

@@ -232,7 +232,7 @@ class Head(nn.Module):
 
 
 def build_unit(unit: Unit, make: Make = build_op) -> nn.Module:
-    """The module of a unit, freshly initialised from torch's global generator, or of the operators that `make` gives."""
+    """The module of a unit, freshly initialised from torch's global generator, or of operators that `make` gives."""
     if unit.role == "head":
         return Head(unit, make)
     if unit.role == "block":

@@ -8,6 +8,7 @@ sub-network costs what training that network costs, and nothing is copied or cal
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -29,8 +30,8 @@ _CACHED_ARCHITECTURES = 2048
 def slicing_rules(module: nn.Module) -> Iterator[tuple[str, Tensor, Rule]]:
     """Every parameter and persistent buffer of a module with the rule by which a smaller one lies in it.
 
-    "lead" takes the first entries of a dimension, "center" the middle ones. Dimensions from the third on are kernels and
-    centred, unless the module that owns the tensor says otherwise in its `slicing`: {tensor name: a rule a dimension}.
+    "lead" takes the first entries of a dimension, "center" the middle ones. Dimensions from the third on are kernels
+    and centred, unless the module that owns the tensor says otherwise in its `slicing`: {tensor name: a rule a dimension}.
     """
     for prefix, owner in module.named_modules():
         own = getattr(owner, "slicing", {})
@@ -57,8 +58,8 @@ class Supernet(nn.Module):
         io: What their networks read and answer.
         generator: Source of the initial weights; without one, torch's global generator is used.
 
-    Its parameters are named as those of its sub-networks. Give the optimiser the store's parameters, and clear gradients
-    with `zero_grad()` of the store, which keeps the buffers that sub-networks' gradients are views of.
+    Its parameters are named as those of its sub-networks. Give the optimiser the store's parameters, and clear
+    gradients with `zero_grad()` of the store, which keeps the buffers that sub-networks' gradients are views of.
 
     Raises:
         ConfigError: An operator of the space cannot stand where it stands.
@@ -213,6 +214,19 @@ class Supernet(nn.Module):
     def forward(self, x: Tensor, architecture: Architecture) -> Any:
         """`subnet(architecture)(x)`."""
         return self.subnet(architecture)(x)
+
+
+def _silence_layout_warning() -> None:
+    """Have torch's once-only warning about gradients that are views (which here is the point) said to nobody."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        parameter = nn.Parameter(torch.zeros(2, 4)[:, :2].detach())
+        parameter.grad = torch.zeros(2, 4)[:, :2]
+        with torch.enable_grad():
+            (parameter * 1).sum().backward()
+
+
+_silence_layout_warning()
 
 
 def _width_product(unit: Unit) -> int:
