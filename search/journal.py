@@ -1,0 +1,188 @@
+"""The study's journal file: Optuna's format, one writer, one fsync per finished trial, safe against a torn end.
+
+Optuna's own `JournalFileBackend` locks, writes and fsyncs for each of the thirty or so records of a trial, and a file
+that ends in half a record becomes unreadable for good with the next append. Here the run directory's lock says that
+there is one writer, records wait in memory until they matter, and a torn end is cut off at opening. The file stays one
+that Optuna and its dashboard read.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from optuna.storages.journal import BaseJournalBackend
+from optuna.storages.journal._storage import JournalOperation
+from optuna.trial import TrialState
+
+from mixnas.search_space.errors import IntegrityError, NasError
+
+_logger = logging.getLogger(__name__)
+
+_STATE_PREFIX = f'{{"op_code":{int(JournalOperation.SET_TRIAL_STATE_VALUES)},'.encode()
+_BUFFERED = frozenset(
+    {
+        JournalOperation.CREATE_TRIAL,
+        JournalOperation.SET_TRIAL_PARAM,
+        JournalOperation.SET_TRIAL_USER_ATTR,
+        JournalOperation.SET_TRIAL_SYSTEM_ATTR,
+        JournalOperation.SET_STUDY_SYSTEM_ATTR,
+    }
+)
+
+
+def _is_record(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
+def sound_size(path: str | Path) -> int:
+    """Number of bytes of a journal up to the end of its last whole record.
+
+    What a killed process or a power cut leaves behind the last whole record (half a line, a line that is no record,
+    zeros) does not count.
+
+    Raises:
+        IntegrityError: A line that is no record stands before one that is: not a torn end, but damage.
+    """
+    data = (
+        Path(path).read_bytes().partition(b"\0")[0]
+    )  # zeros, which JSON cannot hold, are blocks that a power cut lost
+    end = data.rfind(b"\n") + 1
+    while end:
+        start = data.rfind(b"\n", 0, end - 1) + 1
+        if _is_record(data[start:end]):
+            break
+        end = start
+    for number, line in enumerate(data[:end].splitlines(), start=1):
+        # a record is checked in full when it is read; here only that none is missing its beginning or its end
+        if not (line.startswith(b"{") and line.endswith(b"}")):
+            raise IntegrityError(
+                f"{path}:{number}: damaged: not a record of the study, with whole records after it. "
+                "Restore the file from a copy, or delete that line to lose that record only."
+            )
+    return end
+
+
+def repair(path: str | Path) -> int:
+    """Cut a torn end off, back to the last whole record; return how many bytes went."""
+    path = Path(path)
+    if not path.exists():
+        return 0
+    size, sound = path.stat().st_size, sound_size(path)
+    if size > sound:
+        with open(path, "rb+") as file:
+            file.truncate(sound)
+            os.fsync(file.fileno())
+        _logger.warning("%s: cut %d bytes of a half-written record off its end", path, size - sound)
+    return size - sound
+
+
+def count_states(path: str | Path) -> dict[TrialState, int]:
+    """How many trials of a journal ended in each state, without replaying it (any process may ask, at any time)."""
+    counts = dict.fromkeys(TrialState, 0)
+    path = Path(path)
+    if not path.exists():
+        return counts
+    with open(path, "rb") as file:
+        for line in file:
+            if line.startswith(_STATE_PREFIX) and line.endswith(b"\n") and _is_record(line):
+                counts[TrialState(json.loads(line)["state"])] += 1
+    return counts
+
+
+class JournalFile(BaseJournalBackend):
+    """The backend of an `optuna.storages.JournalStorage`, for one writing process.
+
+    Records of a trial that is being proposed or evaluated wait in memory until `flush`; the record that finishes a
+    trial is on the disk (fsync), with all before it, when `append_logs` returns.
+
+    Args:
+        path: The file; it is made if it does not exist.
+        read_only: Read what is there without repairing it (another process may be writing); appending raises.
+
+    Raises:
+        IntegrityError: The file is damaged elsewhere than at its end.
+    """
+
+    def __init__(self, path: str | Path, *, read_only: bool = False) -> None:
+        self.path = Path(path)
+        self.read_only = read_only
+        self._pending: list[bytes] = []  # not yet in the file
+        self._unread: list[bytes] = []  # appended here, not yet asked back by the storage
+        self._file_was_read = False
+        if read_only:
+            self._size = sound_size(self.path) if self.path.exists() else 0
+            return
+        repair(self.path)
+        self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        self._size = os.fstat(self._file).st_size
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+        """Yield the records from a number on: from the file the first time, then what was appended since."""
+        if not self._file_was_read:
+            yield from self._read_file(log_number_from)
+            self._file_was_read = True
+        unread, self._unread = self._unread, []
+        for line in unread:
+            yield json.loads(line)
+
+    def _read_file(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+        count = 0
+        if self.path.exists():
+            with open(self.path, "rb") as file:
+                while file.tell() < self._size:
+                    line = file.readline()
+                    count += 1
+                    if count <= log_number_from:
+                        continue
+                    try:
+                        yield json.loads(line)
+                    except ValueError as error:
+                        raise IntegrityError(f"{self.path}:{count}: damaged: not a record of the study.") from error
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Take records; those that finish a trial, or change the study, are written and fsynced before this returns."""
+        if self.read_only:
+            raise NasError(f"{self.path} was opened for reading only.")
+        urgent = False
+        for log in logs:
+            line = json.dumps(log, separators=(",", ":")).encode() + b"\n"
+            self._pending.append(line)
+            self._unread.append(line)
+            urgent |= log["op_code"] not in _BUFFERED
+        if urgent:
+            self.flush(sync=True)
+
+    def flush(self, *, sync: bool = False) -> None:
+        """Hand waiting records to the operating system; with `sync`, all the way to the disk.
+
+        Raises:
+            NasError: The disk is full or gone. The file ends at a whole record all the same.
+        """
+        if self._pending:
+            data = b"".join(self._pending)
+            try:
+                written = 0
+                while written < len(data):
+                    written += os.write(self._file, data[written:])
+            except OSError as error:
+                os.ftruncate(self._file, self._size)
+                raise NasError(f"{self.path}: cannot be written: {error.strerror}. Make room, then resume.") from error
+            self._size += len(data)
+            self._pending.clear()
+        if sync:
+            os.fsync(self._file)
+
+    def close(self) -> None:
+        """Flush and close; a second time does nothing."""
+        if not self.read_only and self._file >= 0:
+            self.flush(sync=True)
+            os.close(self._file)
+            self._file = -1

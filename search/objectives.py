@@ -1,0 +1,258 @@
+"""What a search is after: objectives with a direction, constraints, and filter expressions over metrics.
+
+Expressions are read by a small parser of their own: `metric comparison number`, joined by `and`, `or` and parentheses
+in filters. Nothing of the text is ever evaluated as code.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mixnas.search_space.errors import ConfigError, nearest
+
+DIRECTIONS = ("max", "min")
+
+Metrics = Mapping[str, float]
+
+_COMPARISONS: dict[str, Callable[[float, float], bool]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "<": operator.lt,
+    ">": operator.gt,
+    "==": operator.eq,
+    "!=": operator.ne,
+}
+_TOKEN = re.compile(
+    r"\s*(?:(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?![\w.]))|(?P<name>[A-Za-z_]\w*)"
+    r"|(?P<comparison><=|>=|==|!=|<|>)|(?P<bracket>[()]))"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """A metric and whether more ("max") or less ("min") of it is wanted."""
+
+    name: str
+    direction: Literal["max", "min"]
+
+    @property
+    def maximise(self) -> bool:
+        """Whether more is better."""
+        return self.direction == "max"
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.direction}"
+
+
+def parse_objectives(
+    plain: Any, *, known: Iterable[str] | None = None, source: str = "objectives"
+) -> tuple[Objective, ...]:
+    """Read `{accuracy: max, latency_ms: min}`.
+
+    Args:
+        plain: The mapping of a configuration file, in the order in which the values are stored.
+        known: The metrics that the evaluator gives; None to leave that unchecked.
+        source: Name for messages.
+
+    Raises:
+        ConfigError: Not a mapping, empty, a direction other than max or min, or an unknown metric.
+    """
+    if not isinstance(plain, Mapping) or not plain:
+        raise ConfigError(f"{source}: expected a mapping such as {{accuracy: max, latency_ms: min}}; got {plain!r}.")
+    objectives = []
+    for name, direction in plain.items():
+        _check_metric(name, known, source)
+        if direction not in DIRECTIONS:
+            raise ConfigError(
+                f"{source}.{name}: {direction!r} is not a direction.{nearest(str(direction), DIRECTIONS)} Allowed: max, min."
+            )
+        objectives.append(Objective(name, direction))
+    return tuple(objectives)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """`metric comparison bound`, for example `latency_ms < 2`."""
+
+    metric: str
+    comparison: str
+    bound: float
+
+    def holds(self, metrics: Metrics) -> bool:
+        """Whether it is true of these metrics; false when the metric is missing."""
+        return self.metric in metrics and _COMPARISONS[self.comparison](metrics[self.metric], self.bound)
+
+    def violation(self, metrics: Metrics) -> float:
+        """How far the metric is on the wrong side, as a share of the bound: above 0 violated, at most 0 satisfied.
+
+        Relative, so that the violations of several constraints may be added up (Optuna's samplers do). A strict
+        comparison that is missed by nothing at all is violated by the smallest positive number.
+        """
+        scale = abs(self.bound) or 1.0
+        excess = (metrics[self.metric] - self.bound) / scale
+        if self.comparison in (">", ">="):
+            excess = -excess
+        elif self.comparison == "==":
+            excess = abs(excess)
+        if self.comparison in ("<", ">") and excess == 0:
+            return math.ulp(0.0)
+        return excess
+
+    def __str__(self) -> str:
+        return f"{self.metric} {self.comparison} {self.bound:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """An expression over metrics: comparisons joined by `and`, `or`, in disjunctive normal form.
+
+    Attributes:
+        text: As it was written.
+        alternatives: It holds when all comparisons of one alternative hold.
+    """
+
+    text: str
+    alternatives: tuple[tuple[Comparison, ...], ...]
+
+    def holds(self, metrics: Metrics) -> bool:
+        """Whether the expression is true of these metrics; a comparison of a missing metric is false."""
+        return any(all(part.holds(metrics) for part in alternative) for alternative in self.alternatives)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def parse_constraint(text: Any, *, known: Iterable[str] | None = None, source: str = "constraints") -> Comparison:
+    """Read one constraint such as `"params <= 2e5"`.
+
+    Raises:
+        ConfigError: Not `metric comparison number`, `!=` (it leaves nothing to steer by), or an unknown metric.
+    """
+    if not isinstance(text, str):
+        raise ConfigError(f'{source}: expected text such as "params <= 2e5"; got {text!r}.')
+    parsed = _Parser(text, known, source).whole()
+    if len(parsed.alternatives) != 1 or len(parsed.alternatives[0]) != 1:
+        raise ConfigError(f"{source}: {text!r} joins several comparisons. Write each as a constraint of its own.")
+    constraint = parsed.alternatives[0][0]
+    if constraint.comparison == "!=":
+        raise ConfigError(f"{source}: {text!r}: != is not a constraint. Allowed: <, <=, >, >=, ==.")
+    return constraint
+
+
+def parse_constraints(
+    plain: Any, *, known: Iterable[str] | None = None, source: str = "constraints"
+) -> tuple[Comparison, ...]:
+    """Read a list of constraints; see `parse_constraint`."""
+    if isinstance(plain, str) or not isinstance(plain, Sequence):
+        raise ConfigError(f'{source}: expected a list such as ["params <= 2e5"]; got {plain!r}.')
+    constraints = tuple(parse_constraint(text, known=known, source=f"{source}[{i}]") for i, text in enumerate(plain))
+    for i, constraint in enumerate(constraints):
+        if constraint in constraints[:i]:
+            raise ConfigError(f"{source}[{i}]: {str(constraint)!r} stands twice. Keep one.")
+    return constraints
+
+
+def parse_filter(text: str, *, known: Iterable[str] | None = None, source: str = "--where") -> Filter:
+    """Read a filter such as `latency_ms < 2 and (params < 1e4 or accuracy >= 0.97)`.
+
+    Raises:
+        ConfigError: A syntax error (with its place) or an unknown metric (with the nearest and all known).
+    """
+    return _Parser(text, known, source).whole()
+
+
+def _check_metric(name: str, known: Iterable[str] | None, source: str) -> None:
+    if known is None:
+        return
+    names = sorted(known)
+    if name not in names:
+        raise ConfigError(f"{source}: unknown metric {name!r}.{nearest(name, names)} Known: {', '.join(names)}.")
+
+
+_Alternatives = tuple[tuple[Comparison, ...], ...]
+
+
+class _Parser:
+    """Recursive descent: or_ := and_ ("or" and_)*; and_ := term ("and" term)*; term := "(" or_ ")" | comparison."""
+
+    _MAX_ALTERNATIVES = 1000  # brackets multiply out; nobody writes more by hand
+
+    def __init__(self, text: str, known: Iterable[str] | None, source: str) -> None:
+        self.text, self.source = text, source
+        self.known = None if known is None else sorted(known)
+        self.tokens: list[tuple[str, str, int]] = []
+        position = 0
+        while text[position:].strip():
+            match = _TOKEN.match(text, position)
+            if match is None:
+                raise self._error("cannot be read", position)
+            kind = str(match.lastgroup)
+            self.tokens.append((kind, match[kind], match.start(kind)))
+            position = match.end()
+        self.at = 0
+
+    def whole(self) -> Filter:
+        alternatives = self._or(0)
+        if self.at < len(self.tokens):
+            raise self._expected("'and', 'or' or the end")
+        return Filter(self.text, alternatives)
+
+    def _error(self, what: str, position: int) -> ConfigError:
+        rest = self.text[position:].strip() or "the end"
+        return ConfigError(
+            f"{self.source}: {self.text!r}: {what} at {rest!r}. Write for example: latency_ms < 2 and params <= 1e4."
+        )
+
+    def _expected(self, what: str) -> ConfigError:
+        return self._error(
+            f"expected {what}", self.tokens[self.at][2] if self.at < len(self.tokens) else len(self.text)
+        )
+
+    def _take(self, kind: str, *values: str) -> str | None:
+        if self.at < len(self.tokens):
+            token_kind, value, _ = self.tokens[self.at]
+            if token_kind == kind and (not values or value in values):
+                self.at += 1
+                return value
+        return None
+
+    def _or(self, level: int) -> _Alternatives:
+        alternatives = self._and(level)
+        while self._take("name", "or"):
+            alternatives += self._and(level)
+        return alternatives
+
+    def _and(self, level: int) -> _Alternatives:
+        alternatives = self._term(level)
+        while self._take("name", "and"):
+            right = self._term(level)
+            alternatives = tuple(a + b for a in alternatives for b in right)
+            if len(alternatives) > self._MAX_ALTERNATIVES:
+                raise ConfigError(f"{self.source}: the expression has too many combinations of and/or. Simplify it.")
+        return alternatives
+
+    def _term(self, level: int) -> _Alternatives:
+        if level < 50 and self._take("bracket", "("):
+            inner = self._or(level + 1)
+            if not self._take("bracket", ")"):
+                raise self._expected("')'")
+            return inner
+        if self.at < len(self.tokens) and self.tokens[self.at][1] in ("and", "or"):
+            raise self._expected("a metric")
+        name = self._take("name")
+        if name is None:
+            raise self._expected("a metric")
+        _check_metric(name, self.known, self.source)
+        comparison = self._take("comparison")
+        if comparison is None:
+            raise self._expected("one of <, <=, >, >=, ==, !=")
+        number = self._take("number")
+        if number is None or not math.isfinite(float(number)):
+            self.at -= number is not None
+            raise self._expected("a number")
+        return ((Comparison(name, comparison, float(number)),),)
