@@ -155,6 +155,12 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+def _represent_str(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    # PyYAML reads these as line breaks or marks even between single quotes, and writes them there all the same.
+    style = '"' if set(value) & set("\x85\u2028\u2029\ufeff") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
 def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
     text = {float("inf"): ".inf", float("-inf"): "-.inf"}.get(value, ".nan" if value != value else repr(value))
     return dumper.represent_scalar("tag:yaml.org,2002:float", text)
@@ -163,6 +169,7 @@ def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
 _Dumper.yaml_implicit_resolvers = (
     _StrictLoader.yaml_implicit_resolvers
 )  # so that it quotes what the reader needs quoted
+_Dumper.add_representer(str, _represent_str)
 _Dumper.add_representer(float, _represent_float)
 
 

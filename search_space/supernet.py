@@ -31,7 +31,7 @@ def slicing_rules(module: nn.Module) -> Iterator[tuple[str, Tensor, Rule]]:
     """Every parameter and persistent buffer of a module with the rule by which a smaller one lies in it.
 
     "lead" takes the first entries of a dimension, "center" the middle ones. Dimensions from the third on are kernels
-    and centred, unless the module that owns the tensor says otherwise in its `slicing`: {tensor name: a rule a dimension}.
+    and centred, unless the module that owns the tensor says otherwise in its `slicing`: {tensor name: (rule, ...)}.
     """
     for prefix, owner in module.named_modules():
         own = getattr(owner, "slicing", {})
