@@ -1,0 +1,66 @@
+from typing import ClassVar
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mixnas.kernels import dispatch
+from mixnas.kernels.gated_linear_attention import gated_linear_attention, gated_linear_attention_reference
+from mixnas.kernels.testing import Case, KernelContract, relative_error
+
+
+def _decay(sharpness):
+    return lambda x: F.logsigmoid(x * sharpness) / 4
+
+
+def _case(B, L, H, D, E, *, both, sharpness=1.0):
+    tensors = {"q": (B, L, H, D), "k": (B, L, H, D), "v": (B, L, H, E), "log_decay": (B, L, H, D)}
+    prepare = {"log_decay": _decay(sharpness)}
+    if both:
+        tensors["reverse_log_decay"] = tensors["log_decay"]
+        prepare["reverse_log_decay"] = _decay(sharpness)
+    return Case(tensors=tensors, prepare=prepare)
+
+
+class TestGatedLinearAttention(KernelContract):
+    function = staticmethod(gated_linear_attention)
+    reference = staticmethod(gated_linear_attention_reference)
+    operator = "mixnas::gated_linear_attention"
+    cases: ClassVar = {
+        "causal": _case(2, 37, 1, 5, 7, both=False),
+        "both directions": _case(1, 63, 2, 8, 16, both=True),
+        "keys in parts": _case(1, 17, 1, 31, 13, both=True),
+        "strong decays": _case(1, 33, 1, 4, 8, both=True, sharpness=300.0),  # e^{-b} of a chunk overflows float32
+        "one token": _case(1, 1, 1, 1, 1, both=True),
+        "a chunk exactly": _case(1, 16, 1, 16, 16, both=False),
+    }
+
+
+@pytest.mark.parametrize("length", [300, 64])
+def test_aten_form_crosses_chunks(length):
+    case = _case(1, length, 2, 4, 6, both=True, sharpness=4.0)
+    tensors = case.draw(torch.float32)
+    with dispatch.backend("aten"):
+        actual = gated_linear_attention(**tensors)
+    expected = gated_linear_attention_reference(**{name: x.double() for name, x in tensors.items()})
+    assert relative_error(actual, expected) < 1e-5
+
+
+def test_is_causal_without_reverse_decays():
+    tensors = _case(1, 40, 1, 4, 4, both=False).draw(torch.float32)
+    changed = {name: x.clone() for name, x in tensors.items()}
+    for x in changed.values():
+        x[:, 25:] *= 0.5
+    for backend in ("triton", "aten", "reference"):
+        with dispatch.backend(backend):
+            before, after = gated_linear_attention(**tensors), gated_linear_attention(**changed)
+        assert torch.equal(before[:, :25], after[:, :25])
+        assert not torch.equal(before[:, 25:], after[:, 25:])
+
+
+def test_says_what_is_wrong():
+    q = torch.zeros(1, 3, 2, 4)
+    with pytest.raises(ValueError, match="expected"):
+        gated_linear_attention(q, q[:, :2], q, q)
+    with pytest.raises(ValueError, match="reverse_log_decay"):
+        gated_linear_attention(q, q, q, q, q[:, :1])
