@@ -142,7 +142,7 @@ def train(
     global generators are left as they were found.
 
     Args:
-        network: Initialised; `initialise` makes that reproducible.
+        network: Initialised; `Network(..., generator=...)` makes that reproducible.
         task: What to train on; only its training split, and its validation split for `stop_at`.
         config: How.
         generator: On the CPU; source of the order of examples, augmentation and dropout.
@@ -177,7 +177,7 @@ def train(
     losses: list[Tensor] = []  # of the last epoch; on the device
     validations: list[tuple[int, float]] = []
     step = 0
-    with seeded(seed, device):
+    with _global_seed(seed, device):
         while step < steps:
             if should_stop is not None and should_stop():
                 raise StoppedEarly(f"training was stopped after {step} of {steps} steps.")
@@ -290,25 +290,6 @@ def recalibrate(
         norm.momentum = momentum
 
 
-def initialise(build: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """Build a network whose initial weights depend on the seed alone."""
-    with seeded(seed):
-        return build()
-
-
-@contextlib.contextmanager
-def seeded(seed: int, device: str | torch.device = "cpu") -> Iterator[None]:
-    """Give PyTorch's global generators, from which initialisation and dropout draw, a seed for a while."""
-    device = torch.device(device)
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.default_generator.manual_seed(seed)
-        for cuda in devices:
-            with torch.cuda.device(cuda):
-                torch.cuda.manual_seed(seed)
-        yield
-
-
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Two groups for an optimiser: matrices and kernels, which decay, and vectors and scalars, which do not."""
     parameters = [p for p in network.parameters() if p.requires_grad]
@@ -344,6 +325,17 @@ def _batches(
             if augment is not None:
                 x = augment(x, generator)
             yield from zip(x.split(batch_size), targets[indices].split(batch_size), strict=True)
+
+
+@contextlib.contextmanager
+def _global_seed(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed PyTorch's global generators, from which dropout draws, and leave them as they were."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 def _precision(config: TrainConfig, device: torch.device) -> contextlib.AbstractContextManager[object]:

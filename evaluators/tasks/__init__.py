@@ -82,10 +82,10 @@ class Task:
         """
         right = outputs.argmax(-1) == targets
         if targets.ndim == 1:
-            return right.float().mean().item()
+            return right.double().mean().item()
         labelled = targets != IGNORE
         asked = labelled.flatten(1).sum(1)
-        share = (right & labelled).flatten(1).sum(1) / asked.clamp(min=1)
+        share = (right & labelled).flatten(1).sum(1).double() / asked.clamp(min=1)
         return share[asked > 0].mean().item()
 
     def augment(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
@@ -235,14 +235,14 @@ def _check_loss(task: Any, source: str) -> None:
     outputs = torch.zeros(shape, requires_grad=True)
     try:
         loss = task.loss(outputs, targets, 0.0)
-        finite = bool(torch.isfinite(loss)) and loss.ndim == 0 and loss.requires_grad
+        usable = loss.ndim == 0 and loss.requires_grad and bool(torch.isfinite(loss))
         score = float(task.score(outputs.detach(), targets))
     except Exception as error:
         raise ConfigError(
             f"task {source!r}: loss or score fails on outputs of shape {shape} and targets of shape "
             f"{tuple(targets.shape)} {targets.dtype}: {type(error).__name__}: {error}"
         ) from error
-    if not finite or score != score:
+    if not usable or score != score:
         raise ConfigError(
             f"task {source!r}: on all-zero outputs the loss is {loss} and the score {score}; "
             "the loss must be one finite differentiable number, the score a number."
