@@ -1,4 +1,4 @@
-"""The study's journal file: Optuna's format, one writer, one fsync per finished trial, safe against a torn end.
+"""The study's journal file: Optuna's format, one writer, few fsyncs, safe against a torn end.
 
 Optuna's own `JournalFileBackend` locks, writes and fsyncs for each of the thirty or so records of a trial, and a file
 that ends in half a record becomes unreadable for good with the next append. Here the run directory's lock says that
@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ from mixnas.search_space.errors import IntegrityError, NasError
 _logger = logging.getLogger(__name__)
 
 _STATE_PREFIX = f'{{"op_code":{int(JournalOperation.SET_TRIAL_STATE_VALUES)},'.encode()
+_CREATE_PREFIX = f'{{"op_code":{int(JournalOperation.CREATE_TRIAL)},'.encode()
+_SYNC_SECONDS = 0.25
 _BUFFERED = frozenset(
     {
         JournalOperation.CREATE_TRIAL,
@@ -85,23 +89,32 @@ def repair(path: str | Path) -> int:
 
 
 def count_states(path: str | Path) -> dict[TrialState, int]:
-    """How many trials of a journal ended in each state, without replaying it (any process may ask, at any time)."""
+    """How many trials of a journal are in each state, without replaying it (any process may ask, at any time).
+
+    Trials that wait to be started count as running.
+    """
     counts = dict.fromkeys(TrialState, 0)
     path = Path(path)
     if not path.exists():
         return counts
+    created = 0
     with open(path, "rb") as file:
         for line in file:
+            created += line.startswith(_CREATE_PREFIX)
             if line.startswith(_STATE_PREFIX) and line.endswith(b"\n") and _is_record(line):
-                counts[TrialState(json.loads(line)["state"])] += 1
+                state = TrialState(json.loads(line)["state"])
+                counts[state] += state.is_finished()
+    counts[TrialState.RUNNING] = created - sum(counts.values())
     return counts
 
 
 class JournalFile(BaseJournalBackend):
     """The backend of an `optuna.storages.JournalStorage`, for one writing process.
 
-    Records of a trial that is being proposed or evaluated wait in memory until `flush`; the record that finishes a
-    trial is on the disk (fsync), with all before it, when `append_logs` returns.
+    Records of a trial that is being proposed or evaluated wait in memory until `flush`. The record that finishes a
+    trial is handed to the operating system, with all before it, when `append_logs` returns (a kill -9 cannot lose it
+    any more), and to the disk (fsync) at once or, where trials follow each other faster than that, every quarter of a
+    second: `synced` says whether a power cut could lose anything, `sync` makes sure that it cannot.
 
     Args:
         path: The file; it is made if it does not exist.
@@ -117,6 +130,9 @@ class JournalFile(BaseJournalBackend):
         self._pending: list[bytes] = []  # not yet in the file
         self._unread: list[bytes] = []  # appended here, not yet asked back by the storage
         self._file_was_read = False
+        self._encode = json.JSONEncoder(separators=(",", ":")).encode
+        self.synced = True
+        self._last_sync = -math.inf
         if read_only:
             self._size = sound_size(self.path) if self.path.exists() else 0
             return
@@ -148,20 +164,30 @@ class JournalFile(BaseJournalBackend):
                         raise IntegrityError(f"{self.path}:{count}: damaged: not a record of the study.") from error
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Take records; those that finish a trial, or change the study, are written and fsynced before this returns."""
+        """Take records; those that finish a trial, or change the study, are written before this returns."""
         if self.read_only:
             raise NasError(f"{self.path} was opened for reading only.")
         urgent = False
         for log in logs:
-            line = json.dumps(log, separators=(",", ":")).encode() + b"\n"
+            line = self._encode(log).encode() + b"\n"
             self._pending.append(line)
             self._unread.append(line)
             urgent |= log["op_code"] not in _BUFFERED
         if urgent:
-            self.flush(sync=True)
+            self.flush()
+            if time.monotonic() - self._last_sync >= _SYNC_SECONDS:
+                self.sync()
 
-    def flush(self, *, sync: bool = False) -> None:
-        """Hand waiting records to the operating system; with `sync`, all the way to the disk.
+    def sync(self) -> None:
+        """Bring everything to the disk."""
+        self.flush()
+        if not self.synced:
+            os.fsync(self._file)
+            self.synced = True
+            self._last_sync = time.monotonic()
+
+    def flush(self) -> None:
+        """Hand waiting records to the operating system.
 
         Raises:
             NasError: The disk is full or gone. The file ends at a whole record all the same.
@@ -177,12 +203,11 @@ class JournalFile(BaseJournalBackend):
                 raise NasError(f"{self.path}: cannot be written: {error.strerror}. Make room, then resume.") from error
             self._size += len(data)
             self._pending.clear()
-        if sync:
-            os.fsync(self._file)
+            self.synced = False
 
     def close(self) -> None:
         """Flush and close; a second time does nothing."""
         if not self.read_only and self._file >= 0:
-            self.flush(sync=True)
+            self.sync()
             os.close(self._file)
             self._file = -1

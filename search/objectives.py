@@ -69,7 +69,8 @@ def parse_objectives(
         _check_metric(name, known, source)
         if direction not in DIRECTIONS:
             raise ConfigError(
-                f"{source}.{name}: {direction!r} is not a direction.{nearest(str(direction), DIRECTIONS)} Allowed: max, min."
+                f"{source}.{name}: {direction!r} is not a direction.{nearest(str(direction), DIRECTIONS)} "
+                "Allowed: max, min."
             )
         objectives.append(Objective(name, direction))
     return tuple(objectives)

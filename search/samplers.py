@@ -97,7 +97,7 @@ class _Evolution(_OverSpace):
         child = first
         if rng.random() < _CROSSOVER_RATE:
             child = self._space.crossover(first, self._parent(parents, directions, rng), rng)
-        # at the usual rate of one choice in n, 1 - (1 - 1/n)^n = 63% of the children mutate; mutate() changes one at least
+        # the usual rate, one choice in n, changes 1 - (1 - 1/n)^n = 63% of the children; mutate() changes every one
         if child == first or rng.random() < 0.63:
             child = self._space.mutate(child, rng)
         return child
@@ -132,7 +132,9 @@ class ConditionalNSGAIII(_Evolution, NSGAIIISampler):
     """NSGA-III (Deb and Jain 2014) whose children are made by the search space."""
 
     def __init__(self, space: SearchSpace, *, seed: int, population_size: int, acceptable: Acceptable) -> None:
-        super().__init__(population_size=population_size, seed=seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            super().__init__(population_size=population_size, seed=seed)
         self._set_space(space, seed, acceptable)
 
 
@@ -249,7 +251,8 @@ def make_sampler(
     """
     if name not in STRATEGIES:
         raise ConfigError(
-            f"search.strategy: no strategy is called {name!r}.{nearest(name, STRATEGIES)} Allowed: {', '.join(STRATEGIES)}."
+            f"search.strategy: no strategy is called {name!r}.{nearest(name, STRATEGIES)} "
+            f"Allowed: {', '.join(STRATEGIES)}."
         )
     if population_size < 2:
         raise ConfigError(f"search.population_size: {population_size} is not allowed. Allowed: whole numbers from 2.")

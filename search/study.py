@@ -179,6 +179,15 @@ class SearchStudy:
     ) -> None:
         self.close()
 
+    @property
+    def synced(self) -> bool:
+        """Whether all that was told is on the disk, not only with the operating system."""
+        return self._backend.synced
+
+    def sync(self) -> None:
+        """Bring all that was told to the disk."""
+        self._backend.sync()
+
     def close(self) -> None:
         """Write what is waiting and close the file."""
         self._backend.close()
@@ -250,7 +259,7 @@ class SearchStudy:
         self.results.add(TrialRecord(trial.number, status, architecture.id, architecture.to_json(), failure=refusal))
 
     def _unseen(self) -> Architecture:
-        """An architecture that may be evaluated: near the front, else anywhere, else by looking through a small space."""
+        """An architecture that may be evaluated: near the front, anywhere, or the first of a small space."""
         rng = trial_generator(self.seed, len(self.results.records))
         front = self.results.front()
         for draw in range(_RANDOM_DRAWS):
@@ -292,7 +301,7 @@ class SearchStudy:
     # -- telling ----------------------------------------------------------------------------------------------------
 
     def tell(self, proposal: Proposal, metrics: Mapping[str, float], seconds: float) -> TrialRecord:
-        """Take the metrics of an evaluated architecture; they are on the disk when this returns.
+        """Take an evaluated architecture's metrics: safe from a kill when this returns, from a power cut once `synced`.
 
         Args:
             proposal: What was asked.
@@ -310,7 +319,7 @@ class SearchStudy:
         return self._add(proposal, "done", metrics=plain, seconds=round(seconds, 6))
 
     def tell_failure(self, proposal: Proposal, reason: str, seconds: float) -> TrialRecord:
-        """Take a failure; it is on the disk when this returns. With the reason "interrupted" it does not count."""
+        """Take a failure, as safely as `tell` takes metrics. With the reason "interrupted" it does not count."""
         proposal.trial.set_user_attr("failure", reason)
         proposal.trial.set_user_attr("seconds", round(seconds, 6))
         self.optuna_study.tell(proposal.trial, state=TrialState.FAIL)

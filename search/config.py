@@ -1,0 +1,114 @@
+"""The whole configuration file as frozen dataclasses; their defaults are the defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from mixnas.search.objectives import Comparison, Objective, parse_constraints, parse_objectives
+from mixnas.search.settings import Between, Seconds, load, to_plain
+from mixnas.search_space.errors import ConfigError
+from mixnas.search_space.files import dump_yaml, load_yaml
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """Something chosen by name, with its options: `digits`, or `{name: digits, seed: 1}`."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_plain(cls, plain: Any, where: str) -> Named:
+        """Read the short or the long form."""
+        if isinstance(plain, str):
+            return cls(plain)
+        if not isinstance(plain, Mapping) or not isinstance(plain.get("name"), str):
+            raise ConfigError(f"{where}: expected a name or {{name: ..., option: value}}; got {plain!r}.")
+        return cls(plain["name"], {key: value for key, value in plain.items() if key != "name"})
+
+    def to_plain(self) -> str | dict[str, Any]:
+        """The shorter form that says it all."""
+        return {"name": self.name, **self.options} if self.options else self.name
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchConfig:
+    """How to search.
+
+    Attributes:
+        strategy: The sampler (`samplers.STRATEGIES`).
+        trials: Evaluations, done or failed.
+        time: Wall-clock limit of the search phase in seconds, None for none.
+        seed: Of the strategy and everything else that draws numbers.
+        evaluator: What an architecture's metrics come from: trained from scratch ("standalone"), or taken from the
+            super-network ("supernet").
+        population_size: Of the evolutionary strategies.
+    """
+
+    strategy: Literal["nsga2", "nsga3", "tpe", "gp", "random"] = "nsga2"
+    trials: Annotated[int, Between(1)] = 120
+    time: Seconds | None = None
+    seed: Annotated[int, Between(0)] = 0
+    evaluator: Literal["supernet", "standalone"] = "standalone"
+    population_size: Annotated[int, Between(2)] = 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """A configuration file.
+
+    Attributes:
+        task: The task and its options.
+        device: What `latency_ms` refers to.
+        objectives: Metric to direction.
+        constraints: Texts such as "params <= 2e5".
+        search: How to search.
+        space: The search space (read by `SearchSpace.from_dict`).
+        train: Training of a network.
+        supernet: Training of the super-network.
+        latency: Measuring and predicting latency.
+    """
+
+    task: Named = Named("digits")
+    device: str = "auto"
+    objectives: dict[str, Literal["max", "min"]] = field(
+        default_factory=lambda: {"accuracy": "max", "latency_ms": "min", "params": "min"}
+    )
+    constraints: tuple[str, ...] = ()
+    search: SearchConfig = field(default_factory=SearchConfig)
+    space: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
+    supernet: dict[str, Any] = field(default_factory=dict)
+    latency: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.parsed_objectives()
+        self.parsed_constraints()
+
+    def parsed_objectives(self, known: Iterable[str] | None = None) -> tuple[Objective, ...]:
+        """The objectives; with the known metrics, their names are checked."""
+        return parse_objectives(self.objectives, known=known)
+
+    def parsed_constraints(self, known: Iterable[str] | None = None) -> tuple[Comparison, ...]:
+        """The constraints; with the known metrics, their names are checked."""
+        return parse_constraints(self.constraints, known=known)
+
+    def to_plain(self) -> dict[str, Any]:
+        """The resolved configuration: every default written out."""
+        return {name: to_plain(getattr(self, name)) for name in self.__dataclass_fields__}
+
+    def to_yaml(self) -> str:
+        """The resolved configuration as a file."""
+        return dump_yaml(self.to_plain())
+
+
+def load_config(path: str | Path, *, settings: Iterable[str] = ()) -> Config:
+    """Read a configuration file and apply `--set` settings.
+
+    Raises:
+        ConfigError: With the file, the key, what was given and what is allowed.
+    """
+    return load(Config, load_yaml(path), path, settings=settings)
