@@ -1,0 +1,374 @@
+"""Selective scan: the input-dependent diagonal state space recurrence of Mamba, forward and backward.
+
+Mamba: Linear-Time Sequence Modeling with Selective State Spaces, Gu and Dao 2023 (arXiv:2312.00752), algorithm 2. With
+delta_t = softplus(step_t + step_bias), for each channel e and state n:
+
+    h_t = exp(delta_t a) h_{t-1} + delta_t b_t x_t,    y_t = c_t . h_t + skip x_t.
+
+A program walks the tokens of one example and a block of channels with the states in registers. The backward pass keeps
+no states from the forward pass: it scans once more to write every SPAN-th state, then goes backwards span by span,
+recomputing the states within one into a scratch that the L2 cache holds.
+
+Shapes: B examples, L tokens, E channels, N states of a channel.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+from mixnas.kernels import configs
+from mixnas.kernels.aot import Example
+from mixnas.kernels.dispatch import cdiv, choose, launch, next_power_of_2, tl, triton
+
+SPAN = 16  # tokens between two kept states
+MAX_STATES = 64
+
+
+@triton.jit
+def _softplus(x):
+    y = tl.exp(tl.minimum(x, 20.0))
+    small = y * (1.0 - y * (0.5 - y * (0.33333334 - y * 0.25)))  # 1 + y would round y away: steps start near e^-7
+    return tl.where(x > 20.0, x, tl.where(x < -4.0, small, tl.log(1.0 + y)))
+
+
+@triton.jit
+def selective_scan_forward_kernel(
+    x_ptr, step_ptr, a_ptr, b_ptr, c_ptr, skip_ptr, bias_ptr, y_ptr,
+    E, N,
+    LENGTH: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    example = tl.program_id(0).to(tl.int64)
+    e = tl.program_id(1) * BLOCK_E + tl.arange(0, BLOCK_E)
+    n = tl.arange(0, BLOCK_N)
+    in_e, in_n = e < E, n < N
+    in_en = in_e[:, None] & in_n[None, :]
+    a = tl.load(a_ptr + e[:, None] * N + n[None, :], mask=in_en, other=0.0).to(tl.float32)
+    skip = tl.load(skip_ptr + e, mask=in_e, other=0.0).to(tl.float32)
+    bias = tl.load(bias_ptr + e, mask=in_e, other=0.0).to(tl.float32)
+    state = tl.zeros((BLOCK_E, BLOCK_N), dtype=tl.float32)
+    # Two bytes a thread are too narrow for the asynchronous copies of `num_stages`: these run one token ahead instead.
+    next_x = tl.load(x_ptr + example * LENGTH * E + e, mask=in_e, other=0.0)
+    next_step = tl.load(step_ptr + example * LENGTH * E + e, mask=in_e, other=0.0)
+    for t in tl.range(0, LENGTH, num_stages=STAGES):
+        row = example * LENGTH + t
+        x, step = next_x.to(tl.float32), next_step.to(tl.float32)
+        ahead = in_e & (t + 1 < LENGTH)
+        next_x = tl.load(x_ptr + (row + 1) * E + e, mask=ahead, other=0.0)
+        next_step = tl.load(step_ptr + (row + 1) * E + e, mask=ahead, other=0.0)
+        b = tl.load(b_ptr + row * N + n, mask=in_n, other=0.0).to(tl.float32)
+        c = tl.load(c_ptr + row * N + n, mask=in_n, other=0.0).to(tl.float32)
+        delta = _softplus(step + bias)
+        state = tl.exp(delta[:, None] * a) * state + (delta * x)[:, None] * b[None, :]
+        y = tl.sum(state * c[None, :], 1) + skip * x
+        tl.store(y_ptr + row * E + e, y.to(y_ptr.dtype.element_ty), mask=in_e)
+
+
+@triton.jit
+def selective_scan_states_kernel(
+    x_ptr, step_ptr, a_ptr, b_ptr, bias_ptr, kept_ptr,
+    E, N,
+    LENGTH: tl.constexpr, SPAN: tl.constexpr, NUM_SPANS: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_E: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    example = tl.program_id(0).to(tl.int64)
+    e = tl.program_id(1) * BLOCK_E + tl.arange(0, BLOCK_E)
+    n = tl.arange(0, BLOCK_N)
+    in_e, in_n = e < E, n < N
+    at_en, in_en = e[:, None] * N + n[None, :], in_e[:, None] & in_n[None, :]
+    a = tl.load(a_ptr + at_en, mask=in_en, other=0.0).to(tl.float32)
+    bias = tl.load(bias_ptr + e, mask=in_e, other=0.0).to(tl.float32)
+    state = tl.zeros((BLOCK_E, BLOCK_N), dtype=tl.float32)
+    next_x = tl.load(x_ptr + example * LENGTH * E + e, mask=in_e, other=0.0)
+    next_step = tl.load(step_ptr + example * LENGTH * E + e, mask=in_e, other=0.0)
+    for span in range(NUM_SPANS):
+        tl.store(kept_ptr + (example * NUM_SPANS + span) * E * N + at_en, state, mask=in_en)
+        for within in tl.range(0, SPAN, num_stages=STAGES):
+            t = span * SPAN + within
+            row = example * LENGTH + t
+            x, step = next_x.to(tl.float32), next_step.to(tl.float32)
+            ahead = in_e & (t + 1 < LENGTH)
+            next_x = tl.load(x_ptr + (row + 1) * E + e, mask=ahead, other=0.0)
+            next_step = tl.load(step_ptr + (row + 1) * E + e, mask=ahead, other=0.0)
+            b = tl.load(b_ptr + row * N + n, mask=in_n & (t < LENGTH), other=0.0).to(tl.float32)
+            delta = _softplus(step + bias)
+            state = tl.exp(delta[:, None] * a) * state + (delta * x)[:, None] * b[None, :]
+
+
+@triton.jit
+def selective_scan_backward_kernel(
+    grad_ptr, x_ptr, step_ptr, a_ptr, b_ptr, c_ptr, skip_ptr, bias_ptr, kept_ptr, scratch_ptr,
+    grad_x_ptr, grad_step_ptr, grad_a_ptr, grad_b_ptr, grad_c_ptr, grad_skip_ptr, grad_bias_ptr,
+    E, N,
+    LENGTH: tl.constexpr, SPAN: tl.constexpr, NUM_SPANS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    example, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    e = part * BLOCK_E + tl.arange(0, BLOCK_E)
+    n = tl.arange(0, BLOCK_N)
+    in_e, in_n = e < E, n < N
+    at_en, in_en = e[:, None] * N + n[None, :], in_e[:, None] & in_n[None, :]
+    a = tl.load(a_ptr + at_en, mask=in_en, other=0.0).to(tl.float32)
+    skip = tl.load(skip_ptr + e, mask=in_e, other=0.0).to(tl.float32)
+    bias = tl.load(bias_ptr + e, mask=in_e, other=0.0).to(tl.float32)
+    scratch_ptr += (example * tl.num_programs(1) + part) * SPAN * BLOCK_E * BLOCK_N
+    at_scratch = tl.arange(0, BLOCK_E)[:, None] * BLOCK_N + n[None, :]
+    rows_before = part.to(tl.int64) * tl.num_programs(0) * LENGTH  # of the sums over this part's channels
+    grad_state = tl.zeros((BLOCK_E, BLOCK_N), dtype=tl.float32)
+    grad_a = tl.zeros((BLOCK_E, BLOCK_N), dtype=tl.float32)
+    grad_skip = tl.zeros((BLOCK_E,), dtype=tl.float32)
+    grad_bias = tl.zeros((BLOCK_E,), dtype=tl.float32)
+    for back in range(NUM_SPANS):
+        span = NUM_SPANS - 1 - back
+        state = tl.load(kept_ptr + (example * NUM_SPANS + span) * E * N + at_en, mask=in_en, other=0.0)
+        tl.debug_barrier()  # the span before may still be reading the scratch
+        for within in range(SPAN):
+            t = span * SPAN + within
+            row = example * LENGTH + t
+            tl.store(scratch_ptr + within * BLOCK_E * BLOCK_N + at_scratch, state)
+            x = tl.load(x_ptr + row * E + e, mask=in_e & (t < LENGTH), other=0.0).to(tl.float32)
+            step = tl.load(step_ptr + row * E + e, mask=in_e & (t < LENGTH), other=0.0).to(tl.float32)
+            b = tl.load(b_ptr + row * N + n, mask=in_n & (t < LENGTH), other=0.0).to(tl.float32)
+            delta = _softplus(step + bias)
+            state = tl.exp(delta[:, None] * a) * state + (delta * x)[:, None] * b[None, :]
+        tl.debug_barrier()
+        for later in range(SPAN):
+            within = SPAN - 1 - later
+            t = span * SPAN + within
+            row = example * LENGTH + t
+            here_e, here_n = in_e & (t < LENGTH), in_n & (t < LENGTH)
+            x = tl.load(x_ptr + row * E + e, mask=here_e, other=0.0).to(tl.float32)
+            step = tl.load(step_ptr + row * E + e, mask=here_e, other=0.0).to(tl.float32) + bias
+            grad = tl.load(grad_ptr + row * E + e, mask=here_e, other=0.0).to(tl.float32)
+            b = tl.load(b_ptr + row * N + n, mask=here_n, other=0.0).to(tl.float32)
+            c = tl.load(c_ptr + row * N + n, mask=here_n, other=0.0).to(tl.float32)
+            delta = _softplus(step)
+            kept = tl.exp(delta[:, None] * a) * tl.load(scratch_ptr + within * BLOCK_E * BLOCK_N + at_scratch)
+            input = delta * x
+            grad_c = tl.sum(grad[:, None] * (kept + input[:, None] * b[None, :]), 0)
+            grad_state += grad[:, None] * c[None, :]
+            grad_b = tl.sum(grad_state * input[:, None], 0)
+            grad_input = tl.sum(grad_state * b[None, :], 1)
+            grad_kept = grad_state * kept  # times d(delta a)
+            grad_delta = tl.sum(grad_kept * a, 1) + grad_input * x
+            grad_a += grad_kept * delta[:, None]
+            grad_step = grad_delta * tl.sigmoid(step)
+            grad_skip += grad * x
+            grad_bias += tl.where(here_e, grad_step, 0.0)
+            grad_state *= tl.exp(delta[:, None] * a)
+            grad_x = grad * skip + grad_input * delta
+            tl.store(grad_x_ptr + row * E + e, grad_x.to(grad_x_ptr.dtype.element_ty), mask=here_e)
+            tl.store(grad_step_ptr + row * E + e, grad_step.to(grad_step_ptr.dtype.element_ty), mask=here_e)
+            tl.store(grad_b_ptr + (rows_before + row) * N + n, grad_b, mask=here_n)
+            tl.store(grad_c_ptr + (rows_before + row) * N + n, grad_c, mask=here_n)
+    tl.store(grad_a_ptr + example * E * N + at_en, grad_a, mask=in_en)
+    tl.store(grad_skip_ptr + example * E + e, grad_skip, mask=in_e)
+    tl.store(grad_bias_ptr + example * E + e, grad_bias, mask=in_e)
+
+
+def selective_scan_reference(
+    x: torch.Tensor,
+    step: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    c: torch.Tensor,
+    skip: torch.Tensor,
+    step_bias: torch.Tensor,
+) -> torch.Tensor:
+    """Compute the recurrence token by token, in the dtype given."""
+    delta = F.softplus(step + step_bias)
+    state = x.new_zeros(x.shape[0], *a.shape)
+    outputs = []
+    for x_t, delta_t, b_t, c_t in zip(*(tensor.unbind(1) for tensor in (x, delta, b, c)), strict=True):
+        state = (delta_t.unsqueeze(-1) * a).exp() * state + (delta_t * x_t).unsqueeze(-1) * b_t.unsqueeze(1)
+        outputs.append((state * c_t.unsqueeze(1)).sum(-1))
+    return torch.stack(outputs, 1) + skip * x
+
+
+def _aten(
+    x: torch.Tensor,
+    step: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    c: torch.Tensor,
+    skip: torch.Tensor,
+    step_bias: torch.Tensor,
+) -> torch.Tensor:
+    """The recurrence on ATen in about 3 sqrt(L) steps: all spans at once, then the states between them, then again."""
+    B, L, E = x.shape
+    S = next_power_of_2(max(1, int(L**0.5)))
+    spans = cdiv(L, S)
+    delta = F.softplus(step + step_bias)
+    pieces = [delta, delta * x, b, c]
+    if spans * S != L:
+        pieces = [F.pad(piece, (0, 0, 0, spans * S - L)) for piece in pieces]
+    # (S, B, spans, ...): a step within all spans is one contiguous slice
+    delta, input, b, c = (piece.view(B, spans, S, -1).permute(2, 0, 1, 3) for piece in pieces)
+    decay = (delta.unsqueeze(-1) * a).exp()
+    added = input.unsqueeze(-1) * b.unsqueeze(-2)
+    start = added.new_zeros(())
+    if spans > 1:
+        ends = added[0]
+        for t in range(1, S):
+            ends = torch.addcmul(added[t], decay[t], ends)
+        whole = (delta.sum(0).unsqueeze(-1) * a).exp()
+        state = ends[:, 0]
+        starts = [torch.zeros_like(state), state]
+        for span in range(1, spans - 1):
+            state = torch.addcmul(ends[:, span], whole[:, span], state)
+            starts.append(state)
+        start = torch.stack(starts, 1)
+    state = torch.addcmul(added[0], decay[0], start)
+    states = [state]
+    for t in range(1, S):
+        state = torch.addcmul(added[t], decay[t], state)
+        states.append(state)
+    y = (torch.stack(states) @ c.unsqueeze(-1)).squeeze(-1)  # (S, B, spans, E)
+    return y.permute(1, 2, 0, 3).reshape(B, spans * S, E)[:, :L] + skip * x
+
+
+def _pick(kernel: str, x: torch.Tensor, N: int) -> dict[str, int]:
+    return {"BLOCK_N": max(2, next_power_of_2(N)), **configs.pick(kernel, x, states=N)}
+
+
+def _forward(
+    x: torch.Tensor,
+    step: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    c: torch.Tensor,
+    skip: torch.Tensor,
+    step_bias: torch.Tensor,
+) -> torch.Tensor:
+    operands = tuple(tensor.contiguous() for tensor in (x, step, a, b, c, skip, step_bias))
+    (B, L, E), N = x.shape, a.shape[1]
+    y = torch.empty_like(operands[0])
+    config = _pick("selective_scan_forward", x, N)
+    grid = (B, cdiv(E, config["BLOCK_E"]))
+    launch(selective_scan_forward_kernel, grid, *operands, y, E, N, LENGTH=L, **config)
+    return y
+
+
+_scan = torch.library.custom_op("mixnas::selective_scan", _forward, mutates_args=())
+
+
+@_scan.register_fake
+def _(x, step, a, b, c, skip, step_bias):
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    step: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    c: torch.Tensor,
+    skip: torch.Tensor,
+    step_bias: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    grad, x, step, a, b, c, skip, step_bias = (t.contiguous() for t in (grad, x, step, a, b, c, skip, step_bias))
+    (B, L, E), N = x.shape, a.shape[1]
+    spans = cdiv(L, SPAN)
+    shape = {"LENGTH": L, "SPAN": SPAN, "NUM_SPANS": spans}
+
+    def sums(*size: int) -> torch.Tensor:
+        return torch.empty(size, dtype=torch.float32, device=x.device)
+
+    kept = sums(B, spans, E, N)
+    config = _pick("selective_scan_states", x, N)
+    grid = (B, cdiv(E, config["BLOCK_E"]))
+    launch(selective_scan_states_kernel, grid, x, step, a, b, step_bias, kept, E, N, **shape, **config)
+
+    config = _pick("selective_scan_backward", x, N)
+    parts = cdiv(E, config["BLOCK_E"])
+    scratch = sums(B * parts, SPAN, config["BLOCK_E"], config["BLOCK_N"])
+    grad_x, grad_step = torch.empty_like(x), torch.empty_like(step)
+    grad_a, grad_skip, grad_bias = sums(B, E, N), sums(B, E), sums(B, E)
+    grad_b, grad_c = sums(parts, B, L, N), sums(parts, B, L, N)
+    outputs = (grad_x, grad_step, grad_a, grad_b, grad_c, grad_skip, grad_bias)
+    arguments = (grad, x, step, a, b, c, skip, step_bias, kept, scratch, *outputs, E, N)
+    launch(selective_scan_backward_kernel, (B, parts), *arguments, **shape, **config)
+    like = (a, b, c, skip, step_bias)
+    summed = (part.sum(0).to(tensor.dtype) for part, tensor in zip(outputs[2:], like, strict=True))
+    grad_a, grad_b, grad_c, grad_skip, grad_bias = summed
+    return grad_x, grad_step, grad_a, grad_b, grad_c, grad_skip, grad_bias
+
+
+_scan_backward = torch.library.custom_op("mixnas::selective_scan_backward", _backward, mutates_args=())
+
+
+@_scan_backward.register_fake
+def _(grad, x, step, a, b, c, skip, step_bias):
+    operands = (x, step, a, b, c, skip, step_bias)
+    return tuple(torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in operands)
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate(ctx, grad):
+    return _scan_backward(grad, *ctx.saved_tensors)
+
+
+_scan.register_autograd(_differentiate, setup_context=_setup_context)
+
+
+def selective_scan(
+    x: torch.Tensor,
+    step: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    c: torch.Tensor,
+    skip: torch.Tensor,
+    step_bias: torch.Tensor,
+) -> torch.Tensor:
+    """Run Mamba's recurrence over the tokens (causal).
+
+    Args:
+        x: (B, L, E) input.
+        step: (B, L, E) step sizes before their bias and softplus.
+        a: (E, N) continuous decays, negative.
+        b: (B, L, N) input to state.
+        c: (B, L, N) state to output.
+        skip: (E,) factor on the input that is added to the output ("D").
+        step_bias: (E,) added to the steps.
+
+    Returns:
+        (B, L, E).
+
+    Raises:
+        ValueError: Shapes that do not fit together.
+    """
+    (B, L, E), N = x.shape, a.shape[-1]
+    expected = {"step": (B, L, E), "a": (E, N), "b": (B, L, N), "c": (B, L, N), "skip": (E,), "step_bias": (E,)}
+    given = {"step": step, "a": a, "b": b, "c": c, "skip": skip, "step_bias": step_bias}
+    for name, shape in expected.items():
+        if given[name].shape != shape:
+            raise ValueError(f"{name} has shape {tuple(given[name].shape)}: expected {shape} beside x {(B, L, E)}")
+    backend = choose(x, *given.values())
+    if backend == "reference":
+        return selective_scan_reference(x, step, a, b, c, skip, step_bias)
+    if backend == "triton" and N <= MAX_STATES:
+        return _scan(x, step, a, b, c, skip, step_bias)
+    return _aten(x, step, a, b, c, skip, step_bias)
+
+
+def aot_examples(kernel: str, bounds: dict[str, int]) -> Iterator[Example]:
+    """Yield what the ahead-of-time compiler compiles for one row of the table (see `aot.py`)."""
+    (B, L, E), N = (64, 196, 384), bounds.get("states", MAX_STATES)
+    for dtype, name in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
+        x, b = (torch.empty(B, L, width, dtype=dtype, device="meta") for width in (E, N))
+        a, skip = torch.empty(E, N, device="meta"), torch.empty(E, device="meta")
+        operands = (x, x, a, b, b, skip, skip)
+        forward = kernel == "selective_scan_forward"
+        maps = {"selective_scan_forward": 3, "selective_scan_states": 2, "selective_scan_backward": 5}[kernel]
+        kept = 0 if forward else B * cdiv(L, SPAN) * E * N * 4
+        operations = {"selective_scan_forward": 6, "selective_scan_states": 4, "selective_scan_backward": 22}[kernel]
+        yield Example(
+            label=f"{name} {B}x{L}x{E} N{N}",
+            call=partial(_forward, *operands) if forward else partial(_backward, x, *operands),
+            bytes=(maps * x.numel() + 2 * b.numel()) * x.element_size() + kept,
+            operations=operations * x.numel() * N,
+        )
