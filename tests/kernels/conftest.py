@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ class _Child:
     def __init__(self, session):
         items = [item.nodeid for item in session.items if _HERE in item.path.parents]
         reading, writing = os.pipe()
+        self.output = tempfile.TemporaryFile("w+")  # noqa: SIM115 (a pipe that nobody reads would fill up and block)
         environment = os.environ | {"TRITON_INTERPRET": "1", _PIPE: str(writing)}
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", session.config.rootpath]
         self.process = subprocess.Popen(
@@ -36,7 +38,7 @@ class _Child:
             env=environment,
             cwd=session.config.rootpath,
             pass_fds=[writing],
-            stdout=subprocess.PIPE,
+            stdout=self.output,
             stderr=subprocess.STDOUT,
             text=True,
         )
@@ -51,13 +53,15 @@ class _Child:
                 yield data
                 if data["when"] == "teardown":
                     return
-        self.process.kill()
-        raise RuntimeError(f"the interpreting pytest ended before {nodeid}:\n{self.process.communicate()[0][-4000:]}")
+        self.process.wait()
+        self.output.seek(0)
+        raise RuntimeError(f"the interpreting pytest ended before {nodeid}:\n{self.output.read()[-4000:]}")
 
     def close(self):
         self.reports.close()
         self.process.kill()
-        self.process.communicate()
+        self.process.wait()
+        self.output.close()
 
 
 def pytest_runtest_protocol(item):
