@@ -1,0 +1,393 @@
+"""Profiling a device: measure the units of a space and some whole networks, then fit the predictor.
+
+The budget is spent in rounds. The first covers every operator; later ones measure the units that the model is least
+sure of. Whole networks, which the fit and its calibration need, get about half of the time throughout. Everything
+measured is in the table after each round, so a stopped profile goes on where it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mixnas.predictors import features, runtimes
+from mixnas.predictors.device import INTERPRETER, device_name, provenance
+from mixnas.predictors.fit import SpaceToFit, fit
+from mixnas.predictors.latency import LatencyPredictor, user_directory
+from mixnas.predictors.measure import (
+    Call,
+    MeasureConfig,
+    Meter,
+    fixed_threads,
+    make_sentinel,
+    measuring,
+    sentinel_module,
+    windows_of,
+)
+from mixnas.predictors.model import FitConfig, matrix
+from mixnas.predictors.table import MeasurementTable, Subject, subject
+from mixnas.predictors.trees import Trees
+from mixnas.predictors.units import (
+    Key,
+    architecture_from_canonical,
+    describe,
+    io_fields,
+    key_from_plain,
+    key_to_plain,
+)
+from mixnas.search_space.architecture import Architecture
+from mixnas.search_space.errors import ConfigError, IntegrityError
+from mixnas.search_space.network import IOSpec, Network
+from mixnas.search_space.space import SearchSpace
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProfileConfig:
+    """How a device is profiled.
+
+    Attributes:
+        budget_s: Wall-clock time for everything, the fit included.
+        network_share: Share of the measuring time that goes to whole networks.
+        max_networks: Whole networks per space, at most; with these and every unit measured, profiling ends early.
+        measure: How each is measured.
+        fit: How the predictor is fitted.
+        seed: Of the choice of units and networks, and of the weights and inputs.
+    """
+
+    budget_s: float = 150.0
+    network_share: float = 0.5
+    max_networks: int = 450
+    measure: MeasureConfig = field(default_factory=MeasureConfig)
+    fit: FitConfig = field(default_factory=FitConfig)
+    seed: int = 0
+
+
+class Profiler:
+    """Measures a space into a table; see `profile`."""
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        io: IOSpec,
+        *,
+        device: str,
+        runtime: str,
+        directory: Path,
+        config: ProfileConfig,
+        plain: Any = None,
+    ) -> None:
+        self.space, self.io, self.config, self.runtime = space, io, config, runtime
+        self.fields = io_fields(io)
+        threads = config.measure.threads
+        self.name = device if device == INTERPRETER else device_name(device, threads)
+        here = device_name("auto", threads), device_name("cpu", threads), INTERPRETER
+        if self.name not in here:
+            raise ConfigError(
+                f"device {device!r} is not this machine's. Allowed here: {', '.join(dict.fromkeys(here))}."
+            )
+        self.torch_device = "cuda" if self.name == here[0] != here[1] else "cpu"
+        runtimes.require(runtime, self.torch_device)
+        self.clock = runtimes.clock_of(runtime, self.torch_device)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.works: dict[Key, Mapping[str, float] | None] = {}
+        self.directory = Path(directory)
+        self.meter = Meter(config.measure, sentinel=self._sentinel(), clock=self.clock)
+        self.table = MeasurementTable.create_or_open(self.directory, self.name, runtime, threads, self._reference_ms())
+        self._provenance: int | None = None
+        for what in self.table.subjects.values():
+            if what.kind == "unit":
+                self.works[key_from_plain(what.config)] = what.work
+        self.to_fit = SpaceToFit.of(space, self.fields, plain)
+        self.rng = np.random.default_rng([config.seed, len(self.table.subjects)])
+        self._cost = {"unit": 0.05, "network": 0.1}  # seconds per subject, corrected by what is seen
+
+    def _sentinel(self) -> Call:
+        if self.runtime == "graph":
+            return runtimes.prepare(*sentinel_module(self.torch_device), "graph", self.config.measure.threads)
+        return make_sentinel(self.torch_device)
+
+    def _reference_ms(self) -> float:
+        with measuring(self.config.measure.threads):
+            for _ in range(12):
+                self.meter.window(make_sentinel(self.torch_device))
+        return float(np.median(self.meter.readings)) * 1e-6
+
+    # -- subjects -----------------------------------------------------------------------------------------------------
+
+    def work_of(self, key: Key) -> Mapping[str, float] | None:
+        """Counts of a unit; None when it cannot be built where it stands."""
+        if key not in self.works:
+            try:
+                self.works[key] = features.work_of(key, self.config.measure.batch_size)
+            except ConfigError as error:
+                log.info("left out of the profile: %s", error)
+                self.works[key] = None
+        return self.works[key]
+
+    def unit_subject(self, key: Key) -> Subject | None:
+        """What the table calls a unit; None when it cannot be built."""
+        work = self.work_of(key)
+        batch = self.config.measure.batch_size
+        return None if work is None else subject("unit", key_to_plain(key), work, batch)
+
+    def network_subject(self, architecture: Architecture) -> Subject:
+        """What the table calls a whole network."""
+        config = {"architecture": architecture.to_dict(), "io": self.fields}
+        return subject("network", config, {}, self.config.measure.batch_size)
+
+    def call_of(self, what: Subject) -> Call:
+        """The forward of a subject through the runtime, on random inputs."""
+        batch = self.config.measure.batch_size
+        if what.kind == "unit":
+            key = key_from_plain(what.config)
+            module = features.deployed_unit(key, self.torch_device)
+            inputs = features.example_input(key, batch, self.generator, self.torch_device)
+        else:
+            module = Network(
+                architecture_from_canonical(what.config["architecture"]), self.io, generator=self.generator
+            )
+            module = module.eval().requires_grad_(False).deploy().to(self.torch_device)
+            inputs = self.io.example(batch, generator=self.generator).to(self.torch_device)
+        return runtimes.prepare(module, inputs, self.runtime, self.config.measure.threads)
+
+    def measure(
+        self,
+        subjects: Sequence[Subject],
+        deadline: float,
+        stop: Callable[[], bool] | None = None,
+        tick: Callable[[], None] | None = None,
+    ) -> int:
+        """Measure subjects in shuffled passes until all are done or it is `deadline` (`time.monotonic`).
+
+        Args:
+            subjects: What.
+            deadline: When to end.
+            stop: Asked before each window.
+            tick: Called after each window.
+
+        Returns:
+            How many subjects were begun; what was built too late to be measured is left for another time.
+        """
+        if self._provenance is None:
+            kind = "cuda" if self.torch_device == "cuda" else "cpu"
+            record = provenance(kind, self.config.measure.threads) | {"device": self.name, "runtime": self.runtime}
+            self._provenance = self.table.add_provenance(record)
+        begun = time.monotonic()
+        calls: list[Call] = []
+        for what in subjects:
+            # Half of the time at most for building (a compiler may take seconds a unit), the rest for measuring.
+            if calls and time.monotonic() > begun + (deadline - begun) / 2:
+                break
+            calls.append(self.call_of(what))
+        rows = []
+        seen: set[int] = set()
+        with measuring(self.config.measure.threads):
+            for window in windows_of(
+                calls,
+                self.meter,
+                self.rng,
+                should_stop=lambda: (time.monotonic() > deadline and len(seen) > 0) or (stop is not None and stop()),
+            ):
+                seen.add(window.index)
+                rows.append((subjects[window.index], window))
+                if tick is not None:
+                    tick()
+        self.table.append(rows, self._provenance)
+        taken = time.monotonic() - begun
+        if seen:
+            kinds = [subjects[i].kind for i in seen]
+            expected = sum(self._cost[kind] for kind in kinds)
+            for kind in set(kinds):
+                self._cost[kind] *= taken / expected
+        return len(seen)
+
+    # -- choosing -----------------------------------------------------------------------------------------------------
+
+    def _unmeasured(self) -> list[tuple[Key, Subject]]:
+        passes = self.config.measure.passes
+        result = []
+        for key in self.to_fit.keys:
+            what = self.unit_subject(key)
+            if what is not None and self.table.accepted(what.id) < passes:
+                result.append((key, what))
+        return result
+
+    def choose_units(self, count: int) -> list[Subject]:
+        """The units to measure next: those of which the model is least sure; at first such that all operators occur."""
+        candidates = self._unmeasured()
+        if len(candidates) <= count:
+            return [what for _, what in candidates]
+        order = self.rng.permutation(len(candidates))
+        latencies = self.table.latencies("unit")
+        if len(latencies) < 24:
+            return [candidates[i][1] for i in _covering([describe(candidates[i][0]) for i in order], count, order)]
+        unsure = self._disagreement([key for key, _ in candidates], latencies)
+        ranked = np.argsort(-unsure)
+        return [candidates[i][1] for i in ranked[:count]]
+
+    def _disagreement(self, keys: Sequence[Key], latencies: Mapping[str, Any]) -> np.ndarray:
+        """Standard deviation between small models, each fitted on another part of what was measured."""
+        measured = [self.table.subjects[identity] for identity in latencies]
+        settings = [describe(key_from_plain(what.config)) for what in measured]
+        names = sorted({name for row in settings for name in row})
+        work_names = sorted({name for what in measured for name in what.work})
+        known = np.hstack([matrix(settings, names), matrix([what.work for what in measured], work_names)])
+        target = np.log([latency.latency_ms for latency in latencies.values()])
+        wanted = np.hstack(
+            [
+                matrix([describe(key) for key in keys], names),
+                matrix([self.works[key] or {} for key in keys], work_names),
+            ]
+        )
+        votes = []
+        for seed in range(4):
+            rows = np.random.default_rng(seed).integers(0, len(target), len(target))
+            votes.append(
+                Trees.fit(known[rows], target[rows], num_trees=40, depth=3, rate=0.2, subsample=1.0, seed=seed).predict(
+                    wanted
+                )
+            )
+        return np.std(votes, axis=0)
+
+    def choose_networks(self, count: int) -> list[Subject]:
+        """Networks to measure next: those begun, then random ones."""
+        passes = self.config.measure.passes
+        own = [w for w in self.table.subjects.values() if w.kind == "network" and w.config["io"] == self.fields]
+        begun = [what for what in own if self.table.accepted(what.id) < passes]
+        count = min(count, self.config.max_networks - len(own) + len(begun))
+        found = {what.id: what for what in begun[:count]}
+        known = {what.id for what in own}
+        for vector in self.space.sample_many(2 * max(count, 0), self.rng):
+            if len(found) >= count:
+                break
+            architecture = self.space.decode(vector)
+            what = self.network_subject(architecture)
+            if what.id not in known and all(self.work_of(key) is not None for key in self._keys_of(architecture)):
+                found[what.id] = what
+        return list(found.values())
+
+    def _keys_of(self, architecture: Architecture) -> list[Key]:
+        from mixnas.predictors.units import registry_size_after, walk
+
+        return [key for _, key in walk(architecture, self.fields, registry_size_after)]
+
+    def run(
+        self, deadline: float, progress: Progress | None = None, should_stop: Callable[[], bool] | None = None
+    ) -> None:
+        """Measure in rounds until `deadline`, until everything is measured, or until told to stop."""
+        begun = time.monotonic()
+
+        def tick() -> None:
+            if progress is not None:
+                kinds = [what.kind for what in self.table.subjects.values()]
+                text = f"{kinds.count('unit')} units, {kinds.count('network')} networks measured"
+                progress(min(1.0, (time.monotonic() - begun) / max(deadline - begun, 1e-9)), text)
+
+        share = self.config.network_share
+        rounds = 0
+        while (left := deadline - time.monotonic()) > 1.0:
+            if should_stop is not None and should_stop():
+                return
+            # A short first round tells what things cost; then two long ones, whose passes lie far apart in time.
+            slot = left * (0.08 if rounds == 0 else 0.5 if rounds == 1 else 1.0)
+            networks = self.choose_networks(max(2, int(slot * share / self._cost["network"])))
+            if len(networks) * self._cost["network"] < slot * share / 2:
+                share = 0.0 if not networks else share
+            units = self.choose_units(max(4, int(slot * (1 - share) / self._cost["unit"])))
+            subjects = [*units, *networks]
+            if not subjects:
+                return
+            mixed = [subjects[i] for i in self.rng.permutation(len(subjects))]
+            self.measure(mixed, time.monotonic() + slot, should_stop, tick)
+            rounds += 1
+            tick()
+
+
+def _covering(settings: Sequence[Mapping[str, float]], count: int, labels: np.ndarray) -> list[int]:
+    """Greedy choice of `count` rows such that rare settings occur often; returns their labels."""
+    seen: dict[tuple[str, float], int] = {}
+    chosen: list[int] = []
+    left = list(range(len(settings)))
+    for _ in range(count):
+        best = max(left, key=lambda i: sum(1.0 / (1 + seen.get(item, 0)) ** 2 for item in settings[i].items()))
+        left.remove(best)
+        chosen.append(int(labels[best]))
+        for item in settings[best].items():
+            seen[item] = seen.get(item, 0) + 1
+    return chosen
+
+
+def profile(
+    space: SearchSpace,
+    io: IOSpec,
+    *,
+    device: str = "auto",
+    runtime: str = "eager",
+    directory: str | Path | None = None,
+    config: ProfileConfig | None = None,
+    plain: Any = None,
+    progress: Progress | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> LatencyPredictor:
+    """Measure a space on this device and fit its predictor; goes on from what the device's table holds already.
+
+    Args:
+        space: The space whose networks are to be predicted.
+        io: The task's input.
+        device: "auto", "cpu", "cuda" or the name of this machine's device.
+        runtime: "eager", "compiled", "onnxruntime" or "graph".
+        directory: Where the table and the predictor are kept; `latency.user_directory()` if not given.
+        config: Budget and settings.
+        plain: What stood under `space:` in the file, so that a query of the same text needs no torch.
+        progress: Called with the share of the budget that is spent, and a text.
+        should_stop: Asked between measurements; what was measured until then is kept and fitted.
+
+    Returns:
+        The predictor, which was also saved.
+
+    Raises:
+        ConfigError: Not this machine's device, a runtime that is not there, or a budget too short for a fit.
+    """
+    config = config or ProfileConfig()
+    begun = time.monotonic()
+    place = Path(directory) if directory is not None else user_directory()
+    with fixed_threads(config.measure.threads):
+        profiler = Profiler(space, io, device=device, runtime=runtime, directory=place, config=config, plain=plain)
+        others = _spaces_before(place, profiler)
+        # The fit takes some seconds, most of them scikit-learn's import.
+        profiler.run(begun + config.budget_s - min(8.0, 0.25 * config.budget_s), progress, should_stop)
+        predictor = fit(profiler.table, [profiler.to_fit, *others], profiler.work_of, config.fit)
+    predictor.save(place)
+    if progress is not None:
+        progress(1.0, "fitted")
+    return predictor
+
+
+def _spaces_before(directory: Path, profiler: Profiler) -> list[SpaceToFit]:
+    """The spaces that the device's predictor already tabulates, apart from this one."""
+    path = directory / f"{profiler.name}.{profiler.runtime}.npz"
+    if not path.exists():
+        return []
+    try:
+        before = LatencyPredictor.open(path)
+    except IntegrityError as error:
+        log.warning("%s It is fitted anew from its table.", error)
+        return []
+    mine = profiler.to_fit
+    found = []
+    for table, entry in zip(before.spaces, before.meta["spaces"], strict=True):
+        if table.io == mine.io and table.space.tree == mine.space.tree:
+            continue
+        found.append(SpaceToFit(table.space, table.io, table.parts, before.profiled.keys, tuple(entry["written_as"])))
+    return found
