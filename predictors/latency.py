@@ -403,7 +403,7 @@ def _damaged(path: Path, reason: object) -> IntegrityError:
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise _damaged(path, "not an archive")
             arrays = {name: file[name] for name in file.files}

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from mixnas.evaluators.training import TrainConfig
+from mixnas.predictors.device import DEFAULT_THREADS
+from mixnas.predictors.measure import MeasureConfig
 from mixnas.search.objectives import Comparison, Objective, parse_constraints, parse_objectives
 from mixnas.search.settings import Between, Seconds, load, to_plain
 from mixnas.search_space.errors import ConfigError
@@ -57,6 +60,44 @@ class SearchConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LatencyConfig:
+    """How latency is measured and predicted.
+
+    Attributes:
+        profile: Time for profiling this machine before a search that predicts latency, the fit included.
+        passes: Passes over a network when a search measures it.
+        final_passes: Passes over the final candidates.
+        threads: Threads inside an operator.
+        batch_size: Inputs per forward.
+    """
+
+    profile: Seconds = 45.0
+    passes: Annotated[int, Between(1)] = 3
+    final_passes: Annotated[int, Between(1)] = 7
+    threads: Annotated[int, Between(1)] = DEFAULT_THREADS
+    batch_size: Annotated[int, Between(1)] = 1
+
+    def measure(self, passes: int) -> MeasureConfig:
+        """The settings of one measurement."""
+        return MeasureConfig(passes=passes, threads=self.threads, batch_size=self.batch_size)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinalConfig:
+    """What happens to the front after the search.
+
+    Attributes:
+        candidates: Networks of the front that are trained to the end and measured.
+        weights: In a super-network search: where their training starts, "inherited" or "scratch".
+        train: Their training (a stand-alone search has trained them already).
+    """
+
+    candidates: Annotated[int, Between(1)] = 10
+    weights: Literal["inherited", "scratch"] = "inherited"
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=20, lr=1e-3))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
     """A configuration file.
 
@@ -67,8 +108,9 @@ class Config:
         constraints: Texts such as "params <= 2e5".
         search: How to search.
         space: The search space (read by `SearchSpace.from_dict`).
-        train: Training of a network.
+        train: Training of a network from scratch.
         supernet: Training of the super-network.
+        final: What happens to the front.
         latency: Measuring and predicting latency.
     """
 
@@ -80,9 +122,10 @@ class Config:
     constraints: tuple[str, ...] = ()
     search: SearchConfig = field(default_factory=SearchConfig)
     space: dict[str, Any] = field(default_factory=dict)
-    train: dict[str, Any] = field(default_factory=dict)
+    train: TrainConfig = field(default_factory=TrainConfig)
     supernet: dict[str, Any] = field(default_factory=dict)
-    latency: dict[str, Any] = field(default_factory=dict)
+    final: FinalConfig = field(default_factory=FinalConfig)
+    latency: LatencyConfig = field(default_factory=LatencyConfig)
 
     def __post_init__(self) -> None:
         self.parsed_objectives()

@@ -80,7 +80,7 @@ def final_front(
     values = np.array([[f.metrics[o.name] for o in objectives] for f in finalists]).reshape(-1, len(objectives))
     broken = {i: [c for c in constraints if not c.holds(f.metrics)] for i, f in enumerate(finalists)}
     feasible = [i for i in range(len(finalists)) if not broken[i]]
-    front = [feasible[i] for i in non_dominated(values[feasible], objectives)] if feasible else []
+    front = [feasible[i] for i in np.flatnonzero(non_dominated(values[feasible], objectives))] if feasible else []
     front.sort(key=lambda i: tuple(as_minimised(values[i], objectives)[0]))
     others = []
     for i, finalist in enumerate(finalists):

@@ -1,0 +1,152 @@
+"""Where a search's metrics and final networks come from: training each from scratch, or one super-network.
+
+A source knows how to evaluate an architecture during the search, how to bring a candidate to its final weights, and
+what latency means on the device that the search is for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from mixnas.evaluators.standalone import StandaloneEvaluator
+from mixnas.predictors.device import device_name
+from mixnas.predictors.measure import Latency
+from mixnas.search.run_directory import Run
+from mixnas.search.stopping import StopSignal
+from mixnas.search_space.architecture import Architecture
+from mixnas.search_space.errors import ConfigError
+from mixnas.search_space.network import Network
+from mixnas.search_space.weights import load_network, save_network
+
+if TYPE_CHECKING:
+    from mixnas.search.job import Plan
+
+OpenPhase = Callable[..., AbstractContextManager[Any]]
+StepProgress = Callable[..., None]
+
+
+def run_on(device: str) -> str:
+    """Where networks are trained for a configuration's `device`: a GPU when there is one and none was ruled out."""
+    if device == "cpu" or device.startswith("cpu-"):
+        return "cpu"
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def is_here(device: str, threads: int) -> bool:
+    """Whether the device that latency refers to is this machine, so that it can be measured."""
+    if device in ("auto", "cpu", "cuda"):
+        return True
+    return device == device_name("cuda" if run_on(device) == "cuda" else "cpu", threads)
+
+
+class Source(Protocol):
+    """See the module."""
+
+    finishing: str
+    measurable: bool
+    device_name: str
+
+    def evaluate(self, architecture: Architecture) -> Mapping[str, float]:
+        """Metrics for the search."""
+
+    def finish(self, architecture: Architecture, progress: StepProgress) -> Network:
+        """The network with its final weights."""
+
+    def predict(self, architecture: Architecture) -> Mapping[str, Any]:
+        """Predicted latency: `latency_ms`, `low_ms`, `high_ms`, `outside`; empty without a predictor."""
+
+    def measure(self, networks: Sequence[Network]) -> list[Latency]:
+        """Measured latency of final networks, together."""
+
+    def forget_others(self, front: set[str]) -> None:
+        """Drop what was kept for architectures that are not on the front."""
+
+
+class _Here:
+    """What both sources share: the machine that they train, and where possible measure, on."""
+
+    def __init__(self, plan: Plan, run: Run, stop: StopSignal) -> None:
+        config = plan.config
+        latency = config.latency
+        self.plan, self.run, self.stop = plan, run, stop
+        self.torch_device = run_on(config.device)
+        self.measurable = is_here(config.device, latency.threads)
+        self.device_name = device_name(self.torch_device, latency.threads) if self.measurable else config.device
+        self.trainer = StandaloneEvaluator(
+            plan.task,
+            config.train,
+            device=self.torch_device,
+            seed=config.search.seed,
+            measure=latency.measure(latency.passes) if self.measurable else None,
+            reference_ms=run.manifest.get("reference_ms"),
+            should_stop=stop,
+            keep=self._keep,
+        )
+
+    def _keep(self, architecture: Architecture, network: Network, metrics: dict[str, float]) -> None:
+        """Called with each network that the search trains from scratch."""
+
+    def _fix_reference(self) -> None:
+        # Latencies of a run compare only under one reference time of the sentinel, also after a resume.
+        if self.measurable and "reference_ms" not in self.run.manifest:
+            self.run.update(reference_ms=self.trainer.reference_ms)
+
+    def measure(self, networks: Sequence[Network]) -> list[Latency]:
+        """See `Source`."""
+        return self.trainer.latencies(networks, self.plan.config.latency.measure(self.plan.config.latency.final_passes))
+
+    def forget_others(self, front: set[str]) -> None:
+        """See `Source`."""
+
+
+class Standalone(_Here):
+    """Every candidate is trained from scratch; the front's weights are kept, and those are the final ones."""
+
+    finishing = "judge on the test split"
+
+    def __init__(self, plan: Plan, run: Run, stop: StopSignal) -> None:
+        super().__init__(plan, run, stop)
+        if not self.measurable:
+            raise ConfigError(
+                f"device {plan.config.device!r} is not this machine ({device_name(self.torch_device)}), so networks "
+                "cannot be measured on it during the search. Use search.evaluator: supernet, which predicts latency, "
+                "or device: auto."
+            )
+        self._fix_reference()
+
+    def _path(self, identity: str) -> Path:
+        return self.run.path / "networks" / f"{identity}.safetensors"
+
+    def _keep(self, architecture: Architecture, network: Network, metrics: dict[str, float]) -> None:
+        save_network(self._path(architecture.id), network)
+
+    def evaluate(self, architecture: Architecture) -> Mapping[str, float]:
+        """See `Source`."""
+        return self.trainer(architecture)
+
+    def finish(self, architecture: Architecture, progress: StepProgress) -> Network:
+        """See `Source`: the weights that the trial ended with; trained again if their file is gone."""
+        path = self._path(architecture.id)
+        return load_network(path) if path.exists() else self.trainer.train(architecture)[0]
+
+    def predict(self, architecture: Architecture) -> Mapping[str, Any]:
+        """See `Source`."""
+        return {}
+
+    def forget_others(self, front: set[str]) -> None:
+        """See `Source`."""
+        for path in (self.run.path / "networks").glob("*.safetensors"):
+            if path.stem not in front:
+                path.unlink()
+
+
+def make_source(plan: Plan, run: Run, stop: StopSignal, open_phase: OpenPhase) -> Source:
+    """The source that the configuration asks for, ready to evaluate: its own phases are carried out here."""
+    if plan.config.search.evaluator == "standalone":
+        return Standalone(plan, run, stop)
+    raise ConfigError("not yet")
