@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from mixnas.kernels import configs
 from mixnas.kernels.aot import Example
-from mixnas.kernels.dispatch import cdiv, choose, launch, next_power_of_2, tl, triton
+from mixnas.kernels.dispatch import cdiv, choose, launch, tl, triton
 from mixnas.kernels.epilogue import (
     ACTIVATIONS,
     activate,
@@ -124,49 +124,51 @@ def depthwise_conv2d_forward_kernel(
 def depthwise_conv2d_weight_kernel(
     grad_ptr,  # (B, H, W, C)
     x_ptr,  # (B, H, W, C)
-    partial_ptr,  # (splits, K, K, C) float32
-    bias_partial_ptr,  # (splits, C) float32 or None
+    partial_ptr,  # (splits, K*K + 1, C) float32; the last is the bias's
     positions,  # B*H*W
     height,
     width,
     channels,
     K: tl.constexpr,
-    BLOCK_K: tl.constexpr,  # power of two >= K
-    STEPS: tl.constexpr,  # position blocks a program goes through
-    BLOCK_P: tl.constexpr,
+    STEPS: tl.constexpr,  # a program goes through STEPS * UNROLL positions
+    UNROLL: tl.constexpr,
+    BLOCK_K: tl.constexpr,  # taps
     BLOCK_C: tl.constexpr,
 ):
     PAD: tl.constexpr = K // 2
     pid = tl.program_id(0)
     blocks_c = tl.cdiv(channels, BLOCK_C)
-    c = ((pid % blocks_c) * BLOCK_C + tl.arange(0, BLOCK_C))[None, None, :]
-    i = (pid // blocks_c) % K  # the row of taps
-    split = pid // (blocks_c * K)
-    j = tl.arange(0, BLOCK_K)[:, None, None]
+    blocks_k = tl.cdiv(K * K, BLOCK_K)
+    c = ((pid % blocks_c) * BLOCK_C + tl.arange(0, BLOCK_C))[None, :]
+    tap = (((pid // blocks_c) % blocks_k) * BLOCK_K + tl.arange(0, BLOCK_K))[:, None]
+    split = pid // (blocks_c * blocks_k)
     c_ok = c < channels
-    tap_ok = (j < K) & c_ok
-    acc = tl.zeros([BLOCK_K, BLOCK_P, BLOCK_C], dtype=tl.float32)
-    acc_bias = tl.zeros([1, BLOCK_P, BLOCK_C], dtype=tl.float32)
-    for step in range(STEPS):
-        p = ((split * STEPS + step) * BLOCK_P + tl.arange(0, BLOCK_P))[None, :, None]
-        p_ok = p < positions
-        y = (p // width) % height + i - PAD
-        x = p % width + j - PAD
-        offsets = p.to(tl.int64) * channels + c
-        grad = tl.load(grad_ptr + offsets, mask=p_ok & c_ok, other=0.0).to(tl.float32)
-        inside = p_ok & tap_ok & (y >= 0) & (y < height) & (x >= 0) & (x < width)
-        shift = ((i - PAD) * width + j - PAD) * channels
-        value = tl.load(x_ptr + (offsets + shift), mask=inside, other=0.0).to(tl.float32)
-        acc += grad * value
-        if bias_partial_ptr is not None:
-            acc_bias += grad
-    j2 = tl.arange(0, BLOCK_K)[:, None]
-    c2 = ((pid % blocks_c) * BLOCK_C + tl.arange(0, BLOCK_C))[None, :]
-    target = ((split * K + i) * K + j2) * channels + c2
-    tl.store(partial_ptr + target, tl.sum(acc, axis=1), mask=(j2 < K) & (c2 < channels))
-    if bias_partial_ptr is not None:
-        once = (c2 < channels) & (c2 * 0 + i == 0)  # each row of taps has summed the same
-        tl.store(bias_partial_ptr + split * channels + c2, tl.sum(acc_bias, axis=1), mask=once)
+    ok = (tap < K * K) & c_ok
+    # The tap after the last multiplies by one: its sum is the bias's gradient. K*K is odd, so a block has room for it.
+    other = tl.where(tap + c * 0 == K * K, 1.0, 0.0).to(x_ptr.dtype.element_ty)
+    i = tap // K - PAD
+    j = tap % K - PAD
+    position = split * (STEPS * UNROLL)
+    x = position % width
+    y = (position // width) % height
+    start = position.to(tl.int64) * channels
+    grad_ptrs = grad_ptr + start + c
+    x_ptrs = x_ptr + start + (i * width + j) * channels + c
+    acc = tl.zeros([BLOCK_K, BLOCK_C], dtype=tl.float32)
+    for _ in range(STEPS):
+        for _ in tl.static_range(UNROLL):
+            grad = tl.load(grad_ptrs, mask=c_ok & (c * 0 + position < positions), other=0.0).to(tl.float32)
+            inside = (i + y >= 0) & (i + y < height) & (j + x >= 0) & (j + x < width) & (i * 0 + position < positions)
+            acc += grad * tl.load(x_ptrs, mask=ok & inside, other=other).to(tl.float32)
+            grad_ptrs += channels
+            x_ptrs += channels
+            position += 1
+            x += 1
+            y = tl.where(x == width, y + 1, y)
+            y = tl.where(y == height, 0, y)
+            x = tl.where(x == width, 0, x)
+    target = partial_ptr + (split * (K * K + 1) + tap).to(tl.int64) * channels + c
+    tl.store(target, acc, mask=(tap <= K * K) & c_ok)
 
 
 def depthwise_conv2d_reference(
@@ -238,21 +240,18 @@ def _(x, weight, bias, gate, activation, keep_pre):
     return out, torch.empty_like(out) if keep_pre else x.new_empty(0)
 
 
-def _weight_gradient(
-    grad: torch.Tensor, x: torch.Tensor, size: int, with_bias: bool
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _weight_gradient(grad: torch.Tensor, x: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the gradients of the weight and of the bias, in float32."""
     batch, height, width, channels = x.shape
     positions = batch * height * width
     config = configs.pick("depthwise_conv2d_weight", x, kernel_size=size, channels=channels)
-    splits = cdiv(positions, config["STEPS"] * config["BLOCK_P"])
-    sums = torch.empty(splits, size, size, channels, dtype=torch.float32, device=x.device)
-    bias_sums = torch.empty(splits, channels, dtype=torch.float32, device=x.device) if with_bias else None
-    operands = (grad, x, sums, bias_sums, positions, height, width, channels)
-    grid = (cdiv(channels, config["BLOCK_C"]) * size * splits,)
-    constants = {"K": size, "BLOCK_K": next_power_of_2(size)}
-    launch(depthwise_conv2d_weight_kernel, grid, *operands, **constants, **config)
-    weight_grad = sums.sum(0).permute(2, 0, 1).unsqueeze(1)
-    return weight_grad.contiguous(), None if bias_sums is None else bias_sums.sum(0)
+    splits = cdiv(positions, config["STEPS"] * config["UNROLL"])
+    sums = torch.empty(splits, size * size + 1, channels, dtype=torch.float32, device=x.device)
+    operands = (grad, x, sums, positions, height, width, channels)
+    grid = (cdiv(channels, config["BLOCK_C"]) * cdiv(size * size, config["BLOCK_K"]) * splits,)
+    launch(depthwise_conv2d_weight_kernel, grid, *operands, K=size, **config)
+    total = sums.sum(0)
+    return total[:-1].t().reshape(channels, 1, size, size), total[-1]
 
 
 def _backward(
@@ -270,11 +269,11 @@ def _backward(
         pre = _convolve(x, taps, bias, None, "none", False, False)[0]
     grad_pre, grad_gate = epilogue_backward(grad.contiguous(), pre, gate, activation)
     grad_x, _ = _convolve(grad_pre, taps, None, None, "none", False, True)
-    grad_weight, grad_bias = _weight_gradient(grad_pre, x, weight.shape[-1], bias is not None)
+    grad_weight, grad_bias = _weight_gradient(grad_pre, x, weight.shape[-1])
     return (
         grad_x,
         grad_weight.to(weight.dtype),
-        x.new_empty(0) if grad_bias is None else grad_bias.to(weight.dtype),
+        x.new_empty(0) if bias is None else grad_bias.to(bias.dtype, copy=True),
         x.new_empty(0) if grad_gate is None else grad_gate,
     )
 
@@ -455,7 +454,7 @@ def aot_examples(kernel: str, bounds: dict[str, int]) -> Iterator[Example]:
             call = partial(_convolve, x, taps, taps[0], x, "silu", True, False)
             moved = 4 * x.numel() + taps.numel()
         else:
-            call = partial(_weight_gradient, x, x, size, True)
+            call = partial(_weight_gradient, x, x, size)
             moved = 2 * x.numel() + taps.numel()
         operations = 2 * x.numel() * size * size
         yield Example(label=label, call=call, bytes=moved * x.element_size(), operations=operations)
