@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ if __name__ == "__main__" and not __package__:
         sys.modules["mixnas"] = importlib.util.module_from_spec(_spec)
         _spec.loader.exec_module(sys.modules["mixnas"])
 
-from mixnas.search_space.errors import ConfigError, nearest
+from mixnas.search_space.errors import ConfigError, NasError, nearest
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent / "configs" / "digits.yaml"
 EXIT_STATUS = """\

@@ -157,6 +157,11 @@ class LatencyPredictor:
                     self._sizes[key.role, key.op, key.before] = key.after.size
         return self._rows
 
+    def knows(self, architecture: Architecture, io: Any = None) -> bool:
+        """Whether every unit of the architecture was among those that the predictor was profiled for."""
+        rows = self._row_of()
+        return all(key in rows for _, key in walk(architecture, self._io(io), self._size_after))
+
     def _io(self, io: Any) -> Mapping[str, Any]:
         if io is None:
             if not self.spaces:
