@@ -108,6 +108,14 @@ def count_states(path: str | Path) -> dict[TrialState, int]:
     return counts
 
 
+def _sync_directory(path: Path) -> None:
+    directory = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
 class JournalFile(BaseJournalBackend):
     """The backend of an `optuna.storages.JournalStorage`, for one writing process.
 
@@ -133,12 +141,12 @@ class JournalFile(BaseJournalBackend):
         self._encode = json.JSONEncoder(separators=(",", ":")).encode
         self.synced = True
         self._last_sync = -math.inf
-        if read_only:
-            self._size = sound_size(self.path) if self.path.exists() else 0
-            return
-        repair(self.path)
-        self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        self._size = os.fstat(self._file).st_size
+        if not read_only:
+            repair(self.path)
+            self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            _sync_directory(self.path.parent)
+        self._found_size = sound_size(self.path) if self.path.exists() else 0
+        self._size = self._found_size
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
         """Yield the records from a number on: from the file the first time, then what was appended since."""
@@ -153,7 +161,7 @@ class JournalFile(BaseJournalBackend):
         count = 0
         if self.path.exists():
             with open(self.path, "rb") as file:
-                while file.tell() < self._size:
+                while file.tell() < self._found_size:
                     line = file.readline()
                     count += 1
                     if count <= log_number_from:

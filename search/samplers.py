@@ -154,11 +154,15 @@ class ConditionalTPE(TPESampler):
 
 
 class ConditionalGP(GPSampler):
-    """Gaussian processes on all choices; one that is inactive in a trial stands at its first value for the model."""
+    """Gaussian processes on all choices; one that is inactive in a trial stands at its first value for the model.
 
-    def __init__(self, space: SearchSpace, *, seed: int) -> None:
+    Among few choices a model often proposes what it has already seen. A proposal takes seconds, so one that is not
+    acceptable is mutated until it is, instead of asking again.
+    """
+
+    def __init__(self, space: SearchSpace, *, seed: int, acceptable: Acceptable) -> None:
         super().__init__(seed=seed, warn_independent_sampling=False)
-        self._seed = seed
+        self._space, self._seed, self._acceptable = space, seed, acceptable
         self._distributions = distributions_of(space)
         self._first_values = {variable.name: variable.values[0] for variable in space.variables}
 
@@ -181,6 +185,21 @@ class ConditionalGP(GPSampler):
     ) -> dict[str, Any]:
         completed = [self._filled(trial) for trial in completed_trials]
         return super()._sample_relative_impl(study, completed, running_trials, search_space)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """The model's proposal, or one near it; nothing (independent sampling) until there is a model."""
+        params = super().sample_relative(study, trial, search_space)
+        if not params:
+            return params
+        proposal = architecture = self._space.from_params(params)
+        rng = trial_generator(self._seed, trial.number)
+        for _ in range(_MAX_DRAWS):
+            if self._acceptable(architecture):
+                break
+            architecture = self._space.mutate(proposal, rng)
+        return self._space.params_of(architecture)
 
     def _filled(self, trial: FrozenTrial) -> FrozenTrial:
         filled = copy.copy(trial)
@@ -209,7 +228,7 @@ def _tpe(space: SearchSpace, seed: int, population_size: int, acceptable: Accept
 
 
 def _gp(space: SearchSpace, seed: int, population_size: int, acceptable: Acceptable) -> BaseSampler:
-    return ConditionalGP(space, seed=seed)
+    return ConditionalGP(space, seed=seed, acceptable=acceptable)
 
 
 def _random(space: SearchSpace, seed: int, population_size: int, acceptable: Acceptable) -> BaseSampler:
