@@ -43,14 +43,16 @@ def _console(args: argparse.Namespace, stderr: bool = False) -> Any:
 
     plain = args.no_color or bool(os.environ.get("NO_COLOR"))
     stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() else 160  # a file or a pipe has no width of its own
+    width = None if stream.isatty() else 200  # a file or a pipe has no width of its own
     return Console(stderr=stderr, no_color=plain, highlight=False, width=width, soft_wrap=False)
 
 
 def _table(args: argparse.Namespace, columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
     from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
     from rich.table import Table
 
+    title = escape(title)
     table = Table(*columns, title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for i, column in enumerate(table.columns):
         cells = [row[i] for row in rows]
@@ -58,7 +60,7 @@ def _table(args: argparse.Namespace, columns: Sequence[str], rows: Sequence[Sequ
             column.justify = "right"
             column.no_wrap = True
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     _console(args).print(table)
 
 
