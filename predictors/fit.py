@@ -70,7 +70,7 @@ def fit(
     config = config or FitConfig()
     table.require_device()
     batches = {what.batch for what in table.subjects.values()}
-    if len(batches) != 1:
+    if len(batches) > 1:
         raise ConfigError(f"{table.csv_path}: measurements of several batch sizes {sorted(batches)} in one table.")
     units = table.latencies("unit")
     networks = table.latencies("network")

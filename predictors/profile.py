@@ -263,7 +263,13 @@ class Profiler:
     def choose_networks(self, count: int) -> list[Subject]:
         """Networks to measure next: those begun, then random ones."""
         passes = self.config.measure.passes
-        own = [w for w in self.table.subjects.values() if w.kind == "network" and w.config["io"] == self.fields]
+        own = [
+            what
+            for what in self.table.subjects.values()
+            if what.kind == "network"
+            and what.config["io"] == self.fields
+            and self.space.contains(architecture_from_canonical(what.config["architecture"]))
+        ]
         begun = [what for what in own if self.table.accepted(what.id) < passes]
         count = min(count, self.config.max_networks - len(own) + len(begun))
         found = {what.id: what for what in begun[:count]}

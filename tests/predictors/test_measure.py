@@ -103,6 +103,7 @@ def test_measuring_restores_the_state_and_the_sentinel_is_fixed():
     before = torch.get_num_threads(), torch.get_rng_state()
     with measuring(2):
         assert torch.get_num_threads() == 2 and torch.is_inference_mode_enabled() and not gc.isenabled()
+    with measuring(1):
         first, second = make_sentinel(), make_sentinel()
         assert torch.equal(first(), second())
         assert Meter(MeasureConfig()).window(first).ratio > 0
