@@ -132,14 +132,18 @@ class KernelContract:
                 return func(*args, **(kwargs or {}))
 
         with dispatch.backend("triton"):
-            tensors = case.draw(torch.float32)
-            with torch.no_grad(), Recorder():
-                self.function(**tensors, **case.options)
-            assert [func.name() for func, _, _ in recorded] == [self.operator]
+            leaves = {name: tensor.requires_grad_() for name, tensor in case.draw(torch.float32).items()}
+            with Recorder():
+                outputs = self.function(**leaves, **case.options)
+                assert [func.name() for func, _, _ in recorded] == [self.operator]
+                outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+                torch.autograd.grad(outputs, list(leaves.values()), [torch.ones_like(output) for output in outputs])
+            for func, args, kwargs in recorded[1:]:
+                torch.library.opcheck(func, args, kwargs, test_utils="test_faketensor")
             func, args, kwargs = recorded[0]
-            leaves = [a.detach().requires_grad_() if isinstance(a, torch.Tensor) else a for a in args]
+            operands = [a.detach().requires_grad_() if isinstance(a, torch.Tensor) else a for a in args]
             tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
-            torch.library.opcheck(func, tuple(leaves), kwargs, test_utils=tests)
+            torch.library.opcheck(func, tuple(operands), kwargs, test_utils=tests)
 
     def test_export_sees_one_operator(self) -> None:
         case = next(iter(self.cases.values()))

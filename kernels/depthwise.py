@@ -1,0 +1,347 @@
+"""The kernels of the depthwise convolutions, 2-D and 1-D, on channels-last tensors: bias, activation and gate fused.
+
+    out[b, y, x, c] = act(bias[c] + sum_ij weight[c, 0, i, j] * in[b, y + i - top, x + j - left, c]) * gate[b, y, x, c]
+
+Stride 1, zero padding. Shapes: B batch, H height, W width, C channels, I taps down, J taps across; a sequence is an
+image one row high. The public functions are in `depthwise_conv2d.py` and `depthwise_conv1d.py`.
+
+A program of the forward kernel owns a strip of columns (of several images when they are narrow), one or two rows high:
+each input row is read once for both output rows. The loop over input rows stays a loop and only the taps within a row
+are unrolled: unrolling both needs every register there is and spills. The weight gradient reduces over positions in
+two passes, per split and then over splits, without atomics, so that it is deterministic.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+
+from mixnas.kernels import configs
+from mixnas.kernels.aot import Example
+from mixnas.kernels.dispatch import cdiv, launch, tl, triton
+from mixnas.kernels.epilogue import activate, epilogue_backward
+
+
+@triton.jit
+def depthwise_forward_kernel(
+    x_ptr,  # (B, H, W, C)
+    weight_ptr,  # (I*J, C)
+    bias_ptr,  # (C,) or None
+    gate_ptr,  # (B, H, W, C) or None
+    out_ptr,  # (B, H, W, C)
+    pre_ptr,  # (B, H, W, C) or None: what the activation is applied to, for the backward
+    batch,
+    height,
+    width,
+    channels,
+    DOWN: tl.constexpr,  # taps down
+    ACROSS: tl.constexpr,  # taps across
+    TOP: tl.constexpr,  # rows of padding above
+    LEFT: tl.constexpr,  # columns of padding on the left
+    FLIP: tl.constexpr,  # read the taps backwards: the gradient of the input
+    ACTIVATION: tl.constexpr,
+    INNER: tl.constexpr,  # taps of a row that are unrolled
+    EVEN_C: tl.constexpr,  # channels % BLOCK_C == 0
+    ROWS: tl.constexpr,  # 1 or 2
+    BLOCK_W: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    STEP: tl.constexpr = -1 if FLIP else 1
+    FIRST: tl.constexpr = DOWN * ACROSS - 1 if FLIP else 0
+    pid = tl.program_id(0)
+    blocks_c = tl.cdiv(channels, BLOCK_C)
+    blocks_h = tl.cdiv(height, ROWS)
+    c = ((pid % blocks_c) * BLOCK_C + tl.arange(0, BLOCK_C))[None, :]
+    c_ok = c < channels
+    zero_c = c * 0
+    y0 = ((pid // blocks_c) % blocks_h) * ROWS
+    column = (pid // (blocks_c * blocks_h)) * BLOCK_W + tl.arange(0, BLOCK_W)  # over (B, W)
+    b = column // width
+    x0 = column % width
+    column_ok = (column < batch * width)[:, None]
+    first = (b.to(tl.int64) * height + y0) * width + x0
+    in_ptrs = x_ptr + (first - TOP * width - LEFT)[:, None] * channels + c
+    tap_ptrs = weight_ptr + FIRST * channels + c
+    left = tl.where(column_ok, (x0 - LEFT)[:, None], -ACROSS - INNER)
+    acc0 = tl.zeros([BLOCK_W, BLOCK_C], dtype=tl.float32)
+    acc1 = tl.zeros([BLOCK_W, BLOCK_C], dtype=tl.float32)
+    for row in range(ROWS + DOWN - 1):
+        y = y0 + row - TOP
+        # A row outside the image puts every column out of range.
+        col = tl.where((left * 0 + y >= 0) & (left * 0 + y < height), left, -ACROSS - INNER)
+        for j0 in range(0, ACROSS, INNER):
+            for inner in tl.static_range(INNER):
+                j = j0 + inner
+                ok = (col + j >= 0) & (col + j < width)
+                if not EVEN_C:
+                    ok = ok & c_ok
+                value = tl.load(in_ptrs + j * channels, mask=ok, other=0.0).to(tl.float32)
+                tap_ok = c_ok & (zero_c + row < DOWN)
+                if ACROSS % INNER != 0:
+                    tap_ok = tap_ok & (zero_c + j < ACROSS)
+                tap = tl.load(tap_ptrs + STEP * j * channels, mask=tap_ok, other=0.0).to(tl.float32)
+                acc0 += value * tap
+                if ROWS == 2:
+                    tap_ok = c_ok & (zero_c + row > 0)
+                    if ACROSS % INNER != 0:
+                        tap_ok = tap_ok & (zero_c + j < ACROSS)
+                    tap = tl.load(tap_ptrs + STEP * (j - ACROSS) * channels, mask=tap_ok, other=0.0).to(tl.float32)
+                    acc1 += value * tap
+        in_ptrs += width * channels
+        tap_ptrs += STEP * ACROSS * channels
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + c, mask=c_ok, other=0.0).to(tl.float32)
+        acc0 += bias
+        acc1 += bias
+    offsets = first[:, None] * channels + c
+    ok = column_ok & c_ok
+    if pre_ptr is not None:
+        tl.store(pre_ptr + offsets, acc0.to(pre_ptr.dtype.element_ty), mask=ok)
+    acc0 = activate(acc0, ACTIVATION)
+    if gate_ptr is not None:
+        acc0 *= tl.load(gate_ptr + offsets, mask=ok, other=0.0).to(tl.float32)
+    tl.store(out_ptr + offsets, acc0.to(out_ptr.dtype.element_ty), mask=ok)
+    if ROWS == 2:
+        offsets += width * channels
+        ok = ok & (zero_c + (y0 + 1) < height)
+        if pre_ptr is not None:
+            tl.store(pre_ptr + offsets, acc1.to(pre_ptr.dtype.element_ty), mask=ok)
+        acc1 = activate(acc1, ACTIVATION)
+        if gate_ptr is not None:
+            acc1 *= tl.load(gate_ptr + offsets, mask=ok, other=0.0).to(tl.float32)
+        tl.store(out_ptr + offsets, acc1.to(out_ptr.dtype.element_ty), mask=ok)
+
+
+@triton.jit
+def depthwise_weight_kernel(
+    grad_ptr,  # (B, H, W, C)
+    x_ptr,  # (B, H, W, C)
+    partial_ptr,  # (splits, I*J + 1, C) float32; the last is the bias's
+    positions,  # B*H*W
+    height,
+    width,
+    channels,
+    DOWN: tl.constexpr,
+    ACROSS: tl.constexpr,
+    TOP: tl.constexpr,
+    LEFT: tl.constexpr,
+    STEPS: tl.constexpr,  # a program goes through STEPS * UNROLL positions
+    UNROLL: tl.constexpr,
+    BLOCK_K: tl.constexpr,  # taps
+    BLOCK_C: tl.constexpr,
+):
+    TAPS: tl.constexpr = DOWN * ACROSS
+    pid = tl.program_id(0)
+    blocks_c = tl.cdiv(channels, BLOCK_C)
+    blocks_k = tl.cdiv(TAPS + 1, BLOCK_K)
+    c = ((pid % blocks_c) * BLOCK_C + tl.arange(0, BLOCK_C))[None, :]
+    tap = (((pid // blocks_c) % blocks_k) * BLOCK_K + tl.arange(0, BLOCK_K))[:, None]
+    split = pid // (blocks_c * blocks_k)
+    c_ok = c < channels
+    ok = (tap < TAPS) & c_ok
+    # The tap after the last multiplies by one: its sum is the bias's gradient.
+    other = tl.where(tap + c * 0 == TAPS, 1.0, 0.0).to(x_ptr.dtype.element_ty)
+    i = tap // ACROSS - TOP
+    j = tap % ACROSS - LEFT
+    position = split * (STEPS * UNROLL)
+    x = position % width
+    y = (position // width) % height
+    start = position.to(tl.int64) * channels
+    grad_ptrs = grad_ptr + start + c
+    x_ptrs = x_ptr + start + (i * width + j) * channels + c
+    acc = tl.zeros([BLOCK_K, BLOCK_C], dtype=tl.float32)
+    for _ in range(STEPS):
+        for _ in tl.static_range(UNROLL):
+            grad = tl.load(grad_ptrs, mask=c_ok & (c * 0 + position < positions), other=0.0).to(tl.float32)
+            inside = (i + y >= 0) & (i + y < height) & (j + x >= 0) & (j + x < width) & (i * 0 + position < positions)
+            acc += grad * tl.load(x_ptrs, mask=ok & inside, other=other).to(tl.float32)
+            grad_ptrs += channels
+            x_ptrs += channels
+            position += 1
+            x += 1
+            y = tl.where(x == width, y + 1, y)
+            y = tl.where(y == height, 0, y)
+            x = tl.where(x == width, 0, x)
+    target = partial_ptr + (split * (TAPS + 1) + tap).to(tl.int64) * channels + c
+    tl.store(target, acc, mask=(tap <= TAPS) & c_ok)
+
+
+def _taps(weight_C1IJ: torch.Tensor) -> torch.Tensor:
+    """Return the weight as (I*J, C), contiguous: free when it is laid out so in memory, else a small copy."""
+    return weight_C1IJ.permute(2, 3, 1, 0).reshape(-1, weight_C1IJ.shape[0]).contiguous()
+
+
+def _convolve(
+    x: torch.Tensor,
+    taps: torch.Tensor,
+    bias: torch.Tensor | None,
+    gate: torch.Tensor | None,
+    activation: str,
+    geometry: tuple[int, int, int, int],
+    keep_pre: bool = False,
+    flip: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    batch, height, width, channels = x.shape
+    down, across, top, left = geometry
+    out = torch.empty_like(x)
+    pre = torch.empty_like(x) if keep_pre else None
+    config = configs.pick("depthwise_forward", x, taps_down=down, taps_across=across, channels=channels)
+    blocks = cdiv(channels, config["BLOCK_C"]) * cdiv(height, config["ROWS"]) * cdiv(batch * width, config["BLOCK_W"])
+    operands = (x, taps, bias, gate, out, pre, batch, height, width, channels)
+    constants = {
+        "DOWN": down,
+        "ACROSS": across,
+        "TOP": down - 1 - top if flip else top,
+        "LEFT": across - 1 - left if flip else left,
+        "FLIP": flip,
+        "ACTIVATION": activation,
+        "INNER": across if across <= 9 else 8,
+        "EVEN_C": channels % config["BLOCK_C"] == 0,
+    }
+    launch(depthwise_forward_kernel, (blocks,), *operands, **constants, **config)
+    return out, pre
+
+
+def _forward(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    gate: torch.Tensor | None,
+    activation: str,
+    top: int,
+    left: int,
+    keep_pre: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    gate = None if gate is None else gate.contiguous()
+    geometry = (*weight.shape[2:], top, left)
+    out, pre = _convolve(x.contiguous(), _taps(weight), bias, gate, activation, geometry, keep_pre)
+    return out, x.new_empty(0) if pre is None else pre
+
+
+_operator = torch.library.custom_op("mixnas::depthwise_conv", _forward, mutates_args=())
+
+
+@_operator.register_fake
+def _(x, weight, bias, gate, activation, top, left, keep_pre):
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return out, torch.empty_like(out) if keep_pre else x.new_empty(0)
+
+
+def _weight_gradient(
+    grad: torch.Tensor, x: torch.Tensor, geometry: tuple[int, int, int, int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the gradients of the weight (C, 1, I, J) and of the bias (C,), in float32."""
+    batch, height, width, channels = x.shape
+    down, across, top, left = geometry
+    taps, positions = down * across, batch * height * width
+    config = configs.pick("depthwise_weight", x, taps=taps, channels=channels)
+    splits = cdiv(positions, config["STEPS"] * config["UNROLL"])
+    sums = torch.empty(splits, taps + 1, channels, dtype=torch.float32, device=x.device)
+    operands = (grad, x, sums, positions, height, width, channels)
+    grid = (cdiv(channels, config["BLOCK_C"]) * cdiv(taps + 1, config["BLOCK_K"]) * splits,)
+    launch(depthwise_weight_kernel, grid, *operands, DOWN=down, ACROSS=across, TOP=top, LEFT=left, **config)
+    total = sums.sum(0)
+    return total[:-1].t().reshape(channels, 1, down, across), total[-1]
+
+
+def _backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    gate: torch.Tensor | None,
+    pre: torch.Tensor,
+    activation: str,
+    top: int,
+    left: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    x, taps, geometry = x.contiguous(), _taps(weight), (*weight.shape[2:], top, left)
+    gate = None if gate is None else gate.contiguous()
+    if pre.shape != x.shape and (gate is not None or activation != "none"):  # the forward was told not to keep it
+        pre = _convolve(x, taps, bias, None, "none", geometry)[0]
+    grad_pre, grad_gate = epilogue_backward(grad.contiguous(), pre, gate, activation)
+    grad_x, _ = _convolve(grad_pre, taps, None, None, "none", geometry, flip=True)
+    grad_weight, grad_bias = _weight_gradient(grad_pre, x, geometry)
+    return (
+        grad_x,
+        grad_weight.to(weight.dtype).contiguous(),
+        x.new_empty(0) if bias is None else grad_bias.to(bias.dtype, copy=True),
+        x.new_empty(0) if grad_gate is None else grad_gate,
+    )
+
+
+_backward_operator = torch.library.custom_op("mixnas::depthwise_conv_backward", _backward, mutates_args=())
+
+
+@_backward_operator.register_fake
+def _(grad, x, weight, bias, gate, pre, activation, top, left):
+    contiguous = torch.contiguous_format
+    return (
+        torch.empty_like(x, memory_format=contiguous),
+        torch.empty_like(weight, memory_format=contiguous),
+        x.new_empty(0) if bias is None else torch.empty_like(bias),
+        x.new_empty(0) if gate is None else torch.empty_like(gate, memory_format=contiguous),
+    )
+
+
+def _setup_context(ctx, inputs, output):
+    x, weight, bias, gate, ctx.activation, ctx.top, ctx.left, _ = inputs
+    ctx.save_for_backward(x, weight, bias, gate, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _differentiate(ctx, grad, _):
+    x, weight, bias, gate, pre = ctx.saved_tensors
+    grad_x, grad_weight, grad_bias, grad_gate = _backward_operator(
+        grad, x, weight, bias, gate, pre, ctx.activation, ctx.top, ctx.left
+    )
+    bias_and_gate = (None if bias is None else grad_bias, None if gate is None else grad_gate)
+    return grad_x, grad_weight, *bias_and_gate, None, None, None, None
+
+
+_operator.register_autograd(_differentiate, setup_context=_setup_context)
+
+
+def depthwise_conv(
+    x_BHWC: torch.Tensor,
+    weight_C1IJ: torch.Tensor,
+    bias: torch.Tensor | None,
+    gate: torch.Tensor | None,
+    activation: str,
+    top: int,
+    left: int,
+) -> torch.Tensor:
+    """Run the operator on Triton: stride 1, output of the input's size, `top` rows and `left` columns of padding."""
+    operands = [tensor for tensor in (x_BHWC, weight_C1IJ, bias, gate) if tensor is not None]
+    needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in operands)
+    keep_pre = needs_grad and (gate is not None or activation != "none")
+    return _operator(x_BHWC, weight_C1IJ, bias, gate, activation, top, left, keep_pre)[0]
+
+
+def aot_examples(kernel: str, bounds: dict[str, int]) -> Iterator[Example]:
+    """Yield what the ahead-of-time compiler compiles for one row of the table (see `aot.py`)."""
+    channels = bounds.get("channels", 256)
+    if kernel == "depthwise_forward":
+        across = bounds.get("taps_across", 31)
+        down = bounds.get("taps_down", across)
+    else:
+        across = int(bounds.get("taps", 31 * 31) ** 0.5)
+        down = across
+    geometry = (down, across, down // 2, across // 2)
+    size = (32, 56, 56, channels) if down > 1 else (32, 1, 3136, channels)
+    for dtype, name in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
+        x = torch.empty(size, dtype=dtype, device="meta")
+        taps = torch.empty(down * across, channels, dtype=dtype, device="meta")
+        call: Callable[[], object]
+        if kernel == "depthwise_forward":
+            call = partial(_convolve, x, taps, taps[0], x, "silu", geometry, keep_pre=True)
+            moved = 4 * x.numel() + taps.numel()
+        else:
+            call = partial(_weight_gradient, x, x, geometry)
+            moved = 2 * x.numel() + taps.numel()
+        yield Example(
+            label=f"{name} {'x'.join(map(str, size))} k{down}x{across}",
+            call=call,
+            bytes=moved * x.element_size(),
+            operations=2 * x.numel() * down * across,
+        )
