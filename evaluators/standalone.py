@@ -19,7 +19,6 @@ from mixnas.predictors.measure import (
     forward_call,
     make_sentinel,
     measure_networks,
-    random_inputs,
 )
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.network import Network, cost
@@ -152,7 +151,7 @@ class StandaloneEvaluator:
         generator = torch.Generator().manual_seed(self.seed)
         calls = []
         for network in networks:
-            inputs = random_inputs(self.task.io, measure.batch_size, generator, str(self.device))
+            inputs = self.task.io.example(measure.batch_size, generator=generator).to(self.device)
             calls.append(forward_call(copy.deepcopy(network).deploy().to(self.device), inputs))
         return measure_networks(
             calls,

@@ -65,7 +65,7 @@ class TrainConfig:
     batch_size: int = 64
     lr: float = 4e-3
     weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[float, ...] = (0.9, 0.99)
     warmup: float = 0.1
     label_smoothing: float = 0.1
     clip: float = 1.0
@@ -76,8 +76,6 @@ class TrainConfig:
     mixed_precision: bool = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.betas, list):  # as a file has it
-            object.__setattr__(self, "betas", tuple(self.betas))
         betas = self.betas
         for name, allowed, ok in (
             ("epochs", "a whole number from 1", _whole(self.epochs, 1)),
@@ -167,9 +165,9 @@ def train(
 
     network.to(device).train()
     parameters: list[Tensor] = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameter_groups(network, config.weight_decay), lr=config.lr, betas=config.betas, fused=True
-    )
+    groups = parameter_groups(network, config.weight_decay)
+    beta1, beta2 = config.betas
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(beta1, beta2), fused=True)
     average = [p.detach().clone() for p in parameters] if config.ema else []
     augment = task.augment if config.augment else None
     data = _batches(inputs, targets, batch_size, augment, local)

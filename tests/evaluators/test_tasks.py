@@ -4,12 +4,12 @@ import textwrap
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
 from mixnas.evaluators.tasks import SPLITS, Split, Task, by_name, check_task, names
 from mixnas.evaluators.tasks.digits import Digits, random_shift, stratified_split
 from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.network import IOSpec
-from sklearn.datasets import load_digits
 
 
 @pytest.fixture(scope="module")

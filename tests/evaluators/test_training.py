@@ -1,0 +1,252 @@
+"""Training and judging real networks on real data."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mixnas.evaluators.tasks import Split, Task, by_name
+from mixnas.evaluators.training import (
+    DivergedError,
+    TrainConfig,
+    evaluate,
+    learning_rate,
+    parameter_groups,
+    recalibrate,
+    train,
+)
+from mixnas.search.config import load_config
+from mixnas.search_space.architecture import Architecture
+from mixnas.search_space.errors import ConfigError, StoppedEarly
+from mixnas.search_space.network import Network
+
+SMALL = {
+    "stem": {"name": "conv", "stride": 2},
+    "stages": [{"width": 16, "blocks": [{"mixer": {"name": "dwconv", "kernel_size": 3}, "channel_mixer": "mlp"}]}],
+}
+
+
+@pytest.fixture(scope="module")
+def digits() -> Task:
+    return by_name("digits")
+
+
+def small_network(seed: int = 0) -> Network:
+    io = by_name("digits").io
+    return Network(Architecture.from_dict(SMALL), io, generator=torch.Generator().manual_seed(seed))
+
+
+def train_small(task: Task, config: TrainConfig, *, seed: int = 0, network: nn.Module | None = None, **options):
+    network = small_network() if network is None else network
+    return network, train(network, task, config, generator=torch.Generator().manual_seed(seed), **options)
+
+
+class Dropped(nn.Module):
+    """Draws from the global generator in training, as dropout does; also has a norm with running statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            self.layers = nn.Sequential(
+                nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.2), nn.Linear(32, 10)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+def test_digits_are_learned(digits: Task) -> None:
+    before = evaluate(small_network(), digits)
+    network, result = train_small(digits, TrainConfig(epochs=8, lr=1.6e-2, augment=False))
+    after = evaluate(network, digits)
+    assert result.steps == result.planned_steps == 8 * (1078 // 64)
+    assert before.score < 0.3 and after.score > 0.85
+    assert after.loss < before.loss / 2
+    assert not network.training
+
+
+def test_recall_is_learned_by_attention_and_not_without_it() -> None:
+    config = load_config(Path(__file__).parents[2] / "configs" / "mqar.yaml")
+    task = by_name(config.task.name, **config.task.options, train_size=8000)
+    training = config.train
+    scores = {}
+    for mixer in ("attention", "linear_attention"):
+        blocks = [
+            {"mixer": {"name": "dwconv", "kernel_size": 3}, "channel_mixer": "none"},
+            {"mixer": {"name": mixer, "heads": 1}, "channel_mixer": "none"},
+        ]
+        plain = {"stem": "embedding", "stages": [{"width": 16, "blocks": blocks}]}
+        network = Network(Architecture.from_dict(plain), task.io, generator=torch.Generator().manual_seed(0))
+        _, result = train_small(task, training, network=network)
+        scores[mixer] = evaluate(network, task, "test").score
+        assert (result.validations[-1][1] >= training.stop_at) == (result.steps < training.steps)
+        assert [step for step, _ in result.validations] == list(range(50, result.steps + 1, 50))
+    assert scores["attention"] >= 0.95
+    assert scores["linear_attention"] < 0.5
+
+
+@pytest.mark.parametrize("make", [small_network, Dropped])
+def test_same_seed_same_weights_and_global_generator_untouched(digits: Task, make) -> None:
+    config = TrainConfig(steps=30, ema=0.9)
+    state = torch.random.get_rng_state()
+    runs = [train_small(digits, config, seed=seed, network=make()) for seed in (3, 3, 4)]
+    assert torch.equal(torch.random.get_rng_state(), state)
+    (first, a), (second, b), (other, _) = runs
+    assert a.loss == b.loss
+    for x, y in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
+        assert torch.equal(x, y)
+    assert any(not torch.equal(x, y) for x, y in zip(first.parameters(), other.parameters(), strict=True))
+
+
+def test_a_loss_that_is_not_finite_names_step_and_loss(digits: Task) -> None:
+    class Poisoned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.calls = small_network(), 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return self.inner(x) * (math.inf if self.calls == 7 else 1.0)
+
+    with pytest.raises(DivergedError, match=r"loss is nan at step 7\. Lower lr") as caught:
+        train_small(digits, TrainConfig(steps=20), network=Poisoned())
+    assert caught.value.step == 7
+    assert math.isnan(caught.value.loss)
+
+
+def test_weights_that_are_not_finite_are_no_metric(digits: Task) -> None:
+    network = small_network()
+    with torch.no_grad():
+        next(network.parameters()).fill_(math.nan)
+    with pytest.raises(DivergedError, match="validation loss is nan"):
+        evaluate(network, digits)
+
+
+def test_should_stop_and_progress(digits: Task) -> None:
+    seen: list[tuple[int, int, float, float | None]] = []
+    with pytest.raises(StoppedEarly, match="after 5 of 34 steps"):
+        train_small(
+            digits,
+            TrainConfig(steps=34),
+            progress=lambda *state: seen.append(state),
+            should_stop=lambda: len(seen) == 5,
+        )
+    assert [state[:2] for state in seen] == [(step, 34) for step in range(1, 6)]
+    assert all(math.isfinite(state[2]) and state[3] is None for state in seen)
+
+
+def test_what_progress_raises_ends_the_training(digits: Task) -> None:
+    class PrunedError(Exception):
+        pass
+
+    def report(step: int, steps: int, loss: float, score: float | None) -> None:
+        if score is not None:
+            raise PrunedError(step)
+
+    with pytest.raises(PrunedError, match="3"):
+        train_small(digits, TrainConfig(steps=10, validate_every=3), progress=report)
+
+
+def test_validation_at_the_last_step_is_not_made_twice(digits: Task) -> None:
+    _, result = train_small(digits, TrainConfig(steps=6, validate_every=3))
+    assert [step for step, _ in result.validations] == [3, 6]
+
+
+def test_only_training_examples_are_seen_and_each_once_an_epoch() -> None:
+    seen: list[Tensor] = []
+
+    class Watched(Task):
+        name = "watched"
+
+        def augment(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+            seen.append(inputs.clone())
+            return inputs
+
+    task = Watched()
+    digits = by_name("digits")
+    task.io, task.train, task.validation, task.test = digits.io, digits.train, digits.validation, digits.test
+    train_small(task, TrainConfig(epochs=2, batch_size=77))  # 14 batches of 77 are exactly 1078
+    images = torch.cat(seen).flatten(1)
+    assert len(images) == 2 * 1078
+    for epoch in images.split(1078):
+        assert torch.equal(torch.unique(epoch, dim=0), torch.unique(digits.train.inputs.flatten(1), dim=0))
+    assert not torch.equal(images[:1078], images[1078:])
+
+
+def test_fewer_examples_than_a_batch(digits: Task) -> None:
+    class Few(Task):
+        name = "few"
+
+    task = Few()
+    task.io, task.validation = digits.io, digits.validation
+    task.train = Split(digits.train.inputs[:5], digits.train.targets[:5])
+    _, result = train_small(task, TrainConfig(epochs=3, batch_size=64))
+    assert result.steps == 3
+
+
+def test_moving_average_replaces_the_weights(digits: Task) -> None:
+    plain, _ = train_small(digits, TrainConfig(steps=40, warmup=0.0))
+    averaged, _ = train_small(digits, TrainConfig(steps=40, warmup=0.0, ema=0.95))
+    start, end, mean = (nn.utils.parameters_to_vector(n.parameters()) for n in (small_network(), plain, averaged))
+    moved = [(end - start).norm(), (mean - start).norm()]
+    assert 0.2 * moved[0] < moved[1] < moved[0]  # on its way, behind the weights
+
+
+def test_recalibrated_statistics_are_those_of_the_training_data(digits: Task) -> None:
+    network = Dropped()
+    norm = network.layers[2]
+    with torch.no_grad():
+        recalibrate(network, digits, generator=torch.Generator().manual_seed(0), batch_size=154, batches=7)
+        hidden = network.layers[:2](digits.train.inputs)
+    torch.testing.assert_close(norm.running_mean, hidden.mean(0), rtol=1e-4, atol=1e-5)
+    assert norm.momentum == 0.1
+    assert network.training  # as it was
+
+
+def test_evaluation_does_not_depend_on_the_batch_size(digits: Task) -> None:
+    network = small_network()
+    whole, pieces = evaluate(network, digits, "test", batch_size=1000), evaluate(network, digits, "test", batch_size=7)
+    assert whole.score == pytest.approx(pieces.score, abs=1e-9)
+    assert whole.loss == pytest.approx(pieces.loss, rel=1e-5)
+
+
+def test_biases_and_norms_do_not_decay() -> None:
+    network = small_network()
+    decaying, free = parameter_groups(network, 0.3)
+    names = {id(p): name for name, p in network.named_parameters()}
+    assert decaying["weight_decay"] == 0.3 and free["weight_decay"] == 0.0
+    assert all("norm" in names[id(p)] or "bias" in names[id(p)] for p in free["params"])
+    assert not any("norm" in names[id(p)] or "bias" in names[id(p)] for p in decaying["params"])
+    assert len(decaying["params"]) + len(free["params"]) == len(names)
+
+
+def test_learning_rate_rises_then_falls_to_zero() -> None:
+    rates = [learning_rate(step, 100, 1.0, 0.1) for step in range(100)]
+    assert rates[0] == pytest.approx(1 / 11)
+    assert rates[10] == max(rates) == 1.0
+    assert rates[:11] == sorted(rates[:11]) and rates[10:] == sorted(rates[10:], reverse=True)
+    assert 0 < rates[-1] < 1e-3
+    assert learning_rate(0, 100, 1.0, 0.0) == 1.0
+    assert all(0 < learning_rate(step, 3, 1.0, 0.9) <= 1.0 for step in range(3))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"epochs": 0}, "epochs is 0"),
+        ({"steps": 0}, "steps is 0"),
+        ({"lr": 0.0}, "lr is 0.0, it must be a number above 0"),
+        ({"lr": math.nan}, "lr is nan"),
+        ({"warmup": 1.0}, "warmup is 1.0"),
+        ({"ema": 1.0}, "ema is 1.0"),
+        ({"betas": (0.9,)}, "betas"),
+        ({"augment": 1}, "true or false"),
+        ({"batch_size": True}, "batch_size is True"),
+    ],
+)
+def test_configuration_is_checked(options: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        TrainConfig(**options)
