@@ -1,0 +1,550 @@
+"""Neighborhood attention in one and two dimensions with window, stride and dilation, forward and backward.
+
+Generalized Neighborhood Attention, Hassani et al. 2025 (arXiv:2504.16922), on Neighborhood Attention Transformer
+(arXiv:2204.07143) and its dilation (arXiv:2209.15001). Along a dimension, tokens whose positions are equal modulo the
+dilation form a group; within one of n tokens, query i has the leader l = min(i // s * s + s // 2, n - 1) and attends
+the w keys around l, moved inwards at the borders: always w keys. Causal dimensions: l = min(i // s * s + s - 1, n - 1),
+and the keys j <= i with l - j < w. Stride 1 slides; stride w is attention in blocks; w = n is full attention.
+
+A program takes a tile of queries of one group and walks the box of keys that any of them attends, a block at a time on
+the tensor cores, masking as flash attention does; for the gradients of keys and values the roles are exchanged.
+
+Shapes: B examples, H x W positions (sequences: 1 x L), N heads, D channels of a head.
+"""
+
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+from mixnas.kernels import configs, dispatch
+from mixnas.kernels.aot import Example
+from mixnas.kernels.dispatch import cdiv, choose, launch, next_power_of_2, tl, triton
+
+MAX_HEAD_CHANNELS = 128
+_LOG2_E = math.log2(math.e)
+
+
+@triton.jit
+def _first_key(i, n, WINDOW: tl.constexpr, STRIDE: tl.constexpr, CAUSAL: tl.constexpr):
+    """The first key of query i in a group of n; negative where a causal window begins before the group."""
+    if CAUSAL:
+        return tl.minimum(i // STRIDE * STRIDE + STRIDE - 1, n - 1) - WINDOW + 1
+    leader = tl.minimum(i // STRIDE * STRIDE + STRIDE // 2, n - 1)
+    return tl.maximum(tl.minimum(leader - WINDOW // 2, n - WINDOW), 0)
+
+
+@triton.jit
+def _first_query(j, WINDOW: tl.constexpr, STRIDE: tl.constexpr, CAUSAL: tl.constexpr):
+    """The first query that attends key j."""
+    if CAUSAL:
+        return j
+    least = tl.maximum(j - WINDOW + 1 + WINDOW // 2 - STRIDE // 2, 0)  # of leader - STRIDE // 2
+    return tl.where(j < WINDOW, 0, (least + STRIDE - 1) // STRIDE * STRIDE)
+
+
+@triton.jit
+def _seen(q, k, n, WINDOW: tl.constexpr, STRIDE: tl.constexpr, CAUSAL: tl.constexpr):
+    """Whether queries attend keys along one dimension (shapes that broadcast)."""
+    first = _first_key(q, n, WINDOW, STRIDE, CAUSAL)
+    seen = (k >= first) & (k < first + WINDOW) & (k >= 0) & (k < n) & (q < n)
+    if CAUSAL:
+        seen = seen & (k <= q)
+    return seen
+
+
+@triton.jit
+def _product(x, y, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
+    if WIDEN:  # the interpreter would multiply the bits of bfloat16
+        x, y = x.to(tl.float32), y.to(tl.float32)
+    return tl.dot(x, y, input_precision=PRECISION)
+
+
+@triton.jit
+def neighborhood_attention_forward_kernel(
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, scale,
+    H, W, N, D, TILES_X, TILES,
+    WINDOW_Y: tl.constexpr, WINDOW_X: tl.constexpr, STRIDE_Y: tl.constexpr, STRIDE_X: tl.constexpr,
+    DILATION_Y: tl.constexpr, DILATION_X: tl.constexpr, CAUSAL_Y: tl.constexpr, CAUSAL_X: tl.constexpr,
+    TILE_Y: tl.constexpr, TILE_X: tl.constexpr, BOX_X: tl.constexpr, NUM_BLOCKS: tl.constexpr,
+    BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr, BLOCK_INNER: tl.constexpr,
+):  # fmt: skip
+    group, tile = tl.program_id(0) // TILES, tl.program_id(0) % TILES
+    group_y, group_x = group // DILATION_X, group % DILATION_X
+    size_y, size_x = (H - group_y + DILATION_Y - 1) // DILATION_Y, (W - group_x + DILATION_X - 1) // DILATION_X
+    start_y, start_x = tile // TILES_X * TILE_Y, tile % TILES_X * TILE_X
+    example, head = (tl.program_id(1) // N).to(tl.int64), tl.program_id(1) % N
+    d = tl.arange(0, BLOCK_D)
+    i = tl.arange(0, TILE_Y * TILE_X)
+    qy, qx = start_y + i // TILE_X, start_x + i % TILE_X
+    in_q = (qy < size_y) & (qx < size_x)
+    at_q = ((example * H + qy * DILATION_Y + group_y) * W + qx * DILATION_X + group_x) * N + head
+    mask_q = in_q[:, None] & (d < D)[None, :]
+    q = tl.load(q_ptr + at_q[:, None] * D + d[None, :], mask=mask_q, other=0.0)
+    box_y = tl.maximum(_first_key(start_y, size_y, WINDOW_Y, STRIDE_Y, CAUSAL_Y), 0)
+    box_x = tl.maximum(_first_key(start_x, size_x, WINDOW_X, STRIDE_X, CAUSAL_X), 0)
+    top = tl.full((TILE_Y * TILE_X,), -1e30, dtype=tl.float32)
+    total = tl.zeros((TILE_Y * TILE_X,), dtype=tl.float32)
+    out = tl.zeros((TILE_Y * TILE_X, BLOCK_D), dtype=tl.float32)
+    for block in range(NUM_BLOCKS):
+        j = block * BLOCK_INNER + tl.arange(0, BLOCK_INNER)
+        ky, kx = box_y + j // BOX_X, box_x + j % BOX_X
+        in_k = (ky < size_y) & (kx < size_x)
+        at_k = ((example * H + ky * DILATION_Y + group_y) * W + kx * DILATION_X + group_x) * N + head
+        mask_k = in_k[:, None] & (d < D)[None, :]
+        k = tl.load(k_ptr + at_k[:, None] * D + d[None, :], mask=mask_k, other=0.0)
+        v = tl.load(v_ptr + at_k[:, None] * D + d[None, :], mask=mask_k, other=0.0)
+        seen = _seen(qy[:, None], ky[None, :], size_y, WINDOW_Y, STRIDE_Y, CAUSAL_Y)
+        seen = seen & _seen(qx[:, None], kx[None, :], size_x, WINDOW_X, STRIDE_X, CAUSAL_X)
+        scores = _product(q, tl.trans(k), PRECISION, WIDEN) * scale
+        scores = tl.where(seen, scores, -1e30)
+        new_top = tl.maximum(top, tl.max(scores, 1))
+        weights = tl.where(seen, tl.exp2(scores - new_top[:, None]), 0.0)
+        shrink = tl.exp2(top - new_top)
+        total = total * shrink + tl.sum(weights, 1)
+        out = out * shrink[:, None] + _product(weights.to(v.dtype), v, PRECISION, WIDEN)
+        top = new_top
+    total = tl.where(in_q, total, 1.0)
+    out = out / total[:, None]
+    tl.store(out_ptr + at_q[:, None] * D + d[None, :], out.to(out_ptr.dtype.element_ty), mask=mask_q)
+    tl.store(lse_ptr + at_q, top + tl.log2(total), mask=in_q)
+
+
+@triton.jit
+def neighborhood_attention_query_gradient_kernel(
+    grad_ptr, q_ptr, k_ptr, v_ptr, lse_ptr, delta_ptr, grad_q_ptr, scale,
+    H, W, N, D, TILES_X, TILES,
+    WINDOW_Y: tl.constexpr, WINDOW_X: tl.constexpr, STRIDE_Y: tl.constexpr, STRIDE_X: tl.constexpr,
+    DILATION_Y: tl.constexpr, DILATION_X: tl.constexpr, CAUSAL_Y: tl.constexpr, CAUSAL_X: tl.constexpr,
+    TILE_Y: tl.constexpr, TILE_X: tl.constexpr, BOX_X: tl.constexpr, NUM_BLOCKS: tl.constexpr,
+    BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr, BLOCK_INNER: tl.constexpr,
+):  # fmt: skip
+    group, tile = tl.program_id(0) // TILES, tl.program_id(0) % TILES
+    group_y, group_x = group // DILATION_X, group % DILATION_X
+    size_y, size_x = (H - group_y + DILATION_Y - 1) // DILATION_Y, (W - group_x + DILATION_X - 1) // DILATION_X
+    start_y, start_x = tile // TILES_X * TILE_Y, tile % TILES_X * TILE_X
+    example, head = (tl.program_id(1) // N).to(tl.int64), tl.program_id(1) % N
+    d = tl.arange(0, BLOCK_D)
+    i = tl.arange(0, TILE_Y * TILE_X)
+    qy, qx = start_y + i // TILE_X, start_x + i % TILE_X
+    in_q = (qy < size_y) & (qx < size_x)
+    at_q = ((example * H + qy * DILATION_Y + group_y) * W + qx * DILATION_X + group_x) * N + head
+    mask_q = in_q[:, None] & (d < D)[None, :]
+    q = tl.load(q_ptr + at_q[:, None] * D + d[None, :], mask=mask_q, other=0.0)
+    grad = tl.load(grad_ptr + at_q[:, None] * D + d[None, :], mask=mask_q, other=0.0)
+    lse = tl.load(lse_ptr + at_q, mask=in_q, other=0.0)
+    delta = tl.load(delta_ptr + at_q, mask=in_q, other=0.0)
+    box_y = tl.maximum(_first_key(start_y, size_y, WINDOW_Y, STRIDE_Y, CAUSAL_Y), 0)
+    box_x = tl.maximum(_first_key(start_x, size_x, WINDOW_X, STRIDE_X, CAUSAL_X), 0)
+    grad_q = tl.zeros((TILE_Y * TILE_X, BLOCK_D), dtype=tl.float32)
+    for block in range(NUM_BLOCKS):
+        j = block * BLOCK_INNER + tl.arange(0, BLOCK_INNER)
+        ky, kx = box_y + j // BOX_X, box_x + j % BOX_X
+        in_k = (ky < size_y) & (kx < size_x)
+        at_k = ((example * H + ky * DILATION_Y + group_y) * W + kx * DILATION_X + group_x) * N + head
+        mask_k = in_k[:, None] & (d < D)[None, :]
+        k = tl.load(k_ptr + at_k[:, None] * D + d[None, :], mask=mask_k, other=0.0)
+        v = tl.load(v_ptr + at_k[:, None] * D + d[None, :], mask=mask_k, other=0.0)
+        seen = _seen(qy[:, None], ky[None, :], size_y, WINDOW_Y, STRIDE_Y, CAUSAL_Y)
+        seen = seen & _seen(qx[:, None], kx[None, :], size_x, WINDOW_X, STRIDE_X, CAUSAL_X)
+        scores = _product(q, tl.trans(k), PRECISION, WIDEN) * scale
+        weights = tl.exp2(tl.where(seen, scores - lse[:, None], -1e30))
+        grad_weights = _product(grad, tl.trans(v), PRECISION, WIDEN)
+        grad_scores = weights * (grad_weights - delta[:, None])
+        grad_q += _product(grad_scores.to(k.dtype), k, PRECISION, WIDEN)
+    grad_q *= scale * 0.6931471805599453
+    tl.store(grad_q_ptr + at_q[:, None] * D + d[None, :], grad_q.to(grad_q_ptr.dtype.element_ty), mask=mask_q)
+
+
+@triton.jit
+def neighborhood_attention_key_gradient_kernel(
+    grad_ptr, q_ptr, k_ptr, v_ptr, lse_ptr, delta_ptr, grad_k_ptr, grad_v_ptr, scale,
+    H, W, N, D, TILES_X, TILES,
+    WINDOW_Y: tl.constexpr, WINDOW_X: tl.constexpr, STRIDE_Y: tl.constexpr, STRIDE_X: tl.constexpr,
+    DILATION_Y: tl.constexpr, DILATION_X: tl.constexpr, CAUSAL_Y: tl.constexpr, CAUSAL_X: tl.constexpr,
+    TILE_Y: tl.constexpr, TILE_X: tl.constexpr, BOX_X: tl.constexpr, NUM_BLOCKS: tl.constexpr,
+    BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr, BLOCK_INNER: tl.constexpr,
+):  # fmt: skip
+    group, tile = tl.program_id(0) // TILES, tl.program_id(0) % TILES
+    group_y, group_x = group // DILATION_X, group % DILATION_X
+    size_y, size_x = (H - group_y + DILATION_Y - 1) // DILATION_Y, (W - group_x + DILATION_X - 1) // DILATION_X
+    start_y, start_x = tile // TILES_X * TILE_Y, tile % TILES_X * TILE_X
+    example, head = (tl.program_id(1) // N).to(tl.int64), tl.program_id(1) % N
+    d = tl.arange(0, BLOCK_D)
+    i = tl.arange(0, TILE_Y * TILE_X)
+    ky, kx = start_y + i // TILE_X, start_x + i % TILE_X
+    in_k = (ky < size_y) & (kx < size_x)
+    at_k = ((example * H + ky * DILATION_Y + group_y) * W + kx * DILATION_X + group_x) * N + head
+    mask_k = in_k[:, None] & (d < D)[None, :]
+    k = tl.load(k_ptr + at_k[:, None] * D + d[None, :], mask=mask_k, other=0.0)
+    v = tl.load(v_ptr + at_k[:, None] * D + d[None, :], mask=mask_k, other=0.0)
+    box_y = _first_query(start_y, WINDOW_Y, STRIDE_Y, CAUSAL_Y)
+    box_x = _first_query(start_x, WINDOW_X, STRIDE_X, CAUSAL_X)
+    grad_k = tl.zeros((TILE_Y * TILE_X, BLOCK_D), dtype=tl.float32)
+    grad_v = tl.zeros((TILE_Y * TILE_X, BLOCK_D), dtype=tl.float32)
+    for block in range(NUM_BLOCKS):
+        j = block * BLOCK_INNER + tl.arange(0, BLOCK_INNER)
+        qy, qx = box_y + j // BOX_X, box_x + j % BOX_X
+        in_q = (qy < size_y) & (qx < size_x)
+        at_q = ((example * H + qy * DILATION_Y + group_y) * W + qx * DILATION_X + group_x) * N + head
+        mask_q = in_q[:, None] & (d < D)[None, :]
+        q = tl.load(q_ptr + at_q[:, None] * D + d[None, :], mask=mask_q, other=0.0)
+        grad = tl.load(grad_ptr + at_q[:, None] * D + d[None, :], mask=mask_q, other=0.0)
+        lse = tl.load(lse_ptr + at_q, mask=in_q, other=0.0)
+        delta = tl.load(delta_ptr + at_q, mask=in_q, other=0.0)
+        seen = _seen(qy[None, :], ky[:, None], size_y, WINDOW_Y, STRIDE_Y, CAUSAL_Y)
+        seen = seen & _seen(qx[None, :], kx[:, None], size_x, WINDOW_X, STRIDE_X, CAUSAL_X)
+        scores = _product(k, tl.trans(q), PRECISION, WIDEN) * scale
+        weights = tl.exp2(tl.where(seen, scores - lse[None, :], -1e30))
+        grad_v += _product(weights.to(grad.dtype), grad, PRECISION, WIDEN)
+        grad_weights = _product(v, tl.trans(grad), PRECISION, WIDEN)
+        grad_scores = weights * (grad_weights - delta[None, :])
+        grad_k += _product(grad_scores.to(q.dtype), q, PRECISION, WIDEN)
+    grad_k *= scale * 0.6931471805599453
+    tl.store(grad_k_ptr + at_k[:, None] * D + d[None, :], grad_k.to(grad_k_ptr.dtype.element_ty), mask=mask_k)
+    tl.store(grad_v_ptr + at_k[:, None] * D + d[None, :], grad_v.to(grad_v_ptr.dtype.element_ty), mask=mask_k)
+
+
+# -- which keys: plain integers ---------------------------------------------------------------------------------------
+
+
+def keys_of(i: int, n: int, window: int, stride: int = 1, causal: bool = False) -> range:
+    """Return the keys that query `i` attends in a group of `n` tokens (dilation 1)."""
+    if causal:
+        leader = min(i // stride * stride + stride - 1, n - 1)
+        return range(max(leader - window + 1, 0), i + 1)
+    first = max(min(min(i // stride * stride + stride // 2, n - 1) - window // 2, n - window), 0)
+    return range(first, min(first + window, n))
+
+
+def attended(n: int, window: int, stride: int = 1, dilation: int = 1, causal: bool = False) -> list[list[int]]:
+    """Return the keys of each of `n` positions along one dimension."""
+    found = []
+    for position in range(n):
+        group, size = position % dilation, cdiv(n - position % dilation, dilation)
+        found.append([j * dilation + group for j in keys_of(position // dilation, size, window, stride, causal)])
+    return found
+
+
+def num_pairs(size: Sequence[int], window: Sequence[int], stride: Sequence[int], dilation: Sequence[int],
+              causal: Sequence[bool]) -> int:  # fmt: skip
+    """Return how many (query, key) pairs attend, one head of one example."""
+    dimensions = zip(size, window, stride, dilation, causal, strict=True)
+    return math.prod(sum(len(keys) for keys in attended(*dimension)) for dimension in dimensions)
+
+
+@functools.cache
+def _boxes(n: int, window: int, stride: int, dilation: int, causal: bool, tile: int) -> tuple[int, int]:
+    """Return the widest box of keys that a tile of queries attends, and of queries that attend a tile of keys."""
+    keys = queries = 1
+    for size in {cdiv(n - group, dilation) for group in range(min(dilation, n))}:
+        seen = [keys_of(i, size, window, stride, causal) for i in range(size)]
+        for start in range(0, size, tile):
+            end = min(start + tile, size)
+            keys = max(keys, seen[end - 1].stop - seen[start].start)
+            least = max(start - window + 1 + window // 2 - stride // 2, 0)  # as `_first_query`
+            first = start if causal else 0 if start < window else cdiv(least, stride) * stride
+            last = max(i for i in range(size) if seen[i].start < end and seen[i].stop > start)
+            queries = max(queries, last - first + 1)
+    return keys, queries
+
+
+def neighborhood_attention_reference(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    window: Sequence[int],
+    stride: Sequence[int] | None = None,
+    dilation: Sequence[int] | None = None,
+    causal: Sequence[bool] | None = None,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """Softmax over all pairs with the mask of the definition, in the dtype given."""
+    size = q.shape[1:-2]
+    stride, dilation, causal = _complete(window, stride, dilation, causal)
+    masks = []
+    for n, *along in zip(size, window, stride, dilation, causal, strict=True):
+        mask = torch.zeros(n, n, dtype=torch.bool, device=q.device)
+        for position, keys in enumerate(attended(n, *along)):
+            mask[position, keys] = True
+        masks.append(mask)
+    mask = masks[0] if len(masks) == 1 else torch.einsum("ik,jl->ijkl", *masks).flatten(2).flatten(0, 1)
+    q_L, k_L, v_L = (x.flatten(1, -3) for x in (q, k, v))
+    scores = torch.einsum("bqnd,bknd->bnqk", q_L, k_L) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    weights = scores.masked_fill(~mask, float("-inf")).softmax(-1)
+    return torch.einsum("bnqk,bknd->bqnd", weights, v_L).view_as(v)
+
+
+# -- ATen: scaled_dot_product_attention over tiles ---------------------------------------------------------------------
+
+_DENSE = 512  # tokens of a group up to which one masked product is faster than tiles
+_TILE = (8, 64)
+
+
+def _bias(along_y: tuple[int | bool, ...], along_x: tuple[int | bool, ...], dtype: torch.dtype,
+          device: torch.device) -> torch.Tensor:  # fmt: skip
+    """Return 0 where a tile's queries attend a box's keys and -inf elsewhere, (queries, keys)."""
+    masks = []
+    for n, window, stride, causal, start, end, box_start, box_end in (along_y, along_x):
+        seen = [keys_of(i, n, window, stride, bool(causal)) for i in range(start, end)]
+        masks.append(torch.tensor([[j in keys for j in range(box_start, box_end)] for keys in seen], device=device))
+    mask = (masks[0][:, None, :, None] & masks[1][None, :, None, :]).flatten(2).flatten(0, 1)
+    return torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill(~mask, float("-inf"))
+
+
+@functools.lru_cache(maxsize=256)
+def _kept_bias(*key: object) -> torch.Tensor:
+    with torch.inference_mode(False):  # may be saved for a backward pass later
+        return _bias(*key)  # type: ignore[arg-type]
+
+
+def _tracing() -> bool:
+    """Whether tensors made now belong to a trace and must not be kept."""
+    from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+    return torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
+
+
+def _aten_group(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: Sequence[int], stride: Sequence[int],
+                causal: Sequence[bool], scale: float) -> torch.Tensor:  # fmt: skip
+    """Attention within one dilation group, (B, N, H, W, D)."""
+    H, W = q.shape[2:4]
+    tile_y, tile_x = (H, W) if H * W <= _DENSE else _TILE
+    make = _bias if _tracing() else _kept_bias
+    rows = []
+    for y in range(0, H, tile_y):
+        row = []
+        for x in range(0, W, tile_x):
+            boxes, along = [], []
+            for axis, (start, tile, n) in enumerate(((y, tile_y, H), (x, tile_x, W))):
+                end = min(start + tile, n)
+                options = (n, window[axis], stride[axis], causal[axis])
+                boxes.append(slice(keys_of(start, *options).start, keys_of(end - 1, *options).stop))
+                along.append((*options, start, end, boxes[-1].start, boxes[-1].stop))
+            bias = None
+            if any(causal) or window[0] < H or window[1] < W:
+                bias = make(*along, q.dtype, q.device)
+            q_tile = q[:, :, y : y + tile_y, x : x + tile_x]
+            k_box, v_box = (t[:, :, boxes[0], boxes[1]].flatten(2, 3) for t in (k, v))
+            out = F.scaled_dot_product_attention(q_tile.flatten(2, 3), k_box, v_box, attn_mask=bias, scale=scale)
+            row.append(out.view(q_tile.shape))
+        rows.append(row[0] if len(row) == 1 else torch.cat(row, 3))
+    return rows[0] if len(rows) == 1 else torch.cat(rows, 2)
+
+
+def _aten(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: Sequence[int], stride: Sequence[int],
+          dilation: Sequence[int], causal: Sequence[bool], scale: float) -> torch.Tensor:  # fmt: skip
+    q, k, v = (x.permute(0, 3, 1, 2, 4) for x in (q, k, v))
+    if tuple(dilation) == (1, 1):
+        out = _aten_group(q, k, v, window, stride, causal, scale)
+    else:
+        out = torch.empty_like(q)
+        for y in range(min(dilation[0], q.shape[2])):
+            for x in range(min(dilation[1], q.shape[3])):
+                group = [t[:, :, y :: dilation[0], x :: dilation[1]] for t in (q, k, v)]
+                out[:, :, y :: dilation[0], x :: dilation[1]] = _aten_group(*group, window, stride, causal, scale)
+    return out.permute(0, 2, 3, 1, 4)
+
+
+# -- Triton -----------------------------------------------------------------------------------------------------------
+
+
+def _geometry(kernel: str, q: torch.Tensor, window: Sequence[int], stride: Sequence[int], dilation: Sequence[int],
+              causal: Sequence[bool]) -> tuple[tuple[int, int], tuple[int, ...], dict[str, int | str]]:  # fmt: skip
+    """Return the grid, the integers after the tensors, and the constants and options of a launch."""
+    B, H, W, N, D = q.shape
+    config = dict(configs.pick(kernel, q, head_channels=D, bits=8 * q.element_size()))
+    block = config.pop("BLOCK_OUTER")
+    lengths = cdiv(H, dilation[0]), cdiv(W, dilation[1])
+    tile_y = min(next_power_of_2(lengths[0]), 1 << (block.bit_length() // 2))
+    tiles = (tile_y, block // tile_y)
+    which = 1 if kernel.endswith("key_gradient") else 0
+    box = [
+        _boxes(n, w, s, d, c, t)[which]
+        for n, w, s, d, c, t in zip((H, W), window, stride, dilation, causal, tiles, strict=True)
+    ]
+    counts = [cdiv(length, tile) for length, tile in zip(lengths, tiles, strict=True)]
+    groups = min(dilation[0], H) * dilation[1]
+    options: dict[str, int | str] = {
+        "TILE_Y": tiles[0],
+        "TILE_X": tiles[1],
+        "BOX_X": box[1],
+        "NUM_BLOCKS": cdiv(box[0] * box[1], config["BLOCK_INNER"]),
+        "BLOCK_D": max(16, next_power_of_2(D)),
+        "PRECISION": "tf32x3" if q.dtype == torch.float32 else "tf32",
+        "WIDEN": dispatch.INTERPRETING,
+    }
+    named = {"WINDOW": window, "STRIDE": stride, "DILATION": dilation, "CAUSAL": causal}
+    for name, (along_y, along_x) in named.items():
+        options |= {f"{name}_Y": along_y, f"{name}_X": along_x}
+    integers = (H, W, N, D, counts[1], counts[0] * counts[1])
+    return (groups * counts[0] * counts[1], B * N), integers, options | config
+
+
+def _forward(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    window: list[int],
+    stride: list[int],
+    dilation: list[int],
+    causal: list[bool],
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    q, k, v = (x.contiguous() for x in (q, k, v))
+    out = torch.empty_like(v)
+    lse = torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)  # of the scores in base 2
+    grid, integers, options = _geometry("neighborhood_attention_forward", q, window, stride, dilation, causal)
+    tensors = (q, k, v, out, lse)
+    launch(neighborhood_attention_forward_kernel, grid, *tensors, scale * _LOG2_E, *integers, **options)
+    return out, lse
+
+
+_attention = torch.library.custom_op("mixnas::neighborhood_attention", _forward, mutates_args=())
+
+
+@_attention.register_fake
+def _(q, k, v, window, stride, dilation, causal, scale):
+    out = torch.empty_like(v, memory_format=torch.contiguous_format)
+    return out, q.new_empty(q.shape[:-1], dtype=torch.float32)
+
+
+def _backward(
+    grad: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    window: list[int],
+    stride: list[int],
+    dilation: list[int],
+    causal: list[bool],
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    grad, q, k, v = (x.contiguous() for x in (grad, q, k, v))
+    delta = (grad.float() * out.float()).sum(-1)
+    grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    tensors = (grad, q, k, v, lse, delta)
+    scale = scale * _LOG2_E
+    options = (window, stride, dilation, causal)
+    grid, integers, constants = _geometry("neighborhood_attention_query_gradient", q, *options)
+    launch(neighborhood_attention_query_gradient_kernel, grid, *tensors, grad_q, scale, *integers, **constants)
+    grid, integers, constants = _geometry("neighborhood_attention_key_gradient", q, *options)
+    launch(neighborhood_attention_key_gradient_kernel, grid, *tensors, grad_k, grad_v, scale, *integers, **constants)
+    return grad_q, grad_k, grad_v
+
+
+_attention_backward = torch.library.custom_op("mixnas::neighborhood_attention_backward", _backward, mutates_args=())
+
+
+@_attention_backward.register_fake
+def _(grad, q, k, v, out, lse, window, stride, dilation, causal, scale):
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+
+
+def _setup_context(ctx, inputs, output):
+    q, k, v, *ctx.options = inputs
+    ctx.save_for_backward(q, k, v, *output)
+
+
+def _differentiate(ctx, grad, grad_lse):
+    grads = _attention_backward(grad, *ctx.saved_tensors, *ctx.options)
+    return *grads, None, None, None, None, None
+
+
+_attention.register_autograd(_differentiate, setup_context=_setup_context)
+
+
+def _complete(window: Sequence[int], stride: Sequence[int] | None, dilation: Sequence[int] | None,
+              causal: Sequence[bool] | None) -> tuple[list[int], list[int], list[bool]]:  # fmt: skip
+    """Fill in stride 1, dilation 1, not causal."""
+    n = len(window)
+    return list(stride or [1] * n), list(dilation or [1] * n), list(causal or [False] * n)
+
+
+def neighborhood_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    window: Sequence[int],
+    stride: Sequence[int] | None = None,
+    dilation: Sequence[int] | None = None,
+    causal: Sequence[bool] | None = None,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """Attend, from each position, a window of positions around it.
+
+    Args:
+        q: (B, L, N, D) or (B, H, W, N, D) queries of N heads.
+        k: Keys, shape of `q`.
+        v: Values, shape of `q`.
+        window: Keys of a query along each dimension; times the dilation at most the size, except where causal.
+        stride: Along each dimension, how many neighbouring queries share one window; at most the window. Default 1.
+        dilation: Distance between neighbouring keys along each dimension. Default 1.
+        causal: Along which dimensions no later position is seen. Default none.
+        scale: Factor on the scores; D^-1/2 where not given.
+
+    Returns:
+        Shape of `q`.
+
+    Raises:
+        ValueError: Shapes or options that do not fit together.
+    """
+    size = q.shape[1:-2]
+    if not q.shape == k.shape == v.shape or len(size) not in (1, 2):
+        shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v))
+        raise ValueError(f"q, k, v have shapes {shapes}: expected one shape, (B, L, N, D) or (B, H, W, N, D)")
+    window = list(window)
+    stride, dilation, causal = _complete(window, stride, dilation, causal)
+    for name, option in (("window", window), ("stride", stride), ("dilation", dilation), ("causal", causal)):
+        if len(option) != len(size):
+            raise ValueError(f"{name} {option}: expected one value for each of {len(size)} dimensions")
+    for n, w, s, d, c in zip(size, window, stride, dilation, causal, strict=True):
+        if w < 1 or d < 1 or not 1 <= s <= w or (not c and w * d > n):
+            raise ValueError(
+                f"window {w}, stride {s}, dilation {d} along {n} positions: expected 1 <= stride <= window and, unless "
+                "causal, window * dilation <= positions"
+            )
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    backend = choose(q, k, v)
+    if backend == "reference":
+        return neighborhood_attention_reference(q, k, v, window, stride, dilation, causal, scale)
+    if len(size) == 1:  # one row
+        q, k, v = (x.unsqueeze(1) for x in (q, k, v))
+        window, stride, dilation, causal = [1, *window], [1, *stride], [1, *dilation], [False, *causal]
+    if backend == "triton" and q.shape[-1] <= MAX_HEAD_CHANNELS:
+        out, _ = _attention(q, k, v, window, stride, dilation, causal, scale)
+    else:
+        out = _aten(q, k, v, window, stride, dilation, causal, scale)
+    return out.squeeze(1) if len(size) == 1 else out
+
+
+def aot_examples(kernel: str, bounds: dict[str, int]) -> Iterator[Example]:
+    """Yield what the ahead-of-time compiler compiles for one row of the table (see `aot.py`)."""
+    D = bounds.get("head_channels", MAX_HEAD_CHANNELS)
+    dtype, name = (torch.bfloat16, "bf16") if "bits" in bounds else (torch.float32, "fp32")
+    settings = {
+        "2-D 56x56 w7 s2 d4": ((56, 56), [7, 7], [2, 2], [4, 4]),
+        "1-D 4096 w64": ((1, 4096), [1, 64], [1, 1], [1, 1]),
+    }
+    for label, (size, window, stride, dilation) in settings.items():
+        q = torch.empty(8, *size, 4, D, dtype=dtype, device="meta")
+        lse = torch.empty(q.shape[:-1], device="meta")
+        options = (window, stride, dilation, [False, False], D**-0.5)
+        forward = kernel == "neighborhood_attention_forward"
+        maps, products = {
+            "neighborhood_attention_forward": (4, 2),
+            "neighborhood_attention_query_gradient": (5, 3),
+            "neighborhood_attention_key_gradient": (6, 4),
+        }[kernel]
+        yield Example(
+            label=f"{name} {label} D{D}",
+            call=partial(_forward, q, q, q, *options) if forward else partial(_backward, q, q, q, q, q, lse, *options),
+            bytes=maps * q.numel() * q.element_size(),
+            operations=2 * products * q.numel() * math.prod(window),
+            unit="matrix",
+        )
