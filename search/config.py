@@ -154,4 +154,7 @@ def load_config(path: str | Path, *, settings: Iterable[str] = ()) -> Config:
     Raises:
         ConfigError: With the file, the key, what was given and what is allowed.
     """
-    return load(Config, load_yaml(path), path, settings=settings)
+    plain = load_yaml(path)
+    if isinstance(plain, dict) and "stages" in plain:  # a space or an architecture alone
+        plain = {"space": plain}
+    return load(Config, plain, path, settings=settings)

@@ -215,6 +215,11 @@ class Run:
         return self.path / "supernet.safetensors"
 
     @property
+    def latency(self) -> Path:
+        """The measurement table and the predictor that a search with predicted latency profiled."""
+        return self.path / "latency"
+
+    @property
     def exports(self) -> Path:
         """Where exported networks go (made when asked for)."""
         path = self.path / "exports"
