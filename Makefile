@@ -17,6 +17,7 @@ test: $(VENV)/.installed-test
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	mkdir -p .cache/src && ln -sfn ../.. .cache/src/mixnas
 	$(BIN)/mypy
 
 $(VENV)/bin/python:

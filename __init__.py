@@ -1,3 +1,44 @@
-"""mixnas: neural architecture search over token mixers, kernels, gating, depth and quantization."""
+"""mixnas: neural architecture search over token mixers, kernels, gating, depth and quantization.
+
+The public names below are imported when they are first used, so that `import mixnas` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+_PUBLIC = {
+    "Architecture": "mixnas.search_space.architecture",
+    "LatencyPredictor": "mixnas.predictors.latency",
+    "NasError": "mixnas.search_space.errors",
+    "Network": "mixnas.search_space.network",
+    "Run": "mixnas.search.run_directory",
+    "SearchSpace": "mixnas.search_space.space",
+    "Supernet": "mixnas.search_space.supernet",
+    "Task": "mixnas.evaluators.tasks",
+    "load_network": "mixnas.search_space.weights",
+    "search": "mixnas.search.job",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+if TYPE_CHECKING:
+    from mixnas.evaluators.tasks import Task as Task
+    from mixnas.predictors.latency import LatencyPredictor as LatencyPredictor
+    from mixnas.search.job import search as search
+    from mixnas.search.run_directory import Run as Run
+    from mixnas.search_space.architecture import Architecture as Architecture
+    from mixnas.search_space.errors import NasError as NasError
+    from mixnas.search_space.network import Network as Network
+    from mixnas.search_space.space import SearchSpace as SearchSpace
+    from mixnas.search_space.supernet import Supernet as Supernet
+    from mixnas.search_space.weights import load_network as load_network
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -481,6 +481,7 @@ def latency_query(args: argparse.Namespace) -> int:
 
     if (args.arch is not None) + (args.run is not None) + (args.sample is not None) != 1:
         raise ConfigError("nas latency query: give one of --arch FILE, --sample N (with -c SPACE), or a RUN.")
+    asked: dict[str, Any] | None
     if args.run is not None:
         from mixnas.search.run_directory import Run
 
@@ -491,7 +492,7 @@ def latency_query(args: argparse.Namespace) -> int:
         asked = {member["id"]: member["architecture"] for member in members}
         measured = {m["id"]: m["metrics"].get("latency_ms") for m in members}
     else:
-        device, directory, measured = args.device, args.tables, {}
+        device, directory, measured = args.device, args.tables, dict[str, Any]()
         asked = None if args.arch is None else {str(args.arch): load_yaml(args.arch)}
     device = query.device_or_here(device)
     try:

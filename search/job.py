@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,14 @@ from mixnas.evaluators.tasks import Task, by_name
 from mixnas.evaluators.training import evaluate
 from mixnas.predictors.device import device_name
 from mixnas.predictors.measure import Latency
-from mixnas.search.config import Config
+from mixnas.search.config import Config, load_config
 from mixnas.search.engine import Budget, LocalEngine
 from mixnas.search.feasibility import COSTS, Corners, check_constraints, corners
 from mixnas.search.final import Finalist, architecture_of, choose_finalists, final_front
-from mixnas.search.progress import Progress
+from mixnas.search.progress import Progress, make_progress
 from mixnas.search.results import Results, TrialRecord
 from mixnas.search.run_directory import Run
+from mixnas.search.settings import load
 from mixnas.search.sources import Source, make_source
 from mixnas.search.stopping import StopSignal
 from mixnas.search.study import SearchStudy
@@ -271,3 +272,35 @@ def new_run(config: Config, *, root: str | Path, name: str | None, source: str) 
         seed=config.search.seed,
         device=device_name() if config.device == "auto" else config.device,
     )
+
+
+def search(
+    config: Mapping[str, Any] | str | Path,
+    *,
+    name: str | None = None,
+    runs: str | Path = "runs",
+    settings: Sequence[str] = (),
+    progress: str = "auto",
+) -> Run:
+    """A whole search: what `nas search` does.
+
+    Args:
+        config: A configuration as plain data, or its file.
+        name: Of the run; made up if not given.
+        runs: The directory of all runs.
+        settings: `key=value` changes, as `--set`.
+        progress: "auto", "bar", "lines" or "quiet".
+
+    Returns:
+        The finished run; its front is `run.pareto()["front"]`.
+
+    Raises:
+        NasError: See `Plan` and `Job.execute`.
+    """
+    source = str(config) if isinstance(config, str | Path) else "configuration"
+    read = load_config(config, settings=settings) if isinstance(config, str | Path) else load(
+        Config, config, source, settings=settings
+    )  # fmt: skip
+    run = new_run(read, root=runs, name=name, source=source)
+    Job(run, read, progress=make_progress(progress), stop=StopSignal()).execute()
+    return run

@@ -25,17 +25,22 @@ def ops_of(choice: OpChoice) -> list[Op]:
 def blocks_of(choice: BlockChoice) -> Iterator[Block]:
     """Every block of a place."""
     axes = [ops_of(getattr(choice, axis)) for axis in BLOCK_AXES]
-    for *ops, recursion in itertools.product(*axes, choice.recursion):
-        yield Block(*ops, recursion=recursion)
+    for mixer, gate, channel_mixer, quant in itertools.product(*axes):
+        for recursion in choice.recursion:
+            yield Block(mixer, gate, channel_mixer, quant, recursion)
 
 
 def covering_blocks(choice: BlockChoice) -> list[Block]:
     """Few blocks in which every operator with every combination of its knobs, and every recursion, occurs."""
     axes = {axis: ops_of(getattr(choice, axis)) for axis in BLOCK_AXES}
     base = Block(**{axis: ops[0] for axis, ops in axes.items()}, recursion=choice.recursion[0])
-    varied = [replace(base, **{axis: op}) for axis, ops in axes.items() for op in ops]
+    varied = [_with(base, axis, op) for axis, ops in axes.items() for op in ops]
     varied += [replace(base, recursion=r) for r in choice.recursion]
     return list(dict.fromkeys(varied))
+
+
+def _with(block: Block, axis: str, op: Op) -> Block:
+    return replace(block, **{axis: op})  # type: ignore[arg-type]
 
 
 def transitions(space: SearchSpace, io: IOSpec, s: int, befores: list[Context]) -> list[Unit]:
@@ -133,7 +138,7 @@ def corner(space: SearchSpace, io: IOSpec, value: Callable[[Unit], float], *, la
         axes = {axis: ops_of(getattr(choice, axis)) for axis in BLOCK_AXES}
         block = Block(**{axis: ops[0] for axis, ops in axes.items()}, recursion=choice.recursion[0])
         for axis, ops in axes.items():
-            block = min((replace(block, **{axis: op}) for op in ops), key=total)
+            block = min((_with(block, axis, op) for op in ops), key=total)
         block = min((replace(block, recursion=r) for r in choice.recursion), key=total)
         return total(block), block
 

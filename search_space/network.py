@@ -39,7 +39,9 @@ class IOSpec:
     head: str = "pool"
     tokens: bool = False
 
-    def example(self, batch_size: int, device: torch.device | str = "cpu", generator: torch.Generator | None = None):
+    def example(
+        self, batch_size: int, device: torch.device | str = "cpu", generator: torch.Generator | None = None
+    ) -> Tensor:
         """A random input batch: standard normal features, or uniform tokens."""
         shape = (batch_size, *self.size)
         if self.tokens:
@@ -345,7 +347,7 @@ def _macs_of(module: nn.Module, example: Tensor) -> int:
         elif isinstance(m, nn.Conv1d | nn.Conv2d):
             total += output.numel() * m.weight[0].numel()
         if hasattr(m, "own_macs"):
-            total += m.own_macs(*inputs)
+            total += m.own_macs(*inputs)  # type: ignore[operator]
 
     handles = [m.register_forward_hook(count) for m in module.modules()]
     with torch.no_grad():

@@ -136,7 +136,7 @@ class Supernet(nn.Module):
     def zero_grad(self, set_to_none: bool = False) -> None:
         """Zero the gradients in place. `set_to_none` is not possible: sub-networks' gradients are views of them."""
         assert not set_to_none, "the gradients of a super-network are zeroed in place"
-        torch._foreach_zero_([p.grad for p in self.parameters()])
+        torch._foreach_zero_([p.grad for p in self.parameters() if p.grad is not None])
 
     # -- sub-networks -----------------------------------------------------------------------------------------------
 
