@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from mixnas.evaluators.supernet import SupernetConfig
 from mixnas.evaluators.training import TrainConfig
 from mixnas.predictors.device import DEFAULT_THREADS
 from mixnas.predictors.measure import MeasureConfig
@@ -123,7 +124,7 @@ class Config:
     search: SearchConfig = field(default_factory=SearchConfig)
     space: dict[str, Any] = field(default_factory=dict)
     train: TrainConfig = field(default_factory=TrainConfig)
-    supernet: dict[str, Any] = field(default_factory=dict)
+    supernet: SupernetConfig = field(default_factory=lambda: SupernetConfig(seconds=110.0))
     final: FinalConfig = field(default_factory=FinalConfig)
     latency: LatencyConfig = field(default_factory=LatencyConfig)
 

@@ -13,14 +13,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from mixnas.evaluators.inherited import SupernetEvaluator, fine_tune
 from mixnas.evaluators.standalone import StandaloneEvaluator
+from mixnas.evaluators.supernet import train_supernet
 from mixnas.predictors.device import device_name
+from mixnas.predictors.latency import LatencyPredictor
 from mixnas.predictors.measure import Latency
+from mixnas.predictors.profile import ProfileConfig, profile
+from mixnas.predictors.table import MeasurementTable
 from mixnas.search.run_directory import Run
 from mixnas.search.stopping import StopSignal
 from mixnas.search_space.architecture import Architecture
-from mixnas.search_space.errors import ConfigError
+from mixnas.search_space.errors import ConfigError, StoppedEarly
 from mixnas.search_space.network import Network
+from mixnas.search_space.supernet import Supernet
 from mixnas.search_space.weights import load_network, save_network
 
 if TYPE_CHECKING:
@@ -72,19 +78,23 @@ class _Here:
 
     def __init__(self, plan: Plan, run: Run, stop: StopSignal) -> None:
         config = plan.config
-        latency = config.latency
+        threads = config.latency.threads
         self.plan, self.run, self.stop = plan, run, stop
         self.torch_device = run_on(config.device)
-        self.measurable = is_here(config.device, latency.threads)
-        self.device_name = device_name(self.torch_device, latency.threads) if self.measurable else config.device
-        self.trainer = StandaloneEvaluator(
-            plan.task,
+        self.measurable = is_here(config.device, threads)
+        self.device_name = device_name(self.torch_device, threads) if self.measurable else config.device
+        self.trainer = self._trainer()
+
+    def _trainer(self) -> StandaloneEvaluator:
+        config = self.plan.config
+        return StandaloneEvaluator(
+            self.plan.task,
             config.train,
             device=self.torch_device,
             seed=config.search.seed,
-            measure=latency.measure(latency.passes) if self.measurable else None,
-            reference_ms=run.manifest.get("reference_ms"),
-            should_stop=stop,
+            measure=config.latency.measure(config.latency.passes) if self.measurable else None,
+            reference_ms=self.run.manifest.get("reference_ms"),
+            should_stop=self.stop,
             keep=self._keep,
         )
 
@@ -145,8 +155,102 @@ class Standalone(_Here):
                 path.unlink()
 
 
+class FromSupernet(_Here):
+    """One super-network is trained; candidates inherit its weights, their latency is predicted, and the front is tuned.
+
+    Profiling and training happen when it is made; what an earlier session left of them is used.
+    """
+
+    def __init__(self, plan: Plan, run: Run, stop: StopSignal, open_phase: OpenPhase) -> None:
+        super().__init__(plan, run, stop)
+        config = plan.config
+        self.finishing = "fine-tune" if config.final.weights == "inherited" else "train from scratch"
+        self.predictor = self._predictor(open_phase)
+        if self.measurable:
+            table = MeasurementTable.load(run.latency, self.device_name, self.predictor.runtime)
+            run.update(reference_ms=table.reference_ms)
+            self.trainer = self._trainer()  # measured and predicted latency refer to the same sentinel time
+        generator = torch.Generator().manual_seed(config.search.seed)
+        self.supernet = Supernet(plan.space, plan.io, generator)
+        self._train(open_phase)
+        self._evaluator = SupernetEvaluator(
+            self.supernet,
+            plan.task,
+            device=self.torch_device,
+            latency=lambda architecture: self.predictor.predict(architecture, plan.io).latency_ms,
+            seed=config.search.seed,
+        )
+
+    def _predictor(self, open_phase: OpenPhase) -> LatencyPredictor:
+        plan, latency = self.plan, self.plan.config.latency
+        if not self.measurable:
+            return LatencyPredictor.load(self.device_name)
+        if any((self.run.latency).glob("*.npz")):
+            return LatencyPredictor.load(self.device_name, directory=self.run.latency)
+        settings = ProfileConfig(
+            budget_s=latency.profile, measure=latency.measure(latency.passes), seed=plan.config.search.seed
+        )
+        with open_phase("profile", 1.0, seconds=latency.profile) as phase:
+            predictor = profile(
+                plan.space,
+                plan.io,
+                device=self.torch_device,
+                directory=self.run.latency,
+                config=settings,
+                plain=plan.config.space,
+                progress=lambda share, text: phase(share, measured=text),
+                should_stop=self.stop,
+            )
+        self._stop("after profiling")
+        return predictor
+
+    def _stop(self, what: str) -> None:
+        if self.stop.requested:
+            raise StoppedEarly(f"stopped {what}. The run can be resumed: nas resume {self.run.name}")
+
+    def _train(self, open_phase: OpenPhase) -> None:
+        settings = self.plan.config.supernet
+        with open_phase("train supernet", None, unit="steps", seconds=settings.seconds) as phase:
+            train_supernet(
+                self.supernet,
+                self.plan.task,
+                settings,
+                seed=self.plan.config.search.seed,
+                device=self.torch_device,
+                checkpoint=self.run.supernet,  # where it ends already, nothing is left to do
+                progress=lambda step, steps, loss, _: phase(step, steps, loss=loss),
+                should_stop=self.stop,
+            )
+
+    def evaluate(self, architecture: Architecture) -> Mapping[str, float]:
+        """See `Source`."""
+        return self._evaluator(architecture)
+
+    def finish(self, architecture: Architecture, progress: StepProgress) -> Network:
+        """See `Source`: trained on from the inherited weights, or from scratch, as the configuration says."""
+        final = self.plan.config.final
+        network, _ = fine_tune(
+            self.supernet,
+            architecture,
+            self.plan.task,
+            final.train,
+            generator=torch.Generator().manual_seed(self.plan.config.search.seed),
+            inherit=final.weights == "inherited",
+            device=self.torch_device,
+            progress=progress,
+            should_stop=self.stop,
+        )
+        return network
+
+    def predict(self, architecture: Architecture) -> Mapping[str, Any]:
+        """See `Source`."""
+        answer = self.predictor.predict(architecture, self.plan.io)
+        return {"latency_ms": answer.latency_ms, "low_ms": answer.low_ms, "high_ms": answer.high_ms,
+                "outside": list(answer.outside)}  # fmt: skip
+
+
 def make_source(plan: Plan, run: Run, stop: StopSignal, open_phase: OpenPhase) -> Source:
     """The source that the configuration asks for, ready to evaluate: its own phases are carried out here."""
     if plan.config.search.evaluator == "standalone":
         return Standalone(plan, run, stop)
-    raise ConfigError("not yet")
+    return FromSupernet(plan, run, stop, open_phase)
