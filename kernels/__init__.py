@@ -27,4 +27,13 @@ Tests of a family are in `tests/kernels/` and inherit `testing.KernelContract`; 
 interpreting child process (see its `conftest.py`).
 """
 
-FAMILIES: tuple[str, ...] = ("epilogue", "depthwise", "norm", "glu", "gated_linear_attention", "selective_scan", "neighborhood_attention")
+FAMILIES: tuple[str, ...] = (
+    "epilogue",
+    "depthwise",
+    "norm",
+    "glu",
+    "gated_linear_attention",
+    "selective_scan",
+    "neighborhood_attention",
+    "fused_block",
+)

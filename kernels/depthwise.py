@@ -166,12 +166,12 @@ def depthwise_weight_kernel(
     tl.store(target, acc, mask=(tap <= TAPS) & c_ok)
 
 
-def _taps(weight_C1IJ: torch.Tensor) -> torch.Tensor:
+def taps_of(weight_C1IJ: torch.Tensor) -> torch.Tensor:
     """Return the weight as (I*J, C), contiguous: free when it is laid out so in memory, else a small copy."""
     return weight_C1IJ.permute(2, 3, 1, 0).reshape(-1, weight_C1IJ.shape[0]).contiguous()
 
 
-def _convolve(
+def convolve(
     x: torch.Tensor,
     taps: torch.Tensor,
     bias: torch.Tensor | None,
@@ -181,6 +181,18 @@ def _convolve(
     keep_pre: bool = False,
     flip: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Launch the forward kernel; return the output and what the activation was applied to (None unless kept).
+
+    Args:
+        x: (B, H, W, C), contiguous, as are the other operands.
+        taps: (I*J, C).
+        bias: (C,).
+        gate: (B, H, W, C).
+        activation: See `epilogue.ACTIVATIONS`.
+        geometry: (I, J, top, left).
+        keep_pre: Return what the activation is applied to.
+        flip: Run the taps backwards: the gradient of the input of the convolution with this geometry.
+    """
     batch, height, width, channels = x.shape
     down, across, top, left = geometry
     out = torch.empty_like(x)
@@ -214,7 +226,7 @@ def _forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     gate = None if gate is None else gate.contiguous()
     geometry = (*weight.shape[2:], top, left)
-    out, pre = _convolve(x.contiguous(), _taps(weight), bias, gate, activation, geometry, keep_pre)
+    out, pre = convolve(x.contiguous(), taps_of(weight), bias, gate, activation, geometry, keep_pre)
     return out, x.new_empty(0) if pre is None else pre
 
 
@@ -227,7 +239,7 @@ def _(x, weight, bias, gate, activation, top, left, keep_pre):
     return out, torch.empty_like(out) if keep_pre else x.new_empty(0)
 
 
-def _weight_gradient(
+def weight_gradient(
     grad: torch.Tensor, x: torch.Tensor, geometry: tuple[int, int, int, int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the gradients of the weight (C, 1, I, J) and of the bias (C,), in float32."""
@@ -255,13 +267,13 @@ def _backward(
     top: int,
     left: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    x, taps, geometry = x.contiguous(), _taps(weight), (*weight.shape[2:], top, left)
+    x, taps, geometry = x.contiguous(), taps_of(weight), (*weight.shape[2:], top, left)
     gate = None if gate is None else gate.contiguous()
     if pre.shape != x.shape and (gate is not None or activation != "none"):  # the forward was told not to keep it
-        pre = _convolve(x, taps, bias, None, "none", geometry)[0]
+        pre = convolve(x, taps, bias, None, "none", geometry)[0]
     grad_pre, grad_gate = epilogue_backward(grad.contiguous(), pre, gate, activation)
-    grad_x, _ = _convolve(grad_pre, taps, None, None, "none", geometry, flip=True)
-    grad_weight, grad_bias = _weight_gradient(grad_pre, x, geometry)
+    grad_x, _ = convolve(grad_pre, taps, None, None, "none", geometry, flip=True)
+    grad_weight, grad_bias = weight_gradient(grad_pre, x, geometry)
     return (
         grad_x,
         grad_weight.to(weight.dtype).contiguous(),
@@ -334,10 +346,10 @@ def aot_examples(kernel: str, bounds: dict[str, int]) -> Iterator[Example]:
         taps = torch.empty(down * across, channels, dtype=dtype, device="meta")
         call: Callable[[], object]
         if kernel == "depthwise_forward":
-            call = partial(_convolve, x, taps, taps[0], x, "silu", geometry, keep_pre=True)
+            call = partial(convolve, x, taps, taps[0], x, "silu", geometry, keep_pre=True)
             moved = 4 * x.numel() + taps.numel()
         else:
-            call = partial(_weight_gradient, x, x, geometry)
+            call = partial(weight_gradient, x, x, geometry)
             moved = 2 * x.numel() + taps.numel()
         yield Example(
             label=f"{name} {'x'.join(map(str, size))} k{down}x{across}",

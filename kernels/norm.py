@@ -134,7 +134,7 @@ def rms_norm_reference(
     return out if residual is None else (out, total)
 
 
-def _forward(
+def forward(
     x: torch.Tensor,
     residual: torch.Tensor | None,
     weight: torch.Tensor,
@@ -157,7 +157,7 @@ def _forward(
     return out, x.new_empty(0) if total is None else total, rstd.new_empty(0) if mean is None else mean, rstd
 
 
-_operator = torch.library.custom_op("mixnas::norm", _forward, mutates_args=())
+_operator = torch.library.custom_op("mixnas::norm", forward, mutates_args=())
 
 
 @_operator.register_fake
@@ -172,7 +172,7 @@ def _(x, residual, weight, bias, eps, centre):
     )
 
 
-def _backward(
+def backward(
     grad: torch.Tensor,
     grad_sum: torch.Tensor | None,
     x: torch.Tensor,
@@ -182,6 +182,7 @@ def _backward(
     with_bias: bool,
     centre: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the gradients of what was normed, of the weight and of the bias (empty without one)."""
     grad, x = grad.contiguous(), x.contiguous()
     grad_sum = None if grad_sum is None else grad_sum.contiguous()
     channels = x.shape[-1]
@@ -197,7 +198,7 @@ def _backward(
     return grad_x, weight_sums.sum(0).to(weight.dtype), grad_bias
 
 
-_backward_operator = torch.library.custom_op("mixnas::norm_backward", _backward, mutates_args=())
+_backward_operator = torch.library.custom_op("mixnas::norm_backward", backward, mutates_args=())
 
 
 @_backward_operator.register_fake
@@ -309,15 +310,15 @@ def aot_examples(kernel: str, bounds: dict[str, int]) -> Iterator[Example]:
     for dtype, name in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
         x = torch.empty(rows, channels, dtype=dtype, device="meta")
         row = torch.empty(rows, dtype=torch.float32, device="meta")
-        forward = kernel == "norm_forward"
+        is_forward = kernel == "norm_forward"
         call: Callable[[], object]
-        if forward:
-            call = partial(_forward, x, x, x[0], x[0], 1e-5, True)
+        if is_forward:
+            call = partial(forward, x, x, x[0], x[0], 1e-5, True)
         else:
-            call = partial(_backward, x, x, x, x[0], row, row, True, True)
+            call = partial(backward, x, x, x, x[0], row, row, True, True)
         yield Example(
             label=f"{name} {rows}x{channels} layer, residual",
             call=call,
             bytes=4 * x.numel() * x.element_size(),
-            operations=(9 if forward else 14) * x.numel(),
+            operations=(9 if is_forward else 14) * x.numel(),
         )
