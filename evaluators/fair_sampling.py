@@ -1,0 +1,84 @@
+"""Which sub-networks a step of the super-network trains: the sandwich rule with fair choices.
+
+Fair: at each place, every option is drawn equally often. Each choice has a deck of its options that is shuffled, dealt
+to the last card and shuffled again (FairNAS, Chu et al. 2021, arXiv 1907.01845, section 3.2, which deals all decks
+together; here each place deals its own, so that places with different numbers of options, and places that only
+deeper networks have, are as fair). The sandwich rule (Yu and Huang 2019, arXiv 1903.05134, section 3.3) wants the
+largest and the smallest sub-network in every step. Sizes are what it is about, so those take the extreme of every
+number (width, depth, kernel size, expansion), while their operators are dealt like everyone's: else the operators of
+the two corners would be trained far more often than the others.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mixnas.search_space.architecture import Architecture
+from mixnas.search_space.space import SearchSpace
+
+
+class FairSampler:
+    """Deals architectures of a space; the same seed and state deal the same ones.
+
+    Args:
+        space: Where from.
+        seed: Of the shuffles.
+
+    Attributes:
+        dealt: By place, how many cards have been dealt: the whole state.
+    """
+
+    def __init__(self, space: SearchSpace, seed: int) -> None:
+        self.space = space
+        self.seed = seed
+        self.dealt: dict[str, int] = {}
+        self._decks: dict[str, tuple[int, np.ndarray]] = {}
+
+    def state(self) -> dict[str, int]:
+        """Plain data from which `restore` goes on."""
+        return dict(self.dealt)
+
+    def restore(self, state: Mapping[str, int]) -> None:
+        """Go on from a state."""
+        self.dealt = {str(name): int(count) for name, count in state.items()}
+        self._decks = {}
+
+    def sandwich(self, random: int) -> list[Architecture]:
+        """The sub-networks of one step: the largest, the smallest and `random` others."""
+        return [self.draw(max), self.draw(min), *(self.draw() for _ in range(random))]
+
+    def draw(self, size: Callable[[Sequence[Any]], Any] | None = None) -> Architecture:
+        """One architecture.
+
+        Args:
+            size: `max` or `min` to take that of every number; None to have every choice dealt.
+        """
+        return self.space.ask(_Deal(self, size))
+
+    def deal(self, name: str, count: int) -> int:
+        """The next card of a place's deck: a position below `count`."""
+        at = self.dealt.get(name, 0)
+        self.dealt[name] = at + 1
+        shuffle, card = divmod(at, count)
+        deck = self._decks.get(name)
+        if deck is None or deck[0] != shuffle:
+            rng = np.random.default_rng([self.seed, zlib.crc32(name.encode()), shuffle])
+            deck = self._decks[name] = (shuffle, rng.permutation(count))
+        return int(deck[1][card])
+
+
+class _Deal:
+    """A trial whose suggestions come from the decks."""
+
+    def __init__(self, sampler: FairSampler, size: Callable[[Sequence[Any]], Any] | None) -> None:
+        self._sampler, self._size = sampler, size
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """See `mixnas.search_space.space.Trial`."""
+        if self._size is not None and all(isinstance(c, int | float) and not isinstance(c, bool) for c in choices):
+            return self._size(choices)
+        return choices[self._sampler.deal(name, len(choices))]

@@ -1,0 +1,165 @@
+"""Judging thousands of sub-networks with the super-network's weights, and bringing chosen ones to final weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+
+import torch
+from torch import Tensor
+
+from mixnas.evaluators.tasks import Task
+from mixnas.evaluators.training import DivergedError, Progress, TrainConfig, TrainResult, recalibrate, train
+from mixnas.search_space.architecture import Architecture
+from mixnas.search_space.network import Network, Unit, cost, plan
+from mixnas.search_space.norms import has_running_statistics
+from mixnas.search_space.supernet import Supernet
+
+_BATCH_SIZE = 512
+
+
+class SupernetEvaluator:
+    """Callable that judges an architecture on the validation split with inherited weights.
+
+    Each architecture is judged once; later calls answer from memory. Between two architectures judged in a row, the
+    activations behind the units that they begin with in common are computed once; `evaluate_many` orders its
+    architectures so that they have most in common.
+
+    Args:
+        supernet: Trained; moved to `device`.
+        task: Whose validation split they are judged on.
+        device: Where.
+        latency: Latency of an architecture in ms, for example a predictor's; None leaves `latency_ms` out.
+        seed: Of the training examples that running statistics are recalibrated on.
+    """
+
+    def __init__(
+        self,
+        supernet: Supernet,
+        task: Task,
+        *,
+        device: str | torch.device = "cpu",
+        latency: Callable[[Architecture], float] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.device = torch.device(device)
+        self.supernet = supernet.to(self.device)
+        self.task = task
+        self.seed = seed
+        self._latency = latency
+        self._known: dict[str, dict[str, float]] = {}
+        split = task.validation
+        self._inputs = split.inputs.to(self.device).split(_BATCH_SIZE)
+        self._targets = split.targets.to(self.device).split(_BATCH_SIZE)
+        # Units of the last architecture, and behind each the activations of every batch.
+        self._trail: list[tuple[Unit, tuple[Tensor, ...]]] = []
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of what a call returns."""
+        latency = [] if self._latency is None else ["latency_ms"]
+        return (self.task.metric, "loss", "params", "macs", "weight_bytes", *latency)
+
+    def __call__(self, architecture: Architecture) -> dict[str, float]:
+        """Metrics of one architecture; see `metrics`.
+
+        Raises:
+            ConfigError: It is not one of the space.
+            DivergedError: Its loss is NaN or infinite.
+        """
+        found = self._known.get(architecture.id)
+        if found is None:
+            score, loss = self._judge(architecture)
+            found = {self.task.metric: score, "loss": loss}
+            found |= {name: float(value) for name, value in asdict(cost(architecture, self.supernet.io)).items()}
+            if self._latency is not None:
+                found["latency_ms"] = float(self._latency(architecture))
+            self._known[architecture.id] = found
+        return dict(found)
+
+    def evaluate_many(self, architectures: Sequence[Architecture]) -> list[dict[str, float]]:
+        """Metrics of each, in the order given; judged in the order in which most is shared."""
+        prefixes = [tuple(map(hash, plan(architecture, self.supernet.io))) for architecture in architectures]
+        for i in sorted(range(len(architectures)), key=prefixes.__getitem__):
+            self(architectures[i])
+        return [self(architecture) for architecture in architectures]
+
+    def remember(self, known: Mapping[str, Mapping[str, float]]) -> None:
+        """Take metrics that were found before, by architecture id."""
+        self._known.update({identity: dict(metrics) for identity, metrics in known.items()})
+
+    def forget(self) -> None:
+        """Forget everything: the weights of the super-network have changed."""
+        self._known, self._trail = {}, []
+
+    def _judge(self, architecture: Architecture) -> tuple[float, float]:
+        network = self.supernet.subnet(architecture)
+        if has_running_statistics(network):
+            # The statistics in the store are those of whatever ran last; no activation behind them can be kept.
+            generator = torch.Generator(self.device).manual_seed(self.seed)
+            recalibrate(network, self.task, generator=generator, device=self.device)
+            self._trail = []
+        network.eval()
+        planned = plan(architecture, self.supernet.io)
+        shared = 0
+        for unit, (known, _) in zip(planned, self._trail, strict=False):
+            if unit != known:
+                break
+            shared += 1
+        with torch.inference_mode():
+            del self._trail[shared:]
+            x = self._trail[-1][1] if self._trail else self._inputs
+            for unit, (_, module) in list(zip(planned, network.units(), strict=True))[shared:]:
+                x = tuple(module(part) for part in x)
+                self._trail.append((unit, x))
+            score = loss = 0.0
+            for outputs, y in zip(x, self._targets, strict=True):
+                score += self.task.score(outputs, y) * len(y)
+                loss += self.task.loss(outputs, y).item() * len(y)
+        if has_running_statistics(network):
+            self._trail = []
+        if not math.isfinite(loss):
+            self._trail = []
+            raise DivergedError(
+                f"the validation loss of {architecture.id} is {loss} with inherited weights.", loss=loss
+            )
+        examples = len(self.task.validation)
+        return score / examples, loss / examples
+
+
+def fine_tune(
+    supernet: Supernet,
+    architecture: Architecture,
+    task: Task,
+    config: TrainConfig,
+    *,
+    generator: torch.Generator,
+    inherit: bool = True,
+    device: str | torch.device = "cpu",
+    progress: Progress | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> tuple[Network, TrainResult]:
+    """Train an architecture on from the super-network's weights, or from scratch, as a network of its own.
+
+    Args:
+        supernet: Left as it is.
+        architecture: One of its space.
+        task: What to train on.
+        config: How.
+        generator: On the CPU; source of whatever is drawn.
+        inherit: Whether to begin with the super-network's weights rather than with fresh ones.
+        device: Where.
+        progress: See `mixnas.evaluators.training.Progress`.
+        should_stop: Asked before each step.
+
+    Raises:
+        ConfigError: The architecture is not one of the space.
+        DivergedError: The loss became NaN or infinite.
+        StoppedEarly: `should_stop` said so.
+    """
+    network = supernet.extract(architecture) if inherit else Network(architecture, supernet.io, generator=generator)
+    result = train(
+        network, task, config, generator=generator, device=device, progress=progress, should_stop=should_stop
+    )
+    return network, result
