@@ -455,7 +455,7 @@ def latency_profile(args: argparse.Namespace) -> int:
     budget = parse_duration(args.budget, "--budget")
     settings = ProfileConfig(budget_s=budget, measure=config.latency.measure(config.latency.passes))
     progress = make_progress("quiet" if args.quiet else "auto", color=not args.no_color)
-    with progress, progress.phase("profile", 1.0, seconds=budget) as phase:
+    with progress, progress.phase("profile", budget, unit="s", seconds=budget) as phase:
         predictor = profile(
             space,
             io,
@@ -464,7 +464,7 @@ def latency_profile(args: argparse.Namespace) -> int:
             directory=args.tables,
             config=settings,
             plain=config.space,
-            progress=lambda share, text: phase(share, measured=text),
+            progress=lambda share, text: phase(round(share * budget), measured=text.removesuffix(" measured")),
         )
     if args.json:
         _json({"device": predictor.device, "runtime": predictor.runtime, "accuracy": predictor.accuracy})

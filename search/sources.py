@@ -24,7 +24,7 @@ from mixnas.predictors.table import MeasurementTable
 from mixnas.search.run_directory import Run
 from mixnas.search.stopping import StopSignal
 from mixnas.search_space.architecture import Architecture
-from mixnas.search_space.errors import ConfigError, StoppedEarly
+from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.network import Network
 from mixnas.search_space.supernet import Supernet
 from mixnas.search_space.weights import load_network, save_network
@@ -190,7 +190,7 @@ class FromSupernet(_Here):
         settings = ProfileConfig(
             budget_s=latency.profile, measure=latency.measure(latency.passes), seed=plan.config.search.seed
         )
-        with open_phase("profile", 1.0, seconds=latency.profile) as phase:
+        with open_phase("profile", latency.profile, unit="s", seconds=latency.profile) as phase:
             predictor = profile(
                 plan.space,
                 plan.io,
@@ -198,15 +198,12 @@ class FromSupernet(_Here):
                 directory=self.run.latency,
                 config=settings,
                 plain=plan.config.space,
-                progress=lambda share, text: phase(share, measured=text),
+                progress=lambda share, text: phase(
+                    round(share * latency.profile), measured=text.removesuffix(" measured")
+                ),
                 should_stop=self.stop,
             )
-        self._stop("after profiling")
         return predictor
-
-    def _stop(self, what: str) -> None:
-        if self.stop.requested:
-            raise StoppedEarly(f"stopped {what}. The run can be resumed: nas resume {self.run.name}")
 
     def _train(self, open_phase: OpenPhase) -> None:
         settings = self.plan.config.supernet
