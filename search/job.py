@@ -254,7 +254,7 @@ class Job:
 
 def _fraction(phase: Any, number: int, total: int, step: int, steps: int, *_: object) -> None:
     """Progress inside one of several networks."""
-    phase(number + step / steps, total)
+    phase(round(number + step / steps, 1), total)
 
 
 def new_run(config: Config, *, root: str | Path, name: str | None, source: str) -> Run:
