@@ -22,6 +22,7 @@ from mixnas.predictors.units import (
     walk,
 )
 from mixnas.search_space.errors import ConfigError
+from mixnas.search_space.grammar import BLOCK_AXES
 from mixnas.search_space.space import SearchSpace
 
 WorkOf = Callable[[Key], Mapping[str, float] | None]
@@ -121,9 +122,11 @@ def fit(
     order = np.random.default_rng(config.seed).permutation(len(latency))
     held_out = order[: max(1, round(config.calibration_share * len(order)))]
     seen = order[len(held_out) :]
-    composition = Composition.fit(counts[seen], unit_ms, groups, latency[seen])
+    operators = [name for name in categories if name.partition("=")[0] in BLOCK_AXES]
+    has = np.array([[name in s for name in operators] for s in settings]).reshape(len(keys), len(operators))
+    composition = Composition.fit(counts[seen], unit_ms, groups, has, latency[seen])
     in_network_ms = composition.apply(unit_ms, groups)
-    error = np.log(counts @ in_network_ms / latency)
+    error = np.log(composition.network_ms(counts, in_network_ms, has) / latency)
     half_width = conformal_quantile(np.abs(error[held_out]), config.coverage)
     if not math.isfinite(half_width):  # too few to calibrate: the widest seen, doubled
         half_width = 2 * float(np.abs(error[held_out]).max())
@@ -141,6 +144,7 @@ def fit(
         "rows_digest": table.rows_digest,
         "fit": asdict(config),
         "categories": categories,
+        "operators": operators,
         "num_units": len(units),
         "num_networks": len(networks),
         "spaces": [{"written_as": list(space.written_as)} for space in spaces],

@@ -21,9 +21,10 @@ from mixnas.predictors.lookup import SpaceTable, signature
 from mixnas.predictors.model import Composition, UnitModel
 from mixnas.predictors.trees import Trees
 from mixnas.predictors.units import Key, describe, io_fields, key_from_plain, key_to_plain, walk
-from mixnas.search_space.architecture import Architecture, Op
+from mixnas.search_space.architecture import Architecture, Block, Op
 from mixnas.search_space.errors import ConfigError, IntegrityError, nearest
 from mixnas.search_space.files import atomic_create
+from mixnas.search_space.grammar import BLOCK_AXES
 from mixnas.search_space.registry import Context
 from mixnas.search_space.space import SearchSpace
 
@@ -105,8 +106,11 @@ class LatencyPredictor:
     ) -> None:
         self.meta, self.model, self.composition, self.profiled = meta, model, composition, profiled
         self.spaces = list(spaces)
+        self._bit = {name: 1 << i for i, name in enumerate(meta["operators"])}
+        self._masks = [self._mask_of(key) for key in profiled.keys]
+        self._presence: dict[int, float] = {0: 0.0}
         for space in self.spaces:
-            space.bind(profiled.in_network_ms)
+            space.bind(profiled.in_network_ms, self._masks, composition.presence_ms)
         self._in_network: list[float] = profiled.in_network_ms.tolist()
         self._rows: dict[Key, int] | None = None
         self._sizes: dict[tuple[str, Op, Context], tuple[int, ...]] = {}
@@ -138,6 +142,23 @@ class LatencyPredictor:
     def accuracy(self) -> dict[str, Any]:
         """Errors on the calibration networks, which the fit had not seen."""
         return dict(self.meta["accuracy"])
+
+    def _mask_of(self, key: Key) -> int:
+        """The operators of a unit as bits."""
+        if not isinstance(key.op, Block):
+            return 0
+        mask = 0
+        for axis in BLOCK_AXES:
+            mask |= self._bit.get(f"{axis}={getattr(key.op, axis).name}", 0)
+        return mask
+
+    def _presence_ms(self, mask: int) -> float:
+        """What the operators of a mask add to a network, once."""
+        found = self._presence.get(mask)
+        if found is None:
+            values = self.composition.presence_ms
+            found = self._presence[mask] = float(sum(v for i, v in enumerate(values) if mask >> i & 1))
+        return found
 
     # -- asking -------------------------------------------------------------------------------------------------------
 
@@ -184,13 +205,17 @@ class LatencyPredictor:
         units: list[UnitLatency] = []
         outside: list[str] = []
         total = 0.0
+        seen = 0
         for name, key in walk(architecture, self._io(io), self._size_after):
             row = rows.get(key)
             if row is None:
                 ms, texts = self._predict_unknown(key)
                 outside += [f"{name}: {text}" for text in texts]
+                mask = self._mask_of(key)
             else:
-                ms = self._in_network[row]
+                ms, mask = self._in_network[row], self._masks[row]
+            ms += self._presence_ms(mask & ~seen)  # the first unit with an operator carries what its presence costs
+            seen |= mask
             units.append(UnitLatency(name, key.role, ms))
             total += ms
         half = self.half_width * (OUTSIDE_FACTOR if outside else 1.0)
@@ -233,7 +258,7 @@ class LatencyPredictor:
             [self.profiled.in_network_ms[rows[k]] if k in rows else self._predict_unknown(k)[0] for k in keys]
         )
         table = SpaceTable(space, fields, parts)
-        table.bind(ms)
+        table.bind(ms, [self._mask_of(key) for key in keys], self.composition.presence_ms)
         self.spaces.append(table)
         return table
 
@@ -283,6 +308,7 @@ class LatencyPredictor:
             "high": model.high,
             **trees.to_arrays("trees"),
             "composition.weights": self.composition.weights,
+            "composition.presence_ms": self.composition.presence_ms,
             "alone_ms": self.profiled.alone_ms,
             "in_network_ms": self.profiled.in_network_ms,
             "measured": self.profiled.measured,
@@ -316,7 +342,12 @@ class LatencyPredictor:
                 float(meta.pop("spread")), arrays["low"], arrays["high"],
             )  # fmt: skip
             composed = meta.pop("composition")
-            composition = Composition(composed["scale"], arrays["composition.weights"], composed["constant_ms"])
+            composition = Composition(
+                composed["scale"],
+                arrays["composition.weights"],
+                composed["constant_ms"],
+                arrays["composition.presence_ms"],
+            )
             keys = [key_from_plain(plain) for plain in meta.pop("keys")]
             profiled = Profiled(keys, arrays["alone_ms"], arrays["in_network_ms"], arrays["measured"])
             spaces = [SpaceTable.restore(plain, arrays, f"space{s}") for s, plain in enumerate(meta["spaces"])]

@@ -8,7 +8,9 @@ product; then each part is one gather. No network, unit or architecture is built
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
@@ -23,7 +25,8 @@ from mixnas.search_space.space import INACTIVE, SearchSpace
 
 MAX_CELLS = 1 << 23
 MAX_UNITS = 20_000
-_CHUNK = 1 << 16
+_CHUNK = 1 << 14
+_DIGIT = 12
 
 
 def signature(space: SearchSpace, io: Mapping[str, Any]) -> str:
@@ -85,15 +88,35 @@ class SpaceTable:
         for p, part in enumerate(parts):
             self._strides[part.columns, p] = part.strides
         self._tables: list[np.ndarray] = []
+        self._masks: list[np.ndarray | None] = []
+        self._presence: list[tuple[int, np.ndarray]] = []
 
-    def bind(self, unit_ms: np.ndarray) -> None:
-        """Fill the tables with the latency of each unit in a network."""
+    def bind(self, unit_ms: np.ndarray, masks: Sequence[int], presence_ms: np.ndarray) -> None:
+        """Fill the tables.
+
+        Args:
+            unit_ms: (units,) latency of each unit in a network.
+            masks: (units,) the operators of each unit as bits.
+            presence_ms: (operators,) what a network with the operator takes beside that, once.
+        """
+        if len(presence_ms) > 63:
+            raise ConfigError(f"{len(presence_ms)} operators on the axes of a block; at most 63 are told apart.")
+        width = np.uint16 if len(presence_ms) <= 16 else np.uint64
         extended = np.append(unit_ms, 0.0)  # row -1: the part does not exist
-        self._tables = []
+        bits = np.array([*masks, 0], dtype=width)
+        self._tables, self._masks = [], []
         for part in self.parts:
             table = np.full(int(part.cells.max()) + 1, np.nan, dtype=np.float32)
             table[part.cells] = extended[part.units]
             self._tables.append(table)
+            own = np.zeros(len(table), dtype=width)
+            own[part.cells] = bits[part.units]
+            self._masks.append(own if own.any() else None)
+        self._presence = []
+        for first in range(0, len(presence_ms), _DIGIT):
+            values = presence_ms[first : first + _DIGIT]
+            digits = np.arange(1 << len(values))[:, None] >> np.arange(len(values)) & 1
+            self._presence.append((first, (digits @ values).astype(np.float32)))
 
     def predict_many(self, encoded: np.ndarray) -> np.ndarray:
         """Encoded architectures (rows, variables) to milliseconds (rows,). NaN for a vector not of this space."""
@@ -102,17 +125,36 @@ class SpaceTable:
             raise ConfigError(
                 f"encoded architectures of shape {encoded.shape}; this space has {len(self.space.variables)} variables."
             )
-        result = np.empty(len(encoded), dtype=np.float32)
-        offsets = np.array([part.offset for part in self.parts], dtype=np.float32)
-        for start in range(0, len(encoded), _CHUNK):  # the working set stays in the cache
-            rows = encoded[start : start + _CHUNK]
-            # Single precision is exact here: an index is below 2^23.
-            index = (rows.astype(np.float32) @ self._strides + offsets).astype(np.int32).T
-            total = np.zeros(len(rows), dtype=np.float32)
-            for table, own in zip(self._tables, np.ascontiguousarray(index), strict=True):
-                total += table.take(own, mode="clip")
-            result[start : start + len(rows)] = total
-        return result.astype(np.float64)
+        result = np.empty(len(encoded))
+        starts = range(0, len(encoded), _CHUNK)
+
+        def work(start: int) -> None:
+            result[start : start + _CHUNK] = self._predict(encoded[start : start + _CHUNK])
+
+        if len(starts) < 2:
+            for start in starts:
+                work(start)
+        else:  # NumPy lets go of the interpreter in each of these operations
+            with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+                list(pool.map(work, starts))
+        return result
+
+    def _predict(self, rows: np.ndarray) -> np.ndarray:
+        # Single precision is exact here: an index is below 2^23.
+        offsets = np.array([part.offset for part in self.parts], dtype=np.float32)[:, None]
+        index = (self._strides.T @ rows.T.astype(np.float32) + offsets).astype(np.intp)
+        total = np.zeros(len(rows), dtype=np.float32)
+        mask: np.ndarray | None = None
+        for table, bits, own in zip(self._tables, self._masks, index, strict=True):
+            total += table.take(own, mode="clip")
+            if bits is not None:
+                found = bits.take(own, mode="clip")
+                mask = found if mask is None else np.bitwise_or(mask, found, out=mask)
+        for first, values in self._presence if mask is not None else ():
+            assert mask is not None
+            digit = (mask >> mask.dtype.type(first)) & mask.dtype.type(len(values) - 1)
+            total += values.take(digit.astype(np.intp), mode="clip")
+        return total
 
     def to_plain(self) -> dict[str, Any]:
         """What the file's JSON holds of it; arrays are kept apart by `to_arrays`."""

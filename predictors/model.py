@@ -4,9 +4,10 @@ A unit: a physical model, `sum over kinds (calls x launch + macs / rate + bytes 
 never negative, fitted to the relative error; then boosted trees on the logarithm of measured over physical. A unit that
 was itself measured is drawn towards its measurement, as far as that is the surer of the two.
 
-A network: the sum over its units of `unit x (scale + corrections of its operators)` plus a constant per unit, by ridge
-regression on whole networks. In a network a unit is slower than by itself, over and over: its code and data are no
-longer at hand. Everything stays a sum over units, so that many architectures are predicted by look-ups.
+A network: the sum over its units of `unit x (scale + corrections of its operators)` plus a constant per unit, and once
+for each operator that occurs in it at all, by ridge regression on whole networks. In a network a unit is slower than by
+itself, over and over: its code and data are no longer at hand, the less so the more different operators there are. All
+of it is sums and look-ups over units, so that many architectures are predicted quickly.
 """
 
 from __future__ import annotations
@@ -191,31 +192,44 @@ def blend(predicted: np.ndarray, measured: np.ndarray, spread: float, measured_s
 
 @dataclass(frozen=True)
 class Composition:
-    """From units by themselves to units in a network: `unit_ms * (scale + settings @ weights) + constant_ms`."""
+    """From units by themselves to units in a network: `unit_ms * (scale + settings @ weights) + constant_ms`.
+
+    Attributes:
+        scale: See above.
+        weights: (settings,) see above.
+        constant_ms: See above.
+        presence_ms: (operators,) added once to a network that has the operator in any block.
+    """
 
     scale: float
     weights: np.ndarray
     constant_ms: float
+    presence_ms: np.ndarray
 
     def apply(self, unit_ms: np.ndarray, settings: np.ndarray) -> np.ndarray:
         """Milliseconds of each unit in a network, (units,) with the categorical settings (units, columns)."""
         return np.maximum(unit_ms * (self.scale + settings @ self.weights) + self.constant_ms, 0.0)
 
     @classmethod
-    def fit(cls, counts: np.ndarray, unit_ms: np.ndarray, settings: np.ndarray, latency_ms: np.ndarray) -> Composition:
+    def fit(
+        cls, counts: np.ndarray, unit_ms: np.ndarray, settings: np.ndarray, has: np.ndarray, latency_ms: np.ndarray
+    ) -> Composition:
         """Ridge regression on the relative error; its strength by leave-one-out error.
 
         Args:
             counts: (networks, units) how often each unit stands in each network.
             unit_ms: (units,) by themselves.
             settings: (units, columns) categorical settings.
+            has: (units, operators) whether each operator is in each unit.
             latency_ms: (networks,) measured.
         """
         total = counts @ unit_ms
         typical = float(np.median(unit_ms[counts.any(axis=0)]))
+        present = (counts @ has) > 0
         columns = np.hstack(
-            [(counts * unit_ms) @ settings / total[:, None], (counts.sum(axis=1) * typical / total)[:, None]]
+            [(counts * unit_ms) @ settings, counts.sum(axis=1, keepdims=True) * typical, present * typical]
         )
+        columns /= total[:, None]
         # Relative to the measured latency, so that the error that is least is the relative one.
         weight = total / latency_ms
         target = latency_ms / total
@@ -233,7 +247,12 @@ class Composition:
             if error < best[0]:
                 best = (error, solution)
         solution = best[1]
-        return cls(mean - float(centre @ solution), solution[:-1], float(solution[-1]) * typical)
+        weights, constant, presence = np.split(solution, [settings.shape[1], settings.shape[1] + 1])
+        return cls(mean - float(centre @ solution), weights, float(constant[0]) * typical, presence * typical)
+
+    def network_ms(self, counts: np.ndarray, in_network_ms: np.ndarray, has: np.ndarray) -> np.ndarray:
+        """(networks,) from how often each unit stands in each; see `fit`."""
+        return np.asarray(counts @ in_network_ms + ((counts @ has) > 0) @ self.presence_ms)
 
 
 def conformal_quantile(scores: np.ndarray, coverage: float) -> float:

@@ -61,18 +61,28 @@ def table_of(plain, io):
     space, fields = SearchSpace.from_dict(plain), io_fields(io)
     parts, keys = build_parts(space, lambda a: walk(a, fields, registry_size_after))
     table = SpaceTable(space, fields, parts)
-    unit_ms = np.random.default_rng(0).uniform(0.1, 1, len(keys))
-    table.bind(unit_ms)
-    return space, table, dict(zip(keys, unit_ms, strict=True)), fields
+    unit_ms, masks = made_up(len(keys))
+    table.bind(unit_ms, masks, PRESENCE)
+    return space, table, dict(zip(keys, zip(unit_ms, masks, strict=True), strict=True)), fields
+
+
+PRESENCE = np.random.default_rng(5).uniform(0.1, 1, 20)
+
+
+def made_up(count):
+    rng = np.random.default_rng(0)
+    return rng.uniform(0.1, 1, count), [1 << int(i) for i in rng.integers(0, len(PRESENCE), count)]
 
 
 @pytest.mark.parametrize("name", SPACES)
 def test_lookups_are_the_sum_over_units(name):
-    space, table, unit_ms, fields = table_of(*SPACES[name])
+    space, table, told, fields = table_of(*SPACES[name])
     encoded = space.sample_many(400, np.random.default_rng(1))
     for vector, found in zip(encoded, table.predict_many(encoded), strict=True):
         units = [key for _, key in walk(space.decode(vector), fields, registry_size_after)]
-        assert found == pytest.approx(sum(unit_ms[key] for key in units), rel=1e-5)
+        operators = {told[key][1] for key in units}
+        once = sum(PRESENCE[mask.bit_length() - 1] for mask in operators)
+        assert found == pytest.approx(sum(told[key][0] for key in units) + once, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", SPACES)
@@ -81,7 +91,7 @@ def test_a_table_survives_its_file_form(name):
     plain = json.loads(json.dumps(table.to_plain()))
     back = SpaceTable.restore(plain, table.to_arrays("p"), "p")
     assert back.space.tree == space.tree == tree_from_plain(json.loads(json.dumps(tree_to_plain(space.tree))))
-    back.bind(np.random.default_rng(0).uniform(0.1, 1, 1 + max(int(p.units.max()) for p in table.parts)))
+    back.bind(*made_up(1 + max(int(p.units.max()) for p in table.parts)), PRESENCE)
     encoded = space.sample_many(50, np.random.default_rng(2))
     np.testing.assert_array_equal(back.predict_many(encoded), table.predict_many(encoded))
 

@@ -67,10 +67,13 @@ def test_composition_recovers_what_a_network_adds():
     settings = rng.integers(0, 2, (40, 3)).astype(float)
     truth = unit_ms * (1.1 + settings @ [0.05, -0.05, 0.1]) + 0.01
     counts = rng.multinomial(6, np.full(40, 1 / 40), size=300).astype(float)
-    latency = counts @ truth * np.exp(rng.normal(0, 0.01, 300))
-    composition = Composition.fit(counts[:200], unit_ms, settings, latency[:200])
-    predicted = counts[200:] @ composition.apply(unit_ms, settings)
-    assert np.abs(predicted / (counts[200:] @ truth) - 1).mean() < 0.01
+    has = settings.astype(bool) & (rng.random((40, 3)) < 0.3)
+    exact = counts @ truth + ((counts @ has) > 0) @ np.array([0.2, 0.0, 0.1])
+    latency = exact * np.exp(rng.normal(0, 0.01, 300))
+    composition = Composition.fit(counts[:200], unit_ms, settings, has, latency[:200])
+    predicted = composition.network_ms(counts[200:], composition.apply(unit_ms, settings), has)
+    assert np.abs(predicted / exact[200:] - 1).mean() < 0.01
+    np.testing.assert_allclose(composition.presence_ms, [0.2, 0.0, 0.1], atol=0.03)
 
 
 def test_blend_trusts_the_surer():
