@@ -1,0 +1,160 @@
+"""A chart as SVG text: points, lines and bands on two axes. Small enough to commit, and GitHub shows it.
+
+python benchmarks/svg.py RUN -o docs/front.svg      # the front of a run: accuracy against measured latency
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+COLORS = ("#2563eb", "#dc2626", "#059669", "#9333ea", "#d97706", "#475569")
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 720, 420, 70, 20, 40, 55
+
+
+@dataclass(frozen=True)
+class Series:
+    """One set of points.
+
+    Attributes:
+        name: In the legend.
+        points: (x, y).
+        line: Whether the points are joined.
+        marks: Whether they are drawn.
+        x_error: (low, high) of each x, drawn as a bar.
+        band: (x, low y, high y), drawn as a faint area.
+        labels: Text beside each point.
+    """
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    line: bool = False
+    marks: bool = True
+    x_error: Sequence[tuple[float, float]] = ()
+    band: Sequence[tuple[float, float, float]] = ()
+    labels: Sequence[str] = ()
+
+
+def _ticks(low: float, high: float, log: bool) -> list[float]:
+    if log:
+        found = [
+            m * 10.0**e for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1) for m in (1, 2, 5)
+        ]
+        return [t for t in found if low <= t <= high]
+    step = 10.0 ** math.floor(math.log10((high - low) / 4))
+    step *= next(m for m in (1, 2, 5, 10) if (high - low) / (m * step) <= 6)
+    return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def chart(series: Sequence[Series], *, title: str, x: str, y: str, x_log: bool = False) -> str:
+    """The chart.
+
+    Args:
+        series: What to draw, the first at the bottom.
+        title: Above it.
+        x, y: Names of the axes, with units.
+        x_log: Whether the x axis is logarithmic.
+    """
+    xs = [v for s in series for v in [*(p[0] for p in s.points), *(e for pair in s.x_error for e in pair)]]
+    ys = [v for s in series for v in [*(p[1] for p in s.points), *(e for band in s.band for e in band[1:])]]
+
+    def scale(v: float) -> float:
+        return math.log10(v) if x_log else v
+
+    margin_x = 0.04 * (scale(max(xs)) - scale(min(xs)) or 1)
+    margin_y = 0.06 * (max(ys) - min(ys) or 1)
+    x0, x1 = scale(min(xs)) - margin_x, scale(max(xs)) + margin_x
+    y0, y1 = min(ys) - margin_y, max(ys) + margin_y
+
+    def at(px: float, py: float) -> tuple[float, float]:
+        across = _LEFT + (scale(px) - x0) / (x1 - x0) * (_WIDTH - _LEFT - _RIGHT)
+        return across, _HEIGHT - _BOTTOM - (py - y0) / (y1 - y0) * (_HEIGHT - _TOP - _BOTTOM)
+
+    out = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
+        'font-family="sans-serif" font-size="12">',
+        f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
+        f'<text x="{_LEFT}" y="24" font-size="15">{escape(title)}</text>',
+    ]
+    bottom = _HEIGHT - _BOTTOM
+    low_x, high_x = (10**x0, 10**x1) if x_log else (x0, x1)
+    for tick in _ticks(low_x, high_x, x_log):
+        px, _ = at(tick, y0)
+        out.append(f'<path d="M{px:.1f} {_TOP}V{bottom}" stroke="#e5e7eb"/>')
+        out.append(f'<text x="{px:.1f}" y="{bottom + 18}" text-anchor="middle">{tick:g}</text>')
+    for tick in _ticks(y0, y1, False):
+        _, py = at(10**x0 if x_log else x0, tick)
+        out.append(f'<path d="M{_LEFT} {py:.1f}H{_WIDTH - _RIGHT}" stroke="#e5e7eb"/>')
+        out.append(f'<text x="{_LEFT - 8}" y="{py + 4:.1f}" text-anchor="end">{tick:.4g}</text>')
+    middle = (_LEFT + _WIDTH - _RIGHT) / 2
+    out.append(f'<text x="{middle}" y="{_HEIGHT - 12}" text-anchor="middle">{escape(x)}</text>')
+    up = (_TOP + bottom) / 2
+    out.append(f'<text transform="translate(16 {up}) rotate(-90)" text-anchor="middle">{escape(y)}</text>')
+    for i, s in enumerate(series):
+        color = COLORS[i % len(COLORS)]
+        if s.band:
+            there = [at(px, high) for px, _, high in s.band] + [at(px, low) for px, low, _ in reversed(s.band)]
+            path = " ".join(f"{a:.1f},{b:.1f}" for a, b in there)
+            out.append(f'<polygon points="{path}" fill="{color}" opacity="0.15"/>')
+        if s.line:
+            path = " ".join(f"{a:.1f},{b:.1f}" for a, b in (at(*p) for p in s.points))
+            out.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="2"/>')
+        for (low, high), point in zip(s.x_error, s.points, strict=False):
+            (a, b), (c, _) = at(low, point[1]), at(high, point[1])
+            out.append(f'<path d="M{a:.1f} {b:.1f}H{c:.1f}" stroke="{color}"/>')
+        for j, point in enumerate(s.points if s.marks else ()):
+            a, b = at(*point)
+            out.append(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="4" fill="{color}"/>')
+            if j < len(s.labels):
+                out.append(f'<text x="{a + 7:.1f}" y="{b + 14:.1f}" fill="#374151">{escape(s.labels[j])}</text>')
+        row = bottom - 14 * (len(series) - i)
+        out.append(f'<circle cx="{_WIDTH - 190}" cy="{row - 4}" r="4" fill="{color}"/>')
+        out.append(f'<text x="{_WIDTH - 180}" y="{row}">{escape(s.name)}</text>')
+    return "\n".join([*out, "</svg>"]) + "\n"
+
+
+def front_chart(pareto: dict, searched: Sequence[tuple[float, float]]) -> str:  # type: ignore[type-arg]
+    """A run's front, over all that its search looked at."""
+    metric = pareto["metric"]
+    members = sorted(pareto["front"], key=lambda m: m["metrics"]["latency_ms"])
+    final = [(m["metrics"]["latency_ms"], m["metrics"][f"test_{metric}"]) for m in members]
+    errors = [(m["metrics"]["latency_low_ms"], m["metrics"]["latency_high_ms"]) for m in members]
+    labels = [f"{m['metrics']['params'] / 1000:.0f}k" for m in members]
+    worst = min(y for _, y in final)
+    shown = [point for point in searched if point[1] >= worst - 0.1]
+    return chart(
+        [
+            Series(f"evaluated in the search ({len(shown)} shown)", shown),
+            Series("final networks: test split, measured", final, line=True, x_error=errors, labels=labels),
+        ],
+        title=f"{metric} against latency on {pareto['device']} (labels: parameters)",
+        x="latency, ms (logarithmic)",
+        y=metric,
+        x_log=True,
+    )
+
+
+def main() -> None:
+    """The command line."""
+    from mixnas.search.objectives import parse_objectives
+    from mixnas.search.run_directory import Run
+    from mixnas.search.study import read_results
+    from mixnas.search_space.files import atomic_write
+
+    parser = argparse.ArgumentParser(description="The front of a run as SVG.")
+    parser.add_argument("run")
+    parser.add_argument("-o", "--output", required=True)
+    args = parser.parse_args()
+    run = Run.open(args.run)
+    pareto = run.pareto()
+    results = read_results(run.journal, parse_objectives(run.manifest["fixed"]["objectives"]))
+    done = [r.metrics for r in results.records if r.status == "done"]
+    searched = [(m["latency_ms"], m[pareto["metric"]]) for m in done]
+    atomic_write(args.output, front_chart(pareto, searched))
+
+
+if __name__ == "__main__":
+    main()
