@@ -1,9 +1,9 @@
-"""Runs this folder's tests in one child process that interprets Triton kernels.
+"""Runs this folder's tests in a child process that interprets Triton kernels.
 
 Triton decides at import between compiling and interpreting, and `TRITON_INTERPRET=1` makes every CPU tensor of a
 process take the kernels: neither must happen to the rest of a test session. So the first test here starts a child
-`pytest` with the variable set, on exactly the tests that were selected, and each test here reports what the child
-reported for it. Started with `TRITON_INTERPRET=1`, pytest runs them in its own process instead.
+`pytest` with the variable set, and each test here is handed to it and reports what the child reported. Started with
+`TRITON_INTERPRET=1`, pytest runs them in its own process instead.
 """
 
 import json
@@ -20,82 +20,95 @@ from mixnas.kernels import dispatch
 from mixnas.kernels.testing import KernelContract
 
 _HERE = Path(__file__).parent
-_PIPE = "MIXNAS_TEST_REPORTS"
+_PIPES = "MIXNAS_KERNEL_TESTS"  # in the child: the descriptors it reads test names from and writes reports to
 _CHILD = pytest.StashKey["_Child"]()
 
 
 class _Child:
-    """The interpreting pytest, and its reports as they come."""
+    """The interpreting pytest: collects this folder, then runs what it is told to."""
 
-    def __init__(self, session):
-        items = [item.nodeid for item in session.items if _HERE in item.path.parents]
-        reading, writing = os.pipe()
-        self.output = tempfile.TemporaryFile("w+")  # noqa: SIM115 (a pipe that nobody reads would fill up and block)
-        environment = os.environ | {"TRITON_INTERPRET": "1", _PIPE: str(writing)}
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", session.config.rootpath]
-        self.process = subprocess.Popen(
-            [*command, *items],
+    def __init__(self, config):
+        orders, self._orders = os.pipe()
+        self._reports, reports = os.pipe()
+        self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115 (a pipe that nobody reads would fill up)
+        environment = os.environ | {"TRITON_INTERPRET": "1", _PIPES: f"{orders},{reports}"}
+        environment = {key: value for key, value in environment.items() if not key.startswith("PYTEST_")}
+        options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--rootdir", config.rootpath]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "pytest", *options, _HERE],
             env=environment,
-            cwd=session.config.rootpath,
-            pass_fds=[writing],
-            stdout=self.output,
+            cwd=config.rootpath,
+            pass_fds=[orders, reports],
+            stdout=self._output,
             stderr=subprocess.STDOUT,
-            text=True,
         )
-        os.close(writing)
-        self.reports = os.fdopen(reading)
+        os.close(orders)
+        os.close(reports)
+        self._lines = os.fdopen(self._reports)
 
-    def of(self, nodeid):
-        """Yield the reports of one test, until its teardown's."""
-        for line in self.reports:
-            data = json.loads(line)
-            if data["nodeid"] == nodeid:
+    def run(self, nodeid, next_nodeid):
+        """Have the child run a test, and yield its reports."""
+        try:
+            os.write(self._orders, (json.dumps([nodeid, next_nodeid]) + "\n").encode())
+            for line in self._lines:
+                data = json.loads(line)
                 yield data
                 if data["when"] == "teardown":
                     return
-        self.process.wait()
-        self.output.seek(0)
-        raise RuntimeError(f"the interpreting pytest ended before {nodeid}:\n{self.output.read()[-4000:]}")
+        except BrokenPipeError:
+            pass
+        self._process.wait()
+        self._output.seek(0)
+        raise RuntimeError(f"the interpreting pytest ended before {nodeid}:\n{self._output.read()[-4000:]}")
 
     def close(self):
-        self.reports.close()
-        self.process.kill()
-        self.process.wait()
-        self.output.close()
+        os.close(self._orders)  # the child ends when there is nothing more to read
+        self._process.wait()
+        self._lines.close()
+        self._output.close()
 
 
-def pytest_runtest_protocol(item):
+def pytest_runtest_protocol(item, nextitem):
     if dispatch.INTERPRETING or not dispatch.HAS_TRITON:
         return None
     stash = item.session.stash
     if _CHILD not in stash:
-        stash[_CHILD] = _Child(item.session)
+        stash[_CHILD] = _Child(item.config)
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-    for data in stash[_CHILD].of(item.nodeid):
+    for data in stash[_CHILD].run(item.nodeid, nextitem and nextitem.nodeid):
         report = item.config.hook.pytest_report_from_serializable(config=item.config, data=data)
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     return True
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session):
     if _CHILD in session.stash:
         session.stash[_CHILD].close()
 
 
-_config = None
+def _run_orders(session, orders, reports):
+    """In the child: run the tests whose names come in, each with the one that comes after it."""
+    config, items = session.config, {item.nodeid: item for item in session.items}
+
+    class Reporter:
+        def pytest_runtest_logreport(self, report):
+            data = config.hook.pytest_report_to_serializable(config=config, report=report)
+            os.write(reports, (json.dumps(data, default=str) + "\n").encode())
+
+    config.pluginmanager.register(Reporter())
+    with os.fdopen(orders) as lines:
+        for line in lines:
+            nodeid, next_nodeid = json.loads(line)
+            item = items[nodeid]
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=items.get(next_nodeid))
+    return True
 
 
-def pytest_configure(config):
-    global _config
-    _config = config
-
-
-def pytest_runtest_logreport(report):
-    if _PIPE in os.environ and _config is not None:
-        data = _config.hook.pytest_report_to_serializable(config=_config, report=report)
-        os.write(int(os.environ[_PIPE]), (json.dumps(data, default=str) + "\n").encode())
+def pytest_runtestloop(session):
+    if _PIPES not in os.environ:
+        return None
+    return _run_orders(session, *map(int, os.environ[_PIPES].split(",")))
 
 
 def pytest_generate_tests(metafunc):

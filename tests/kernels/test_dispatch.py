@@ -1,0 +1,59 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mixnas.kernels import dispatch
+
+_HIDE_TRITON = """
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "triton" else find(name, *rest)
+"""
+
+
+def _python(code, **environment):
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_the_choice_on_a_cpu():
+    code = "import torch; from mixnas.kernels.dispatch import choose; print(choose(torch.ones(1)))"
+    assert _python(code, TRITON_INTERPRET="0") == ["aten"]
+    if dispatch.HAS_TRITON:
+        assert _python(code, TRITON_INTERPRET="1") == ["triton"]
+
+
+def test_works_without_triton():
+    """Every family loads and computes where Triton isn't installed."""
+    code = (
+        "import importlib, torch; from mixnas.kernels import FAMILIES\n"
+        "for family in FAMILIES: importlib.import_module('mixnas.kernels.' + family)\n"
+        "from mixnas.kernels.glu import glu; print(glu(torch.ones(2), torch.ones(2)).shape[0])\n"
+        "from mixnas.kernels import dispatch; print(dispatch.HAS_TRITON)"
+    )
+    assert _python(_HIDE_TRITON + code) == ["2", "False"]
+
+
+def test_backend_is_scoped():
+    x = torch.zeros(1)
+    before = dispatch.choose(x)
+    with dispatch.backend("reference"):
+        assert dispatch.choose(x) == "reference"
+        with dispatch.backend("aten"):
+            assert dispatch.choose(x) == "aten"
+        assert dispatch.choose(x) == "reference"
+    assert dispatch.choose(x) == before
+
+
+def test_an_unknown_backend_names_the_known():
+    with pytest.raises(ValueError, match="triton, aten, reference"), dispatch.backend("cuda"):
+        pass
+
+
+def test_dtypes_that_no_kernel_takes_run_on_aten():
+    assert dispatch.choose(torch.zeros(1, dtype=torch.float64)) == "aten"
+    assert dispatch.choose(torch.zeros(1), torch.zeros(1, dtype=torch.int64)) == "aten"
