@@ -192,10 +192,22 @@ def gated_linear_attention_reference(
     return total * (scale / len(directions))
 
 
+def _chunk_size(length: int) -> int:
+    return min(length, 16 if length <= 256 else 32)
+
+
+def matrix_macs(length: int, key_channels: int, value_channels: int) -> int:
+    """Return the multiply-accumulates in matrix products of the ATen form, one head of one direction of one example."""
+    C = _chunk_size(length)
+    N = cdiv(length, C)
+    between = 2 * C * key_channels * value_channels if N > 1 else 0
+    return N * (C * C * value_channels + between)
+
+
 def _chunked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_decay: torch.Tensor) -> torch.Tensor:
     """The causal form on ATen: all chunks at once, the states between them in a loop; (B, L, H, D) to (B, L, H, E)."""
     B, L, H, _ = q.shape
-    C = min(L, 16 if L <= 256 else 32)
+    C = _chunk_size(L)
     N = cdiv(L, C)
     if N * C != L:
         q, k, v, log_decay = (F.pad(x, (0, 0, 0, 0, 0, N * C - L)) for x in (q, k, v, log_decay))
@@ -226,12 +238,16 @@ def _aten(
     reverse_log_decay: torch.Tensor | None,
     scale: float,
 ) -> torch.Tensor:
+    dtype = v.dtype
+    if dtype not in (torch.float32, torch.float64):  # running sums of logarithms need the digits
+        q, k, v, log_decay = (x.float() for x in (q, k, v, log_decay))
+        reverse_log_decay = None if reverse_log_decay is None else reverse_log_decay.float()
     if reverse_log_decay is None:
-        return _chunked(q * scale, k, v, log_decay)
+        return _chunked(q * scale, k, v, log_decay).to(dtype)
     q = q * (scale / 2)
     both = [torch.cat((x, y.flip(1))) for x, y in ((q, q), (k, k), (v, v), (log_decay, reverse_log_decay))]
     forward, backward = _chunked(*both).chunk(2)
-    return forward + backward.flip(1)
+    return (forward + backward.flip(1)).to(dtype)
 
 
 def _launch_options(kernel: str, q: torch.Tensor, v: torch.Tensor) -> tuple[int, dict[str, int | str]]:

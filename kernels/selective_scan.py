@@ -185,6 +185,18 @@ def selective_scan_reference(
     return torch.stack(outputs, 1) + skip * x
 
 
+def _spans(length: int) -> tuple[int, int]:
+    """Return how many tokens the ATen form takes to a span, and how many spans."""
+    size = next_power_of_2(max(1, int(length**0.5)))
+    return size, cdiv(length, size)
+
+
+def matrix_macs(length: int, channels: int, states: int) -> int:
+    """Return the multiply-accumulates in matrix products of the ATen form, one example."""
+    size, spans = _spans(length)
+    return size * spans * channels * states
+
+
 def _aten(
     x: torch.Tensor,
     step: torch.Tensor,
@@ -196,8 +208,10 @@ def _aten(
 ) -> torch.Tensor:
     """The recurrence on ATen in about 3 sqrt(L) steps: all spans at once, then the states between them, then again."""
     B, L, E = x.shape
-    S = next_power_of_2(max(1, int(L**0.5)))
-    spans = cdiv(L, S)
+    S, spans = _spans(L)
+    dtype = x.dtype
+    if dtype not in (torch.float32, torch.float64):
+        x, step, a, b, c, skip, step_bias = (tensor.float() for tensor in (x, step, a, b, c, skip, step_bias))
     delta = F.softplus(step + step_bias)
     pieces = [delta, delta * x, b, c]
     if spans * S != L:
@@ -224,7 +238,8 @@ def _aten(
         state = torch.addcmul(added[t], decay[t], state)
         states.append(state)
     y = (torch.stack(states) @ c.unsqueeze(-1)).squeeze(-1)  # (S, B, spans, E)
-    return y.permute(1, 2, 0, 3).reshape(B, spans * S, E)[:, :L] + skip * x
+    y = y.permute(1, 2, 0, 3).reshape(B, spans * S, E)[:, :L]
+    return (y + skip * x).to(dtype)
 
 
 def _pick(kernel: str, x: torch.Tensor, N: int) -> dict[str, int]:
