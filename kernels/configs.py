@@ -6,8 +6,10 @@ bounds (`up_to`, inclusive) hold the shape is taken; the last row has no bounds.
 measures the candidates on a GPU and writes its rows.
 """
 
+import contextlib
 import functools
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,4 +98,21 @@ def pick(kernel: str, tensor: torch.Tensor, **features: int) -> dict[str, int]:
         tensor: Any of the operands; its device says which rows apply.
         features: The shape's features that the rows are bounded by, such as `channels=64`.
     """
-    return _pick(kernel, gpu_of(tensor), tuple(sorted(features.items())))
+    return _overrides.get(kernel) or _pick(kernel, gpu_of(tensor), tuple(sorted(features.items())))
+
+
+_overrides: dict[str, dict[str, int]] = {}
+
+
+@contextlib.contextmanager
+def override(kernel: str, launch: dict[str, int]) -> Iterator[None]:
+    """Launch `kernel` with this configuration for a while, whatever the table says; for `retune.py`."""
+    before = _overrides.get(kernel)
+    _overrides[kernel] = launch
+    try:
+        yield
+    finally:
+        if before is None:
+            del _overrides[kernel]
+        else:
+            _overrides[kernel] = before
