@@ -60,10 +60,10 @@ class TrainConfig:
         mixed_precision: bfloat16 autocast on a GPU; a CPU always computes as the network says.
     """
 
-    epochs: int = 40
+    epochs: int = 20
     steps: int | None = None
     batch_size: int = 64
-    lr: float = 4e-3
+    lr: float = 8e-3
     weight_decay: float = 0.05
     betas: tuple[float, ...] = (0.9, 0.99)
     warmup: float = 0.1
