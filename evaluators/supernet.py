@@ -12,11 +12,12 @@ of every batch.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -29,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixnas.evaluators.fair_sampling import FairSampler
+from mixnas.evaluators.parallel import processes
 from mixnas.evaluators.tasks import IGNORE, Task
 from mixnas.evaluators.training import (
     DivergedError,
@@ -41,8 +43,12 @@ from mixnas.evaluators.training import (
     parameter_groups,
 )
 from mixnas.search_space.errors import ConfigError, IntegrityError, StoppedEarly
+from mixnas.search_space.network import IOSpec
+from mixnas.search_space.space import SearchSpace
 from mixnas.search_space.supernet import Supernet
 from mixnas.search_space.weights import load_tensors, save_tensors
+
+Tensors = dict[str, Tensor]
 
 FORMAT = "mixnas-supernet-1"
 
@@ -59,12 +65,14 @@ class SupernetConfig(TrainConfig):
             instead of `epochs` and `steps`.
         samples: Sub-networks a step beside the largest and the smallest.
         distillation: Share of the others' loss that compares them with the largest, rather than with the labels.
+        processes: Processes that share each batch, on this machine, as long as the training lasts.
         checkpoint_every: Seconds between checkpoints.
     """
 
     seconds: float | None = None
     samples: int = 2
     distillation: float = 1.0
+    processes: int = 1
     checkpoint_every: float = 10.0
     lr: float = 2e-3
     batch_size: int = 64
@@ -76,6 +84,7 @@ class SupernetConfig(TrainConfig):
             ("seconds", "a number above 0, or nothing", self.seconds is None or 0 < self.seconds < math.inf),
             ("samples", "a whole number from 0", isinstance(self.samples, int) and self.samples >= 0),
             ("distillation", "a share from 0 to 1", 0 <= self.distillation <= 1),
+            ("processes", "a whole number from 1", isinstance(self.processes, int) and self.processes >= 1),
             ("checkpoint_every", "a number from 0", 0 <= self.checkpoint_every < math.inf),
             ("stop_at", "left out: it is for single networks", self.stop_at is None),
             ("validate_every", "left out: it is for single networks", self.validate_every == 0),
@@ -130,7 +139,18 @@ def train_supernet(
         IntegrityError: The checkpoint is damaged.
         StoppedEarly: `should_stop` said so; the checkpoint holds all steps that were taken.
     """
-    return _Training(supernet, task, config, seed, torch.device(device), checkpoint).run(progress, should_stop)
+    training = _Training(supernet, task, config, seed, torch.device(device), checkpoint)
+    if config.processes == 1 or dist.is_initialized() or training.finished:
+        return training.run(progress, should_stop)
+    with processes(config.processes, _help, supernet.space, supernet.io, task, config, seed, str(device)):
+        return training.run(progress, should_stop)
+
+
+def _help(space: SearchSpace, io: IOSpec, task: Task, config: SupernetConfig, seed: int, device: str) -> None:
+    """What a process does that takes a share of the batches."""
+    supernet = Supernet(space, io, torch.Generator().manual_seed(0))
+    with contextlib.suppress(StoppedEarly):
+        _Training(supernet, task, config, seed, torch.device(device), None).run(None, None)
 
 
 def load_supernet(supernet: Supernet, path: str | Path) -> None:
@@ -181,6 +201,12 @@ class _Group:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Give every process the first one's tensors, in place."""
+        if self.together:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
     def average(self, tensors: list[Tensor], extras: Tensor) -> Tensor:
         """Average tensors in place over the processes; returns the averages of `extras` (1-D)."""
         if not self.together:
@@ -204,15 +230,9 @@ class _Training:
         checkpoint: str | Path | None,
     ) -> None:
         self.supernet, self.task, self.config, self.seed, self.device = supernet.to(device), task, config, seed, device
-        self.group = _Group()
         self.sampler = FairSampler(supernet.space, seed)
         self.inputs, self.targets = task.train.inputs.to(device), task.train.targets.to(device)
         self.batch_size = min(config.batch_size, len(self.inputs))
-        if self.batch_size % self.group.size:
-            raise ConfigError(
-                f"supernet: batch_size {self.batch_size} cannot be shared by {self.group.size} processes. "
-                "Choose a multiple of their number."
-            )
         self.epoch_steps = len(self.inputs) // self.batch_size
         self.distil = _distiller(task) if config.distillation else None
         self.parameters: list[Tensor] = list(supernet.parameters())
@@ -221,9 +241,15 @@ class _Training:
         self.step = 0
         self.steps: int | None = None  # until it is decided
         self.seconds = 0.0
+        self.finished_loss = math.nan
         self.path = None if checkpoint is None else Path(checkpoint)
-        if self.path is not None and self.group.agree(self.path.exists()):
+        if self.path is not None and self.path.exists():
             self._load(self.path)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the checkpoint was of a finished training."""
+        return self.step == self.steps
 
     def _optimizer(self) -> torch.optim.Optimizer:
         groups = parameter_groups(self.supernet, self.config.weight_decay)
@@ -233,6 +259,7 @@ class _Training:
     # -- the loop ---------------------------------------------------------------------------------------------------
 
     def run(self, progress: Progress | None, should_stop: Callable[[], bool] | None) -> SupernetResult:
+        self._join()
         if self.steps is None:
             self.steps = self._planned_steps()
         if self.config.ema and not self.average and self.step < self.steps:
@@ -262,8 +289,28 @@ class _Training:
                     torch._foreach_copy_(self.parameters, self.average)
             self._save(finished=True, loss=float(np.mean(losses)))
         subnets = self.steps * (2 + self.config.samples)
-        loss = float(np.mean(losses)) if losses else self._finished_loss
+        loss = float(np.mean(losses)) if losses else self.finished_loss
         return SupernetResult(steps=self.steps, subnets=subnets, loss=loss, seconds=self.seconds)
+
+    def _join(self) -> None:
+        """Begin where the first process of the group is."""
+        self.group = _Group()
+        if self.batch_size % self.group.size:
+            raise ConfigError(
+                f"supernet: batch_size {self.batch_size} cannot be shared by {self.group.size} processes. "
+                "Choose a multiple of their number."
+            )
+        state = self.group.agree((self.step, self.steps, self.seconds, self.finished_loss, self.sampler.state()))
+        self.step, self.steps, self.seconds, self.finished_loss, dealt = state
+        if self.group.rank:
+            self.sampler.restore(dealt)
+            if 0 < self.step != self.steps:
+                self._resume(*({n: torch.zeros_like(p) for n, p in self._named()} for _ in range(3)))
+        moments = [m for p in self.parameters for m in self.optimizer.state.get(p, {}).values()]
+        self.group.share([*self.supernet.state_dict().values(), *self.average, *moments])
+
+    def _named(self) -> Iterable[tuple[str, Tensor]]:
+        return self.supernet.named_parameters()
 
     def _data(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches from a step on; an epoch's order and augmentation come from the seed and the epoch's number."""
@@ -371,7 +418,7 @@ class _Training:
             return
         tensors = {f"store.{name}": tensor for name, tensor in self.supernet.state_dict().items()}
         if not finished:
-            for i, (name, p) in enumerate(self.supernet.named_parameters()):
+            for i, (name, p) in enumerate(self._named()):
                 state = self.optimizer.state[p]
                 tensors |= {f"first.{name}": state["exp_avg"], f"second.{name}": state["exp_avg_sq"]}
                 if self.average:
@@ -388,14 +435,15 @@ class _Training:
         facts = json.loads(metadata["facts"])
         self.step, self.steps, self.seconds = facts["step"], facts["steps"], facts["seconds"]
         self.sampler.restore(facts["dealt"])
-        self._finished_loss = facts.get("loss", math.nan)
-        if self.step == self.steps:
-            return
-        first, second, average = (_part(tensors, f"{part}.") for part in ("first", "second", "ema"))
-        for name, p in self.supernet.named_parameters():
+        self.finished_loss = facts.get("loss", math.nan)
+        if not self.finished:
+            self._resume(*(_part(tensors, f"{part}.") for part in ("first", "second", "ema")))
+
+    def _resume(self, first: Tensors, second: Tensors, average: Tensors) -> None:
+        for name, p in self._named():
             moments = {"exp_avg": first[name].to(self.device), "exp_avg_sq": second[name].to(self.device)}
             self.optimizer.state[p] = {"step": torch.tensor(float(self.step), device=self.device), **moments}
-            if average:
+            if self.config.ema:
                 self.average.append(average[name].to(self.device))
 
 
@@ -415,7 +463,7 @@ def _space_digest(supernet: Supernet) -> str:
     return hashlib.sha256(repr((supernet.space.tree, supernet.io)).encode()).hexdigest()[:16]
 
 
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _part(tensors: Tensors, prefix: str) -> Tensors:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
@@ -428,7 +476,7 @@ def _check_same(path: str | Path, metadata: dict[str, str], expected: dict[str, 
             )
 
 
-def _load_store(supernet: Supernet, tensors: dict[str, Tensor]) -> None:
+def _load_store(supernet: Supernet, tensors: Tensors) -> None:
     try:
         supernet.load_state_dict(tensors)
     except RuntimeError as error:

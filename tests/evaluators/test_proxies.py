@@ -25,7 +25,7 @@ def digits() -> Task:
 
 @pytest.fixture(scope="module")
 def mqar() -> Task:
-    return by_name("mqar", vocab_size=16, length=16, pairs=2, train_size=64, validation_size=16, test_size=16)
+    return by_name("mqar", vocab_size=32, length=16, pairs=2, train_size=64, validation_size=16, test_size=16)
 
 
 def test_all_are_finite_reproducible_and_leave_the_network_and_the_global_generator_alone(digits):
