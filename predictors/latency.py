@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -242,6 +241,11 @@ class LatencyPredictor:
             found = self._extra[key] = ms, tuple(self.model.outside(settings))
         return found
 
+    def unit_ms(self, key: Key) -> float:
+        """What one unit takes in a network; NaN where it cannot be built."""
+        row = self._row_of().get(key)
+        return self._in_network[row] if row is not None else self._predict_unknown(key)[0]
+
     def table_of(self, space: SearchSpace, io: Any = None) -> SpaceTable:
         """The look-up tables of a space; made now when the space was not profiled (this imports torch)."""
         fields = io_fields(io) if io is not None and not isinstance(io, Mapping) else io
@@ -253,10 +257,7 @@ class LatencyPredictor:
 
         fields = self._io(io)
         parts, keys = build_parts(space, lambda architecture: walk(architecture, fields, self._size_after))
-        rows = self._row_of()
-        ms = np.array(
-            [self.profiled.in_network_ms[rows[k]] if k in rows else self._predict_unknown(k)[0] for k in keys]
-        )
+        ms = np.array([self.unit_ms(key) for key in keys])
         table = SpaceTable(space, fields, parts)
         table.bind(ms, [self._mask_of(key) for key in keys], self.composition.presence_ms)
         self.spaces.append(table)
@@ -286,7 +287,13 @@ class LatencyPredictor:
     # -- files --------------------------------------------------------------------------------------------------------
 
     def save(self, directory: Path) -> Path:
-        """Write `<device>.<runtime>.npz`, atomically; returns the path."""
+        """Write `<device>.<runtime>.npz`, atomically; returns the path.
+
+        Raises:
+            ConfigError: It is an estimate: files are of measured devices only.
+        """
+        if self.estimate:
+            raise ConfigError(f"{self.device}: an estimate is not kept among the measured devices.")
         model, trees = self.model, self.model.trees
         stored = self.spaces[: len(self.meta["spaces"])]
         meta = {
@@ -296,7 +303,7 @@ class LatencyPredictor:
             "work_names": list(model.work_names),
             "setting_names": list(model.setting_names),
             "spread": model.spread,
-            "composition": {"scale": self.composition.scale, "constant_ms": self.composition.constant_ms},
+            "compositions": [{"scale": c.scale, "constant_ms": c.constant_ms} for c in self.composition.chain()],
             "spaces": [
                 {**table.to_plain(), "written_as": entry["written_as"]}
                 for table, entry in zip(stored, self.meta["spaces"], strict=True)
@@ -307,12 +314,13 @@ class LatencyPredictor:
             "low": model.low,
             "high": model.high,
             **trees.to_arrays("trees"),
-            "composition.weights": self.composition.weights,
-            "composition.presence_ms": self.composition.presence_ms,
             "alone_ms": self.profiled.alone_ms,
             "in_network_ms": self.profiled.in_network_ms,
             "measured": self.profiled.measured,
         }
+        for c, composition in enumerate(self.composition.chain()):
+            arrays[f"composition{c}.weights"] = composition.weights
+            arrays[f"composition{c}.presence_ms"] = composition.presence_ms
         for s, table in enumerate(stored):
             arrays |= table.to_arrays(f"space{s}")
         arrays["meta"] = np.frombuffer(json.dumps(meta, allow_nan=False).encode(), dtype=np.uint8)
@@ -341,20 +349,23 @@ class LatencyPredictor:
                 tuple(meta.pop("work_names")), arrays["coefficients"], tuple(meta.pop("setting_names")), trees,
                 float(meta.pop("spread")), arrays["low"], arrays["high"],
             )  # fmt: skip
-            composed = meta.pop("composition")
-            composition = Composition(
-                composed["scale"],
-                arrays["composition.weights"],
-                composed["constant_ms"],
-                arrays["composition.presence_ms"],
-            )
+            composition: Composition | None = None
+            for c, numbers in enumerate(meta.pop("compositions")):
+                composition = Composition(
+                    numbers["scale"],
+                    arrays[f"composition{c}.weights"],
+                    numbers["constant_ms"],
+                    arrays[f"composition{c}.presence_ms"],
+                    composition,
+                )
+            assert composition is not None
             keys = [key_from_plain(plain) for plain in meta.pop("keys")]
             profiled = Profiled(keys, arrays["alone_ms"], arrays["in_network_ms"], arrays["measured"])
             spaces = [SpaceTable.restore(plain, arrays, f"space{s}") for s, plain in enumerate(meta["spaces"])]
             return cls(meta, model, composition, profiled, spaces)
         except IntegrityError:
             raise
-        except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError, zipfile.BadZipFile) as error:
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, AssertionError) as error:
             raise _damaged(path, error) from error
 
     @classmethod

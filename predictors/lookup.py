@@ -141,8 +141,8 @@ class SpaceTable:
 
     def _predict(self, rows: np.ndarray) -> np.ndarray:
         # Single precision is exact here: an index is below 2^23.
-        offsets = np.array([part.offset for part in self.parts], dtype=np.float32)[:, None]
-        index = (self._strides.T @ rows.T.astype(np.float32) + offsets).astype(np.intp)
+        offsets = np.array([part.offset for part in self.parts], dtype=np.float32)
+        index = np.ascontiguousarray((rows.astype(np.float32) @ self._strides + offsets).T, dtype=np.intp)
         total = np.zeros(len(rows), dtype=np.float32)
         mask: np.ndarray | None = None
         for table, bits, own in zip(self._tables, self._masks, index, strict=True):

@@ -199,16 +199,20 @@ class Composition:
         weights: (settings,) see above.
         constant_ms: See above.
         presence_ms: (operators,) added once to a network that has the operator in any block.
+        base: Applied to `unit_ms` first: of a transferred predictor, that of the device that it came from.
     """
 
     scale: float
     weights: np.ndarray
     constant_ms: float
     presence_ms: np.ndarray
+    base: Composition | None = None
 
     def apply(self, unit_ms: np.ndarray, settings: np.ndarray) -> np.ndarray:
         """Milliseconds of each unit in a network, (units,) with the categorical settings (units, columns)."""
-        return np.maximum(unit_ms * (self.scale + settings @ self.weights) + self.constant_ms, 0.0)
+        if self.base is not None:
+            unit_ms = self.base.apply(unit_ms, settings)
+        return np.asarray(unit_ms * (self.scale + settings @ self.weights) + self.constant_ms)
 
     @classmethod
     def fit(
@@ -239,7 +243,7 @@ class Composition:
         response = (target - mean) * weight
         u, s, vt = np.linalg.svd(design, full_matrices=False)
         best: tuple[float, np.ndarray] = (math.inf, np.zeros(columns.shape[1]))
-        for ridge in np.geomspace(1e-4, 1e2, 13):
+        for ridge in np.geomspace(1e-3, 1e2, 11):
             shrunk = s / (s**2 + ridge)
             solution = vt.T @ (shrunk * (u.T @ response))
             leverage = ((u * (s * shrunk)) * u).sum(axis=1) + 1 / len(total)
@@ -249,6 +253,10 @@ class Composition:
         solution = best[1]
         weights, constant, presence = np.split(solution, [settings.shape[1], settings.shape[1] + 1])
         return cls(mean - float(centre @ solution), weights, float(constant[0]) * typical, presence * typical)
+
+    def chain(self) -> list[Composition]:
+        """This one and those below it, the device's own last."""
+        return [*(self.base.chain() if self.base is not None else []), self]
 
     def network_ms(self, counts: np.ndarray, in_network_ms: np.ndarray, has: np.ndarray) -> np.ndarray:
         """(networks,) from how often each unit stands in each; see `fit`."""
