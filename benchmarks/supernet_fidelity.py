@@ -1,0 +1,189 @@
+"""Do inherited weights rank architectures as stand-alone training does? Part of `supernet.py`.
+
+The truth is the validation loss of each architecture trained by itself with the configuration's `train`, once a seed.
+A method that knew the loss of one training exactly would agree with that of another only as far as the seeds
+agree: tau between seeds is the ceiling for tau with one seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import kendalltau
+
+from mixnas.evaluators import proxies
+from mixnas.evaluators.inherited import SupernetEvaluator
+from mixnas.evaluators.supernet import train_supernet
+from mixnas.evaluators.training import TrainConfig, evaluate, train
+from mixnas.search.config import Config
+from mixnas.search_space.architecture import Architecture
+from mixnas.search_space.files import write_json
+from mixnas.search_space.network import Network
+from mixnas.search_space.space import SearchSpace
+from mixnas.search_space.supernet import Supernet
+
+_SAMPLE_SEED = 123
+_RESAMPLES = 2000
+
+
+def tau(first: Any, second: Any) -> float:
+    """Kendall's tau-b."""
+    return float(kendalltau(first, second).statistic)
+
+
+# -- the truth ----------------------------------------------------------------------------------------------------
+
+
+def _train_alone(job: tuple[str, int, TrainConfig, Any]) -> tuple[str, int, dict[str, float]]:
+    text, seed, config, task = job
+    torch.set_num_threads(1)
+    architecture = Architecture.from_json(text)
+    generator = torch.Generator().manual_seed(seed)
+    network = Network(architecture, task.io, generator=generator)
+    result = train(network, task, config, generator=generator)
+    judged = evaluate(network, task)
+    return architecture.id, seed, {"loss": judged.loss, "score": judged.score, "seconds": result.seconds}
+
+
+def truth(
+    path: Path,
+    architectures: list[Architecture],
+    seeds: int,
+    config: TrainConfig,
+    task: Any,
+    workers: int,
+    say: Callable[[str], None],
+) -> dict[str, list[dict[str, float]]]:
+    """Metrics by architecture id, one per seed; what is in the file already is not trained again."""
+    known: dict[str, Any] = {"train": json.loads(json.dumps(asdict(config))), "found": {}}
+    if path.exists():
+        stored = json.loads(path.read_text())
+        if stored["train"] == known["train"]:
+            known = stored
+    found = known["found"]
+    jobs = [
+        (architecture.to_json(), seed, config, task)
+        for seed in range(seeds)
+        for architecture in architectures
+        if str(seed) not in found.get(architecture.id, {})
+    ]
+    say(f"truth: {len(jobs)} of {seeds * len(architectures)} networks are to be trained")
+    if jobs:
+        with multiprocessing.get_context("spawn").Pool(workers) as pool:
+            for done, (identity, seed, metrics) in enumerate(pool.imap_unordered(_train_alone, jobs), 1):
+                found.setdefault(identity, {})[str(seed)] = metrics
+                write_json(path, known)
+                if done % 10 == 0:
+                    say(f"truth: {done} of {len(jobs)}")
+    return {a.id: [found[a.id][str(seed)] for seed in range(seeds)] for a in architectures}
+
+
+# -- agreement ----------------------------------------------------------------------------------------------------
+
+
+def _interval(values: np.ndarray, truth_AS: np.ndarray) -> list[float]:
+    """95% bootstrap interval of tau with the seeds' mean, over architectures."""
+    rng = np.random.default_rng(0)
+    mean = truth_AS.mean(axis=1)
+    taus = []
+    for _ in range(_RESAMPLES):
+        chosen = rng.integers(len(mean), size=len(mean))
+        taus.append(tau(values[chosen], mean[chosen]))
+    return [float(q) for q in np.nanquantile(taus, [0.025, 0.975])]
+
+
+def _pairs(count: int) -> Iterator[tuple[int, int]]:
+    return itertools.combinations(range(count), 2)
+
+
+def agreement(values: np.ndarray, truth_AS: np.ndarray, ceiling: float) -> dict[str, Any]:
+    """How well a method's values (lower is better) rank the architectures.
+
+    Args:
+        values: (A,).
+        truth_AS: Validation loss (A, seeds).
+        ceiling: Mean tau between two seeds.
+    """
+    single = [tau(values, truth_AS[:, s]) for s in range(truth_AS.shape[1])]
+    return {
+        "tau_with_mean_of_seeds": tau(values, truth_AS.mean(axis=1)),
+        "interval": _interval(values, truth_AS),
+        "tau_with_one_seed": float(np.mean(single)),
+        "share_of_ceiling": float(np.mean(single)) / ceiling,
+    }
+
+
+def run(
+    args: argparse.Namespace,
+    config: Config,
+    space: SearchSpace,
+    task: Any,
+    results: Path,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Train, judge, compare; returns the record."""
+    rng = np.random.default_rng(_SAMPLE_SEED)
+    architectures = list(dict.fromkeys(space.sample(rng) for _ in range(args.architectures)))
+    kept = results / "supernet-fidelity-truth.json"
+    metrics = truth(kept, architectures, args.seeds, config.train, task, args.workers, say)
+    truth_AS = np.array([[m["loss"] for m in metrics[a.id]] for a in architectures])
+    scores_AS = np.array([[m["score"] for m in metrics[a.id]] for a in architectures])
+    ceiling = float(np.mean([tau(truth_AS[:, i], truth_AS[:, j]) for i, j in _pairs(args.seeds)]))
+    others = [
+        tau(truth_AS[:, s], np.delete(truth_AS, s, axis=1).mean(axis=1)) for s in range(args.seeds) if args.seeds > 2
+    ]
+
+    settings = replace(config.supernet, seconds=args.seconds or config.supernet.seconds)
+    trainings = []
+    for seed in range(args.supernets):
+        supernet = Supernet(space, task.io, torch.Generator().manual_seed(seed))
+        started = time.perf_counter()
+        result = train_supernet(supernet, task, settings, seed=seed)
+        between = time.perf_counter()
+        judged = SupernetEvaluator(supernet, task).evaluate_many(architectures)
+        losses = np.array([m["loss"] for m in judged])
+        trainings.append(
+            {
+                "seed": seed,
+                "steps": result.steps,
+                "train_seconds": between - started,
+                "judge_seconds": time.perf_counter() - between,
+                **agreement(losses, truth_AS, ceiling),
+                "tau_of_accuracies": tau([m[task.metric] for m in judged], scores_AS.mean(axis=1)),
+                "inherited_loss": losses.tolist(),
+            }
+        )
+        say(f"super-network {seed}: { ({k: v for k, v in trainings[-1].items() if k != 'inherited_loss'}) }")
+    scored = [proxies.score(architecture, task) for architecture in architectures]
+    baselines = {name: agreement(-np.array([s[name] for s in scored]), truth_AS, ceiling) for name in proxies.PROXIES}
+    for name, row in baselines.items():
+        say(f"{name}: {row['tau_with_mean_of_seeds']:.3f}")
+    return {
+        "goal": {"tau": 0.7, "share_of_ceiling": 0.85},
+        "architectures": [a.to_dict() for a in architectures],
+        "train": asdict(config.train),
+        "supernet": asdict(settings),
+        "truth": {
+            "loss": truth_AS.tolist(),
+            "score": scores_AS.tolist(),
+            "mean_seconds": float(np.mean([m["seconds"] for ms in metrics.values() for m in ms])),
+        },
+        "ceiling": {"tau_between_seeds": ceiling, "tau_of_one_with_mean_of_others": float(np.mean(others))},
+        "inherited": {
+            "tau_with_mean_of_seeds": float(np.mean([t["tau_with_mean_of_seeds"] for t in trainings])),
+            "tau_with_one_seed": float(np.mean([t["tau_with_one_seed"] for t in trainings])),
+            "share_of_ceiling": float(np.mean([t["share_of_ceiling"] for t in trainings])),
+            "trainings": trainings,
+        },
+        "proxies": baselines,
+    }
