@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from html import escape
 
 COLORS = ("#2563eb", "#dc2626", "#059669", "#9333ea", "#d97706", "#475569")
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 720, 420, 70, 20, 40, 55
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _BOTTOM = 720, 440, 70, 20, 55
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ def chart(series: Sequence[Series], *, title: str, x: str, y: str, x_log: bool =
     def scale(v: float) -> float:
         return math.log10(v) if x_log else v
 
+    top = 38 + 15 * len(series)  # below the legend
     margin_x = 0.04 * (scale(max(xs)) - scale(min(xs)) or 1)
     margin_y = 0.06 * (max(ys) - min(ys) or 1)
     x0, x1 = scale(min(xs)) - margin_x, scale(max(xs)) + margin_x
@@ -71,7 +72,7 @@ def chart(series: Sequence[Series], *, title: str, x: str, y: str, x_log: bool =
 
     def at(px: float, py: float) -> tuple[float, float]:
         across = _LEFT + (scale(px) - x0) / (x1 - x0) * (_WIDTH - _LEFT - _RIGHT)
-        return across, _HEIGHT - _BOTTOM - (py - y0) / (y1 - y0) * (_HEIGHT - _TOP - _BOTTOM)
+        return across, _HEIGHT - _BOTTOM - (py - y0) / (y1 - y0) * (_HEIGHT - top - _BOTTOM)
 
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
@@ -83,7 +84,7 @@ def chart(series: Sequence[Series], *, title: str, x: str, y: str, x_log: bool =
     low_x, high_x = (10**x0, 10**x1) if x_log else (x0, x1)
     for tick in _ticks(low_x, high_x, x_log):
         px, _ = at(tick, y0)
-        out.append(f'<path d="M{px:.1f} {_TOP}V{bottom}" stroke="#e5e7eb"/>')
+        out.append(f'<path d="M{px:.1f} {top}V{bottom}" stroke="#e5e7eb"/>')
         out.append(f'<text x="{px:.1f}" y="{bottom + 18}" text-anchor="middle">{tick:g}</text>')
     for tick in _ticks(y0, y1, False):
         _, py = at(10**x0 if x_log else x0, tick)
@@ -91,7 +92,7 @@ def chart(series: Sequence[Series], *, title: str, x: str, y: str, x_log: bool =
         out.append(f'<text x="{_LEFT - 8}" y="{py + 4:.1f}" text-anchor="end">{tick:.4g}</text>')
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     out.append(f'<text x="{middle}" y="{_HEIGHT - 12}" text-anchor="middle">{escape(x)}</text>')
-    up = (_TOP + bottom) / 2
+    up = (top + bottom) / 2
     out.append(f'<text transform="translate(16 {up}) rotate(-90)" text-anchor="middle">{escape(y)}</text>')
     for i, s in enumerate(series):
         color = COLORS[i % len(COLORS)]
@@ -110,9 +111,9 @@ def chart(series: Sequence[Series], *, title: str, x: str, y: str, x_log: bool =
             out.append(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="4" fill="{color}"/>')
             if j < len(s.labels):
                 out.append(f'<text x="{a + 7:.1f}" y="{b + 14:.1f}" fill="#374151">{escape(s.labels[j])}</text>')
-        row = bottom - 14 * (len(series) - i)
-        out.append(f'<circle cx="{_WIDTH - 190}" cy="{row - 4}" r="4" fill="{color}"/>')
-        out.append(f'<text x="{_WIDTH - 180}" y="{row}">{escape(s.name)}</text>')
+        row = 42 + 15 * i
+        out.append(f'<circle cx="{_LEFT + 6}" cy="{row - 4}" r="4" fill="{color}"/>')
+        out.append(f'<text x="{_LEFT + 16}" y="{row}">{escape(s.name)}</text>')
     return "\n".join([*out, "</svg>"]) + "\n"
 
 
