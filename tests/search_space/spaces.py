@@ -55,7 +55,8 @@ def everything(kind: str) -> SearchSpace:
                     fits = normal is not None and normal not in values
                     if fits and (operator.check is None or not any(operator.check(c, knobs) for c in contexts)):
                         values.append(normal)
-                plain[knob_name] = values
+                # Operators with many knobs at fewer values each: their combinations are all built.
+                plain[knob_name] = values[:2] if len(operator.knobs) > 2 else values
             found.append(plain)
         return found
 
