@@ -330,6 +330,11 @@ def depthwise_conv(
     return _operator(x_BHWC, weight_C1IJ, bias, gate, activation, top, left, keep_pre)[0]
 
 
+def valid_taps(size: int, taps: int, before: int) -> int:
+    """Count the (position, tap) pairs along one dimension that fall inside it: what a convolution must compute."""
+    return sum(min(size - 1, i - before + taps - 1) - max(0, i - before) + 1 for i in range(size))
+
+
 def aot_examples(kernel: str, bounds: dict[str, int]) -> Iterator[Example]:
     """Yield what the ahead-of-time compiler compiles for one row of the table (see `aot.py`)."""
     channels = bounds.get("channels", 256)
@@ -339,7 +344,8 @@ def aot_examples(kernel: str, bounds: dict[str, int]) -> Iterator[Example]:
     else:
         across = int(bounds.get("taps", 31 * 31) ** 0.5)
         down = across
-    geometry = (down, across, down // 2, across // 2)
+    top, left = down // 2, across // 2
+    geometry = (down, across, top, left)
     size = (32, 56, 56, channels) if down > 1 else (32, 1, 3136, channels)
     for dtype, name in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
         x = torch.empty(size, dtype=dtype, device="meta")
@@ -355,5 +361,5 @@ def aot_examples(kernel: str, bounds: dict[str, int]) -> Iterator[Example]:
             label=f"{name} {'x'.join(map(str, size))} k{down}x{across}",
             call=call,
             bytes=moved * x.element_size(),
-            operations=2 * x.numel() * down * across,
+            operations=2 * size[0] * channels * valid_taps(size[1], down, top) * valid_taps(size[2], across, left),
         )

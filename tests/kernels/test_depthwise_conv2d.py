@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mixnas.kernels import dispatch
+from mixnas.kernels.depthwise import valid_taps
 from mixnas.kernels.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_reference
 from mixnas.kernels.testing import Case, KernelContract, compare
 
@@ -53,6 +54,12 @@ def test_cpu_second_derivatives():
     weight = torch.randn(2, 1, 5, 5, dtype=torch.float64, requires_grad=True)
     with dispatch.backend("aten"):
         assert torch.autograd.gradgradcheck(depthwise_conv2d, (x, weight))
+
+
+@pytest.mark.parametrize(("size", "taps", "before"), [(5, 3, 1), (4, 31, 15), (7, 4, 3), (1, 1, 0), (3, 7, 3)])
+def test_the_taps_that_are_counted_fall_inside(size, taps, before):
+    inside = sum(0 <= i + j - before < size for i in range(size) for j in range(taps))
+    assert valid_taps(size, taps, before) == inside
 
 
 def test_float64_takes_aten():
