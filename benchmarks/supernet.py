@@ -87,7 +87,7 @@ def _spaces() -> ModuleType:
 
 
 def _relative_error(first: torch.Tensor, second: torch.Tensor) -> float:
-    return float((first - second).abs().max() / second.abs().max().clamp(min=1e-12))
+    return float(((first - second).abs().max() / second.abs().max().clamp(min=1e-12)).detach())
 
 
 def equality(args: argparse.Namespace) -> None:
@@ -216,11 +216,14 @@ def _sandwich_cost(
 ) -> dict[str, Any]:
     """A step as it is trained, architectures new each time, against one plain step of each of its networks."""
     sampler = FairSampler(supernet.space, 0)
+    for _ in range(10):  # most operators have been met, as after the first steps of a training
+        for architecture in sampler.sandwich(settings.samples):
+            supernet.subnet(architecture)
+    generator = torch.Generator().manual_seed(0)
     ratios, store_ms = [], []
     for _ in range(rounds):
         architectures = sampler.sandwich(settings.samples)
-        plains = [supernet.extract(architecture).train() for architecture in architectures]
-        supernet._forget_views()  # `extract` has made what a step has to make for itself
+        plains = [Network(architecture, task.io, generator=generator).train() for architecture in architectures]
         optimisers = [_optimiser(plain, settings) for plain in plains]
         for plain in plains:  # so that AdamW has its state
             _forward_backward(plain, task, x, y)
