@@ -160,9 +160,8 @@ def main() -> None:
         profile_s = time.perf_counter() - begun
         print(f"profiled in {profile_s:.0f} s: {predictor.accuracy}", file=sys.stderr)
 
-        table = MeasurementTable.load(tables, predictor.device, predictor.runtime)
-        known = {what.config["architecture"]["stem"] and json.dumps(what.config["architecture"])
-                 for what in table.subjects.values() if what.kind == "network"}  # fmt: skip
+        table = MeasurementTable.load(tables, predictor.device, predictor.tag)
+        known = {json.dumps(w.config["architecture"]) for w in table.subjects.values() if w.kind == "network"}
         candidates = space.decode_many(space.sample_many(2 * args.networks, np.random.default_rng([args.seed, 1])))
         unseen = [a for a in dict.fromkeys(candidates) if json.dumps(a.to_dict()) not in known][: args.networks]
         first, second = (

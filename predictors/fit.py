@@ -70,9 +70,6 @@ def fit(
     """
     config = config or FitConfig()
     table.require_device()
-    batches = {what.batch for what in table.subjects.values()}
-    if len(batches) > 1:
-        raise ConfigError(f"{table.csv_path}: measurements of several batch sizes {sorted(batches)} in one table.")
     units = table.latencies("unit")
     networks = table.latencies("network")
     if len(networks) < config.min_networks:
@@ -136,7 +133,7 @@ def fit(
         "device": table.device,
         "runtime": table.runtime,
         "threads": table.threads,
-        "batch": batches.pop(),
+        "batch": table.batch,
         "half_width": half_width,
         "coverage": config.coverage,
         "accuracy": accuracy(np.exp(error[held_out]) * latency[held_out], latency[held_out]),

@@ -18,6 +18,7 @@ import numpy as np
 
 from mixnas.predictors.lookup import SpaceTable, signature
 from mixnas.predictors.model import Composition, UnitModel
+from mixnas.predictors.table import tagged
 from mixnas.predictors.trees import Trees
 from mixnas.predictors.units import Key, describe, io_fields, key_from_plain, key_to_plain, walk
 from mixnas.search_space.architecture import Architecture, Block, Op
@@ -126,6 +127,11 @@ class LatencyPredictor:
     def runtime(self) -> str:
         """The runtime."""
         return str(self.meta["runtime"])
+
+    @property
+    def tag(self) -> str:
+        """The runtime as in the names of files: with the batch size, unless that is 1."""
+        return tagged(self.runtime, int(self.meta["batch"]))
 
     @property
     def estimate(self) -> bool:
@@ -287,7 +293,7 @@ class LatencyPredictor:
     # -- files --------------------------------------------------------------------------------------------------------
 
     def save(self, directory: Path) -> Path:
-        """Write `<device>.<runtime>.npz`, atomically; returns the path.
+        """Write `<device>.<runtime>.npz`, atomically; returns the path. See `table.tagged` for batches.
 
         Raises:
             ConfigError: It is an estimate: files are of measured devices only.
@@ -330,7 +336,7 @@ class LatencyPredictor:
             with open(temporary, "wb") as file:
                 np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
-        path = Path(directory) / f"{self.device}.{self.runtime}.npz"
+        path = Path(directory) / f"{self.device}.{self.tag}.npz"
         atomic_create(path, write)
         return path
 
@@ -371,6 +377,11 @@ class LatencyPredictor:
     @classmethod
     def load(cls, device: str, runtime: str = "eager", directory: str | Path | None = None) -> LatencyPredictor:
         """The predictor of a device: from `directory`, or from the user's profiles and then those shipped.
+
+        Args:
+            device: Its name.
+            runtime: As in the names of files: "eager", or "graph-b32" for batches of 32.
+            directory: Where to look instead.
 
         Raises:
             ConfigError: Nobody measured it; the message lists the devices there are.

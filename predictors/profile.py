@@ -20,7 +20,7 @@ import torch
 from mixnas.predictors import features, runtimes
 from mixnas.predictors.device import INTERPRETER, device_name, provenance
 from mixnas.predictors.fit import SpaceToFit, fit
-from mixnas.predictors.latency import LatencyPredictor, user_directory
+from mixnas.predictors.latency import LatencyPredictor, installed, user_directory
 from mixnas.predictors.measure import (
     Call,
     MeasureConfig,
@@ -32,7 +32,8 @@ from mixnas.predictors.measure import (
     windows_of,
 )
 from mixnas.predictors.model import FitConfig, matrix
-from mixnas.predictors.table import MeasurementTable, Subject, subject
+from mixnas.predictors.table import MeasurementTable, Subject, subject, tagged
+from mixnas.predictors.transfer import MIN_NETWORKS, nearest_source, transfer
 from mixnas.predictors.trees import Trees
 from mixnas.predictors.units import (
     Key,
@@ -43,7 +44,7 @@ from mixnas.predictors.units import (
     key_to_plain,
 )
 from mixnas.search_space.architecture import Architecture
-from mixnas.search_space.errors import ConfigError, IntegrityError
+from mixnas.search_space.errors import ConfigError, IntegrityError, StoppedEarly
 from mixnas.search_space.network import IOSpec, Network
 from mixnas.search_space.space import SearchSpace
 
@@ -58,8 +59,10 @@ class ProfileConfig:
 
     Attributes:
         budget_s: Wall-clock time for everything, the fit included.
-        network_share: Share of the measuring time that goes to whole networks.
+        network_share: Share of the measuring time that goes to whole networks. All of it, where building one takes
+            seconds (a compiler) and another device's or runtime's predictor can be transferred from.
         max_networks: Whole networks per space, at most; with these and every unit measured, profiling ends early.
+        min_units: With fewer measured units, the predictor is transferred from another, where there is one.
         measure: How each is measured.
         fit: How the predictor is fitted.
         seed: Of the choice of units and networks, and of the weights and inputs.
@@ -68,6 +71,7 @@ class ProfileConfig:
     budget_s: float = 150.0
     network_share: float = 0.5
     max_networks: int = 450
+    min_units: int = 60
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     fit: FitConfig = field(default_factory=FitConfig)
     seed: int = 0
@@ -103,7 +107,9 @@ class Profiler:
         self.works: dict[Key, Mapping[str, float] | None] = {}
         self.directory = Path(directory)
         self.meter = Meter(config.measure, sentinel=self._sentinel(), clock=self.clock)
-        self.table = MeasurementTable.create_or_open(self.directory, self.name, runtime, threads, self._reference_ms())
+        self.table = MeasurementTable.create_or_open(
+            self.directory, self.name, runtime, threads, self._reference_ms(), config.measure.batch_size
+        )
         self._provenance: int | None = None
         for what in self.table.subjects.values():
             if what.kind == "unit":
@@ -289,9 +295,20 @@ class Profiler:
         return [key for _, key in walk(architecture, self.fields, registry_size_after)]
 
     def run(
-        self, deadline: float, progress: Progress | None = None, should_stop: Callable[[], bool] | None = None
+        self,
+        deadline: float,
+        share: float,
+        progress: Progress | None = None,
+        should_stop: Callable[[], bool] | None = None,
     ) -> None:
-        """Measure in rounds until `deadline`, until everything is measured, or until told to stop."""
+        """Measure in rounds until `deadline`, until everything is measured, or until told to stop.
+
+        Args:
+            deadline: On the clock of `time.monotonic`.
+            share: Of the time for whole networks.
+            progress: See `profile`.
+            should_stop: See `profile`.
+        """
         begun = time.monotonic()
 
         def tick() -> None:
@@ -300,7 +317,6 @@ class Profiler:
                 text = f"{kinds.count('unit')} units, {kinds.count('network')} networks measured"
                 progress(min(1.0, (time.monotonic() - begun) / max(deadline - begun, 1e-9)), text)
 
-        share = self.config.network_share
         rounds = 0
         while (left := deadline - time.monotonic()) > 1.0:
             if should_stop is not None and should_stop():
@@ -309,8 +325,8 @@ class Profiler:
             slot = left * (0.08 if rounds == 0 else 0.5 if rounds == 1 else 1.0)
             networks = self.choose_networks(max(2, int(slot * share / self._cost["network"])))
             if len(networks) * self._cost["network"] < slot * share / 2:
-                share = 0.0 if not networks else share
-            units = self.choose_units(max(4, int(slot * (1 - share) / self._cost["unit"])))
+                share = share if networks or share == 1 else 0.0
+            units = self.choose_units(max(4, int(slot * (1 - share) / self._cost["unit"]))) if share < 1 else []
             subjects = [*units, *networks]
             if not subjects:
                 return
@@ -357,13 +373,14 @@ def profile(
         config: Budget and settings.
         plain: What stood under `space:` in the file, so that a query of the same text needs no torch.
         progress: Called with the share of the budget that is spent, and a text.
-        should_stop: Asked between measurements; what was measured until then is kept and fitted.
+        should_stop: Asked between measurements; what was measured until then is kept.
 
     Returns:
         The predictor, which was also saved.
 
     Raises:
         ConfigError: Not this machine's device, a runtime that is not there, or a budget too short for a fit.
+        StoppedEarly: `should_stop` said so.
     """
     config = config or ProfileConfig()
     begun = time.monotonic()
@@ -371,8 +388,16 @@ def profile(
     with fixed_threads(config.measure.threads):
         profiler = Profiler(space, io, device=device, runtime=runtime, directory=place, config=config, plain=plain)
         others = _spaces_before(place, profiler)
+        sources = _sources(place, profiler) if runtime in ("compiled", "onnxruntime") else []
+        share = 1.0 if sources else config.network_share
         # The fit takes some seconds, most of them scikit-learn's import.
-        profiler.run(begun + config.budget_s - min(8.0, 0.25 * config.budget_s), progress, should_stop)
+        profiler.run(begun + config.budget_s - min(8.0, 0.25 * config.budget_s), share, progress, should_stop)
+    if should_stop is not None and should_stop():
+        raise StoppedEarly(f"profiling was stopped. What was measured is kept in {place}.")
+    kinds = [what.kind for what in profiler.table.subjects.values()]
+    if sources and kinds.count("unit") < config.min_units and kinds.count("network") >= MIN_NETWORKS:
+        predictor = transfer(profiler.table, nearest_source(profiler.table, sources, config.fit), config.fit)
+    else:
         predictor = fit(profiler.table, [profiler.to_fit, *others], profiler.work_of, config.fit)
     predictor.save(place)
     if progress is not None:
@@ -380,9 +405,20 @@ def profile(
     return predictor
 
 
+def _sources(directory: Path, profiler: Profiler) -> list[LatencyPredictor]:
+    """The predictors there are that know this space, apart from the one that is being made."""
+    found = []
+    for device, runtime, path in [*installed(directory), *installed()]:
+        if (device, runtime) != (profiler.name, tagged(profiler.runtime, profiler.table.batch)):
+            predictor = LatencyPredictor.open(path)
+            if any(t.space.tree == profiler.space.tree and t.io == profiler.fields for t in predictor.spaces):
+                found.append(predictor)
+    return found
+
+
 def _spaces_before(directory: Path, profiler: Profiler) -> list[SpaceToFit]:
     """The spaces that the device's predictor already tabulates, apart from this one."""
-    path = directory / f"{profiler.name}.{profiler.runtime}.npz"
+    path = profiler.table.csv_path.with_suffix(".npz")
     if not path.exists():
         return []
     try:

@@ -1,8 +1,8 @@
 """Measurement tables: plain CSV, one row a window, beside a JSON file with the table's provenance.
 
-A table is kept per device and runtime: `<device>.<runtime>.csv` and `<device>.<runtime>.json`. Rows are only ever
-appended; a torn last line, left by a crash, is cut off at opening. `COLUMNS` documents the columns, and is written into
-the JSON file, so that a table explains itself.
+A table is kept per device, runtime and batch size: `<device>.<runtime>.csv` and `<device>.<runtime>.json`, where the
+runtime for batches of 32 is written "graph-b32". Rows are only ever appended; a torn last line, left by a crash, is cut
+off at opening. `COLUMNS` documents the columns, and is written into the JSON file, so that a table explains itself.
 """
 
 from __future__ import annotations
@@ -74,9 +74,14 @@ def subject(kind: str, config: Any, work: Mapping[str, float], batch: int, dtype
     return Subject(hashlib.sha256(text.encode()).hexdigest()[:12], kind, config, work, batch, dtype)
 
 
-def table_paths(directory: Path, device: str, runtime: str) -> tuple[Path, Path]:
+def tagged(runtime: str, batch: int) -> str:
+    """A runtime as it is written in the names of files: with its batch size, unless that is 1."""
+    return runtime if batch == 1 else f"{runtime}-b{batch}"
+
+
+def table_paths(directory: Path, device: str, tag: str) -> tuple[Path, Path]:
     """The CSV and the JSON file of a table."""
-    return directory / f"{device}.{runtime}.csv", directory / f"{device}.{runtime}.json"
+    return directory / f"{device}.{tag}.csv", directory / f"{device}.{tag}.json"
 
 
 class MeasurementTable:
@@ -98,6 +103,11 @@ class MeasurementTable:
         return str(self.header["runtime"])
 
     @property
+    def batch(self) -> int:
+        """Inputs per forward."""
+        return int(self.header["batch"])
+
+    @property
     def threads(self) -> int:
         """Threads inside an operator."""
         return int(self.header["threads"])
@@ -109,13 +119,14 @@ class MeasurementTable:
 
     @classmethod
     def create_or_open(
-        cls, directory: Path, device: str, runtime: str, threads: int, reference_ms: float
+        cls, directory: Path, device: str, runtime: str, threads: int, reference_ms: float, batch: int = 1
     ) -> MeasurementTable:
         """Open the device's table, or start one. The reference time is that of the first profile, for good."""
-        csv_path, json_path = table_paths(directory, device, runtime)
+        tag = tagged(runtime, batch)
+        csv_path, json_path = table_paths(directory, device, tag)
         if csv_path.exists():
             _cut_torn_line(csv_path)
-            table = cls.load(directory, device, runtime)
+            table = cls.load(directory, device, tag)
             if table.threads != threads:
                 raise ConfigError(
                     f"{json_path}: measured with {table.threads} threads, asked for {threads}. "
@@ -128,6 +139,7 @@ class MeasurementTable:
             "schema": SCHEMA,
             "device": device,
             "runtime": runtime,
+            "batch": batch,
             "threads": threads,
             "sentinel_reference_ms": reference_ms,
             "columns": COLUMNS,
@@ -138,22 +150,23 @@ class MeasurementTable:
         return cls(csv_path, json_path, header)
 
     @classmethod
-    def load(cls, directory: Path, device: str, runtime: str) -> MeasurementTable:
-        """Read a table.
+    def load(cls, directory: Path, device: str, tag: str) -> MeasurementTable:
+        """Read the table of a device and a runtime as `tagged` writes it.
 
         Raises:
             ConfigError: There is none.
             IntegrityError: It is damaged.
         """
-        csv_path, json_path = table_paths(Path(directory), device, runtime)
+        csv_path, json_path = table_paths(Path(directory), device, tag)
         if not csv_path.exists() or not json_path.exists():
             raise ConfigError(f"{csv_path}: no such table. Make it with `nas latency profile --device {device}`.")
         try:
             header = json.loads(json_path.read_text())
-            if header["schema"] != SCHEMA or header["device"] != device or header["runtime"] != runtime:
+            own = tagged(header["runtime"], header["batch"])
+            if header["schema"] != SCHEMA or header["device"] != device or own != tag:
                 raise IntegrityError(
-                    f"{json_path}: is the table of {header['device']} ({header['runtime']}), schema "
-                    f"{header['schema']}; expected {device} ({runtime}), schema {SCHEMA}."
+                    f"{json_path}: is the table of {header['device']} ({own}), schema {header['schema']}; "
+                    f"expected {device} ({tag}), schema {SCHEMA}."
                 )
             table = cls(csv_path, json_path, header)
             with open(csv_path, newline="") as file:

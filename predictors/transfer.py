@@ -130,6 +130,7 @@ def transfer(table: MeasurementTable, source: LatencyPredictor, config: FitConfi
         "device": table.device,
         "runtime": table.runtime,
         "threads": table.threads,
+        "batch": table.batch,
         "half_width": half_width,
         "coverage": config.coverage,
         "accuracy": accuracy(predicted, latency),
