@@ -178,9 +178,10 @@ def gated_linear_attention_reference(
 ) -> torch.Tensor:
     """Compute the recurrence token by token, in the dtype given."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    directions = [(slice(None), log_decay)]
+    forwards = torch.arange(q.shape[1], device=q.device)
+    directions = [(forwards, log_decay)]
     if reverse_log_decay is not None:
-        directions.append((torch.arange(q.shape[1] - 1, -1, -1, device=q.device), reverse_log_decay))
+        directions.append((forwards.flip(0), reverse_log_decay))
     total = torch.zeros_like(v)
     for order, decay in directions:
         state = q.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3])
@@ -310,17 +311,19 @@ def _backward(
 
     parts, options = _launch_options("gated_linear_attention_query_gradient", q, v)
     grad_q = torch.empty((directions, *q.shape), dtype=torch.float32, device=q.device)
-    arguments = (grad, k, v, log_decay, reverse, grad_q, scale, B, L, H, D, E)
-    launch(gated_linear_attention_query_gradient_kernel, (B * H, directions, parts), *arguments, **options)
+    integers = (B, L, H, D, E)
+    tensors: tuple[torch.Tensor, ...] = (grad, k, v, log_decay, reverse, grad_q)
+    grid = (B * H, directions, parts)
+    launch(gated_linear_attention_query_gradient_kernel, grid, *tensors, scale, *integers, **options)
 
     parts, options = _launch_options("gated_linear_attention_backward", q, v)
     copies = directions * parts
     grad_k = torch.empty((directions, *k.shape), dtype=k.dtype if directions == 1 else torch.float32, device=k.device)
     grad_v = torch.empty((copies, *v.shape), dtype=v.dtype if copies == 1 else torch.float32, device=v.device)
     grad_decay = torch.empty((directions, *q.shape), dtype=log_decay.dtype, device=q.device)
-    outputs = (grad_q, grad_k, grad_v, grad_decay)
-    arguments = (grad, q, k, v, log_decay, reverse, *outputs, scale, B, L, H, D, E)
-    launch(gated_linear_attention_backward_kernel, (B * H, directions, parts), *arguments, **options)
+    tensors = (grad, q, k, v, log_decay, reverse, grad_q, grad_k, grad_v, grad_decay)
+    grid = (B * H, directions, parts)
+    launch(gated_linear_attention_backward_kernel, grid, *tensors, scale, *integers, **options)
     return grad_q.sum(0).to(q.dtype), grad_k.sum(0).to(k.dtype), grad_v.sum(0).to(v.dtype), grad_decay
 
 

@@ -266,9 +266,9 @@ def neighborhood_attention_reference(
     size = q.shape[1:-2]
     stride, dilation, causal = _complete(window, stride, dilation, causal)
     masks = []
-    for n, *along in zip(size, window, stride, dilation, causal, strict=True):
-        mask = torch.zeros(n, n, dtype=torch.bool, device=q.device)
-        for position, keys in enumerate(attended(n, *along)):
+    for along in zip(size, window, stride, dilation, causal, strict=True):
+        mask = torch.zeros(along[0], along[0], dtype=torch.bool, device=q.device)
+        for position, keys in enumerate(attended(*along)):
             mask[position, keys] = True
         masks.append(mask)
     mask = masks[0] if len(masks) == 1 else torch.einsum("ik,jl->ijkl", *masks).flatten(2).flatten(0, 1)
@@ -284,21 +284,23 @@ _DENSE = 512  # tokens of a group up to which one masked product is faster than 
 _TILE = (8, 64)
 
 
-def _bias(along_y: tuple[int | bool, ...], along_x: tuple[int | bool, ...], dtype: torch.dtype,
-          device: torch.device) -> torch.Tensor:  # fmt: skip
+_Along = tuple[int, int, int, bool, int, int, int, int]  # n, window, stride, causal, queries' and keys' start and end
+
+
+def _bias(along_y: _Along, along_x: _Along, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Return 0 where a tile's queries attend a box's keys and -inf elsewhere, (queries, keys)."""
     masks = []
     for n, window, stride, causal, start, end, box_start, box_end in (along_y, along_x):
-        seen = [keys_of(i, n, window, stride, bool(causal)) for i in range(start, end)]
+        seen = [keys_of(i, n, window, stride, causal) for i in range(start, end)]
         masks.append(torch.tensor([[j in keys for j in range(box_start, box_end)] for keys in seen], device=device))
     mask = (masks[0][:, None, :, None] & masks[1][None, :, None, :]).flatten(2).flatten(0, 1)
     return torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill(~mask, float("-inf"))
 
 
 @functools.lru_cache(maxsize=256)
-def _kept_bias(*key: object) -> torch.Tensor:
+def _kept_bias(along_y: _Along, along_x: _Along, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     with torch.inference_mode(False):  # may be saved for a backward pass later
-        return _bias(*key)  # type: ignore[arg-type]
+        return _bias(along_y, along_x, dtype, device)
 
 
 def _tracing() -> bool:
@@ -318,15 +320,17 @@ def _aten_group(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: Seque
     for y in range(0, H, tile_y):
         row = []
         for x in range(0, W, tile_x):
-            boxes, along = [], []
+            boxes: list[slice] = []
+            along: list[_Along] = []
             for axis, (start, tile, n) in enumerate(((y, tile_y, H), (x, tile_x, W))):
                 end = min(start + tile, n)
                 options = (n, window[axis], stride[axis], causal[axis])
-                boxes.append(slice(keys_of(start, *options).start, keys_of(end - 1, *options).stop))
-                along.append((*options, start, end, boxes[-1].start, boxes[-1].stop))
+                first, last = keys_of(start, *options).start, keys_of(end - 1, *options).stop
+                boxes.append(slice(first, last))
+                along.append((*options, start, end, first, last))
             bias = None
             if any(causal) or window[0] < H or window[1] < W:
-                bias = make(*along, q.dtype, q.device)
+                bias = make(along[0], along[1], q.dtype, q.device)
             q_tile = q[:, :, y : y + tile_y, x : x + tile_x]
             k_box, v_box = (t[:, :, boxes[0], boxes[1]].flatten(2, 3) for t in (k, v))
             out = F.scaled_dot_product_attention(q_tile.flatten(2, 3), k_box, v_box, attn_mask=bias, scale=scale)
@@ -344,8 +348,9 @@ def _aten(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: Sequence[in
         out = torch.empty_like(q)
         for y in range(min(dilation[0], q.shape[2])):
             for x in range(min(dilation[1], q.shape[3])):
-                group = [t[:, :, y :: dilation[0], x :: dilation[1]] for t in (q, k, v)]
-                out[:, :, y :: dilation[0], x :: dilation[1]] = _aten_group(*group, window, stride, causal, scale)
+                q_g, k_g, v_g = (t[:, :, y :: dilation[0], x :: dilation[1]] for t in (q, k, v))
+                attended_to = _aten_group(q_g, k_g, v_g, window, stride, causal, scale)
+                out[:, :, y :: dilation[0], x :: dilation[1]] = attended_to
     return out.permute(0, 2, 3, 1, 4)
 
 

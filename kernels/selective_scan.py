@@ -185,6 +185,91 @@ def selective_scan_reference(
     return torch.stack(outputs, 1) + skip * x
 
 
+# -- ATen: in spans, all at once (few operations: small inputs and traces), or token by token in pieces of the batch ---
+
+_PIECE = 1 << 20  # states of a piece, all tokens: what a core's caches hold
+
+
+class _CpuScan(torch.autograd.Function):
+    """Token by token over pieces of the batch, recomputing the states in the backward pass.
+
+    Autograd through the recurrence would keep several tensors of (B, L, E, N) and walk them through memory.
+    """
+
+    @staticmethod
+    def forward(ctx, x, step, a, b, c, skip, step_bias):
+        ctx.save_for_backward(x, step, a, b, c, skip, step_bias)
+        return _in_pieces(x, step, a, b, c, skip, step_bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        x, step, a, b, c, skip, step_bias = ctx.saved_tensors
+        grad_x, grad_step, grad_b, grad_c = (torch.empty_like(t) for t in (x, step, b, c))
+        grad_a = torch.zeros_like(a)
+        for piece in _pieces(x, a):
+            g, x_p, c_p = (t[piece].transpose(0, 1).contiguous() for t in (grad, x, c))
+            raw, delta, added, b_p, decay, states = _piece_states(x[piece], step[piece], a, b[piece], step_bias)
+            grad_c[piece] = (g.unsqueeze(-2) @ states).squeeze(-2).transpose(0, 1)
+            grad_states = g.unsqueeze(-1) * c_p.unsqueeze(-2)
+            for t in range(len(g) - 2, -1, -1):
+                grad_states[t].addcmul_(decay[t + 1], grad_states[t + 1])
+            grad_b[piece] = (added.unsqueeze(-2) @ grad_states).squeeze(-2).transpose(0, 1)
+            grad_added = (grad_states @ b_p.unsqueeze(-1)).squeeze(-1)
+            decay[0].zero_()
+            decay[1:].mul_(states[:-1])
+            moved = decay.mul_(grad_states)  # gradient of delta * a
+            grad_delta = torch.mul(moved, a, out=states).sum(-1) + grad_added * x_p
+            grad_a += moved.mul_(delta.unsqueeze(-1)).sum((0, 1))
+            grad_x[piece] = (g * skip + grad_added * delta).transpose(0, 1)
+            grad_step[piece] = (grad_delta * raw.sigmoid()).transpose(0, 1)
+        return grad_x, grad_step, grad_a, grad_b, grad_c, (grad * x).sum((0, 1)), grad_step.sum((0, 1))
+
+
+def _pieces(x: torch.Tensor, a: torch.Tensor) -> list[slice]:
+    """Cut the batch so that a piece's states stay in the caches."""
+    size = max(1, _PIECE // (x.shape[1] * a.numel()))
+    return [slice(start, start + size) for start in range(0, x.shape[0], size)]
+
+
+def _piece_states(
+    x: torch.Tensor, step: torch.Tensor, a: torch.Tensor, b: torch.Tensor, step_bias: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """Return, tokens first: steps with their bias, delta, delta x, b, exp(delta a) and the states."""
+    x, step, b = (t.transpose(0, 1).contiguous() for t in (x, step, b))
+    raw = step + step_bias
+    delta = F.softplus(raw)
+    added = delta * x
+    decay = (delta.unsqueeze(-1) * a).exp_()
+    states = added.unsqueeze(-1) * b.unsqueeze(-2)
+    for t in range(1, len(x)):
+        states[t].addcmul_(decay[t], states[t - 1])
+    return raw, delta, added, b, decay, states
+
+
+def _in_pieces(
+    x: torch.Tensor,
+    step: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    c: torch.Tensor,
+    skip: torch.Tensor,
+    step_bias: torch.Tensor,
+) -> torch.Tensor:
+    y = torch.empty_like(x)
+    for piece in _pieces(x, a):
+        states = _piece_states(x[piece], step[piece], a, b[piece], step_bias)[-1]
+        y[piece] = (states @ c[piece].transpose(0, 1).unsqueeze(-1)).squeeze(-1).transpose(0, 1)
+    return y.addcmul_(x, skip)
+
+
+def _tracing() -> bool:
+    """Whether operations are being recorded, by a compiler, an exporter or a counter."""
+    from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+    return torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
+
+
 def _spans(length: int) -> tuple[int, int]:
     """Return how many tokens the ATen form takes to a span, and how many spans."""
     size = next_power_of_2(max(1, int(length**0.5)))
@@ -206,12 +291,30 @@ def _aten(
     skip: torch.Tensor,
     step_bias: torch.Tensor,
 ) -> torch.Tensor:
-    """The recurrence on ATen in about 3 sqrt(L) steps: all spans at once, then the states between them, then again."""
+    operands = (x, step, a, b, c, skip, step_bias)
+    if x.dtype not in (torch.float32, torch.float64):
+        operands = tuple(tensor.float() for tensor in operands)
+    if x.device.type == "cpu" and not _tracing():
+        needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in operands)
+        large = x.numel() * a.shape[1] > _PIECE
+        if needs_grad or large:
+            with torch.autocast("cpu", enabled=False):
+                return (_CpuScan.apply(*operands) if needs_grad else _in_pieces(*operands)).to(x.dtype)
+    return _in_spans(*operands).to(x.dtype)
+
+
+def _in_spans(
+    x: torch.Tensor,
+    step: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    c: torch.Tensor,
+    skip: torch.Tensor,
+    step_bias: torch.Tensor,
+) -> torch.Tensor:
+    """The recurrence in about 3 sqrt(L) steps: all spans at once, then the states between them, then again."""
     B, L, E = x.shape
     S, spans = _spans(L)
-    dtype = x.dtype
-    if dtype not in (torch.float32, torch.float64):
-        x, step, a, b, c, skip, step_bias = (tensor.float() for tensor in (x, step, a, b, c, skip, step_bias))
     delta = F.softplus(step + step_bias)
     pieces = [delta, delta * x, b, c]
     if spans * S != L:
@@ -238,8 +341,7 @@ def _aten(
         state = torch.addcmul(added[t], decay[t], state)
         states.append(state)
     y = (torch.stack(states) @ c.unsqueeze(-1)).squeeze(-1)  # (S, B, spans, E)
-    y = y.permute(1, 2, 0, 3).reshape(B, spans * S, E)[:, :L]
-    return (y + skip * x).to(dtype)
+    return y.permute(1, 2, 0, 3).reshape(B, spans * S, E)[:, :L] + skip * x
 
 
 def _pick(kernel: str, x: torch.Tensor, N: int) -> dict[str, int]:

@@ -77,10 +77,9 @@ class GatedLinearAttention(nn.Module):
         s = (x if self.causal else self.local(x)).flatten(1, -2)
         q, k, v = (self._split(projection(s)) for projection in (self.query, self.key, self.value))
         low = self.decay_low(s)
-        decays = [self._decay(low, self.decay)]
-        if not self.causal:
-            decays.append(self._decay(low, self.reverse_decay))
-        o = self._normed(self.norm, gated_linear_attention(q, k, v, *decays))
+        decay = self._decay(low, self.decay)
+        reverse = None if self.causal else self._decay(low, self.reverse_decay)
+        o = self._normed(self.norm, gated_linear_attention(q, k, v, decay, reverse))
         if self.causal:
             y = o * F.silu(self.gate(s))
         else:

@@ -17,7 +17,7 @@ from mixnas.search_space.registry import Context, Knob, Value, register
 
 _START, _RIGHT, _LEFT, _UP, _DOWN = range(5)
 _STEPS = (1e-3, 1e-1)  # range of the initial step sizes
-_TOKENS_PER_RANK = 16  # the steps come through ceil(C / 16) channels
+_CHANNELS_PER_RANK = 16  # the steps come through ceil(C / 16) channels
 
 
 def _initial_step_bias(channels: int) -> Tensor:
@@ -41,7 +41,7 @@ class Mamba(nn.Module):
 
     def __init__(self, context: Context, *, state: int, expansion: int, kernel_size: int) -> None:
         super().__init__()
-        width, inner, rank = context.width, expansion * context.width, -(-context.width // _TOKENS_PER_RANK)
+        width, inner, rank = context.width, expansion * context.width, -(-context.width // _CHANNELS_PER_RANK)
         self.input, self.gate = (nn.Linear(width, inner, bias=False) for _ in range(2))
         self.conv = DepthwiseConv(Context(inner, context.size, context.kind), kernel_size)
         self.step_low = nn.Linear(inner, rank, bias=False)
@@ -62,7 +62,7 @@ class Mamba(nn.Module):
 
     def own_macs(self, x: Tensor) -> int:
         """The product of states and c, as the CPU form computes it."""
-        return x.shape[0] * matrix_macs(x.shape[1], *self.log_decay.shape)
+        return x.shape[0] * matrix_macs(x.shape[1], self.log_decay.shape[0], self.log_decay.shape[1])
 
 
 @lru_cache(maxsize=256)
@@ -96,9 +96,13 @@ class PlainMamba(nn.Module):
         (B, H, W, C) or (B, L, C) to the same.
     """
 
+    orders: Tensor
+    steps: Tensor
+    places: Tensor
+
     def __init__(self, context: Context, *, state: int, expansion: int, kernel_size: int) -> None:
         super().__init__()
-        width, inner, rank = context.width, expansion * context.width, -(-context.width // _TOKENS_PER_RANK)
+        width, inner, rank = context.width, expansion * context.width, -(-context.width // _CHANNELS_PER_RANK)
         self.input = nn.Linear(width, inner)
         self.input_norm = nn.BatchNorm1d(inner)
         self.conv = DepthwiseConv(Context(inner, context.size, context.kind), kernel_size)
@@ -135,10 +139,9 @@ class PlainMamba(nn.Module):
         step = self.step(self.step_low(u))
         b = self.b(u).unsqueeze(1) + self.direction[self.steps]
         scanned = u[:, self.orders].view(B * scans, tokens, -1)
-        repeated = (t.unsqueeze(1).expand(B, scans, tokens, -1).flatten(0, 1) for t in (step, self.c(u)))
-        step, c = repeated
-        bias = self.step.bias
-        y = selective_scan(scanned, step, -self.log_decay.exp(), b.flatten(0, 1), c, self.skip, bias)
+        step, c = (t.unsqueeze(1).expand(B, scans, tokens, -1).flatten(0, 1) for t in (step, self.c(u)))
+        a, bias = -self.log_decay.exp(), self.step.bias
+        y = selective_scan(scanned, step, a, b.flatten(0, 1), c, self.skip, bias)
         # Back in raster order, all scans in one gather.
         places = self.places + torch.arange(scans, device=x.device).unsqueeze(1) * tokens
         y = y.view(B, scans * tokens, -1)[:, places].sum(1)
@@ -147,7 +150,11 @@ class PlainMamba(nn.Module):
 
     def own_macs(self, x: Tensor) -> int:
         """The product of states and c of every scan, as the CPU form computes it."""
-        return x.shape[0] * len(self.places) * matrix_macs(self.places.shape[1], *self.log_decay.shape)
+        return (
+            x.shape[0]
+            * len(self.places)
+            * matrix_macs(self.places.shape[1], self.log_decay.shape[0], self.log_decay.shape[1])
+        )
 
 
 def _kernel_is_centred(context: Context, knobs: Mapping[str, Value]) -> str | None:

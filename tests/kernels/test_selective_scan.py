@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from mixnas.kernels import dispatch
+from mixnas.kernels import selective_scan as module
 from mixnas.kernels.selective_scan import selective_scan, selective_scan_reference
-from mixnas.kernels.testing import Case, KernelContract, relative_error
+from mixnas.kernels.testing import Case, KernelContract, compare, relative_error
 
 
 def _case(B, L, E, N, bias=-2.0):
@@ -36,6 +37,25 @@ def test_aten_form_crosses_spans(length):
         actual = selective_scan(**tensors)
     expected = selective_scan_reference(**{name: t.double() for name, t in tensors.items()})
     assert relative_error(actual, expected) < 1e-5
+
+
+def test_aten_form_of_large_inputs_goes_in_pieces(monkeypatch):
+    monkeypatch.setattr(module, "_PIECE", 300)
+    tensors = _case(3, 13, 5, 4).draw(torch.float32)
+    expected = selective_scan_reference(**{name: t.double() for name, t in tensors.items()})
+    with dispatch.backend("aten"):
+        assert relative_error(selective_scan(**tensors), expected) < 1e-5
+        case = _case(3, 13, 5, 4)
+        errors = compare(selective_scan, selective_scan_reference, case, torch.float32)
+    assert max(errors.values()) < 1e-5
+
+
+def test_aten_form_takes_16_bits():
+    tensors = _case(1, 40, 4, 4).draw(torch.bfloat16)
+    expected = selective_scan_reference(**{name: t.double() for name, t in tensors.items()})
+    with dispatch.backend("aten"):
+        actual = selective_scan(**tensors)
+    assert actual.dtype == torch.bfloat16 and relative_error(actual, expected) < 1e-2
 
 
 def test_large_steps_neither_overflow_nor_leak():
