@@ -159,7 +159,8 @@ def depthwise_conv2d(
         return depthwise_conv2d_reference(x_BHWC, weight_C1KK, bias, gate, activation)
     # Up to 3 taps oneDNN's own backward is fast.
     needs_grad = torch.is_grad_enabled() and (x_BHWC.requires_grad or weight_C1KK.requires_grad)
-    if size > 3 and needs_grad and x_BHWC.device.type == "cpu":
+    # Under autocast the dtypes are ATen's to settle.
+    if size > 3 and needs_grad and x_BHWC.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
         z = _CpuDepthwise.apply(x_BHWC, weight_C1KK, bias)
     else:
         z = _aten(x_BHWC, weight_C1KK, bias)

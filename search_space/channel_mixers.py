@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixnas.kernels.glu import glu
 from mixnas.search_space.layers import DepthwiseConv
 from mixnas.search_space.registry import Context, Knob, register
 
@@ -61,7 +62,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ..., C) to the same."""
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        return self.down(glu(self.gate(x), self.up(x)))
 
 
 @register(
@@ -85,4 +86,4 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ..., C) to the same."""
-        return self.down(F.gelu(self.depthwise(F.gelu(self.up(x)))))
+        return self.down(self.depthwise(F.gelu(self.up(x)), "gelu"))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from mixnas.kernels.glu import glu
 from mixnas.search_space.registry import Context, Knob, register
 
 Mixer = Callable[[Tensor], Tensor]
@@ -61,4 +62,4 @@ class OutputSigmoid(nn.Module):
 
     def forward(self, x: Tensor, mixer: Mixer) -> Tensor:
         """x (B, ..., C), the normalised block input."""
-        return mixer(x) * self.linear(x).sigmoid()
+        return glu(self.linear(x), mixer(x), "sigmoid")

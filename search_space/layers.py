@@ -6,13 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixnas.kernels.depthwise_conv1d import depthwise_conv1d
+from mixnas.kernels.depthwise_conv2d import depthwise_conv2d
+from mixnas.kernels.epilogue import activation_function
 from mixnas.search_space.registry import Context
-
-
-def same_padding(kernel_size: int | tuple[int, ...]) -> list[int]:
-    """`F.pad` amounts that keep the size under an odd kernel, last dimension first."""
-    sizes = (kernel_size,) if isinstance(kernel_size, int) else kernel_size
-    return [half for k in reversed(sizes) for half in (k // 2, k // 2)]
 
 
 class DepthwiseConv(nn.Module):
@@ -36,18 +33,15 @@ class DepthwiseConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(context.width)) if bias else None
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
-        channels = x.shape[-1]
-        if x.dim() == 4:
-            y = F.conv2d(x.permute(0, 3, 1, 2), self.weight, self.bias, padding=self.padding, groups=channels)
-            return y.permute(0, 2, 3, 1)
-        x_BCL = x.transpose(1, 2)
-        if self.causal:
-            x_BCL = F.pad(x_BCL, (self.weight.shape[-1] - 1, 0))
-            return F.conv1d(x_BCL, self.weight, self.bias, groups=channels).transpose(1, 2)
-        return F.conv1d(x_BCL, self.weight, self.bias, padding=self.padding, groups=channels).transpose(1, 2)
+    def forward(self, x: Tensor, activation: str = "none") -> Tensor:
+        """See the class; `activation` as in `kernels.depthwise_conv2d`, fused on a GPU."""
+        if x.dim() == 3:
+            return depthwise_conv1d(x, self.weight, self.bias, activation=activation, causal=self.causal)
+        if self.weight.shape[-1] == self.weight.shape[-2]:
+            return depthwise_conv2d(x, self.weight, self.bias, activation=activation)
+        y = F.conv2d(x.permute(0, 3, 1, 2), self.weight, self.bias, padding=self.padding, groups=x.shape[-1])
+        return activation_function(y.permute(0, 2, 3, 1), activation)
 
-    def own_macs(self, x: Tensor) -> int:
+    def own_macs(self, x: Tensor, activation: str = "none") -> int:
         """One window per output element."""
         return x.numel() * self.weight[0].numel()

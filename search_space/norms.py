@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mixnas.kernels.norm import layer_norm, rms_norm
 from mixnas.search_space.registry import Context, register
 
 
@@ -15,6 +16,10 @@ class LayerNorm(nn.LayerNorm):
     def __init__(self, context: Context) -> None:
         super().__init__(context.width, eps=1e-6)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) to the same."""
+        return layer_norm(x, self.weight, self.bias, self.eps)
+
 
 @register("norm", "rms", paper="Zhang and Sennrich 2019, Root Mean Square Layer Normalization (arXiv 1910.07467)")
 class RMSNorm(nn.RMSNorm):
@@ -22,6 +27,10 @@ class RMSNorm(nn.RMSNorm):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context.width, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) to the same."""
+        return rms_norm(x, self.weight, 1e-6)
 
 
 # Statistics over the batch and all positions would let a position see later ones: not for causal tasks.
