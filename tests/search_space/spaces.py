@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from mixnas.search_space import registry
@@ -33,6 +34,22 @@ def small() -> dict[str, Any]:
     }
 
 
+def basic(kind: str) -> SearchSpace:
+    """A space of a few operators with every shape that the store has to hold: widths, kernels, expansions, norms."""
+    block = {
+        "mixer": ["identity", {"name": "dwconv", "kernel_size": [3, 5]}, {"name": "attention", "heads": [2, 4]}],
+        "gate": ["none", "output_sigmoid"],
+        "channel_mixer": [{"name": "mlp", "expansion": [1, 2]}, {"name": "swiglu", "expansion": [1, 2]}],
+        "recursion": [1, 2],
+    }
+    stem = {"image": "conv", "sequence": "linear", "causal": "embedding"}[kind]
+    norms = ["layer", "rms"] if kind == "causal" else ["layer", "batch"]
+    stage = {"width": [16, 32], "depth": [1, 2], "block": block}
+    second = stage | ({"downsample": "patch"} if kind == "image" else {})
+    return SearchSpace.from_dict({"stem": stem, "norm": norms, "stages": [stage, second]})
+
+
+@functools.cache
 def everything(kind: str) -> SearchSpace:
     """A space in which every registered operator of a kind can occur, each with its knobs at several values."""
 

@@ -10,7 +10,7 @@ from mixnas.search_space.network import Network
 from mixnas.search_space.norms import has_running_statistics, reset_running_statistics
 from mixnas.search_space.supernet import Supernet, slice_of
 
-from .spaces import IMAGE, IOS, everything
+from .spaces import IMAGE, IOS, basic, everything
 
 
 def randomise_norms(supernet: Supernet) -> None:
@@ -47,7 +47,7 @@ def test_extracted_networks_equal_their_subnetworks(kind):
 
 
 def test_gradients_land_in_the_store_and_nowhere_else():
-    supernet = Supernet(everything("image"), IMAGE, torch.Generator().manual_seed(0))
+    supernet = Supernet(basic("image"), IMAGE, torch.Generator().manual_seed(0))
     architecture = supernet.smallest()
     supernet.subnet(architecture)(IMAGE.example(4)).square().mean().backward()
     touched = {name for name, p in supernet.named_parameters() if p.grad.abs().sum() > 0}
@@ -61,7 +61,7 @@ def test_gradients_land_in_the_store_and_nowhere_else():
 
 
 def test_an_optimiser_step_on_the_store_moves_the_subnetwork():
-    supernet = Supernet(everything("sequence"), IOS["sequence"], torch.Generator().manual_seed(0))
+    supernet = Supernet(basic("sequence"), IOS["sequence"], torch.Generator().manual_seed(0))
     optimizer = torch.optim.SGD(supernet.parameters(), lr=0.1)
     subnet = supernet.subnet(supernet.largest()).train()
     x = IOS["sequence"].example(8)
@@ -82,7 +82,7 @@ def test_slices_lead_and_kernels_are_centred():
 
 
 def test_a_saved_store_is_read_back():
-    space = everything("image")
+    space = basic("image")
     first, second = (Supernet(space, IMAGE, torch.Generator().manual_seed(s)) for s in (0, 1))
     architecture = space.sample(np.random.default_rng(0))
     x = IMAGE.example(2)
@@ -92,7 +92,7 @@ def test_a_saved_store_is_read_back():
 
 
 def test_equal_seeds_give_equal_stores_and_evaluation_leaves_the_global_generator_alone():
-    space = everything("image")
+    space = basic("image")
     first, second = (Supernet(space, IMAGE, torch.Generator().manual_seed(0)) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     state = torch.random.get_rng_state()
@@ -102,9 +102,9 @@ def test_equal_seeds_give_equal_stores_and_evaluation_leaves_the_global_generato
 
 
 def test_running_statistics_are_the_subnetworks_own_after_recalibration():
-    space = everything("image")
+    space = basic("image")
     supernet = Supernet(space, IMAGE, torch.Generator().manual_seed(0))
-    plain = everything("image").sample(np.random.default_rng(0)).to_dict() | {"norm": "batch"}
+    plain = basic("image").sample(np.random.default_rng(0)).to_dict() | {"norm": "batch"}
     for stage in plain["stages"]:
         stage["blocks"] = [block | {"recursion": 1} for block in stage["blocks"]]  # each pass has statistics of its own
     architecture = Architecture.from_dict(plain)
@@ -119,7 +119,7 @@ def test_running_statistics_are_the_subnetworks_own_after_recalibration():
 
 
 def test_an_architecture_of_another_space_is_refused():
-    supernet = Supernet(everything("image"), IMAGE)
+    supernet = Supernet(basic("image"), IMAGE)
     block = {"mixer": "identity", "channel_mixer": "mlp"}
     foreign = Architecture.from_dict({"stem": "conv", "stages": [{"width": 20, "block": block}] * 2})
     with pytest.raises(ConfigError, match="not in this space"):
