@@ -194,7 +194,7 @@ def gated_linear_attention_reference(
 
 
 def _chunk_size(length: int) -> int:
-    return min(length, 16 if length <= 256 else 32)
+    return min(length, 8 if length <= 64 else 16 if length <= 256 else 32)
 
 
 def matrix_macs(length: int, key_channels: int, value_channels: int) -> int:
@@ -212,22 +212,23 @@ def _chunked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_decay: torch
     N = cdiv(L, C)
     if N * C != L:
         q, k, v, log_decay = (F.pad(x, (0, 0, 0, 0, 0, N * C - L)) for x in (q, k, v, log_decay))
-    q, k, v, log_decay = (x.reshape(B, N, C, H, -1).transpose(2, 3) for x in (q, k, v, log_decay))  # B N H C D
-    cum = log_decay.cumsum(-2)
-    later = torch.ones(C, C, dtype=torch.bool, device=q.device).triu(1).unsqueeze(-1)
-    decay = (cum.unsqueeze(-2) - cum.unsqueeze(-3)).masked_fill(later, float("-inf")).exp()
-    scores = (q.unsqueeze(-2) * decay * k.unsqueeze(-3)).sum(-1)
-    out = scores @ v
+    v = v.reshape(B, N, C, H, -1).transpose(2, 3)  # B N H C E
+    # B N H D C: the pairs of a chunk's tokens are innermost, where the exponentials run over whole rows of them.
+    q, k, log_decay = (x.reshape(B, N, C, H, -1).permute(0, 1, 3, 4, 2).contiguous() for x in (q, k, log_decay))
+    cum = log_decay.cumsum(-1)
+    later = torch.full((C, C), float("-inf"), dtype=q.dtype, device=q.device).triu(1)
+    decay = (cum.unsqueeze(-1) - cum.unsqueeze(-2) + later).exp()
+    out = (q.unsqueeze(-1) * decay * k.unsqueeze(-2)).sum(-3) @ v
     if N > 1:
-        last = cum[..., -1:, :]
-        added = (k * (last - cum).exp()).transpose(-1, -2) @ v  # B N H D E
-        kept = last.exp().transpose(-1, -2)
+        last = cum[..., -1:]
+        added = (k * (last - cum).exp()) @ v  # B N H D E
+        kept = last.exp()
         state, states = added[:, 0], [torch.zeros_like(added[:, 0])]
         for n in range(1, N):
             states.append(state)
             if n < N - 1:
                 state = torch.addcmul(added[:, n], kept[:, n], state)
-        out = out + (q * cum.exp()) @ torch.stack(states, 1)
+        out = out + (q * cum.exp()).transpose(-1, -2) @ torch.stack(states, 1)
     return out.transpose(2, 3).reshape(B, N * C, H, -1)[:, :L]
 
 

@@ -293,7 +293,7 @@ def _aten(
 ) -> torch.Tensor:
     operands = (x, step, a, b, c, skip, step_bias)
     if x.dtype not in (torch.float32, torch.float64):
-        operands = tuple(tensor.float() for tensor in operands)
+        operands = (x.float(), step.float(), a.float(), b.float(), c.float(), skip.float(), step_bias.float())
     if x.device.type == "cpu" and not _tracing():
         needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in operands)
         large = x.numel() * a.shape[1] > _PIECE

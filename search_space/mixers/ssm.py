@@ -62,7 +62,8 @@ class Mamba(nn.Module):
 
     def own_macs(self, x: Tensor) -> int:
         """The product of states and c, as the CPU form computes it."""
-        return x.shape[0] * matrix_macs(x.shape[1], self.log_decay.shape[0], self.log_decay.shape[1])
+        channels, states = self.log_decay.shape
+        return x.shape[0] * matrix_macs(x.shape[1], channels, states)
 
 
 @lru_cache(maxsize=256)
@@ -150,11 +151,8 @@ class PlainMamba(nn.Module):
 
     def own_macs(self, x: Tensor) -> int:
         """The product of states and c of every scan, as the CPU form computes it."""
-        return (
-            x.shape[0]
-            * len(self.places)
-            * matrix_macs(self.places.shape[1], self.log_decay.shape[0], self.log_decay.shape[1])
-        )
+        channels, states = self.log_decay.shape
+        return x.shape[0] * len(self.places) * matrix_macs(self.places.shape[1], channels, states)
 
 
 def _kernel_is_centred(context: Context, knobs: Mapping[str, Value]) -> str | None:
