@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from mixnas.kernels.depthwise import depthwise_conv
-from mixnas.kernels.dispatch import cdiv, choose
+from mixnas.kernels.dispatch import cdiv, choose, tracing
 from mixnas.kernels.epilogue import ACTIVATIONS, activation_function, epilogue_reference
 
 MAX_KERNEL_SIZE = 31
@@ -42,7 +42,6 @@ def _spans(size: int, largest: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(edges))
 
 
-@functools.cache
 def _tap_of_pair(height: int, width: int, size: int) -> torch.Tensor:
     """Return (H*W * H*W,): which tap joins an output position to an input position; `size**2` where none does."""
     y, x = torch.arange(height), torch.arange(width)
@@ -50,6 +49,12 @@ def _tap_of_pair(height: int, width: int, size: int) -> torch.Tensor:
     j = x[None, :] - x[:, None] + size // 2
     i, j = i[:, None, :, None], j[None, :, None, :]
     return torch.where((i >= 0) & (i < size) & (j >= 0) & (j < size), i * size + j, size * size).reshape(-1)
+
+
+@functools.lru_cache(maxsize=64)
+def _kept_tap_of_pair(height: int, width: int, size: int) -> torch.Tensor:
+    with torch.inference_mode(False):  # may be saved for a second derivative
+        return _tap_of_pair(height, width, size)
 
 
 def _cpu_weight_gradient(grad_BHWC: torch.Tensor, x_BHWC: torch.Tensor, size: int) -> torch.Tensor:
@@ -67,7 +72,8 @@ def _cpu_weight_gradient(grad_BHWC: torch.Tensor, x_BHWC: torch.Tensor, size: in
             x_BHWC.reshape(batch, area, channels).permute(2, 0, 1),
         )
         sums = grad_BHWC.new_zeros(channels, size * size + 1)
-        sums = sums.index_add(1, _tap_of_pair(height, width, size).to(sums.device), pairs.reshape(channels, -1))
+        tap = _tap_of_pair(height, width, size) if tracing() else _kept_tap_of_pair(height, width, size)
+        sums = sums.index_add(1, tap, pairs.reshape(channels, -1))
         return sums[:, :-1].reshape(channels, 1, size, size)
     grad, columns = grad_BHWC.permute(0, 3, 1, 2), []
     for j0, j1 in _spans(size, 3):

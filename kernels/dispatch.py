@@ -117,6 +117,13 @@ def launch(kernel: Any, grid: Sequence[int], *arguments: Any, **options: Any) ->
     kernel[tuple(grid)](*arguments, **options)
 
 
+def tracing() -> bool:
+    """Say whether tensors made now belong to a trace (`torch.compile`, `torch.export`) and must not be kept."""
+    from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+    return torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
+
+
 def cdiv(a: int, b: int) -> int:
     """Divide and round up (`triton.cdiv` without Triton)."""
     return -(-a // b)

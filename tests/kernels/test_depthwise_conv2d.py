@@ -49,6 +49,20 @@ def test_the_cpu_backward_at_every_branch(size, area):
     assert max(errors.values()) < 1e-5, errors
 
 
+# torch's tracer makes an instance of a `torch.autograd.Function`, which torch itself deprecates.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("area", [(4, 4), (9, 9)])
+def test_the_cpu_backward_is_traced_whole(area):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, *area, 3, generator=generator, requires_grad=True)
+    weight = torch.randn(3, 1, 5, 5, generator=generator, requires_grad=True)
+    with dispatch.backend("aten"):
+        compiled = torch.compile(depthwise_conv2d, backend="aot_eager", fullgraph=True)
+        traced = torch.autograd.grad(compiled(x, weight).square().sum(), (x, weight))
+        eager = torch.autograd.grad(depthwise_conv2d(x, weight).square().sum(), (x, weight))
+    torch.testing.assert_close(traced, eager)
+
+
 def test_cpu_second_derivatives():
     x = torch.randn(1, 3, 3, 2, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(2, 1, 5, 5, dtype=torch.float64, requires_grad=True)
