@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,9 @@ from mixnas.predictors.measure import (  # noqa: E402
     measure_networks,
     sentinel_module,
 )
-from mixnas.predictors.profile import ProfileConfig, profile  # noqa: E402
+from mixnas.predictors.profile import ProfileConfig, Profiler, profile  # noqa: E402
 from mixnas.predictors.table import MeasurementTable  # noqa: E402
+from mixnas.predictors.transfer import transfer_curve  # noqa: E402
 from mixnas.predictors.units import architecture_from_canonical, registry_size_after, walk  # noqa: E402
 from mixnas.search_space.architecture import Architecture  # noqa: E402
 from mixnas.search_space.files import load_yaml, write_json  # noqa: E402
@@ -136,6 +138,22 @@ def speeds(predictor: LatencyPredictor, space: SearchSpace, tables: Path, config
     }
 
 
+def transferred(
+    predictor: LatencyPredictor, space: SearchSpace, tables: Path, config: MeasureConfig, seed: int
+) -> list[dict[str, float]] | str:
+    """Error against the number of measured networks on another device: this CPU with two threads an operator."""
+    if torch.cuda.is_available() or predictor.runtime != "eager" or (os.cpu_count() or 1) < 2:
+        return "not measured: needs a CPU with two cores, eager"
+    settings = ProfileConfig(max_networks=120, measure=replace(config, threads=2), seed=seed)
+    with fixed_threads(2):
+        profiler = Profiler(space, DIGITS, device="cpu", runtime="eager", directory=tables, config=settings)
+        profiler.run(time.monotonic() + 60, 1.0)
+    rng = np.random.default_rng(seed)
+    measured = sum(what.kind == "network" for what in profiler.table.subjects.values())
+    sizes = [size for size in (4, 8, 16, 32, 64) if size < 0.7 * measured]
+    return transfer_curve(profiler.table, predictor, sizes, 20, rng)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-c", "--config", default="configs/digits.yaml", help="whose space (default: %(default)s)")
@@ -177,6 +195,7 @@ def main() -> None:
             "predictor against the mean of two measurements": accuracy(predicted, np.sqrt(once * again)),
             "noise ceiling: one measurement predicting the other": accuracy(again, once),
         }
+        curve = transferred(predictor, space, Path(temporary), config, args.seed)
         simpler = baselines(table, predictor, space, unseen, args.seed)
         for name, values in simpler.items():
             results[name] = accuracy(values, once)
@@ -195,6 +214,7 @@ def main() -> None:
                 "windows_dropped_percent": round(_dropped(table), 2),
             },
             "held_out": results,
+            "transfer to two threads an operator": curve,
             "speed": speeds(predictor, space, tables, str(ROOT / args.config)),
             "networks": {
                 "id": [a.id for a in unseen],

@@ -163,15 +163,15 @@ def count_work(module: nn.Module, inputs: Tensor) -> dict[str, float]:
     return counter.work
 
 
-def work_of(key: Key, batch_size: int) -> dict[str, float]:
-    """`count_work` of a unit that is built for it, on the CPU, with random weights and inputs.
+def work_of(key: Key, batch_size: int, device: str = "cpu") -> dict[str, float]:
+    """`count_work` of a unit that is built for it, with random weights and inputs.
 
     What an operator of our own multiplies cannot be seen from outside; it is the unit's exact count less what was seen.
     """
     generator = torch.Generator().manual_seed(0)
     with seeded(generator):
-        module = deployed_unit(key)
-    work = count_work(module, example_input(key, batch_size, generator))
+        module = deployed_unit(key, device)
+    work = count_work(module, example_input(key, batch_size, generator, device))
     if any(name.startswith("mixnas.") for name in work):
         seen = sum(value for name, value in work.items() if name.endswith(".macs"))
         unseen = batch_size * unit_cost(Unit("", *key)).macs - seen

@@ -135,7 +135,7 @@ class Profiler:
         """Counts of a unit; None when it cannot be built where it stands."""
         if key not in self.works:
             try:
-                self.works[key] = features.work_of(key, self.config.measure.batch_size)
+                self.works[key] = features.work_of(key, self.config.measure.batch_size, self.torch_device)
             except ConfigError as error:
                 log.info("left out of the profile: %s", error)
                 self.works[key] = None
