@@ -405,7 +405,7 @@ class _Training:
 
     def _identity(self) -> dict[str, str]:
         """What a checkpoint must agree with."""
-        config = {k: v for k, v in asdict(self.config).items() if k != "checkpoint_every"}
+        config = {k: v for k, v in asdict(self.config).items() if k not in ("checkpoint_every", "processes")}
         return {
             "space": _space_digest(self.supernet),
             "task": self.task.name,
