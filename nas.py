@@ -434,7 +434,7 @@ def latency_devices(args: argparse.Namespace) -> int:
     rows = []
     for s in found:
         accuracy = s["accuracy"]
-        error = f"{100 * accuracy['mape']:.1f}%" if "mape" in accuracy else "-"
+        error = f"{accuracy['mape_percent']:.1f}%" if "mape_percent" in accuracy else "-"
         rows.append([s["device"], s["runtime"], str(s["threads"]), str(s["num_units"]), str(s["num_networks"]), error])
     _table(args, ["device", "runtime", "threads", "units", "networks", "mean error on held-out networks"], rows)
     return 0

@@ -167,7 +167,7 @@ class FromSupernet(_Here):
         self.finishing = "fine-tune" if config.final.weights == "inherited" else "train from scratch"
         self.predictor = self._predictor(open_phase)
         if self.measurable:
-            table = MeasurementTable.load(run.latency, self.device_name, self.predictor.runtime)
+            table = MeasurementTable.load(run.latency, self.device_name, self.predictor.tag)
             run.update(reference_ms=table.reference_ms)
             self.trainer = self._trainer()  # measured and predicted latency refer to the same sentinel time
         generator = torch.Generator().manual_seed(config.search.seed)
