@@ -69,7 +69,8 @@ class _Child:
 
 
 def pytest_runtest_protocol(item, nextitem):
-    if dispatch.INTERPRETING or not dispatch.HAS_TRITON:
+    # pytest asks this hook of every folder's conftest for every test
+    if not item.path.is_relative_to(_HERE) or dispatch.INTERPRETING or not dispatch.HAS_TRITON:
         return None
     stash = item.session.stash
     if _CHILD not in stash:
