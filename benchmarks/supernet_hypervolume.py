@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _svg import Line, draw
+from svg import Series, chart
 
 from mixnas.predictors.measure import MeasureConfig, forward_call, make_sentinel, measure_networks
 from mixnas.search.config import Config, load_config
@@ -30,6 +30,7 @@ from mixnas.search.progress import make_progress
 from mixnas.search.results import TrialRecord
 from mixnas.search.stopping import StopSignal
 from mixnas.search_space.architecture import Architecture
+from mixnas.search_space.files import atomic_write
 from mixnas.search_space.network import IOSpec, Network
 
 _DIGITS = IOSpec("image", (8, 8), 1, 10)
@@ -134,23 +135,24 @@ def run(args: argparse.Namespace, results: Path, say: Callable[[str], None]) -> 
     values = np.array([[point.metrics[o.name] for o in objectives] for point in everything])
     reference = Reference.of(values, objectives)
     times = np.linspace(0, max(r["seconds"] for r in runs), 150)
-    lines, summary = [], {}
-    for kind in ("super-network", "stand-alone"):
+    series, curves_by_kind, summary = [], {}, {}
+    for kind in ("stand-alone", "super-network"):
         curves = np.array([_curve(r["points"], times, reference, objectives) for r in runs if r["kind"] == kind])
-        mean = curves.mean(axis=0)
-        lines.append(Line(f"{kind} search", times.tolist(), mean.tolist(), curves.min(axis=0).tolist(),
-                          curves.max(axis=0).tolist()))  # fmt: skip
-        summary[kind] = {"final": curves[:, -1].tolist(), "mean": float(mean[-1])}
+        low, mean, high = curves.min(axis=0).tolist(), curves.mean(axis=0).tolist(), curves.max(axis=0).tolist()
+        points, band = list(zip(times, mean, strict=True)), list(zip(times, low, high, strict=True))
+        series.append(Series(f"{kind} search", points, line=True, marks=False, band=band))
+        curves_by_kind[kind] = {"mean": mean, "low": low, "high": high}
+        summary[kind] = {"final": curves[:, -1].tolist(), "mean": mean[-1]}
         say(f"{kind}: final hypervolume {curves[:, -1]}")
-    draw(
-        results / "supernet-hypervolume.svg",
-        lines,
-        title=f"Fronts of finally trained networks, digits, mean and range of {args.seeds} seeds",
-        x_label="seconds since the start, profiling and training of the super-network included",
-        y_label="hypervolume (accuracy, latency, parameters)",
+    picture = chart(
+        series,
+        title=f"Fronts of finally trained networks, digits: mean and range of {args.seeds} seeds",
+        x="seconds since the start, profiling and training of the super-network included",
+        y="hypervolume (accuracy, latency, parameters)",
     )
+    atomic_write(results / "supernet-hypervolume.svg", picture)
     for r in runs:
         r["points"] = [{"seconds": p.seconds, "id": p.architecture.id, "metrics": p.metrics} for p in r["points"]]
     return json.loads(json.dumps({"hypervolume": summary, "reference": reference.point, "span": reference.span,
             "objectives": {o.name: o.direction for o in objectives}, "times": times.tolist(),
-            "curves": {line.name: line.y for line in lines}, "runs": runs}))  # fmt: skip
+            "curves": curves_by_kind, "runs": runs}))  # fmt: skip
