@@ -27,7 +27,7 @@ if __name__ == "__main__" and not __package__:
         sys.modules["mixnas"] = importlib.util.module_from_spec(_spec)
         _spec.loader.exec_module(sys.modules["mixnas"])
 
-from mixnas.search_space.errors import ConfigError, NasError, nearest
+from mixnas.search_space.errors import ConfigError, NasError, StoppedEarly, nearest
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent / "configs" / "digits.yaml"
 EXIT_STATUS = """\
@@ -285,7 +285,10 @@ def _execute(args: argparse.Namespace, run: Any, config: Any) -> int:
     if not args.quiet:
         print(f"run {run.path}", file=sys.stderr)
     job = Job(run, config, progress=progress, stop=StopSignal(heard), on_trial=told if args.verbose else None)
-    pareto = job.execute()
+    try:
+        pareto = job.execute()
+    except StoppedEarly as stopped:
+        raise StoppedEarly(f"{stopped} Go on with: nas resume {run.name}") from stopped
     _print_front(args, pareto, pareto["front"])
     if not args.quiet and not args.json:
         print(f"take one away: nas export {run.name}    see the front again: nas front {run.name}", file=sys.stderr)

@@ -227,7 +227,7 @@ class _Session:
         if budget.seconds is not None and time.monotonic() - self.started >= budget.seconds:
             return Finish("time", f"the time is up after {done} of {budget.trials} trials.")
         if self.stop.requested:
-            raise StoppedEarly(f"stopped after {done} of {budget.trials} trials. The run can be resumed.")
+            raise StoppedEarly(f"stopped after {done} of {budget.trials} trials.")
         return None
 
     def _maybe_checkpoint(self) -> None:

@@ -117,7 +117,7 @@ class Job:
 
     def _stop_between(self, what: str) -> None:
         if self.stop.requested:
-            raise StoppedEarly(f"stopped {what}. The run can be resumed: nas resume {self.run.name}")
+            raise StoppedEarly(f"stopped {what}.")
 
     # -- search -----------------------------------------------------------------------------------------------------
 
@@ -142,23 +142,25 @@ class Job:
             def write_tables() -> None:
                 self.run.write_tables(study.results.to_csv(), {**self._facts(), **study.results.to_plain()})
 
-            left = search.trials - study.results.evaluated
-            if left > 0:
-                with self._phase(
-                    "search", search.trials, unit="trials", seconds=search.time, initial=study.results.evaluated
-                ) as phase:
-                    finish = LocalEngine().run(
-                        study,
-                        source.evaluate,
-                        Budget(trials=search.trials, seconds=search.time),
-                        stop=self.stop,
-                        report=phase,
-                        on_trial=on_trial,
-                        checkpoint=write_tables,
-                    )
+            begun = study.results.evaluated
+            if begun < search.trials:
+                try:
+                    with self._phase(
+                        "search", search.trials, unit="trials", seconds=search.time, initial=begun
+                    ) as phase:
+                        finish = LocalEngine().run(
+                            study,
+                            source.evaluate,
+                            Budget(trials=search.trials, seconds=search.time),
+                            stop=self.stop,
+                            report=phase,
+                            on_trial=on_trial,
+                            checkpoint=write_tables,
+                        )
+                finally:
+                    write_tables()  # a front so far for whoever stopped it
                 if finish.reason != "trials":
                     self.progress.note(finish.message)
-            write_tables()
             return study.results
 
     # -- finalists --------------------------------------------------------------------------------------------------

@@ -94,8 +94,7 @@ class _Here:
             seed=config.search.seed,
             measure=config.latency.measure(config.latency.passes) if self.measurable else None,
             reference_ms=self.run.manifest.get("reference_ms"),
-            should_stop=self.stop,
-            keep=self._keep,
+            keep=self._keep,  # no should_stop: Ctrl-C lets the trial in progress finish
         )
 
     def _keep(self, architecture: Architecture, network: Network, metrics: dict[str, float]) -> None:
