@@ -36,11 +36,11 @@ from mixnas.evaluators.training import (
     DivergedError,
     Progress,
     TrainConfig,
-    _batches,
-    _global_seed,
-    _precision,
+    batches_of,
+    global_seed,
     learning_rate,
     parameter_groups,
+    precision_of,
 )
 from mixnas.search_space.errors import ConfigError, IntegrityError, StoppedEarly
 from mixnas.search_space.network import IOSpec
@@ -268,7 +268,7 @@ class _Training:
         before = self.seconds
         losses: list[float] = []
         stop = False
-        with _global_seed(0, self.device):
+        with global_seed(0, self.device):
             data = self._data(self.step)
             while self.step < self.steps and not stop:
                 loss, stop = self._step(*next(data), asked=should_stop is not None and should_stop())
@@ -318,7 +318,7 @@ class _Training:
         epoch, skip = divmod(step, self.epoch_steps)
         while True:
             generator = torch.Generator(self.device).manual_seed(_seed(self.seed, 0, epoch))
-            data = _batches(self.inputs, self.targets, self.batch_size, augment, generator)
+            data = batches_of(self.inputs, self.targets, self.batch_size, augment, generator)
             yield from islice(data, skip, self.epoch_steps)
             epoch, skip = epoch + 1, 0
 
@@ -349,7 +349,7 @@ class _Training:
         architectures = sampler.sandwich(self.config.samples)
         for architecture in architectures:
             network = self.supernet.subnet(architecture).train()
-            with _precision(self.config, self.device):
+            with precision_of(self.config, self.device):
                 outputs = network(x)
                 if teacher is None or self.distil is None:
                     loss = self.task.loss(outputs, y, self.config.label_smoothing)
@@ -384,7 +384,7 @@ class _Training:
         buffers = [b.clone() for b in self.supernet.buffers()]
         times: list[float] = []
         go_on = True
-        with _global_seed(0, self.device):
+        with global_seed(0, self.device):
             data = self._data(0)
             while go_on:
                 begun = time.perf_counter()

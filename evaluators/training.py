@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mixnas.evaluators.tasks import Task
 from mixnas.search_space.errors import ConfigError, NasError, StoppedEarly
+from mixnas.search_space.norms import norms_with_running_statistics, reset_running_statistics
 
 Progress = Callable[[int, int, float, float | None], None]
 """Called with (step, steps, loss of a batch, validation score if it was just measured else None)."""
@@ -170,12 +171,12 @@ def train(
     optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(beta1, beta2), fused=True)
     average = [p.detach().clone() for p in parameters] if config.ema else []
     augment = task.augment if config.augment else None
-    data = _batches(inputs, targets, batch_size, augment, local)
+    data = batches_of(inputs, targets, batch_size, augment, local)
 
     losses: list[Tensor] = []  # of the last epoch; on the device
     validations: list[tuple[int, float]] = []
     step = 0
-    with _global_seed(seed, device):
+    with global_seed(seed, device):
         while step < steps:
             if should_stop is not None and should_stop():
                 raise StoppedEarly(f"training was stopped after {step} of {steps} steps.")
@@ -183,7 +184,7 @@ def train(
             lr = learning_rate(step, steps, config.lr, config.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            with _precision(config, device):
+            with precision_of(config, device):
                 loss = task.loss(network(x), y, config.label_smoothing)
             optimizer.zero_grad()
             loss.backward()
@@ -268,15 +269,11 @@ def recalibrate(
     Args:
         generator: On `device`; picks the training examples.
     """
-    norms = [
-        m for m in network.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.running_mean is not None
-    ]
+    norms = norms_with_running_statistics(network)
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
+    reset_running_statistics(network)
     mode = network.training
     network.train()
     inputs = task.train.inputs.to(device)
@@ -306,7 +303,7 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - rise) / (steps - rise)))
 
 
-def _batches(
+def batches_of(
     inputs: Tensor,
     targets: Tensor,
     batch_size: int,
@@ -326,7 +323,7 @@ def _batches(
 
 
 @contextlib.contextmanager
-def _global_seed(seed: int, device: torch.device) -> Iterator[None]:
+def global_seed(seed: int, device: torch.device) -> Iterator[None]:
     """Seed PyTorch's global generators, from which dropout draws, and leave them as they were."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)
@@ -336,7 +333,7 @@ def _global_seed(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _precision(config: TrainConfig, device: torch.device) -> contextlib.AbstractContextManager[object]:
+def precision_of(config: TrainConfig, device: torch.device) -> contextlib.AbstractContextManager[object]:
     if config.mixed_precision and device.type == "cuda":
         return torch.autocast("cuda", dtype=torch.bfloat16)
     return contextlib.nullcontext()

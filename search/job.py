@@ -169,26 +169,18 @@ class Job:
         return self.run.path / "networks" / f"{architecture.id}.safetensors"
 
     def _finish(self, source: Source, finalists: list[TrialRecord]) -> list[Network]:
-        networks = []
-        for number, record in enumerate(finalists):
-            architecture = architecture_of(record)
-            path = self._network_path(architecture)
-            if not (path.exists() and "test" in read_extra(path)):
-                self._stop_between(f"after {number} of {len(finalists)} candidates")
-                break
-        else:
-            return [load_network(self._network_path(architecture_of(record))) for record in finalists]
-        with self._phase(source.finishing, len(finalists), unit="networks") as phase:
-            for number, record in enumerate(finalists):
-                architecture = architecture_of(record)
-                path = self._network_path(architecture)
-                if not (path.exists() and "test" in read_extra(path)):
-                    self._stop_between(f"after {number} of {len(finalists)} candidates")
-                    network = source.finish(architecture, functools.partial(_fraction, phase, number, len(finalists)))
-                    save_network(path, network.cpu(), self._judge(network))
-                networks.append(load_network(path))
-                phase(number + 1)
-        return networks
+        architectures = [architecture_of(record) for record in finalists]
+        paths = [self._network_path(architecture) for architecture in architectures]
+        left = [i for i, path in enumerate(paths) if not (path.exists() and "test" in read_extra(path))]
+        if left:
+            total = len(finalists)
+            with self._phase(source.finishing, total, unit="networks", initial=total - len(left)) as phase:
+                for done, i in enumerate(left, total - len(left)):
+                    self._stop_between(f"after {done} of {total} candidates")
+                    network = source.finish(architectures[i], functools.partial(_fraction, phase, done, total))
+                    save_network(paths[i], network.cpu(), self._judge(network))
+                    phase(done + 1)
+        return [load_network(path) for path in paths]
 
     def _judge(self, network: Network) -> dict[str, Any]:
         """Final metrics; the test split is looked at here and nowhere else."""

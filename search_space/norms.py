@@ -51,15 +51,20 @@ class BatchNorm(nn.BatchNorm1d):
         return super().forward(x.reshape(-1, x.shape[-1])).view(x.shape)
 
 
+def norms_with_running_statistics(module: nn.Module) -> list[nn.modules.batchnorm._NormBase]:
+    """The norms inside that keep statistics, which belong to the weights that they were collected with."""
+    found = (m for m in module.modules() if isinstance(m, nn.modules.batchnorm._NormBase))
+    return [m for m in found if m.running_mean is not None]
+
+
 def has_running_statistics(module: nn.Module) -> bool:
     """Whether any norm inside keeps statistics that depend on the weights used to collect them."""
-    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats for m in module.modules())
+    return bool(norms_with_running_statistics(module))
 
 
 @torch.no_grad()
 def reset_running_statistics(module: nn.Module) -> None:
     """Forget running statistics, and average the coming batches with equal weight until the next reset."""
-    for m in module.modules():
-        if isinstance(m, nn.modules.batchnorm._BatchNorm):
-            m.reset_running_stats()
-            m.momentum = None
+    for norm in norms_with_running_statistics(module):
+        norm.reset_running_stats()
+        norm.momentum = None
