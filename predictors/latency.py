@@ -28,7 +28,7 @@ from mixnas.search_space.grammar import BLOCK_AXES
 from mixnas.search_space.registry import Context
 from mixnas.search_space.space import SearchSpace
 
-FORMAT = 1
+FORMAT = 2  # 1 had another sentinel
 SHIPPED = Path(__file__).parent / "tables"
 OUTSIDE_FACTOR = 3.0
 """How much wider (on a logarithmic scale) the interval of a network is that holds a unit outside the measured range."""

@@ -24,7 +24,7 @@ from mixnas.predictors.measure import MAX_DRIFT, Latency, MeasureConfig, Window,
 from mixnas.search_space.errors import ConfigError, IntegrityError, nearest
 from mixnas.search_space.files import write_json
 
-SCHEMA = 1
+SCHEMA = 2  # 1 had another sentinel
 RUNTIMES = ("eager", "compiled", "onnxruntime", "graph")
 """eager PyTorch, torch.compile, ONNX Runtime (CPU), and a CUDA graph of the eager forward (GPU)."""
 
