@@ -37,7 +37,7 @@ from torch import nn  # noqa: E402
 
 from mixnas.evaluators.fair_sampling import FairSampler  # noqa: E402
 from mixnas.evaluators.inherited import SupernetEvaluator  # noqa: E402
-from mixnas.evaluators.supernet import SupernetConfig, load_supernet, train_supernet  # noqa: E402
+from mixnas.evaluators.supernet import SupernetConfig, load_supernet, train_supernet, update  # noqa: E402
 from mixnas.evaluators.tasks import by_name  # noqa: E402
 from mixnas.evaluators.training import parameter_groups  # noqa: E402
 from mixnas.predictors.device import provenance  # noqa: E402
@@ -158,7 +158,7 @@ def _optimiser(network: nn.Module, config: SupernetConfig) -> torch.optim.Optimi
 
 
 def cost(args: argparse.Namespace) -> None:
-    """One architecture's training step through the store and plainly; a whole sandwich step; evaluations."""
+    """One architecture's training step through the store and plainly; a whole step of the training; evaluations."""
     config, space, task = embedded()
     settings = config.supernet
     supernet = Supernet(space, task.io, torch.Generator().manual_seed(0))
@@ -167,13 +167,17 @@ def cost(args: argparse.Namespace) -> None:
     picked = {"largest": supernet.largest(), "smallest": supernet.smallest()}
     picked |= {f"random {i}": space.sample(rng) for i in range(args.architectures)}
 
-    def step(network: nn.Module, owner: nn.Module, optimizer: torch.optim.Optimizer | None) -> Callable[[], None]:
+    def step(network: Network, owner: nn.Module, optimizer: torch.optim.Optimizer | None) -> Callable[[], None]:
         parameters = list(owner.parameters())
 
         def call() -> None:
             owner.zero_grad(set_to_none=False)
             _forward_backward(network, task, x, y)
-            if optimizer is not None:
+            if optimizer is None:
+                return
+            if owner is supernet:
+                update(optimizer, supernet.touched([network.architecture]), 1.0)
+            else:
                 nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
                 optimizer.step()
 
@@ -204,25 +208,25 @@ def cost(args: argparse.Namespace) -> None:
         "store_parameters": sum(p.numel() for p in supernet.parameters()),
         "ratio_gradients": quantiles(ratios["gradients"]),
         "ratio_gradients_and_update": quantiles(ratios["gradients_and_update"]),
-        "sandwich": _sandwich_cost(supernet, task, settings, whole, x, y, args.rounds),
+        "training_step": _training_step_cost(supernet, task, settings, whole, x, y, args.rounds),
         "evaluation": _evaluation_speed(supernet, task, args.evaluations),
         "networks": rows,
     }
     write("cost", torch.get_num_threads(), record)
 
 
-def _sandwich_cost(
+def _training_step_cost(
     supernet: Supernet, task: Any, settings: SupernetConfig, whole: Any, x: Any, y: Any, rounds: int
 ) -> dict[str, Any]:
     """A step as it is trained, architectures new each time, against one plain step of each of its networks."""
     sampler = FairSampler(supernet.space, 0)
     for _ in range(10):  # most operators have been met, as after the first steps of a training
-        for architecture in sampler.sandwich(settings.samples):
+        for architecture in sampler.step(settings.samples, settings.corners):
             supernet.subnet(architecture)
     generator = torch.Generator().manual_seed(0)
     ratios, store_ms = [], []
     for _ in range(rounds):
-        architectures = sampler.sandwich(settings.samples)
+        architectures = sampler.step(settings.samples, settings.corners)
         plains = [Network(architecture, task.io, generator=generator).train() for architecture in architectures]
         optimisers = [_optimiser(plain, settings) for plain in plains]
         for plain in plains:  # so that AdamW has its state
@@ -233,8 +237,7 @@ def _sandwich_cost(
         supernet.zero_grad()
         for architecture in architectures:
             _forward_backward(supernet.subnet(architecture).train(), task, x, y)
-        nn.utils.clip_grad_norm_(supernet.parameters(), 1.0, foreach=True)
-        whole.step()
+        update(whole, supernet.touched(architectures), 1.0)
         between = time.perf_counter()
         for plain, optimiser in zip(plains, optimisers, strict=True):
             plain.zero_grad(set_to_none=False)
@@ -244,8 +247,8 @@ def _sandwich_cost(
         ended = time.perf_counter()
         ratios.append((between - started) / (ended - between))
         store_ms.append((between - started) * 1e3)
-    say(f"sandwich step: {np.median(ratios):.3f} of its networks' plain steps")
-    return {"ratio": quantiles(ratios), "store_ms": quantiles(store_ms), "subnets": 2 + settings.samples}
+    say(f"training step: {np.median(ratios):.3f} of its networks' plain steps")
+    return {"ratio": quantiles(ratios), "store_ms": quantiles(store_ms), "subnets": settings.subnets}
 
 
 def _evaluation_speed(supernet: Supernet, task: Any, count: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ together; here each place deals its own, so that places with different numbers o
 deeper networks have, are as fair). The sandwich rule (Yu and Huang 2019, arXiv 1903.05134, section 3.3) wants the
 largest and the smallest sub-network in every step. Sizes are what it is about, so those take the extreme of every
 number (width, depth, kernel size, expansion), while their operators are dealt like everyone's: else the operators of
-the two corners would be trained far more often than the others.
+the two corners would be trained far more often than the others. Either corner can be left out.
 """
 
 from __future__ import annotations
@@ -19,6 +19,11 @@ import numpy as np
 
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.space import SearchSpace
+
+Size = Callable[[Sequence[Any]], Any]
+
+CORNERS: dict[str, tuple[Size, ...]] = {"both": (max, min), "largest": (max,), "none": ()}
+"""Names of the sandwich rule's two corners, or what is left of them."""
 
 
 class FairSampler:
@@ -47,11 +52,16 @@ class FairSampler:
         self.dealt = {str(name): int(count) for name, count in state.items()}
         self._decks = {}
 
-    def sandwich(self, random: int) -> list[Architecture]:
-        """The sub-networks of one step: the largest, the smallest and `random` others."""
-        return [self.draw(max), self.draw(min), *(self.draw() for _ in range(random))]
+    def step(self, random: int, corners: str = "both") -> list[Architecture]:
+        """The sub-networks of one step: the corners, the largest first, and `random` others.
 
-    def draw(self, size: Callable[[Sequence[Any]], Any] | None = None) -> Architecture:
+        Args:
+            random: How many.
+            corners: One of `CORNERS`.
+        """
+        return [*(self.draw(size) for size in CORNERS[corners]), *(self.draw() for _ in range(random))]
+
+    def draw(self, size: Size | None = None) -> Architecture:
         """One architecture.
 
         Args:
@@ -74,7 +84,7 @@ class FairSampler:
 class _Deal:
     """A trial whose suggestions come from the decks."""
 
-    def __init__(self, sampler: FairSampler, size: Callable[[Sequence[Any]], Any] | None) -> None:
+    def __init__(self, sampler: FairSampler, size: Size | None) -> None:
         self._sampler, self._size = sampler, size
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:

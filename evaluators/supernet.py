@@ -1,6 +1,6 @@
 """Training a super-network, so that thousands of its sub-networks can be judged without training them.
 
-A step trains several sub-networks on one batch (`FairSampler.sandwich`) and then moves the store once. The largest
+A step trains several sub-networks on one batch (`FairSampler.step`) and then moves the store once. The largest
 learns from the labels and the others from the largest (in-place distillation, Yu and Huang 2019, arXiv 1903.05134,
 section 3.4).
 
@@ -17,7 +17,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -29,7 +29,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixnas.evaluators.fair_sampling import FairSampler
+from mixnas.evaluators.fair_sampling import CORNERS, FairSampler
 from mixnas.evaluators.parallel import processes
 from mixnas.evaluators.tasks import IGNORE, Task
 from mixnas.evaluators.training import (
@@ -42,6 +42,7 @@ from mixnas.evaluators.training import (
     parameter_groups,
     precision_of,
 )
+from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import ConfigError, IntegrityError, StoppedEarly
 from mixnas.search_space.network import IOSpec
 from mixnas.search_space.space import SearchSpace
@@ -63,7 +64,8 @@ class SupernetConfig(TrainConfig):
     Attributes:
         seconds: Time for the training; where given, it decides the number of steps, from steps measured beforehand,
             instead of `epochs` and `steps`.
-        samples: Sub-networks a step beside the largest and the smallest.
+        samples: Sub-networks a step beside the corners.
+        corners: Which of the sandwich rule's two every step trains too: "both", "largest" or "none".
         distillation: Share of the others' loss that compares them with the largest, rather than with the labels.
         processes: Processes that share each batch, on this machine, as long as the training lasts.
         checkpoint_every: Seconds between checkpoints.
@@ -71,6 +73,7 @@ class SupernetConfig(TrainConfig):
 
     seconds: float | None = None
     samples: int = 2
+    corners: str = "both"
     distillation: float = 1.0
     processes: int = 1
     checkpoint_every: float = 10.0
@@ -83,7 +86,10 @@ class SupernetConfig(TrainConfig):
         for name, allowed, ok in (
             ("seconds", "a number above 0, or nothing", self.seconds is None or 0 < self.seconds < math.inf),
             ("samples", "a whole number from 0", isinstance(self.samples, int) and self.samples >= 0),
+            ("corners", f"one of {', '.join(CORNERS)}", self.corners in CORNERS),
             ("distillation", "a share from 0 to 1", 0 <= self.distillation <= 1),
+            ("distillation", "0 without corners: the largest teaches", self.corners != "none" or not self.distillation),
+            ("samples", "at least 1 without corners", self.corners != "none" or self.samples > 0),
             ("processes", "a whole number from 1", isinstance(self.processes, int) and self.processes >= 1),
             ("checkpoint_every", "a number from 0", 0 <= self.checkpoint_every < math.inf),
             ("stop_at", "left out: it is for single networks", self.stop_at is None),
@@ -91,6 +97,11 @@ class SupernetConfig(TrainConfig):
         ):
             if not ok:
                 raise ConfigError(f"supernet: {name} is {getattr(self, name)!r}, it must be {allowed}.")
+
+    @property
+    def subnets(self) -> int:
+        """Sub-networks a step."""
+        return len(CORNERS[self.corners]) + self.samples
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -183,6 +194,31 @@ def _distiller(task: Task) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
     own: Callable[[Tensor, Tensor, Tensor], Tensor] | None = getattr(task, "distillation", None)
     classes = not task.train.targets.is_floating_point() and task.io.num_outputs > 1
     return own or (distillation_loss if classes else None)
+
+
+def update(optimizer: torch.optim.Optimizer, touched: Sequence[nn.Parameter], clip: float) -> None:
+    """One update of a store, of the parameters that this step's sub-networks are views of.
+
+    The others have no gradient; left to the optimiser with one of zeros, they would be moved by their momentum, and it
+    would cost the time of the whole store.
+
+    Args:
+        optimizer: Over the store's parameters.
+        touched: `Supernet.touched` of the step's architectures.
+        clip: Largest norm of the gradient; 0 leaves it.
+    """
+    if clip:
+        nn.utils.clip_grad_norm_(touched, clip, foreach=True)
+    moved = set(touched)
+    idle = [p for group in optimizer.param_groups for p in group["params"] if p not in moved]
+    gradients = [p.grad for p in idle]  # sub-networks' gradients are views of them: they must come back
+    for p in idle:
+        p.grad = None
+    try:
+        optimizer.step()
+    finally:
+        for p, gradient in zip(idle, gradients, strict=True):
+            p.grad = gradient
 
 
 class _Group:
@@ -288,7 +324,7 @@ class _Training:
                 with torch.no_grad():
                     torch._foreach_copy_(self.parameters, self.average)
             self._save(finished=True, loss=float(np.mean(losses)))
-        subnets = self.steps * (2 + self.config.samples)
+        subnets = self.steps * self.config.subnets
         loss = float(np.mean(losses)) if losses else self.finished_loss
         return SupernetResult(steps=self.steps, subnets=subnets, loss=loss, seconds=self.seconds)
 
@@ -304,8 +340,9 @@ class _Training:
         self.step, self.steps, self.seconds, self.finished_loss, dealt = state
         if self.group.rank:
             self.sampler.restore(dealt)
-            if 0 < self.step != self.steps:
-                self._resume(*({n: torch.zeros_like(p) for n, p in self._named()} for _ in range(3)))
+            if 0 < self.step != self.steps:  # room for what the first one sends
+                self.optimizer.state.update({p: _no_updates(p) for p in self.parameters})
+                self.average = [torch.zeros_like(p) for p in self.parameters] if self.config.ema else []
         moments = [m for p in self.parameters for m in self.optimizer.state.get(p, {}).values()]
         self.group.share([*self.supernet.state_dict().values(), *self.average, *moments])
 
@@ -326,27 +363,38 @@ class _Training:
         assert self.steps is not None
         lr = learning_rate(self.step, self.steps, self.config.lr, self.config.warmup)
         _seed_global(_seed(self.seed, 1, self.step, self.group.rank), self.device)
-        loss = self._backward(x, y, self.sampler)
-        extras = self.group.average(self._gradients(), torch.tensor([loss, float(asked)]))
-        loss, stop = float(extras[0]), bool(extras[1] > 0)
-        self.step += 1
-        if not math.isfinite(loss):
-            raise DivergedError(
-                f"the super-network's training loss is {loss} at step {self.step}. Lower lr or clip.", self.step, loss
-            )
-        self._update(self.optimizer, lr)
+        loss, stop = self._train(x, y, self.sampler, self.optimizer, lr, asked=asked)
         if self.average:
             decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
             torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
         return loss, stop
 
-    def _backward(self, x: Tensor, y: Tensor, sampler: FairSampler) -> float:
-        """Gradients of one step's sub-networks on this process's share; the loss of the largest."""
+    def _train(
+        self, x: Tensor, y: Tensor, sampler: FairSampler, optimizer: torch.optim.Optimizer, lr: float, *, asked: bool
+    ) -> tuple[float, bool]:
+        """One step; the loss of its first sub-network, and whether any process was asked to stop."""
+        architectures = sampler.step(self.config.samples, self.config.corners)
+        loss = self._backward(x, y, architectures)
+        touched = self.supernet.touched(architectures)
+        gradients = [p.grad for p in touched if p.grad is not None]
+        extras = self.group.average(gradients, torch.tensor([loss, float(asked)]))
+        loss = float(extras[0])
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"the super-network's training loss is {loss} at step {self.step}. Lower lr or clip.", self.step, loss
+            )
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        update(optimizer, touched, self.config.clip)
+        self.step += 1
+        return loss, bool(extras[1] > 0)
+
+    def _backward(self, x: Tensor, y: Tensor, architectures: Sequence[Architecture]) -> float:
+        """Gradients of one step's sub-networks on this process's share; the loss of the first."""
         x, y = x.chunk(self.group.size)[self.group.rank], y.chunk(self.group.size)[self.group.rank]
         self.supernet.zero_grad()
         teacher: Tensor | None = None
         first = 0.0
-        architectures = sampler.sandwich(self.config.samples)
         for architecture in architectures:
             network = self.supernet.subnet(architecture).train()
             with precision_of(self.config, self.device):
@@ -363,16 +411,6 @@ class _Training:
                 teacher, first = outputs.detach(), loss.item()
         return first
 
-    def _gradients(self) -> list[Tensor]:
-        return [p.grad for p in self.parameters if p.grad is not None]
-
-    def _update(self, optimizer: torch.optim.Optimizer, lr: float) -> None:
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        if self.config.clip:
-            nn.utils.clip_grad_norm_(self.parameters, self.config.clip, foreach=True)
-        optimizer.step()
-
     # -- time -------------------------------------------------------------------------------------------------------
 
     def _planned_steps(self) -> int:
@@ -388,11 +426,11 @@ class _Training:
             data = self._data(0)
             while go_on:
                 begun = time.perf_counter()
-                self.group.average(self._gradients(), torch.tensor([self._backward(*next(data), sampler)]))
-                self._update(optimizer, 0.0)  # moves nothing
+                self._train(*next(data), sampler, optimizer, 0.0, asked=False)  # moves nothing
                 times.append(time.perf_counter() - begun)
                 spent = time.perf_counter() - started
                 go_on = self.group.agree(len(times) < _MIN_PROBES or spent < _PROBE_SHARE * config.seconds)
+        self.step = 0
         for buffer, kept in zip(self.supernet.buffers(), buffers, strict=True):
             buffer.copy_(kept)
         self.supernet.zero_grad()
@@ -419,8 +457,8 @@ class _Training:
         tensors = {f"store.{name}": tensor for name, tensor in self.supernet.state_dict().items()}
         if not finished:
             for i, (name, p) in enumerate(self._named()):
-                state = self.optimizer.state[p]
-                tensors |= {f"first.{name}": state["exp_avg"], f"second.{name}": state["exp_avg_sq"]}
+                state = self.optimizer.state.get(p) or _no_updates(p)
+                tensors |= {f"{part}.{name}": state[key] for part, key in _MOMENTS.items()}
                 if self.average:
                     tensors[f"ema.{name}"] = self.average[i]
         facts = {"step": self.step, "steps": self.steps, "seconds": self.seconds, "dealt": self.sampler.state()}
@@ -437,14 +475,22 @@ class _Training:
         self.sampler.restore(facts["dealt"])
         self.finished_loss = facts.get("loss", math.nan)
         if not self.finished:
-            self._resume(*(_part(tensors, f"{part}.") for part in ("first", "second", "ema")))
+            states = {part: _part(tensors, f"{part}.") for part in _MOMENTS}
+            average = _part(tensors, "ema.")
+            for name, p in self._named():
+                self.optimizer.state[p] = {key: states[part][name].to(self.device) for part, key in _MOMENTS.items()}
+                if self.config.ema:
+                    self.average.append(average[name].to(self.device))
 
-    def _resume(self, first: Tensors, second: Tensors, average: Tensors) -> None:
-        for name, p in self._named():
-            moments = {"exp_avg": first[name].to(self.device), "exp_avg_sq": second[name].to(self.device)}
-            self.optimizer.state[p] = {"step": torch.tensor(float(self.step), device=self.device), **moments}
-            if self.config.ema:
-                self.average.append(average[name].to(self.device))
+
+# Names in a checkpoint, and in the state of AdamW, whose parameters each count their own updates.
+_MOMENTS = {"updates": "step", "first": "exp_avg", "second": "exp_avg_sq"}
+
+
+def _no_updates(parameter: Tensor) -> dict[str, Tensor]:
+    """The state of a parameter that was never updated."""
+    moment = torch.zeros_like(parameter)
+    return {"step": torch.zeros((), device=parameter.device), "exp_avg": moment, "exp_avg_sq": moment.clone()}
 
 
 def _seed(*parts: int) -> int:

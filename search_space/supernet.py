@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -149,6 +149,7 @@ class Supernet(nn.Module):
             if isinstance(tensor, nn.Parameter):
                 parameter = nn.Parameter(view, requires_grad=stored.requires_grad)
                 parameter.grad = slice_of(stored.grad, tuple(tensor.shape), rule)  # type: ignore[arg-type]
+                parameter.stored = stored  # type: ignore[attr-defined]
                 owner._parameters[name] = parameter
             else:
                 owner._buffers[name] = view
@@ -193,6 +194,11 @@ class Supernet(nn.Module):
             if len(self._networks) > _CACHED_ARCHITECTURES:
                 self._networks.popitem(last=False)
         return network
+
+    def touched(self, architectures: Iterable[Architecture]) -> list[nn.Parameter]:
+        """The store's parameters that the sub-networks of these architectures are views of, each once."""
+        views = (view for architecture in architectures for view in self.subnet(architecture).parameters())
+        return list(dict.fromkeys(view.stored for view in views))  # type: ignore[attr-defined]
 
     def extract(self, architecture: Architecture) -> Network:
         """The network of an architecture with copies of the store's weights: it computes what `subnet` computes."""

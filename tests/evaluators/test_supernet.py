@@ -19,9 +19,9 @@ from torch import Tensor
 from mixnas.evaluators.fair_sampling import FairSampler
 from mixnas.evaluators.inherited import SupernetEvaluator, fine_tune
 from mixnas.evaluators.parallel import processes
-from mixnas.evaluators.supernet import SupernetConfig, distillation_loss, load_supernet, train_supernet
+from mixnas.evaluators.supernet import SupernetConfig, distillation_loss, load_supernet, train_supernet, update
 from mixnas.evaluators.tasks import IGNORE, Task, by_name
-from mixnas.evaluators.training import TrainConfig, evaluate
+from mixnas.evaluators.training import TrainConfig, evaluate, parameter_groups
 from mixnas.search_space.errors import ConfigError, IntegrityError, NasError, StoppedEarly
 from mixnas.search_space.network import cost, plan
 from mixnas.search_space.space import SearchSpace
@@ -64,7 +64,7 @@ def assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
 
 def test_every_operator_is_dealt_equally_often_at_every_place(digits):
     sampler = FairSampler(tiny_space(), seed=0)
-    drawn = [architecture for _ in range(60) for architecture in sampler.sandwich(2)]
+    drawn = [architecture for _ in range(60) for architecture in sampler.step(2)]
     for b in range(2):
         blocks = [architecture.stages[0].blocks[b] for architecture in drawn if len(architecture.stages[0].blocks) > b]
         for counts in (Counter(block.mixer.name for block in blocks), Counter(block.gate.name for block in blocks)):
@@ -73,20 +73,25 @@ def test_every_operator_is_dealt_equally_often_at_every_place(digits):
 
 
 def test_a_sandwich_has_the_extremes_of_every_size(digits):
-    largest, smallest, middle = FairSampler(tiny_space(), seed=3).sandwich(1)
+    largest, smallest, middle = FairSampler(tiny_space(), seed=3).step(1)
     for architecture, width, depth, expansion in ((largest, 8, 2, 2.0), (smallest, 4, 1, 1.0)):
         (stage,) = architecture.stages
         assert (stage.width, len(stage.blocks)) == (width, depth)
         assert {block.channel_mixer.get("expansion") for block in stage.blocks} == {expansion}
     assert tiny_space().contains(middle)
+    assert [len(FairSampler(tiny_space(), seed=3).step(2, corners)) for corners in ("both", "largest", "none")] == [
+        4,
+        3,
+        2,
+    ]
 
 
 def test_a_restored_sampler_goes_on_where_it_was():
     first, second = FairSampler(tiny_space(), seed=1), FairSampler(tiny_space(), seed=1)
     for _ in range(7):
-        first.sandwich(2)
+        first.step(2)
     second.restore(first.state())
-    assert [first.sandwich(2) for _ in range(9)] == [second.sandwich(2) for _ in range(9)]
+    assert [first.step(2) for _ in range(9)] == [second.step(2) for _ in range(9)]
 
 
 # -- training ----------------------------------------------------------------------------------------------------
@@ -231,7 +236,17 @@ def test_a_time_budget_decides_the_steps_once(digits, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"samples": -1}, {"distillation": 2.0}, {"seconds": 0.0}, {"stop_at": 0.9}, {"lr": 0}]
+    "wrong",
+    [
+        {"samples": -1},
+        {"distillation": 2.0},
+        {"seconds": 0.0},
+        {"stop_at": 0.9},
+        {"lr": 0},
+        {"corners": "all"},
+        {"distillation": 0.5, "corners": "none"},
+        {"samples": 0, "corners": "none", "distillation": 0.0},
+    ],
 )
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
@@ -379,3 +394,28 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(digits, tmp_path):
     path = tmp_path / "supernet.safetensors"
     train_supernet(tiny_supernet(digits), digits, dataclasses.replace(CONFIG, steps=3), seed=0, checkpoint=path)
     assert os.listdir(tmp_path) == [Path(path).name]
+
+
+def test_one_architecture_trained_through_the_store_moves_as_it_would_plainly(digits):
+    supernet = tiny_supernet(digits)
+    architecture = tiny_space().sample(np.random.default_rng(0))
+    plain = supernet.extract(architecture).train()
+    before = weights(supernet)
+    optimizers = [torch.optim.AdamW(parameter_groups(net, 0.05), lr=1e-2, fused=True) for net in (supernet, plain)]
+    x, y = digits.train.inputs[:32], digits.train.targets[:32]
+    for _ in range(5):
+        supernet.zero_grad()
+        digits.loss(supernet.subnet(architecture).train()(x), y, 0.1).backward()
+        update(optimizers[0], supernet.touched([architecture]), 0.1)
+        plain.zero_grad()
+        digits.loss(plain(x), y, 0.1).backward()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.1)
+        optimizers[1].step()
+    torch.testing.assert_close(dict(supernet.subnet(architecture).state_dict()), dict(plain.state_dict()))
+    touched = {id(p) for p in supernet.touched([architecture])}
+    idle = [name for name, p in supernet.named_parameters() if id(p) not in touched]
+    assert idle
+    after = weights(supernet)
+    for name in idle:
+        assert torch.equal(after[name], before[name])
+    assert all(p.grad is not None for p in supernet.parameters())
