@@ -378,7 +378,7 @@ def show(record: dict[str, Any]) -> None:
             if isinstance(value, str):
                 cells.append(f"{key}: {value}")
                 continue
-            times = "/".join(f"{value[p]:.0f}" for p in ("p20_us", "p50_us", "p80_us"))
+            times = "/".join(f"{value[p]:.{1 if value[p] < 100 else 0}f}" for p in ("p20_us", "p50_us", "p80_us"))
             ratio = f" ({value['p50_us'] / floor_us:.1f}x floor)" if key.startswith("forward") and floor_us else ""
             cells.append(f"{key} {times} us{ratio}{' SHORTENED' if 'shortened' in value else ''}")
         note = "" if entry["same_function"] else " [another function]"
