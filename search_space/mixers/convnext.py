@@ -39,6 +39,7 @@ class ConvNeXt(nn.Module):
         """(B, ..., C) to the same."""
         norm, up, down = self.norm, self.up, self.down
         if x.dim() == 4:
+            assert self.conv.bias is not None
             parameters = (norm.weight, norm.bias, up.weight, up.bias, down.weight, down.bias)
             return fused_conv_block(x, self.conv.weight, self.conv.bias, *parameters, eps=norm.eps, skip=False)
         y: Tensor = down(F.gelu(up(layer_norm(self.conv(x), norm.weight, norm.bias, norm.eps))))
