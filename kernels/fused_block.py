@@ -259,6 +259,15 @@ def _differentiate(ctx, grad):
 _operator.register_autograd(_differentiate, setup_context=_setup_context)
 
 
+def _as_autocast(x: torch.Tensor, products: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """Return the input and the operands of the pointwise layers as autocast would have ATen's: it can't see inside."""
+    device = x.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return x, products
+    dtype = torch.get_autocast_dtype(device)
+    return x.to(dtype), tuple(product.to(dtype) for product in products)
+
+
 def fused_conv_block(
     x_BHWC: torch.Tensor,
     weight_C1KK: torch.Tensor,
@@ -275,6 +284,8 @@ def fused_conv_block(
     skip: bool = True,
 ) -> torch.Tensor:
     """Run depthwise convolution, norm, pointwise, activation and pointwise, with the input added (a ConvNeXt block).
+
+    Under autocast the products are in autocast's dtype; where the block is one kernel, the convolution's input too.
 
     Args:
         x_BHWC: (B, H, W, C).
@@ -306,9 +317,12 @@ def fused_conv_block(
     tensors = (weight_C1KK, conv_bias, norm_weight, norm_bias, up_EC, up_bias, down_CE, down_bias)
     backend = choose(x_BHWC, *tensors)
     size = weight_C1KK.shape[-1]
-    one_dtype = up_EC.dtype == x_BHWC.dtype == down_CE.dtype
-    if backend == "triton" and channels <= MAX_CHANNELS and size <= MAX_KERNEL_SIZE and size % 2 and one_dtype:
-        return _operator(x_BHWC, *tensors, norm == "layer", activation, eps, skip)
+    if backend == "triton" and channels <= MAX_CHANNELS and size <= MAX_KERNEL_SIZE and size % 2:
+        x, products = _as_autocast(x_BHWC, tensors[4:])
+        if all(product.dtype == x.dtype for product in products):
+            skip_inside = skip and x.dtype == x_BHWC.dtype  # the skip keeps the digits that x came with
+            out = _operator(x, *tensors[:4], *products, norm == "layer", activation, eps, skip_inside)
+            return x_BHWC + out if skip and not skip_inside else out
     if backend == "reference":
         return fused_conv_block_reference(x_BHWC, *tensors, norm, activation, eps, skip)
     z = depthwise_conv2d(x_BHWC, weight_C1KK, conv_bias)

@@ -86,7 +86,7 @@ def gated_linear_attention_query_gradient_kernel(
     if direction == 1:
         decay_ptr = reverse_ptr
     grad_q_ptr += direction.to(tl.int64) * B * L * H * D
-    state = tl.zeros((BLOCK_E, BLOCK_D), dtype=tl.float32)
+    state = tl.zeros((BLOCK_D, BLOCK_E), dtype=tl.float32)
     for chunk in range(NUM_CHUNKS):
         t = chunk * BLOCK_C + i
         position = tl.where(direction == 1, L - 1 - t, t)
@@ -98,16 +98,17 @@ def gated_linear_attention_query_gradient_kernel(
         k = tl.load(k_ptr + at_d, mask=in_d, other=0.0).to(tl.float32)
         g = tl.load(decay_ptr + at_d, mask=in_d, other=0.0).to(tl.float32)
         v = tl.load(v_ptr + at_e, mask=in_e, other=0.0).to(tl.float32)
-        grad = tl.load(grad_ptr + at_e, mask=in_e, other=0.0).to(tl.float32) * scale
+        grad = tl.load(grad_ptr + at_e, mask=in_e, other=0.0).to(tl.float32)
         cum = tl.cumsum(g, 0)
         last = tl.sum(g, 0)
         pairs = tl.where(earlier, tl.dot(grad, tl.trans(v), input_precision=PRECISION), 0.0)
         gap = tl.where(earlier[:, :, None], cum[:, None, :] - cum[None, :, :], 0.0)
-        grad_q = tl.exp(cum) * tl.dot(grad, state, input_precision=PRECISION)
-        grad_q += tl.sum(pairs[:, :, None] * k[None, :, :] * tl.exp(gap), 1)
-        tl.store(grad_q_ptr + at_d, grad_q, mask=in_d)
-        state *= tl.exp(last)[None, :]
-        state += tl.dot(tl.trans(v), k * tl.exp(last[None, :] - cum), input_precision=PRECISION)
+        # The state transposed and last: with S[E, D] or the other order, Triton 3.6 spills in float32 at E = 128.
+        grad_q = tl.sum(pairs[:, :, None] * k[None, :, :] * tl.exp(gap), 1)
+        grad_q += tl.exp(cum) * tl.dot(grad, tl.trans(state), input_precision=PRECISION)
+        tl.store(grad_q_ptr + at_d, grad_q * scale, mask=in_d)
+        state *= tl.exp(last)[:, None]
+        state += tl.dot(tl.trans(k * tl.exp(last[None, :] - cum)), v, input_precision=PRECISION)
 
 
 @triton.jit

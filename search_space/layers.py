@@ -33,15 +33,16 @@ class DepthwiseConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(context.width)) if bias else None
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)
 
-    def forward(self, x: Tensor, activation: str = "none") -> Tensor:
-        """See the class; `activation` as in `kernels.depthwise_conv2d`, fused on a GPU."""
+    def forward(self, x: Tensor, activation: str = "none", gate: Tensor | None = None) -> Tensor:
+        """See the class; activation(conv(x)) * gate, as in `kernels.depthwise_conv2d`, fused on a GPU."""
         if x.dim() == 3:
-            return depthwise_conv1d(x, self.weight, self.bias, activation=activation, causal=self.causal)
+            return depthwise_conv1d(x, self.weight, self.bias, gate, activation, self.causal)
         if self.weight.shape[-1] == self.weight.shape[-2]:
-            return depthwise_conv2d(x, self.weight, self.bias, activation=activation)
+            return depthwise_conv2d(x, self.weight, self.bias, gate, activation)
         y = F.conv2d(x.permute(0, 3, 1, 2), self.weight, self.bias, padding=self.padding, groups=x.shape[-1])
-        return activation_function(y.permute(0, 2, 3, 1), activation)
+        y = activation_function(y.permute(0, 2, 3, 1), activation)
+        return y if gate is None else y * gate
 
-    def own_macs(self, x: Tensor, activation: str = "none") -> int:
+    def own_macs(self, x: Tensor, activation: str = "none", gate: Tensor | None = None) -> int:
         """One window per output element."""
         return x.numel() * self.weight[0].numel()

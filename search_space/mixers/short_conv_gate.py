@@ -39,6 +39,6 @@ class ShortConvGate(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, ..., C) to the same."""
         if self.form == "baseconv":
-            return self.conv(x) * self.gate(x) + x
-        y: Tensor = self.out(self.after(x) * self.conv(self.before(x) * self.value(x)))
+            return self.conv(x, gate=self.gate(x)) + x
+        y: Tensor = self.out(self.conv(self.before(x) * self.value(x), gate=self.after(x)))
         return y
