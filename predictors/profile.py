@@ -20,6 +20,7 @@ import torch
 from mixnas.predictors import features, runtimes
 from mixnas.predictors.device import INTERPRETER, device_name, provenance
 from mixnas.predictors.fit import SpaceToFit, fit
+from mixnas.predictors.gpus import gpu_of
 from mixnas.predictors.latency import LatencyPredictor, installed, user_directory
 from mixnas.predictors.measure import (
     Call,
@@ -101,6 +102,7 @@ class Profiler:
                 f"device {device!r} is not this machine's. Allowed here: {', '.join(dict.fromkeys(here))}."
             )
         self.torch_device = "cuda" if self.name == here[0] != here[1] else "cpu"
+        self.gpu = gpu_of(self.name, self.torch_device)
         runtimes.require(runtime, self.torch_device)
         self.clock = runtimes.clock_of(runtime, self.torch_device)
         self.generator = torch.Generator().manual_seed(config.seed)
@@ -135,7 +137,8 @@ class Profiler:
         """Counts of a unit; None when it cannot be built where it stands."""
         if key not in self.works:
             try:
-                self.works[key] = features.work_of(key, self.config.measure.batch_size, self.torch_device)
+                batch = self.config.measure.batch_size
+                self.works[key] = features.work_of(key, batch, self.torch_device, self.gpu)
             except ConfigError as error:
                 log.info("left out of the profile: %s", error)
                 self.works[key] = None
@@ -399,6 +402,8 @@ def profile(
         predictor = transfer(profiler.table, nearest_source(profiler.table, sources, config.fit), config.fit)
     else:
         predictor = fit(profiler.table, [profiler.to_fit, *others], profiler.work_of, config.fit)
+        if profiler.gpu is not None:
+            predictor.meta["gpu"] = profiler.gpu.to_plain()
     predictor.save(place)
     if progress is not None:
         progress(1.0, "fitted")
