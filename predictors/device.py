@@ -9,6 +9,7 @@ import functools
 import os
 import platform
 import re
+import shutil
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
@@ -59,6 +60,14 @@ def gpu_models() -> list[str]:
         if match:
             slug = _slug(match.group(1))
             found.append(slug if slug.startswith("nvidia") else f"nvidia-{slug}")
+    if not found and shutil.which("nvidia-smi"):  # some containers show no /proc/driver
+        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+        except (OSError, subprocess.TimeoutExpired):
+            return []
+        slugs = [_slug(line) for line in done.stdout.splitlines() if line.strip() and not done.returncode]
+        found = [slug if slug.startswith("nvidia") else f"nvidia-{slug}" for slug in slugs]
     return found
 
 
