@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mixnas.predictors.device import INTERPRETER
+
 
 @dataclass(frozen=True, slots=True)
 class GPU:
@@ -95,8 +97,11 @@ def gpu_of(device: str, torch_device: str = "cpu") -> GPU | None:
         torch_device: "cuda" when `device` is this machine's GPU.
 
     Returns:
-        None for what is no GPU, or one of which nothing is known.
+        None for what is no GPU, or one of which nothing is known. The interpreter counts as an H200, so that its path
+        is a GPU's.
     """
+    if device == INTERPRETER:
+        return GPUS["nvidia-h200"]
     sheet = GPUS.get(device)
     if torch_device != "cuda":
         return sheet

@@ -36,6 +36,7 @@ else:
 table = MeasurementTable.load(folder, "interpreter", "eager")
 assert {what.kind for what in table.subjects.values()} == {"unit", "network"}
 assert any(name.startswith("mixnas") for what in table.subjects.values() for name in what.work), "no kernel ran"
+assert any(name == "norm_forward.waves" for what in table.subjects.values() for name in what.work), "no launch was seen"
 assert not list(folder.glob("*.npz"))
 """
 

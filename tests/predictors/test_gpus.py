@@ -146,6 +146,33 @@ def test_the_resource_counts_are_those_of_the_compiler():
     assert kept == resources.table_text(), "write it anew with `python -m mixnas.kernels.resources`"
 
 
+def test_the_form_recovers_a_made_up_gpu():
+    """Time in waves is learned from waves, and a tenth of the rows is as good as all where the form is the truth."""
+    rng = np.random.default_rng(0)
+    works, truth = [], []
+    for blocks, each in zip(rng.integers(1, 3000, 400), rng.integers(1, 60, 400) * 1024, strict=True):
+        work = launch_work("k", Spread.of(int(blocks), 132, 4), 0.0, float(blocks * each))
+        works.append(work)
+        truth.append(2e-3 + 5e-4 * work["k.waves"] + 2e-9 * work["k.rounds.bytes"])
+    latency = np.array(truth) * np.exp(rng.normal(0, 0.01, 400))
+    settings = [{"role=k": 1.0}] * 400
+    few = UnitModel.fit(works[:40], settings[:40], latency[:40], FitConfig(num_trees=5))
+    assert np.abs(few.physical(works[40:]) / np.array(truth[40:]) - 1).mean() < 0.01
+    plain = [{name: work[name] for name in ("k.launches", "k.bytes")} for work in works]
+    without = UnitModel.fit(plain[:40], settings[:40], latency[:40], FitConfig(num_trees=5))
+    assert np.abs(without.physical(plain[40:]) / np.array(truth[40:]) - 1).mean() > 0.03
+
+
+def test_what_only_describes_has_no_coefficient():
+    rng = np.random.default_rng(0)
+    works = [{"k.launches": float(n), f"{ABOUT}registers": float(rng.integers(16, 255))} for n in range(1, 40)]
+    model = UnitModel.fit(works, [{}] * 39, np.arange(1, 40) * 1e-3, FitConfig(num_trees=5))
+    assert dict(zip(model.work_names, model.coefficients > 0, strict=True)) == {
+        "k.launches": True,
+        f"{ABOUT}registers": False,
+    }
+
+
 def _published():
     """NeuSight's measurements of batched fp32 products on an A100 (MIT licence), those of its one frequent kernel."""
     path = PUBLISHED / "neusight-a100-bmm.csv"
