@@ -78,7 +78,8 @@ def main() -> None:
             plain=plain,
         )
     except ConfigError as error:  # among others: too few measurements yet
-        sys.exit(f"{error}\nWhat was measured is kept in {output}; the next call goes on from there.")
+        kept = f"\nWhat was measured is kept in {output}; the next call goes on from there."
+        sys.exit(f"{error}{kept if any(output.glob('*.csv')) else ''}")
     report = {
         "device": device_name(args.device),
         "gpus": gpu_models(),

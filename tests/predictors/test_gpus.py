@@ -10,9 +10,14 @@ import pytest
 import torch
 
 from mixnas.kernels import configs, dispatch, resources
+from mixnas.predictors import profile as profile_module
+from mixnas.predictors.estimate import estimate
 from mixnas.predictors.features import work_of
 from mixnas.predictors.gpus import GPU, GPUS, LIMITS, Spread, floors_ms, gpu_of, launch_work, matmul_busy, occupancy
+from mixnas.predictors.latency import LatencyPredictor
+from mixnas.predictors.measure import MeasureConfig
 from mixnas.predictors.model import ABOUT, FitConfig, UnitModel
+from mixnas.predictors.profile import ProfileConfig
 from mixnas.predictors.units import io_fields, registry_size_after, walk
 from mixnas.search_space.network import IOSpec
 from mixnas.search_space.space import SearchSpace
@@ -110,6 +115,35 @@ def test_blocks_grow_with_the_batch():
     assert many[f"{ABOUT}blocks_busy"] > one[f"{ABOUT}blocks_busy"]
     # The dwconv multiplies; norm and gate only scale and add.
     assert one["depthwise_forward.rounds.macs"] > 0 and "norm_forward.rounds.macs" not in one
+
+
+IMAGES = IOSpec("image", (16, 16), 3, 10)
+
+
+def test_an_estimate_counts_what_it_was_not_made_for_alike():
+    space = SearchSpace.from_dict(PLAIN)
+    other = SearchSpace.from_dict({**PLAIN, "norm": "rms"})
+    architecture = other.sample(np.random.default_rng(0))
+    here, there = estimate("nvidia-a100", other, IMAGES), estimate("nvidia-a100", space, IMAGES)
+    assert there.predict(architecture).latency_ms == pytest.approx(here.predict(architecture).latency_ms)
+    # The smallest networks are all launches: the data sheet's rates do not matter, what a launch costs does.
+    small = space.decode(np.zeros(len(space.variables), dtype=int))
+    latencies = [estimate(name, space, IMAGES).predict(small).latency_ms for name in ("nvidia-t4", "nvidia-h200")]
+    eager = estimate("nvidia-h200", space, IMAGES, runtime="eager").predict(small).latency_ms
+    assert latencies[0] < 1.5 * latencies[1] and eager > 2.5 * latencies[1]
+
+
+def test_a_gpus_numbers_travel_with_its_predictor(tmp_path, monkeypatch):
+    monkeypatch.setattr(profile_module, "gpu_of", lambda *_: H200)
+    quick = MeasureConfig(passes=1, window_ms=0.2, sentinel_repeats=2, max_extra_passes=0)
+    config = ProfileConfig(budget_s=60, max_networks=16, measure=quick, fit=FitConfig(num_trees=10))
+    space = SearchSpace.from_dict(PLAIN)
+    predictor = profile_module.profile(space, IMAGES, device="cpu", directory=tmp_path, config=config)
+    again = LatencyPredictor.load(predictor.device, directory=tmp_path)
+    assert GPU(**again.meta["gpu"]) == H200
+    assert {"norm_forward.waves", f"{ABOUT}tail", "launches"} <= set(again.model.work_names)
+    unseen = SearchSpace.from_dict({**PLAIN, "norm": "rms"}).sample(np.random.default_rng(0))
+    assert again.predict(unseen).latency_ms == predictor.predict(unseen).latency_ms > 0
 
 
 @pytest.mark.skipif(not dispatch.HAS_TRITON, reason="Triton isn't installed")
