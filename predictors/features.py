@@ -4,8 +4,8 @@ A unit is run once under a dispatch mode that sees every operation, so that a ne
 counts are the physics of the latency predictor.
 
 For an NVIDIA GPU the launches of the Triton kernels are seen as well: how many blocks, in how many waves, with which
-registers and shared memory (`kernels/resources.csv`). That needs no GPU: elsewhere nothing is launched, and what a
-kernel would have written is left as it is, since nothing here depends on values.
+registers and shared memory (`kernels/resources.csv`). That needs no GPU: elsewhere nothing is computed but shapes, since
+nothing here depends on values.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from mixnas.kernels import resources
 from mixnas.predictors.gpus import GPU, Spread, floors_ms, launch_work, matmul_busy, occupancy
@@ -83,6 +84,7 @@ _KINDS = {
     ),
 }
 _WITHOUT_MACS = ("norm_", "glu_", "epilogue_")  # kernels that only scale and add
+_COSTLY_BYTES = 1 << 23
 _KIND_OF = {name: kind for kind, operations in _KINDS.items() for name in operations}
 
 
@@ -131,11 +133,23 @@ class _Launch:
     shared_bytes: int
 
 
-class _Counter(TorchDispatchMode):
-    """Counts what runs inside it."""
+def _uninitialised(func: Any, args: Any, kwargs: Any) -> Any:
+    """The results of an operation of ATen in shape alone: on "meta" tensors, then as memory nobody wrote to."""
 
-    def __init__(self) -> None:
+    def like(tensor: Tensor, device: Any) -> Tensor:
+        return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=device)
+
+    device = next(t.device for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor))
+    meta_args, meta_kwargs = tree_map_only(Tensor, lambda t: like(t, "meta"), (args, kwargs))
+    return tree_map_only(Tensor, lambda t: like(t, device), func(*meta_args, **meta_kwargs))
+
+
+class _Counter(TorchDispatchMode):
+    """Counts what runs inside it, or, with `shapes_only`, would run."""
+
+    def __init__(self, shapes_only: bool) -> None:
         super().__init__()
+        self._shapes_only = shapes_only
         self.work: dict[str, float] = {}
         self.operations: list[_Operation] = []
 
@@ -146,11 +160,18 @@ class _Counter(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        output = func(*args, **(kwargs or {}))
-        inputs = (*args, *(kwargs or {}).values())
+        kwargs = kwargs or {}
+        inputs = (*args, *kwargs.values())
         namespace, _, name = func.name().partition("::")
         name = name.partition(".")[0]
         kind = _KIND_OF.get(name, "pointwise") if namespace == "aten" else f"{namespace}.{name}"
+        # Shapes by way of "meta" tensors take some 100 microseconds, more than a small operation itself.
+        computes = namespace == "aten" and kind != "view" and name not in ("to", "_to_copy")
+        worth = kind in ("matmul", "conv", "attention") or _bytes(inputs) > _COSTLY_BYTES
+        if self._shapes_only and computes and worth and not func._schema.is_mutable and _bytes(inputs):
+            output = _uninitialised(func, args, kwargs)
+        else:
+            output = func(*args, **kwargs)
         if kind == "conv":
             weight = next(t for t in [a for a in args if isinstance(a, Tensor)][1:])
             kind = "depthwise" if weight.shape[1] == 1 else "conv"
@@ -222,8 +243,8 @@ def count_work(module: nn.Module, inputs: Tensor) -> dict[str, float]:
     return _count(module, inputs).work
 
 
-def _count(module: nn.Module, inputs: Tensor) -> _Counter:
-    counter = _Counter()
+def _count(module: nn.Module, inputs: Tensor, shapes_only: bool = False) -> _Counter:
+    counter = _Counter(shapes_only)
     with torch.inference_mode(), counter:
         module(inputs)
     recursion = getattr(module, "recursion", 1)
@@ -257,7 +278,7 @@ def work_of(key: Key, batch_size: int, device: str = "cpu", gpu: GPU | None = No
             on_device = device == "cuda"
             watch = resources.watching(lambda *seen: launches.append(_launch(gpu, *seen)), gpu.name, on_device)
             stack.enter_context(watch)
-        counter = _count(module, inputs)
+        counter = _count(module, inputs, shapes_only=gpu is not None and device != "cuda")
     work = counter.work
     if any(name.startswith("mixnas.") for name in work):
         seen = sum(value for name, value in work.items() if name.endswith(".macs"))

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mixnas.kernels import configs, dispatch, resources
+from mixnas.predictors import features
 from mixnas.predictors import profile as profile_module
 from mixnas.predictors.estimate import estimate
 from mixnas.predictors.features import work_of
@@ -106,6 +107,14 @@ def test_a_units_launches_are_known_without_a_gpu():
         assert 0 <= on_gpu[f"{ABOUT}tail"] < 1 and 0 < on_gpu[f"{ABOUT}blocks_busy"] <= 1
     assert {"norm_forward", "depthwise_forward", "glu_forward"} <= launched
     assert dispatch.choose(torch.zeros(1)) == "aten", "counting leaves the choice of implementation as it was"
+
+
+def test_counts_by_shapes_alone_are_those_of_a_real_forward(monkeypatch):
+    real = features._count
+    large = _keys((64, 64))  # large enough that every way of counting is taken
+    by_shapes = [work_of(key, 16, gpu=H200) for key in large]
+    monkeypatch.setattr(features, "_count", lambda module, inputs, shapes_only: real(module, inputs))
+    assert by_shapes == [work_of(key, 16, gpu=H200) for key in large]
 
 
 def test_blocks_grow_with_the_batch():
