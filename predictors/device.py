@@ -6,6 +6,7 @@ Naming needs no torch, so that a query answers quickly; provenance of a GPU does
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import platform
 import re
@@ -111,7 +112,7 @@ def provenance(kind: str = "cpu", threads: int = DEFAULT_THREADS) -> dict[str, A
         threads: Threads inside an operator.
 
     Returns:
-        Plain data: device, cpu, cores, threads, driver and clocks of a GPU, versions, commit, time (UTC).
+        Plain data: device, cpu, cores, threads, driver, clocks and launch tables of a GPU, versions, commit, time (UTC).
     """
     import numpy
     import torch
@@ -139,6 +140,7 @@ def provenance(kind: str = "cpu", threads: int = DEFAULT_THREADS) -> dict[str, A
             "multiprocessors": properties.multi_processor_count,
             "memory_bytes": properties.total_memory,
             "cuda": torch.version.cuda,
+            "launch_tables": launch_tables_digest(),
             **_nvidia_smi(),
         }
         try:
@@ -148,6 +150,12 @@ def provenance(kind: str = "cpu", threads: int = DEFAULT_THREADS) -> dict[str, A
         except ImportError:
             record["triton"] = ""
     return record
+
+
+def launch_tables_digest() -> str:
+    """12 hexadecimal digits of the Triton kernels' launch tables: with a shape they say how a kernel was configured."""
+    tables = sorted((Path(__file__).resolve().parents[1] / "kernels").glob("*.json"))
+    return hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in tables)).hexdigest()[:12]
 
 
 def _nvidia_smi() -> dict[str, str]:

@@ -4,8 +4,8 @@ A unit is run once under a dispatch mode that sees every operation, so that a ne
 counts are the physics of the latency predictor.
 
 For an NVIDIA GPU the launches of the Triton kernels are seen as well: how many blocks, in how many waves, with which
-registers and shared memory (`kernels/resources.csv`). That needs no GPU: elsewhere nothing is computed but shapes, since
-nothing here depends on values.
+registers and shared memory (`kernels/resources.csv`). That needs no GPU: elsewhere little is computed but shapes, as no
+count depends on values.
 """
 
 from __future__ import annotations

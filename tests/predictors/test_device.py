@@ -54,6 +54,15 @@ def test_provenance_is_plain_and_names_no_host():
     assert os.uname().nodename not in text and os.path.expanduser("~") not in text
 
 
+def test_the_launch_tables_have_a_digest(monkeypatch, tmp_path):
+    first = device.launch_tables_digest()
+    assert re.fullmatch("[0-9a-f]{12}", first) and first == device.launch_tables_digest()
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "glu.json").write_text("{}")
+    monkeypatch.setattr(device, "__file__", str(tmp_path / "predictors" / "device.py"))
+    assert device.launch_tables_digest() != first
+
+
 def test_naming_needs_no_torch():
     code = (
         "import sys; from mixnas.predictors.device import device_name; device_name(); assert 'torch' not in sys.modules"

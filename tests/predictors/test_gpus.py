@@ -254,7 +254,7 @@ def published_errors(count=3000, seed=0):
     model = UnitModel.fit([works[i] for i in seen], [settings[i] for i in seen], latency[seen], FitConfig())
     unseen = [works[i] for i in rest], [settings[i] for i in rest]
     raw = np.array([list(row.values()) for row in settings])
-    forest = RandomForestRegressor(n_estimators=100, random_state=0).fit(raw[seen], latency[seen])
+    forest = RandomForestRegressor(n_estimators=30, random_state=0).fit(raw[seen], latency[seen])
 
     def errors(predicted):
         error = np.abs(predicted / latency[rest] - 1)
