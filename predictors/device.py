@@ -112,7 +112,8 @@ def provenance(kind: str = "cpu", threads: int = DEFAULT_THREADS) -> dict[str, A
         threads: Threads inside an operator.
 
     Returns:
-        Plain data: device, cpu, cores, threads, driver, clocks and launch tables of a GPU, versions, commit, time (UTC).
+        Plain data: device, cpu, cores, threads, driver, clocks and launch tables of a GPU, versions, commit,
+        time (UTC).
     """
     import numpy
     import torch

@@ -80,7 +80,7 @@ class ProfileConfig:
     budget_s: float = 150.0
     network_share: float = 0.5
     by_size_share: float = 0.25
-    max_networks: int = 450
+    max_networks: int = 600
     min_units: int = 60
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     fit: FitConfig = field(default_factory=FitConfig)
