@@ -6,9 +6,11 @@ Naming needs no torch, so that a query answers quickly; provenance of a GPU does
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import platform
 import re
+import shutil
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
@@ -59,6 +61,14 @@ def gpu_models() -> list[str]:
         if match:
             slug = _slug(match.group(1))
             found.append(slug if slug.startswith("nvidia") else f"nvidia-{slug}")
+    if not found and shutil.which("nvidia-smi"):  # some containers show no /proc/driver
+        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+        except (OSError, subprocess.TimeoutExpired):
+            return []
+        slugs = [_slug(line) for line in done.stdout.splitlines() if line.strip() and not done.returncode]
+        found = [slug if slug.startswith("nvidia") else f"nvidia-{slug}" for slug in slugs]
     return found
 
 
@@ -102,7 +112,8 @@ def provenance(kind: str = "cpu", threads: int = DEFAULT_THREADS) -> dict[str, A
         threads: Threads inside an operator.
 
     Returns:
-        Plain data: device, cpu, cores, threads, driver and clocks of a GPU, versions, commit, time (UTC).
+        Plain data: device, cpu, cores, threads, driver, clocks and launch tables of a GPU, versions, commit,
+        time (UTC).
     """
     import numpy
     import torch
@@ -130,6 +141,7 @@ def provenance(kind: str = "cpu", threads: int = DEFAULT_THREADS) -> dict[str, A
             "multiprocessors": properties.multi_processor_count,
             "memory_bytes": properties.total_memory,
             "cuda": torch.version.cuda,
+            "launch_tables": launch_tables_digest(),
             **_nvidia_smi(),
         }
         try:
@@ -139,6 +151,12 @@ def provenance(kind: str = "cpu", threads: int = DEFAULT_THREADS) -> dict[str, A
         except ImportError:
             record["triton"] = ""
     return record
+
+
+def launch_tables_digest() -> str:
+    """12 hexadecimal digits of the Triton kernels' launch tables: with a shape they say how a kernel was configured."""
+    tables = sorted((Path(__file__).resolve().parents[1] / "kernels").glob("*.json"))
+    return hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in tables)).hexdigest()[:12]
 
 
 def _nvidia_smi() -> dict[str, str]:

@@ -116,9 +116,12 @@ def fit(
     latency = np.array([measured_latency.latency_ms for measured_latency in networks.values()])
     categories = [*sorted({name for s in settings for name in s if "=" in name}), "width"]
     groups = categorical(settings, categories)
+    # Networks that were drawn by size help to fit, but an interval for uniform ones is calibrated on uniform ones.
+    uniform = table.uniform(networks)
     order = np.random.default_rng(config.seed).permutation(len(latency))
-    held_out = order[: max(1, round(config.calibration_share * len(order)))]
-    seen = order[len(held_out) :]
+    candidates = order[uniform[order]] if uniform.any() else order
+    held_out = candidates[: max(1, round(config.calibration_share * len(candidates)))]
+    seen = order[~np.isin(order, held_out)]
     operators = [name for name in categories if name.partition("=")[0] in BLOCK_AXES]
     has = np.array([[name in s for name in operators] for s in settings]).reshape(len(keys), len(operators))
     composition = Composition.fit(counts[seen], unit_ms, groups, has, latency[seen])

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from mixnas.predictors.gpus import GPU
 from mixnas.predictors.lookup import SpaceTable, signature
 from mixnas.predictors.model import Composition, UnitModel
 from mixnas.predictors.table import tagged
@@ -242,7 +243,8 @@ class LatencyPredictor:
             from mixnas.predictors.features import work_of
 
             settings = describe(key)
-            alone = self.model.predict([work_of(key, int(self.meta["batch"]))], [settings])
+            gpu = GPU(**self.meta["gpu"]) if self.meta.get("gpu") else None
+            alone = self.model.predict([work_of(key, int(self.meta["batch"]), gpu=gpu)], [settings])
             ms = float(self.composition.apply(alone, categorical([settings], self.meta["categories"]))[0])
             found = self._extra[key] = ms, tuple(self.model.outside(settings))
         return found

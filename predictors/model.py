@@ -1,7 +1,8 @@
 """The latency of a unit from what it does, and of a network from its units.
 
 A unit: a physical model, `sum over kinds (calls x launch + macs / rate + bytes / bandwidth)` with coefficients that are
-never negative, fitted to the relative error; then boosted trees on the logarithm of measured over physical. A unit that
+never negative, fitted to the relative error; on a GPU, for each kernel, also its waves and its work per wave (see
+`gpus.launch_work`). Then boosted trees on the logarithm of measured over physical. A unit that
 was itself measured is drawn towards its measurement, as far as that is the surer of the two.
 
 A network: the sum over its units of `unit x (scale + corrections of its operators)` plus a constant per unit, and once
@@ -22,6 +23,9 @@ from mixnas.predictors.trees import Trees
 from mixnas.search_space.errors import ConfigError
 
 Numbers = Mapping[str, float]
+
+ABOUT = "about."
+"""Counts whose names begin so describe a unit's work without being work: the trees see them, the physics does not."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +74,7 @@ class UnitModel:
 
     Attributes:
         work_names: Columns of the physical model.
-        coefficients: Milliseconds per call, multiply-accumulate, byte; >= 0.
+        coefficients: Milliseconds per call, wave, multiply-accumulate, byte; >= 0, and 0 for what only describes.
         setting_names: Columns that describe a unit's settings.
         trees: Correction: log(measured / physical).
         spread: Standard deviation of log(measured / predicted) on units that a fit had not seen.
@@ -104,7 +108,9 @@ class UnitModel:
         if len(works) < 8:
             raise ConfigError(f"{len(works)} measured units are too few to fit; measure at least 8 (a longer budget).")
         work_names, setting_names = _names(works), _names(settings)
-        coefficients = _fit_physics(matrix(works, work_names), latency_ms)
+        coefficients = np.zeros(len(work_names))
+        physical = [i for i, name in enumerate(work_names) if not name.startswith(ABOUT)]
+        coefficients[physical] = _fit_physics(matrix(works, [work_names[i] for i in physical]), latency_ms)
         described = matrix(settings, setting_names)
         half = cls(
             tuple(work_names), coefficients, tuple(setting_names), _NO_TREES, math.inf,

@@ -1,12 +1,13 @@
 """Profiling a device: measure the units of a space and some whole networks, then fit the predictor.
 
 The budget is spent in rounds. The first covers every operator; later ones measure the units that the model is least
-sure of. Whole networks, which the fit and its calibration need, get about half of the time throughout. Everything
-measured is in the table after each round, so a stopped profile goes on where it was.
+sure of. Whole networks, which the fit and its calibration need, get about half of the time throughout. What is measured
+is in the table within seconds, so a stopped profile goes on where it was.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,8 +20,11 @@ import torch
 
 from mixnas.predictors import features, runtimes
 from mixnas.predictors.device import INTERPRETER, device_name, provenance
+from mixnas.predictors.drawing import draw_by_size, unit_sizes
 from mixnas.predictors.fit import SpaceToFit, fit
+from mixnas.predictors.gpus import gpu_of
 from mixnas.predictors.latency import LatencyPredictor, installed, user_directory
+from mixnas.predictors.lookup import SpaceTable
 from mixnas.predictors.measure import (
     Call,
     MeasureConfig,
@@ -32,7 +36,7 @@ from mixnas.predictors.measure import (
     windows_of,
 )
 from mixnas.predictors.model import FitConfig, matrix
-from mixnas.predictors.table import MeasurementTable, Subject, subject, tagged
+from mixnas.predictors.table import BY_SIZE, MeasurementTable, Subject, subject, tagged
 from mixnas.predictors.transfer import MIN_NETWORKS, nearest_source, transfer
 from mixnas.predictors.trees import Trees
 from mixnas.predictors.units import (
@@ -52,6 +56,9 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[float, str], None]
 
+_KEEP_S = 15.0
+"""Seconds of measurements that a kill may lose."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProfileConfig:
@@ -61,6 +68,8 @@ class ProfileConfig:
         budget_s: Wall-clock time for everything, the fit included.
         network_share: Share of the measuring time that goes to whole networks. All of it, where building one takes
             seconds (a compiler) and another device's or runtime's predictor can be transferred from.
+        by_size_share: Share of those networks that are drawn such that small and large ones occur about equally
+            (`drawing`); the others are drawn uniformly. None in a space that `max_networks` nearly covers.
         max_networks: Whole networks per space, at most; with these and every unit measured, profiling ends early.
         min_units: With fewer measured units, the predictor is transferred from another, where there is one.
         measure: How each is measured.
@@ -70,7 +79,8 @@ class ProfileConfig:
 
     budget_s: float = 150.0
     network_share: float = 0.5
-    max_networks: int = 450
+    by_size_share: float = 0.25
+    max_networks: int = 600
     min_units: int = 60
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     fit: FitConfig = field(default_factory=FitConfig)
@@ -101,6 +111,7 @@ class Profiler:
                 f"device {device!r} is not this machine's. Allowed here: {', '.join(dict.fromkeys(here))}."
             )
         self.torch_device = "cuda" if self.name == here[0] != here[1] else "cpu"
+        self.gpu = gpu_of(self.name, self.torch_device)
         runtimes.require(runtime, self.torch_device)
         self.clock = runtimes.clock_of(runtime, self.torch_device)
         self.generator = torch.Generator().manual_seed(config.seed)
@@ -135,7 +146,8 @@ class Profiler:
         """Counts of a unit; None when it cannot be built where it stands."""
         if key not in self.works:
             try:
-                self.works[key] = features.work_of(key, self.config.measure.batch_size, self.torch_device)
+                batch = self.config.measure.batch_size
+                self.works[key] = features.work_of(key, batch, self.torch_device, self.gpu)
             except ConfigError as error:
                 log.info("left out of the profile: %s", error)
                 self.works[key] = None
@@ -147,10 +159,10 @@ class Profiler:
         batch = self.config.measure.batch_size
         return None if work is None else subject("unit", key_to_plain(key), work, batch)
 
-    def network_subject(self, architecture: Architecture) -> Subject:
-        """What the table calls a whole network."""
+    def network_subject(self, architecture: Architecture, work: Mapping[str, float] | None = None) -> Subject:
+        """What the table calls a whole network; `work` says how it was drawn."""
         config = {"architecture": architecture.to_dict(), "io": self.fields}
-        return subject("network", config, {}, self.config.measure.batch_size)
+        return subject("network", config, work or {}, self.config.measure.batch_size)
 
     def call_of(self, what: Subject) -> Call:
         """The forward of a subject through the runtime, on random inputs."""
@@ -193,10 +205,11 @@ class Profiler:
         calls: list[Call] = []
         for what in subjects:
             # Half of the time at most for building (a compiler may take seconds a unit), the rest for measuring.
-            if calls and time.monotonic() > begun + (deadline - begun) / 2:
+            if calls and (time.monotonic() > begun + (deadline - begun) / 2 or self._memory_is_low()):
                 break
             calls.append(self.call_of(what))
         rows = []
+        kept = time.monotonic()
         seen: set[int] = set()
         with measuring(self.config.measure.threads):
             for window in windows_of(
@@ -207,9 +220,15 @@ class Profiler:
             ):
                 seen.add(window.index)
                 rows.append((subjects[window.index], window))
+                if time.monotonic() > kept + _KEEP_S:
+                    self.table.append(rows, self._provenance)
+                    rows, kept = [], time.monotonic()
                 if tick is not None:
                     tick()
         self.table.append(rows, self._provenance)
+        if self.torch_device == "cuda":
+            calls.clear()
+            torch.cuda.empty_cache()
         taken = time.monotonic() - begun
         if seen:
             kinds = [subjects[i].kind for i in seen]
@@ -217,6 +236,13 @@ class Profiler:
             for kind in set(kinds):
                 self._cost[kind] *= taken / expected
         return len(seen)
+
+    def _memory_is_low(self) -> bool:
+        """Whether the GPU could not take many more forwards beside those built: each CUDA graph keeps its tensors."""
+        if self.torch_device != "cuda":
+            return False
+        free, total = torch.cuda.mem_get_info()
+        return free < 0.25 * total
 
     # -- choosing -----------------------------------------------------------------------------------------------------
 
@@ -267,7 +293,7 @@ class Profiler:
         return np.std(votes, axis=0)
 
     def choose_networks(self, count: int) -> list[Subject]:
-        """Networks to measure next: those begun, then random ones."""
+        """Networks to measure next: those begun, then random ones, a share of them drawn by size."""
         passes = self.config.measure.passes
         own = [
             what
@@ -280,14 +306,32 @@ class Profiler:
         count = min(count, self.config.max_networks - len(own) + len(begun))
         found = {what.id: what for what in begun[:count]}
         known = {what.id for what in own}
-        for vector in self.space.sample_many(2 * max(count, 0), self.rng):
-            if len(found) >= count:
-                break
-            architecture = self.space.decode(vector)
-            what = self.network_subject(architecture)
-            if what.id not in known and all(self.work_of(key) is not None for key in self._keys_of(architecture)):
-                found[what.id] = what
+        by_size = int(self._by_size_share * max(count - len(found), 0))
+
+        def add(matrix: np.ndarray, work: Mapping[str, float], limit: int) -> None:
+            for vector in matrix:
+                if len(found) >= limit:
+                    break
+                architecture = self.space.decode(vector)
+                what = self.network_subject(architecture, work)
+                if what.id not in known and all(self.work_of(key) is not None for key in self._keys_of(architecture)):
+                    found.setdefault(what.id, what)
+
+        add(self.space.sample_many(2 * max(count - by_size, 0), self.rng), {}, count - by_size)
+        if by_size:
+            add(draw_by_size(self.space, self._size_of, by_size, self.rng), {BY_SIZE: 1.0}, len(found) + by_size)
         return list(found.values())
+
+    @property
+    def _by_size_share(self) -> float:
+        return self.config.by_size_share if self.space.size() > 4 * self.config.max_networks else 0.0
+
+    @functools.cached_property
+    def _size_of(self) -> Callable[[np.ndarray], np.ndarray]:
+        table = SpaceTable(self.space, self.fields, self.to_fit.parts)
+        sizes = unit_sizes([self.work_of(key) for key in self.to_fit.keys])
+        table.bind(sizes, [0] * len(sizes), np.empty(0))
+        return table.predict_many
 
     def _keys_of(self, architecture: Architecture) -> list[Key]:
         from mixnas.predictors.units import registry_size_after, walk
@@ -388,6 +432,8 @@ def profile(
     with fixed_threads(config.measure.threads):
         profiler = Profiler(space, io, device=device, runtime=runtime, directory=place, config=config, plain=plain)
         others = _spaces_before(place, profiler)
+        for key in (key for other in others for key in other.keys):
+            profiler.work_of(key)  # the fit needs it, and has few seconds at the end
         sources = _sources(place, profiler) if runtime in ("compiled", "onnxruntime") else []
         share = 1.0 if sources else config.network_share
         # The fit takes some seconds, most of them scikit-learn's import.
@@ -399,6 +445,8 @@ def profile(
         predictor = transfer(profiler.table, nearest_source(profiler.table, sources, config.fit), config.fit)
     else:
         predictor = fit(profiler.table, [profiler.to_fit, *others], profiler.work_of, config.fit)
+        if profiler.gpu is not None:
+            predictor.meta["gpu"] = profiler.gpu.to_plain()
     predictor.save(place)
     if progress is not None:
         progress(1.0, "fitted")

@@ -28,6 +28,9 @@ SCHEMA = 2  # 1 had another sentinel
 RUNTIMES = ("eager", "compiled", "onnxruntime", "graph")
 """eager PyTorch, torch.compile, ONNX Runtime (CPU), and a CUDA graph of the eager forward (GPU)."""
 
+BY_SIZE = "drawn.by_size"
+"""In the `work` of a network that was drawn by its size (`drawing`), not uniformly like those that are asked about."""
+
 COLUMNS = {
     "subject": "12 hexadecimal digits: the content hash of what was measured, with its batch size",
     "kind": "unit (one part of a network) or network (a whole one)",
@@ -55,7 +58,8 @@ class Subject:
         id: Content hash.
         kind: "unit" or "network".
         config: Plain data that it can be built from again.
-        work: Counts of `mixnas.predictors.features.count_work`; empty for a network.
+        work: Counts of `mixnas.predictors.features.work_of`; of a network, how it was drawn: `BY_SIZE`, or nothing
+            where every choice was uniform.
         batch: Inputs per forward.
         dtype: Of the inputs.
     """
@@ -246,6 +250,10 @@ class MeasurementTable:
             for w in self.windows[identity]
         ]
         return dict(zip(ids, summarise(windows, len(ids), config, self.reference_ms), strict=True))
+
+    def uniform(self, identities: Iterable[str]) -> np.ndarray:
+        """(subjects,) whether each network was drawn uniformly, as those are that a predictor is judged by."""
+        return np.array([BY_SIZE not in self.subjects[identity].work for identity in identities], dtype=bool)
 
     def accepted(self, identity: str) -> int:
         """Accepted windows of a subject."""

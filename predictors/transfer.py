@@ -8,7 +8,7 @@ ridge regression lets more through as measurements come.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,7 @@ class _Measured:
     has: np.ndarray
     counts: np.ndarray
     latency_ms: np.ndarray
+    uniform: np.ndarray
 
     def fit(self, rows: np.ndarray) -> Composition:
         return Composition.fit(self.counts[rows], self.unit_ms, self.settings, self.has, self.latency_ms[rows])
@@ -65,7 +66,15 @@ def _measured(table: MeasurementTable, source: LatencyPredictor) -> _Measured:
     has = np.array([[name in s for name in operators] for s in settings]).reshape(len(keys), len(operators))
     unit_ms = np.array([source.unit_ms(key) for key in keys])
     latency = np.array([value.latency_ms for value in found.values()])
-    return _Measured(keys, unit_ms, categorical(settings, source.meta["categories"]), has, counts, latency)
+    return _Measured(
+        keys, unit_ms, categorical(settings, source.meta["categories"]), has, counts, latency, _judging(table, found)
+    )
+
+
+def _judging(table: MeasurementTable, networks: Iterable[str]) -> np.ndarray:
+    """(networks,) those that errors are counted on: uniformly drawn ones, where there are any."""
+    uniform = table.uniform(networks)
+    return uniform if uniform.any() else np.ones_like(uniform)
 
 
 def _folds(count: int, seed: int) -> list[np.ndarray]:
@@ -116,7 +125,8 @@ def transfer(table: MeasurementTable, source: LatencyPredictor, config: FitConfi
     measured = _measured(table, source)
     latency = measured.latency_ms
     predicted = _cross_validated(measured, config.seed)
-    scores = np.abs(np.log(predicted / latency))
+    judging = measured.uniform
+    scores = np.abs(np.log(predicted / latency))[judging]
     half_width = conformal_quantile(scores, config.coverage)
     if not math.isfinite(half_width):
         half_width = 2 * float(scores.max())
@@ -133,7 +143,7 @@ def transfer(table: MeasurementTable, source: LatencyPredictor, config: FitConfi
         "batch": table.batch,
         "half_width": half_width,
         "coverage": config.coverage,
-        "accuracy": accuracy(predicted, latency),
+        "accuracy": accuracy(predicted[judging], latency[judging]),
         "provenance": table.header["provenance"],
         "rows_digest": table.rows_digest,
         "num_units": 0,
@@ -168,7 +178,7 @@ def transfer_curve(
         found = []
         for _ in range(repeats):
             order = rng.permutation(len(measured.latency_ms))
-            rows, rest = order[:size], order[size:]
+            rows, rest = order[:size], order[size:][measured.uniform[order[size:]]]
             found.append(accuracy(measured.predict(measured.fit(rows), rest), measured.latency_ms[rest]))
         names = ("mape_percent", "within_10_percent", "kendall_tau")
         result.append({"networks": float(size)} | {n: round(float(np.mean([f[n] for f in found])), 4) for n in names})

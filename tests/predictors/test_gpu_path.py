@@ -36,7 +36,19 @@ else:
 table = MeasurementTable.load(folder, "interpreter", "eager")
 assert {what.kind for what in table.subjects.values()} == {"unit", "network"}
 assert any(name.startswith("mixnas") for what in table.subjects.values() for name in what.work), "no kernel ran"
+assert any(name == "norm_forward.waves" for what in table.subjects.values() for name in what.work), "no launch was seen"
 assert not list(folder.glob("*.npz"))
+
+import torch
+from mixnas.kernels import resources
+from mixnas.kernels.glu import glu, glu_reference
+
+seen = []
+gate, up = torch.randn(2, 40, 8), torch.randn(2, 40, 8)
+with resources.watching(lambda *launch: seen.append(launch[:3]), "interpreter", run=True):
+    out = glu(gate, up)
+assert seen == [("glu_forward", (1,), "float32")], seen
+torch.testing.assert_close(out, glu_reference(gate, up, "silu"))
 """
 
 
