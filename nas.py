@@ -499,7 +499,7 @@ def latency_query(args: argparse.Namespace) -> int:
         asked = None if args.arch is None else {str(args.arch): load_yaml(args.arch)}
     device = query.device_or_here(device)
     try:
-        predictor = LatencyPredictor.load(device, args.runtime, directory)
+        predictor = _estimate(args, device) if args.estimate else LatencyPredictor.load(device, args.runtime, directory)
     except ConfigError:
         if not any(measured.values()) or args.device is not None:
             raise
@@ -517,6 +517,19 @@ def latency_query(args: argparse.Namespace) -> int:
         rows_json = query.ask_sample(predictor, plain, args.sample, args.seed or 0, str(args.config or "default"))
     _print_latencies(args, rows_json, device)
     return 0
+
+
+def _estimate(args: argparse.Namespace, device: str) -> Any:
+    """A GPU's predictor from its data sheet, for the space of -c."""
+    from mixnas.evaluators.tasks import by_name
+    from mixnas.predictors.estimate import estimate
+    from mixnas.search_space.space import SearchSpace
+
+    config = _load_config(args)
+    space = SearchSpace.from_dict(config.space, f"{args.config or DEFAULT_CONFIG.name}: space")
+    io = by_name(config.task.to_plain()).io
+    batch = config.latency.batch_size
+    return estimate(device, space, io, runtime=args.runtime, batch_size=batch, plain=config.space)
 
 
 def _print_latencies(args: argparse.Namespace, rows: list[dict[str, Any]], device: str) -> None:
@@ -646,6 +659,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--arch", metavar="FILE", help="an architecture file")
     p.add_argument("--sample", type=int, metavar="N", help="so many random architectures of the space in -c")
     p.add_argument("--tables", metavar="DIR", help="look in this directory only")
+    p.add_argument("--estimate", action="store_true", help="of an NVIDIA GPU that nobody measured, from its data sheet")
 
     space = group("space", "explain a search space")
     for name, run, text in (

@@ -57,7 +57,8 @@ def synflow(network: Network, task: Task, batch_size: int, generator: torch.Gene
     """Log of the synaptic flow, the sum of w dR/dw (Tanaka et al. 2020, arXiv 2006.05467, equation 3).
 
     R is the sum of outputs for an input of ones, all weights made positive, in double precision. Norms are left out, as
-    Abdelfattah et al. 2021 do: they would divide the flow away.
+    Abdelfattah et al. 2021 do: they would divide the flow away. Gates multiply, so without norms the flow of a deep
+    gated network can pass the largest double; it then has the logarithm of that.
     """
     network = _copy(network).double().eval()
     for norm in _norms(network):
@@ -70,7 +71,8 @@ def synflow(network: Network, task: Task, batch_size: int, generator: torch.Gene
     ones = torch.zeros(shape, dtype=torch.long) if network.io.tokens else torch.ones(*shape, network.io.in_features)
     network(ones if network.io.tokens else ones.double()).sum().backward()
     flow = sum((p * p.grad).sum().item() for p in network.parameters() if p.grad is not None)
-    return math.log(max(flow, torch.finfo(torch.float64).tiny))
+    limits = torch.finfo(torch.float64)
+    return math.log(max(flow, limits.tiny) if math.isfinite(flow) else limits.max)
 
 
 def naswot(network: Network, task: Task, batch_size: int, generator: torch.Generator) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 
 from mixnas.predictors.latency import LatencyPredictor, Profiled, categorical, plain_digest
 from mixnas.predictors.lookup import Part, SpaceTable, build_parts
-from mixnas.predictors.model import Composition, FitConfig, UnitModel, blend, conformal_quantile
+from mixnas.predictors.model import Composition, FitConfig, UnitModel, blend, half_width
 from mixnas.predictors.table import MeasurementTable
 from mixnas.predictors.units import (
     Key,
@@ -127,9 +127,6 @@ def fit(
     composition = Composition.fit(counts[seen], unit_ms, groups, has, latency[seen])
     in_network_ms = composition.apply(unit_ms, groups)
     error = np.log(composition.network_ms(counts, in_network_ms, has) / latency)
-    half_width = conformal_quantile(np.abs(error[held_out]), config.coverage)
-    if not math.isfinite(half_width):  # too few to calibrate: the widest seen, doubled
-        half_width = 2 * float(np.abs(error[held_out]).max())
 
     in_network_ms = np.where(buildable, in_network_ms, np.nan)
     meta = {
@@ -137,7 +134,7 @@ def fit(
         "runtime": table.runtime,
         "threads": table.threads,
         "batch": table.batch,
-        "half_width": half_width,
+        "half_width": half_width(error[held_out], config),
         "coverage": config.coverage,
         "accuracy": accuracy(np.exp(error[held_out]) * latency[held_out], latency[held_out]),
         "provenance": table.header["provenance"],

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mixnas.predictors.gpus import GPU
+from mixnas.predictors.gpus import GPU, GPUS
 from mixnas.predictors.lookup import SpaceTable, signature
 from mixnas.predictors.model import Composition, UnitModel
 from mixnas.predictors.table import tagged
@@ -397,7 +397,8 @@ class LatencyPredictor:
         raise ConfigError(
             f"no measurements of device {device!r} through {runtime!r}.{nearest(device, [d for d, _, _ in there])} "
             f"There are: {', '.join(names) or 'none'}. Measure this machine with `nas latency profile"
-            f"{'' if runtime == 'eager' else f' --runtime {runtime}'}`."
+            f"{'' if runtime == 'eager' else f' --runtime {runtime}'}`"
+            f"{', or have it estimated from its data sheet with `--estimate`' if device in GPUS else ''}."
         )
 
 

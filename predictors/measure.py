@@ -9,13 +9,17 @@ shuffled order, of its 20th percentile divided by the sentinel's, times the sent
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -128,6 +132,50 @@ def cpu_clock(call: Call, repeats: int) -> np.ndarray:
     return times
 
 
+def on_own_heap(function: Callable[[], Window]) -> Window:
+    """What a function returns, run in a thread that does nothing but this, on the core where the caller is.
+
+    On a CPU a convolution allocates memory at every call, and how long that takes depends on what the process has
+    allocated and freed before: the same one took 36 to 49 us, and 42 in a fresh process. A thread of its own has a heap
+    of its own, on which only the passing memory of what is measured has ever been: there it took 42 us whatever the
+    process held, which is also what a process that only serves the network sees. On another core, woken for each
+    window, times would scatter twice as much.
+    """
+    import torch
+
+    worker = _WORKERS.get(os.getpid())
+    if worker is None:
+        worker = _WORKERS[os.getpid()] = ThreadPoolExecutor(1, "measuring")
+    inference = torch.is_inference_mode_enabled()
+    core = {_libc().sched_getcpu()}
+
+    def there() -> Window:
+        os.sched_setaffinity(0, core)
+        torch.set_num_threads(1)  # as inference mode and the core, a thread's own
+        with torch.inference_mode(inference):
+            return function()
+
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, core)
+    try:
+        return worker.submit(there).result()
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+_WORKERS: dict[int, ThreadPoolExecutor] = {}  # by process: a fork does not have its parent's threads
+
+
+@cache
+def _libc() -> Any:
+    return ctypes.CDLL(None)
+
+
+def _can_have_own_heap(threads: int) -> bool:
+    """Not with several threads an operator, which must not share one core; glibc gives each thread a heap."""
+    return threads == 1 and hasattr(os, "sched_setaffinity") and hasattr(_libc(), "sched_getcpu")
+
+
 class CudaClock:
     """Times calls on the current NVIDIA GPU, with its L2 cache cleared before each.
 
@@ -202,8 +250,7 @@ def sentinel_module(device: str = "cpu") -> tuple[torch.nn.Module, torch.Tensor]
 
     It never changes: latencies of different days are comparable because they are ratios to the same network. It has the
     mix of a searched network (token mixing, projections, normalisation, activation, the interpreter's share) but no
-    convolution: a CPU's convolutions gain up to 14% as a process runs more different ones, all else staying as fast,
-    and the ratio of everything to the sentinel would change with what else had been measured.
+    convolution, whose time on a CPU depends on the process as that of nothing else does (see `cpu_clock`).
     """
     import torch
     from torch import nn
@@ -244,38 +291,35 @@ def forward_call(module: torch.nn.Module, inputs: torch.Tensor) -> Call:
 
 
 class Meter:
-    """Takes windows. Keeps the sentinel's readings, so that the reading after one window is that before the next."""
+    """Takes windows, and keeps the sentinel's readings."""
 
     def __init__(self, config: MeasureConfig, *, sentinel: Call | None = None, clock: Clock = cpu_clock) -> None:
         self.config = config
         self._sentinel = make_sentinel() if sentinel is None else sentinel
         self._clock = clock
-        self._reading: tuple[float, float] | None = None  # value, when it was taken
         self.readings: list[float] = []
 
     def _read(self) -> float:
         self._sentinel()
         value = float(np.percentile(self._clock(self._sentinel, self.config.sentinel_repeats), QUANTILE))
-        self._reading = (value, time.perf_counter())
         self.readings.append(value)
         return value
 
-    def _before(self) -> float:
-        # A reading that is older than a window is no reading of the speed just before the next one.
-        if self._reading is None or time.perf_counter() - self._reading[1] > 1e-3 * self.config.window_ms:
-            if self._reading is None:
-                self._clock(self._sentinel, 2 * self.config.sentinel_repeats)  # warm-up
-            return self._read()
-        return self._reading[0]
-
     def window(self, call: Call, index: int = 0, pass_index: int = 0) -> Window:
         """Measure one window of `call`. Must run inside `measuring`."""
-        config = self.config
-        for _ in range(config.warmup):
+        for _ in range(self.config.warmup):  # here: what a first call keeps for later ones is not for the other heap
             call()
+        self._sentinel()
+        measured = partial(self._window, call, index, pass_index)
+        own_heap = self._clock is cpu_clock and _can_have_own_heap(self.config.threads)
+        return on_own_heap(measured) if own_heap else measured()
+
+    def _window(self, call: Call, index: int, pass_index: int) -> Window:
+        config = self.config
+        call()
         estimate_ms = max(float(self._clock(call, 1)[0]) * 1e-6, 1e-6)
         repeats = int(np.clip(config.window_ms / estimate_ms, config.min_repeats, config.max_repeats))
-        before = self._before()
+        before = self._read()  # anew: since the reading after the last window, the core may be another
         call()  # brings code and data back that the sentinel's reading pushed out of the caches
         samples = self._clock(call, repeats)
         return Window(index, pass_index, samples, before, self._read())

@@ -7,7 +7,6 @@ ridge regression lets more through as measurements come.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 from mixnas.predictors.fit import accuracy
 from mixnas.predictors.latency import LatencyPredictor, Profiled, categorical
 from mixnas.predictors.lookup import SpaceTable
-from mixnas.predictors.model import Composition, FitConfig, conformal_quantile
+from mixnas.predictors.model import Composition, FitConfig, half_width
 from mixnas.predictors.table import MeasurementTable
 from mixnas.predictors.units import Key, architecture_from_canonical, describe, registry_size_after, walk
 from mixnas.search_space.errors import ConfigError
@@ -126,10 +125,7 @@ def transfer(table: MeasurementTable, source: LatencyPredictor, config: FitConfi
     latency = measured.latency_ms
     predicted = _cross_validated(measured, config.seed)
     judging = measured.uniform
-    scores = np.abs(np.log(predicted / latency))[judging]
-    half_width = conformal_quantile(scores, config.coverage)
-    if not math.isfinite(half_width):
-        half_width = 2 * float(scores.max())
+    error = np.log(predicted / latency)[judging]
     own = measured.fit(np.arange(len(latency)))
     composition = Composition(own.scale, own.weights, own.constant_ms, own.presence_ms, source.composition)
     keys = measured.keys
@@ -141,7 +137,7 @@ def transfer(table: MeasurementTable, source: LatencyPredictor, config: FitConfi
         "runtime": table.runtime,
         "threads": table.threads,
         "batch": table.batch,
-        "half_width": half_width,
+        "half_width": half_width(error, config),
         "coverage": config.coverage,
         "accuracy": accuracy(predicted[judging], latency[judging]),
         "provenance": table.header["provenance"],

@@ -212,3 +212,15 @@ def test_help_of_every_verb():
     for words in ([], ["search"], ["resume"], ["status"], ["front"], ["export"], ["ops"], ["doctor"], ["space", "show"],
                   ["latency", "query"], ["latency", "profile"]):  # fmt: skip
         assert "usage: nas" in ok(*words, "--help")
+
+
+def test_a_gpu_that_nobody_measured_is_estimated_and_said_to_be(tmp_path):
+    (tmp_path / "c.yaml").write_text(CONFIG)
+    asked = ["latency", "query", "--device", "nvidia-h100", "--runtime", "graph", "-c", tmp_path / "c.yaml",
+             "--sample", 2, "--tables", tmp_path / "none"]  # fmt: skip
+    refused = nas(*asked)
+    assert refused.returncode == 2 and "`--estimate`" in refused.stderr
+    answer = nas(*asked, "--estimate")
+    assert answer.returncode == 0 and "an estimate: this device was never measured" in answer.stderr
+    for row in json.loads(ok(*asked, "--estimate", "--json")):
+        assert row["estimate"] and 0 < row["low_ms"] < row["latency_ms"] < row["high_ms"]

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixnas.kernels.glu import glu
 from mixnas.kernels.selective_scan import matrix_macs, selective_scan
 from mixnas.search_space.layers import DepthwiseConv
 from mixnas.search_space.registry import Context, Knob, Value, register
@@ -55,10 +56,10 @@ class Mamba(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        u = F.silu(self.conv(self.input(x)))
+        u = self.conv(self.input(x), "silu")
         step = self.step(self.step_low(u))
         y = selective_scan(u, step, -self.log_decay.exp(), self.b(u), self.c(u), self.skip, self.step_bias)
-        return self.out(y * F.silu(self.gate(x)))
+        return self.out(glu(self.gate(x), y, "silu"))
 
     def own_macs(self, x: Tensor) -> int:
         """The product of states and c, as the CPU form computes it."""
@@ -136,7 +137,7 @@ class PlainMamba(nn.Module):
             self._set_orders(tuple(x.shape[1:-1]))
         B, tokens, scans = x.shape[0], self.places.shape[1], len(self.places)
         u = self.input_norm(self.input(x).flatten(0, -2)).view(*x.shape[:-1], -1)
-        u = F.silu(self.conv(u)).flatten(1, -2)
+        u = self.conv(u, "silu").flatten(1, -2)
         step = self.step(self.step_low(u))
         b = self.b(u).unsqueeze(1) + self.direction[self.steps]
         scanned = u[:, self.orders].view(B * scans, tokens, -1)
