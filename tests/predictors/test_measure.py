@@ -1,6 +1,8 @@
 """Measuring against the sentinel, on a simulated machine whose speed drifts, and once for real."""
 
 import math
+import os
+import threading
 
 import numpy as np
 import pytest
@@ -109,3 +111,31 @@ def test_measuring_restores_the_state_and_the_sentinel_is_fixed():
         assert Meter(MeasureConfig()).window(first).ratio > 0
     assert torch.get_num_threads() == before[0] and gc.isenabled()
     assert torch.equal(torch.get_rng_state(), before[1])
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no cores to be kept to here")
+def test_one_thread_is_measured_on_a_heap_and_a_core_of_its_own():
+    allowed = os.sched_getaffinity(0)
+    seen = []
+
+    def call():
+        seen.append((threading.get_ident(), len(os.sched_getaffinity(0)), torch.is_inference_mode_enabled()))
+
+    here = threading.get_ident()
+    with measuring(1):
+        Meter(MeasureConfig(warmup=2, min_repeats=3, max_repeats=3)).window(call)
+    assert [thread == here for thread, _, _ in seen] == [True, True, False, False, False, False, False, False]
+    assert {(cores, inference) for thread, cores, inference in seen if thread != here} == {(1, True)}
+    assert os.sched_getaffinity(0) == allowed
+
+    def fails():
+        if threading.get_ident() != here:
+            raise RuntimeError("no more memory")
+
+    with measuring(1), pytest.raises(RuntimeError, match="no more memory"):
+        Meter(MeasureConfig()).window(fails)
+    assert os.sched_getaffinity(0) == allowed
+    seen.clear()
+    with measuring(2):
+        Meter(MeasureConfig(threads=2)).window(call)
+    assert {thread for thread, _, _ in seen} == {here}
