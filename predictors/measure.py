@@ -57,9 +57,9 @@ class MeasureConfig:
     """
 
     passes: int = 3
-    window_ms: float = 6.0
+    window_ms: float = 12.0
     min_repeats: int = 8
-    max_repeats: int = 40
+    max_repeats: int = 80
     warmup: int = 2
     sentinel_repeats: int = 10
     max_extra_passes: int = 4
