@@ -97,13 +97,18 @@ def _load_config(args: argparse.Namespace) -> Any:
 
 def _space_and_io(args: argparse.Namespace) -> tuple[Any, Any, Any]:
     from mixnas.evaluators.tasks import by_name
-    from mixnas.search_space.enumeration import check_space
     from mixnas.search_space.space import SearchSpace
 
-    args.config = args.file
     config = _load_config(args)
-    space = SearchSpace.from_dict(config.space, f"{args.file or DEFAULT_CONFIG.name}: space")
-    io = by_name(config.task.to_plain()).io
+    space = SearchSpace.from_dict(config.space, f"{args.config or DEFAULT_CONFIG.name}: space")
+    return config, space, by_name(config.task.to_plain()).io
+
+
+def _checked_space_and_io(args: argparse.Namespace) -> tuple[Any, Any, Any]:
+    from mixnas.search_space.enumeration import check_space
+
+    args.config = args.file
+    config, space, io = _space_and_io(args)
     check_space(space, io)
     return config, space, io
 
@@ -112,7 +117,7 @@ def space_show(args: argparse.Namespace) -> int:
     """Knobs, size, corners, constraints."""
     from mixnas.search.feasibility import check_constraints, corners
 
-    config, space, io = _space_and_io(args)
+    config, space, io = _checked_space_and_io(args)
     found = corners(space, io)
     check_constraints(config.parsed_constraints(), found)
     if args.json:
@@ -143,7 +148,7 @@ def space_show(args: argparse.Namespace) -> int:
 
 def space_size(args: argparse.Namespace) -> int:
     """The exact number of architectures."""
-    _, space, _ = _space_and_io(args)
+    _, space, _ = _checked_space_and_io(args)
     _json({"size": space.size()}) if args.json else print(space.size())
     return 0
 
@@ -154,7 +159,7 @@ def space_sample(args: argparse.Namespace) -> int:
 
     from mixnas.search_space.network import cost
 
-    _, space, io = _space_and_io(args)
+    _, space, io = _checked_space_and_io(args)
     rng = np.random.default_rng(args.seed or 0)
     found = [space.sample(rng) for _ in range(args.n)]
     if args.json:
@@ -171,7 +176,7 @@ def space_check(args: argparse.Namespace) -> int:
     """Whether the file is a space that can be searched."""
     from mixnas.search.feasibility import check_constraints, corners
 
-    config, space, io = _space_and_io(args)
+    config, space, io = _checked_space_and_io(args)
     check_constraints(config.parsed_constraints(), corners(space, io))
     print(f"{args.file or DEFAULT_CONFIG.name}: {space.size():,} architectures, everything fits {io.kind} tasks")
     return 0
@@ -445,16 +450,11 @@ def latency_devices(args: argparse.Namespace) -> int:
 
 def latency_profile(args: argparse.Namespace) -> int:
     """Measure this machine and fit its predictor."""
-    from mixnas.evaluators.tasks import by_name
     from mixnas.predictors.profile import ProfileConfig, profile
     from mixnas.search.progress import make_progress
     from mixnas.search.settings import parse_duration
-    from mixnas.search_space.space import SearchSpace
 
-    config = _load_config(args)
-    source = str(args.config or DEFAULT_CONFIG.name)
-    space = SearchSpace.from_dict(config.space, f"{source}: space")
-    io = by_name(config.task.to_plain()).io
+    config, space, io = _space_and_io(args)
     budget = parse_duration(args.budget, "--budget")
     settings = ProfileConfig(budget_s=budget, measure=config.latency.measure(config.latency.passes))
     progress = make_progress("quiet" if args.quiet else "auto", color=not args.no_color)
@@ -521,13 +521,9 @@ def latency_query(args: argparse.Namespace) -> int:
 
 def _estimate(args: argparse.Namespace, device: str) -> Any:
     """A GPU's predictor from its data sheet, for the space of -c."""
-    from mixnas.evaluators.tasks import by_name
     from mixnas.predictors.estimate import estimate
-    from mixnas.search_space.space import SearchSpace
 
-    config = _load_config(args)
-    space = SearchSpace.from_dict(config.space, f"{args.config or DEFAULT_CONFIG.name}: space")
-    io = by_name(config.task.to_plain()).io
+    config, space, io = _space_and_io(args)
     batch = config.latency.batch_size
     return estimate(device, space, io, runtime=args.runtime, batch_size=batch, plain=config.space)
 

@@ -364,6 +364,7 @@ class _Training:
         lr = learning_rate(self.step, self.steps, self.config.lr, self.config.warmup)
         _seed_global(_seed(self.seed, 1, self.step, self.group.rank), self.device)
         loss, stop = self._train(x, y, self.sampler, self.optimizer, lr, asked=asked)
+        self.step += 1
         if self.average:
             decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
             torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
@@ -381,12 +382,13 @@ class _Training:
         loss = float(extras[0])
         if not math.isfinite(loss):
             raise DivergedError(
-                f"the super-network's training loss is {loss} at step {self.step}. Lower lr or clip.", self.step, loss
+                f"the super-network's training loss is {loss} at step {self.step + 1}. Lower lr or clip.",
+                self.step + 1,
+                loss,
             )
         for group in optimizer.param_groups:
             group["lr"] = lr
         update(optimizer, touched, self.config.clip)
-        self.step += 1
         return loss, bool(extras[1] > 0)
 
     def _backward(self, x: Tensor, y: Tensor, architectures: Sequence[Architecture]) -> float:
@@ -430,7 +432,6 @@ class _Training:
                 times.append(time.perf_counter() - begun)
                 spent = time.perf_counter() - started
                 go_on = self.group.agree(len(times) < _MIN_PROBES or spent < _PROBE_SHARE * config.seconds)
-        self.step = 0
         for buffer, kept in zip(self.supernet.buffers(), buffers, strict=True):
             buffer.copy_(kept)
         self.supernet.zero_grad()

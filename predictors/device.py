@@ -59,17 +59,16 @@ def gpu_models() -> list[str]:
     for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
         match = re.search(r"^Model:\s*(.+)$", path.read_text(), re.MULTILINE)
         if match:
-            slug = _slug(match.group(1))
-            found.append(slug if slug.startswith("nvidia") else f"nvidia-{slug}")
+            found.append(match.group(1))
     if not found and shutil.which("nvidia-smi"):  # some containers show no /proc/driver
         command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
         except (OSError, subprocess.TimeoutExpired):
             return []
-        slugs = [_slug(line) for line in done.stdout.splitlines() if line.strip() and not done.returncode]
-        found = [slug if slug.startswith("nvidia") else f"nvidia-{slug}" for slug in slugs]
-    return found
+        found = [line for line in done.stdout.splitlines() if line.strip() and not done.returncode]
+    slugs = map(_slug, found)
+    return [slug if slug.startswith("nvidia") else f"nvidia-{slug}" for slug in slugs]
 
 
 def device_name(kind: str = "auto", threads: int = DEFAULT_THREADS) -> str:

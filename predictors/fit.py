@@ -117,9 +117,9 @@ def fit(
     categories = [*sorted({name for s in settings for name in s if "=" in name}), "width"]
     groups = categorical(settings, categories)
     # Networks that were drawn by size help to fit, but an interval for uniform ones is calibrated on uniform ones.
-    uniform = table.uniform(networks)
+    judging = table.judging(networks)
     order = np.random.default_rng(config.seed).permutation(len(latency))
-    candidates = order[uniform[order]] if uniform.any() else order
+    candidates = order[judging[order]]
     held_out = candidates[: max(1, round(config.calibration_share * len(candidates)))]
     seen = order[~np.isin(order, held_out)]
     operators = [name for name in categories if name.partition("=")[0] in BLOCK_AXES]

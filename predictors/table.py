@@ -252,8 +252,13 @@ class MeasurementTable:
         return dict(zip(ids, summarise(windows, len(ids), config, self.reference_ms), strict=True))
 
     def uniform(self, identities: Iterable[str]) -> np.ndarray:
-        """(subjects,) whether each network was drawn uniformly, as those are that a predictor is judged by."""
+        """(subjects,) whether each network was drawn uniformly, as those are that are asked about."""
         return np.array([BY_SIZE not in self.subjects[identity].work for identity in identities], dtype=bool)
+
+    def judging(self, identities: Iterable[str]) -> np.ndarray:
+        """(subjects,) which networks a predictor is judged by: the uniformly drawn; all where there are none."""
+        uniform = self.uniform(identities)
+        return uniform if uniform.any() else np.ones_like(uniform)
 
     def accepted(self, identity: str) -> int:
         """Accepted windows of a subject."""

@@ -7,7 +7,7 @@ ridge regression lets more through as measurements come.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,7 @@ class _Measured:
     has: np.ndarray
     counts: np.ndarray
     latency_ms: np.ndarray
-    uniform: np.ndarray
+    judging: np.ndarray
 
     def fit(self, rows: np.ndarray) -> Composition:
         return Composition.fit(self.counts[rows], self.unit_ms, self.settings, self.has, self.latency_ms[rows])
@@ -65,15 +65,8 @@ def _measured(table: MeasurementTable, source: LatencyPredictor) -> _Measured:
     has = np.array([[name in s for name in operators] for s in settings]).reshape(len(keys), len(operators))
     unit_ms = np.array([source.unit_ms(key) for key in keys])
     latency = np.array([value.latency_ms for value in found.values()])
-    return _Measured(
-        keys, unit_ms, categorical(settings, source.meta["categories"]), has, counts, latency, _judging(table, found)
-    )
-
-
-def _judging(table: MeasurementTable, networks: Iterable[str]) -> np.ndarray:
-    """(networks,) those that errors are counted on: uniformly drawn ones, where there are any."""
-    uniform = table.uniform(networks)
-    return uniform if uniform.any() else np.ones_like(uniform)
+    judging = table.judging(found)
+    return _Measured(keys, unit_ms, categorical(settings, source.meta["categories"]), has, counts, latency, judging)
 
 
 def _folds(count: int, seed: int) -> list[np.ndarray]:
@@ -124,7 +117,7 @@ def transfer(table: MeasurementTable, source: LatencyPredictor, config: FitConfi
     measured = _measured(table, source)
     latency = measured.latency_ms
     predicted = _cross_validated(measured, config.seed)
-    judging = measured.uniform
+    judging = measured.judging
     error = np.log(predicted / latency)[judging]
     own = measured.fit(np.arange(len(latency)))
     composition = Composition(own.scale, own.weights, own.constant_ms, own.presence_ms, source.composition)
@@ -174,7 +167,7 @@ def transfer_curve(
         found = []
         for _ in range(repeats):
             order = rng.permutation(len(measured.latency_ms))
-            rows, rest = order[:size], order[size:][measured.uniform[order[size:]]]
+            rows, rest = order[:size], order[size:][measured.judging[order[size:]]]
             found.append(accuracy(measured.predict(measured.fit(rows), rest), measured.latency_ms[rest]))
         names = ("mape_percent", "within_10_percent", "kendall_tau")
         result.append({"networks": float(size)} | {n: round(float(np.mean([f[n] for f in found])), 4) for n in names})
