@@ -11,6 +11,9 @@ from mixnas.kernels.depthwise_conv2d import depthwise_conv2d
 from mixnas.kernels.epilogue import activation_function
 from mixnas.search_space.registry import Context
 
+KERNEL_SIZES = tuple(range(3, 32, 2))
+"""Extents of a window around a token that operators offer."""
+
 
 class DepthwiseConv(nn.Module):
     """Depthwise convolution of stride 1 that keeps the size: 2-D on images, 1-D on sequences, left-padded if causal.

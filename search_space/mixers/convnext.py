@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mixnas.kernels.fused_block import fused_conv_block
 from mixnas.kernels.norm import layer_norm
-from mixnas.search_space.layers import DepthwiseConv
+from mixnas.search_space.layers import KERNEL_SIZES, DepthwiseConv
 from mixnas.search_space.registry import Context, Knob, register
 
 
@@ -16,7 +16,7 @@ from mixnas.search_space.registry import Context, Knob, register
     "convnext",
     paper="Liu et al. 2022, A ConvNet for the 2020s (arXiv 2201.03545), section 2 and figure 4",
     knobs={
-        "kernel_size": Knob(7, choices=tuple(range(3, 32, 2)), doc="extent of the depthwise window"),
+        "kernel_size": Knob(7, choices=KERNEL_SIZES, doc="extent of the depthwise window"),
         "expansion": Knob(4.0, low=0.25, high=16, doc="hidden width over width"),
     },
 )

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixnas.search_space.layers import DepthwiseConv
+from mixnas.search_space.layers import KERNEL_SIZES, DepthwiseConv
 from mixnas.search_space.registry import Context, Knob, Value, register
 
 
@@ -28,7 +28,7 @@ class Identity(nn.Module):
     "mixer",
     "pooling",
     paper="Yu et al. 2022, MetaFormer Is Actually What You Need (arXiv 2111.11418), equation 4",
-    knobs={"pool_size": Knob(3, choices=tuple(range(3, 32, 2)))},
+    knobs={"pool_size": Knob(3, choices=KERNEL_SIZES)},
 )
 class Pooling(nn.Module):
     """Average over the window, minus the token itself; padding is not counted. Causal: the window ends at the token."""
@@ -56,7 +56,7 @@ class Pooling(nn.Module):
     "mixer",
     "dwconv",
     paper="Ding et al. 2022, Scaling Up Your Kernels to 31x31 (arXiv 2203.06717); Liu et al. 2022 (arXiv 2201.03545)",
-    knobs={"kernel_size": Knob(7, choices=tuple(range(3, 32, 2)))},
+    knobs={"kernel_size": Knob(7, choices=KERNEL_SIZES)},
 )
 class DWConv(DepthwiseConv):
     """Depthwise convolution with bias, kernel sizes 3 to 31."""
@@ -76,7 +76,7 @@ def _has_branches(context: Context, knobs: Mapping[str, Value]) -> str | None:
     "inception_dwconv",
     paper="Yu et al. 2024, InceptionNeXt (arXiv 2303.16900), section 3.2",
     knobs={
-        "band_kernel_size": Knob(11, choices=tuple(range(3, 32, 2)), doc="extent of the band kernels"),
+        "band_kernel_size": Knob(11, choices=KERNEL_SIZES, doc="extent of the band kernels"),
         "square_kernel_size": Knob(3, choices=(3, 5, 7), doc="extent of the square kernel"),
         "branch_ratio": Knob(0.125, low=0.03125, high=0.3333, doc="channels of each branch over width"),
     },
