@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -68,9 +68,9 @@ def quantiles(values: list[float]) -> dict[str, float]:
     return {"median": median, "low": low, "high": high, "n": len(values)}
 
 
-def embedded() -> tuple[Config, SearchSpace, Any]:
-    """The embedded default: its configuration, space and task."""
-    config = load_config(ROOT / "configs" / "digits.yaml")
+def embedded(settings: Sequence[str] = ()) -> tuple[Config, SearchSpace, Any]:
+    """The embedded default, with settings ("key=value") changed: its configuration, space and task."""
+    config = load_config(ROOT / "configs" / "digits.yaml", settings=settings)
     return config, SearchSpace.from_dict(config.space), by_name(config.task.to_plain())
 
 
@@ -349,8 +349,8 @@ def fidelity(args: argparse.Namespace) -> None:
     """See `supernet_fidelity.py`."""
     from supernet_fidelity import run
 
-    config, space, task = embedded()
-    write("fidelity", args.threads, run(args, config, space, task, RESULTS, say))
+    config, space, task = embedded(args.set)
+    write(args.out, args.threads, run(args, config, space, task, RESULTS, say))
 
 
 def hypervolume(args: argparse.Namespace) -> None:
@@ -370,11 +370,14 @@ def main() -> None:
         part = parts.add_parser(function.__name__, help=(function.__doc__ or "").splitlines()[0])
         part.set_defaults(function=function)
         for name, default in options.items():
-            kind = str if default is None else type(default)
-            part.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default)
+            flag, kind = f"--{name.replace('_', '-')}", str if default is None else type(default)
+            if kind is list:
+                part.add_argument(flag, action="append", default=default, metavar="KEY=VALUE")
+            else:
+                part.add_argument(flag, type=kind, default=default)
 
     add(equality, architectures=100)
-    add(fidelity, architectures=50, seeds=3, supernets=3, workers=2, seconds=0.0)
+    add(fidelity, architectures=50, sample_seed=123, seeds=3, supernets=3, workers=2, set=[], out="fidelity")
     add(cost, architectures=8, rounds=30, evaluations=200)
     add(kill, kills=10, seed=0, child=None)
     add(hypervolume, seeds=3)

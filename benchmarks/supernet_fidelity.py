@@ -1,7 +1,8 @@
 """Do inherited weights rank architectures as stand-alone training does? Part of `supernet.py`.
 
-The truth is the validation loss of each architecture trained by itself with the configuration's `train`, once a seed.
-A method that knew the loss of one training exactly would agree with that of another only as far as the seeds
+The truth is the validation loss of each architecture trained by itself, once a seed: as the final table trains
+(`final.train`, from scratch), since that is what a search has to foresee, and beside it as stand-alone search does
+(`train`). A method that knew the loss of one training exactly would agree with that of another only as far as the seeds
 agree: tau between seeds is the ceiling for tau with one seed.
 """
 
@@ -13,7 +14,7 @@ import json
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,6 @@ from mixnas.search_space.network import Network
 from mixnas.search_space.space import SearchSpace
 from mixnas.search_space.supernet import Supernet
 
-_SAMPLE_SEED = 123
 _RESAMPLES = 2000
 
 
@@ -123,6 +123,11 @@ def agreement(values: np.ndarray, truth_AS: np.ndarray, ceiling: float) -> dict[
     }
 
 
+def _between_seeds(truth_AS: np.ndarray) -> float:
+    """Mean tau between two seeds."""
+    return float(np.mean([tau(truth_AS[:, i], truth_AS[:, j]) for i, j in _pairs(truth_AS.shape[1])]))
+
+
 def run(
     args: argparse.Namespace,
     config: Config,
@@ -132,18 +137,25 @@ def run(
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Train, judge, compare; returns the record."""
-    rng = np.random.default_rng(_SAMPLE_SEED)
+    rng = np.random.default_rng(args.sample_seed)
     architectures = list(dict.fromkeys(space.sample(rng) for _ in range(args.architectures)))
-    kept = results / "supernet-fidelity-truth.json"
-    metrics = truth(kept, architectures, args.seeds, config.train, task, args.workers, say)
-    truth_AS = np.array([[m["loss"] for m in metrics[a.id]] for a in architectures])
-    scores_AS = np.array([[m["score"] for m in metrics[a.id]] for a in architectures])
-    ceiling = float(np.mean([tau(truth_AS[:, i], truth_AS[:, j]) for i, j in _pairs(args.seeds)]))
+
+    def losses_and_scores(name: str, recipe: TrainConfig) -> tuple[np.ndarray, np.ndarray, float]:
+        kept = results / f"supernet-fidelity-truth-{name}.json"
+        metrics = truth(kept, architectures, args.seeds, recipe, task, args.workers, say)
+        losses_AS, scores_AS, seconds_AS = (
+            np.array([[m[key] for m in metrics[a.id]] for a in architectures]) for key in ("loss", "score", "seconds")
+        )
+        return losses_AS, scores_AS, float(seconds_AS.mean())
+
+    truth_AS, scores_AS, seconds = losses_and_scores("final", config.final.train)
+    other_AS, _, _ = losses_and_scores("standalone", config.train)
+    ceiling, other_ceiling = _between_seeds(truth_AS), _between_seeds(other_AS)
     others = [
         tau(truth_AS[:, s], np.delete(truth_AS, s, axis=1).mean(axis=1)) for s in range(args.seeds) if args.seeds > 2
     ]
 
-    settings = replace(config.supernet, seconds=args.seconds or config.supernet.seconds)
+    settings = config.supernet
     trainings = []
     for seed in range(args.supernets):
         supernet = Supernet(space, task.io, torch.Generator().manual_seed(seed))
@@ -159,6 +171,7 @@ def run(
                 "train_seconds": between - started,
                 "judge_seconds": time.perf_counter() - between,
                 **agreement(losses, truth_AS, ceiling),
+                "with_standalone_truth": agreement(losses, other_AS, other_ceiling),
                 "tau_of_accuracies": tau([m[task.metric] for m in judged], scores_AS.mean(axis=1)),
                 "inherited_loss": losses.tolist(),
             }
@@ -170,15 +183,23 @@ def run(
         say(f"{name}: {row['tau_with_mean_of_seeds']:.3f}")
     return {
         "goal": {"tau": 0.7, "share_of_ceiling": 0.85},
+        "settings": list(args.set),
+        "sample_seed": args.sample_seed,
         "architectures": [a.to_dict() for a in architectures],
-        "train": asdict(config.train),
+        "train": asdict(config.final.train),
         "supernet": asdict(settings),
         "truth": {
             "loss": truth_AS.tolist(),
             "score": scores_AS.tolist(),
-            "mean_seconds": float(np.mean([m["seconds"] for ms in metrics.values() for m in ms])),
+            "mean_seconds": seconds,
         },
         "ceiling": {"tau_between_seeds": ceiling, "tau_of_one_with_mean_of_others": float(np.mean(others))},
+        "standalone_truth": {
+            "train": asdict(config.train),
+            "loss": other_AS.tolist(),
+            "tau_between_seeds": other_ceiling,
+            "tau_with_final": tau(truth_AS.mean(axis=1), other_AS.mean(axis=1)),
+        },
         "inherited": {
             "tau_with_mean_of_seeds": float(np.mean([t["tau_with_mean_of_seeds"] for t in trainings])),
             "tau_with_one_seed": float(np.mean([t["tau_with_one_seed"] for t in trainings])),
