@@ -7,6 +7,11 @@ deeper networks have, are as fair). The sandwich rule (Yu and Huang 2019, arXiv 
 largest and the smallest sub-network in every step. Sizes are what it is about, so those take the extreme of every
 number (width, depth, kernel size, expansion), while their operators are dealt like everyone's: else the operators of
 the two corners would be trained far more often than the others. Either corner can be left out.
+
+One option is special: a block without its second half (channel mixer "none") relies on the blocks around it to make up
+for that, which they learn only from the steps that leave halves out. Dealt as often as any other option it is judged
+worse than it is (see `supernet-fidelity.json` in `benchmarks/results/README.md`). Leaving parts out more often is the
+remedy of Bender et al. 2018 ("Understanding and Simplifying One-Shot Architecture Search", section 3.2).
 """
 
 from __future__ import annotations
@@ -32,14 +37,16 @@ class FairSampler:
     Args:
         space: Where from.
         seed: Of the shuffles.
+        omissions: Cards that "none" has in a deck of channel mixers, where every other option has one.
 
     Attributes:
         dealt: By place, how many cards have been dealt: the whole state.
     """
 
-    def __init__(self, space: SearchSpace, seed: int) -> None:
+    def __init__(self, space: SearchSpace, seed: int, omissions: int = 1) -> None:
         self.space = space
         self.seed = seed
+        self.omissions = omissions
         self.dealt: dict[str, int] = {}
         self._decks: dict[str, tuple[int, np.ndarray]] = {}
 
@@ -91,4 +98,7 @@ class _Deal:
         """See `mixnas.search_space.space.Trial`."""
         if self._size is not None and all(isinstance(c, int | float) and not isinstance(c, bool) for c in choices):
             return self._size(choices)
-        return choices[self._sampler.deal(name, len(choices))]
+        cards = list(choices)
+        if name.endswith(".channel_mixer") and "none" in cards:
+            cards += ["none"] * (self._sampler.omissions - 1)
+        return cards[self._sampler.deal(name, len(cards))]

@@ -66,6 +66,8 @@ class SupernetConfig(TrainConfig):
             instead of `epochs` and `steps`.
         samples: Sub-networks a step beside the corners.
         corners: Which of the sandwich rule's two every step trains too: "both", "largest" or "none".
+        omissions: How often a block's channel mixer is "none", where the space offers that, against each of its other
+            options; above 1, the rest of a network learns to do without (see `fair_sampling`).
         distillation: Share of the others' loss that compares them with the largest, rather than with the labels.
         processes: Processes that share each batch, on this machine, as long as the training lasts.
         checkpoint_every: Seconds between checkpoints.
@@ -74,6 +76,7 @@ class SupernetConfig(TrainConfig):
     seconds: float | None = None
     samples: int = 2
     corners: str = "both"
+    omissions: int = 1
     distillation: float = 1.0
     processes: int = 1
     checkpoint_every: float = 10.0
@@ -86,6 +89,7 @@ class SupernetConfig(TrainConfig):
         for name, allowed, ok in (
             ("seconds", "a number above 0, or nothing", self.seconds is None or 0 < self.seconds < math.inf),
             ("samples", "a whole number from 0", isinstance(self.samples, int) and self.samples >= 0),
+            ("omissions", "a whole number from 1", isinstance(self.omissions, int) and self.omissions >= 1),
             ("corners", f"one of {', '.join(CORNERS)}", self.corners in CORNERS),
             ("distillation", "a share from 0 to 1", 0 <= self.distillation <= 1),
             ("distillation", "0 without corners: the largest teaches", self.corners != "none" or not self.distillation),
@@ -266,7 +270,7 @@ class _Training:
         checkpoint: str | Path | None,
     ) -> None:
         self.supernet, self.task, self.config, self.seed, self.device = supernet.to(device), task, config, seed, device
-        self.sampler = FairSampler(supernet.space, seed)
+        self.sampler = FairSampler(supernet.space, seed, config.omissions)
         self.inputs, self.targets = task.train.inputs.to(device), task.train.targets.to(device)
         self.batch_size = min(config.batch_size, len(self.inputs))
         self.epoch_steps = len(self.inputs) // self.batch_size
@@ -420,7 +424,7 @@ class _Training:
         if config.seconds is None:
             return config.steps or config.epochs * self.epoch_steps
         started = time.perf_counter()
-        sampler, optimizer = FairSampler(self.supernet.space, self.seed + 1), self._optimizer()
+        sampler, optimizer = FairSampler(self.supernet.space, self.seed + 1, config.omissions), self._optimizer()
         buffers = [b.clone() for b in self.supernet.buffers()]
         times: list[float] = []
         go_on = True

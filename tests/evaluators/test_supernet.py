@@ -86,6 +86,17 @@ def test_a_sandwich_has_the_extremes_of_every_size(digits):
     ]
 
 
+@pytest.mark.parametrize(("omissions", "left_out"), [(1, 20), (4, 40)])
+def test_the_second_half_of_a_block_is_left_out_as_often_as_asked(omissions, left_out):
+    block = {"mixer": "identity", "channel_mixer": ["none", {"name": "mlp", "expansion": 2}, "swiglu"]}
+    stage = {"width": 8, "depth": 1, "block": block}
+    space = SearchSpace.from_dict({"stem": {"name": "conv", "stride": 2}, "stages": [stage]})
+    sampler = FairSampler(space, seed=0, omissions=omissions)
+    drawn = Counter(sampler.draw().stages[0].blocks[0].channel_mixer.name for _ in range(60))
+    rest = (60 - left_out) // 2
+    assert drawn == {"none": left_out, "mlp": rest, "swiglu": rest}
+
+
 def test_a_restored_sampler_goes_on_where_it_was():
     first, second = FairSampler(tiny_space(), seed=1), FairSampler(tiny_space(), seed=1)
     for _ in range(7):
@@ -244,6 +255,7 @@ def test_a_time_budget_decides_the_steps_once(digits, tmp_path):
         {"stop_at": 0.9},
         {"lr": 0},
         {"corners": "all"},
+        {"omissions": 0},
         {"distillation": 0.5, "corners": "none"},
         {"samples": 0, "corners": "none", "distillation": 0.0},
     ],
