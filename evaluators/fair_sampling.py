@@ -10,8 +10,8 @@ the two corners would be trained far more often than the others. Either corner c
 
 One option is special: a block without its second half (channel mixer "none") relies on the blocks around it to make up
 for that, which they learn only from the steps that leave halves out. Dealt as often as any other option it is judged
-worse than it is (see `supernet-fidelity.json` in `benchmarks/results/README.md`). Leaving parts out more often is the
-remedy of Bender et al. 2018 ("Understanding and Simplifying One-Shot Architecture Search", section 3.2).
+worse than it is. Leaving parts out more often is the remedy of Bender et al. 2018 ("Understanding and Simplifying
+One-Shot Architecture Search", section 3.2).
 """
 
 from __future__ import annotations
