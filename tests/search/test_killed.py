@@ -109,7 +109,7 @@ def test_ctrl_c_finishes_the_trial_and_a_second_aborts(tmp_path, searches, objec
     child = searches.start(journal, again, trials=1000, seconds=60)
     wait_for(lambda: again.exists() and read_results(journal, objectives).counts["running"])
     os.kill(child, signal.SIGINT)
-    time.sleep(2)  # a second signal that comes before a busy machine has delivered the first is lost: they are not queued
+    time.sleep(2)  # signals are not queued: one that comes before the first is delivered is lost
     os.kill(child, signal.SIGINT)
     assert os.waitstatus_to_exitcode(searches.wait()) == 130
     assert read_results(journal, objectives, constraints).counts["interrupted"] == 1
