@@ -13,7 +13,7 @@ import itertools
 import json
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from mixnas.search_space.network import Network
 from mixnas.search_space.space import SearchSpace
 from mixnas.search_space.supernet import Supernet
 
+_METRICS = ("loss", "score", "seconds")
 _RESAMPLES = 2000
 
 
@@ -102,10 +103,6 @@ def _interval(values: np.ndarray, truth_AS: np.ndarray) -> list[float]:
     return [float(q) for q in np.nanquantile(taus, [0.025, 0.975])]
 
 
-def _pairs(count: int) -> Iterator[tuple[int, int]]:
-    return itertools.combinations(range(count), 2)
-
-
 def agreement(values: np.ndarray, truth_AS: np.ndarray, ceiling: float) -> dict[str, Any]:
     """How well a method's values (lower is better) rank the architectures.
 
@@ -125,7 +122,7 @@ def agreement(values: np.ndarray, truth_AS: np.ndarray, ceiling: float) -> dict[
 
 def _between_seeds(truth_AS: np.ndarray) -> float:
     """Mean tau between two seeds."""
-    return float(np.mean([tau(truth_AS[:, i], truth_AS[:, j]) for i, j in _pairs(truth_AS.shape[1])]))
+    return float(np.mean([tau(first, second) for first, second in itertools.combinations(truth_AS.T, 2)]))
 
 
 def run(
@@ -140,27 +137,25 @@ def run(
     rng = np.random.default_rng(args.sample_seed)
     architectures = list(dict.fromkeys(space.sample(rng) for _ in range(args.architectures)))
 
-    def losses_and_scores(name: str, recipe: TrainConfig) -> tuple[np.ndarray, np.ndarray, float]:
+    def trained(name: str, recipe: TrainConfig) -> dict[str, np.ndarray]:
+        """Each metric (architectures, seeds) of the trainings kept under a name."""
         kept = results / f"supernet-fidelity-truth-{name}.json"
-        metrics = truth(kept, architectures, args.seeds, recipe, task, args.workers, say)
-        losses_AS, scores_AS, seconds_AS = (
-            np.array([[m[key] for m in metrics[a.id]] for a in architectures]) for key in ("loss", "score", "seconds")
-        )
-        return losses_AS, scores_AS, float(seconds_AS.mean())
+        found = truth(kept, architectures, args.seeds, recipe, task, args.workers, say)
+        return {key: np.array([[m[key] for m in found[a.id]] for a in architectures]) for key in _METRICS}
 
-    truth_AS, scores_AS, seconds = losses_and_scores("final", config.final.train)
-    other_AS, _, _ = losses_and_scores("standalone", config.train)
+    final = trained("final", config.final.train)
+    truth_AS, scores_AS = final["loss"], final["score"]
+    other_AS = trained("standalone", config.train)["loss"]
     ceiling, other_ceiling = _between_seeds(truth_AS), _between_seeds(other_AS)
     others = [
         tau(truth_AS[:, s], np.delete(truth_AS, s, axis=1).mean(axis=1)) for s in range(args.seeds) if args.seeds > 2
     ]
 
-    settings = config.supernet
     trainings = []
     for seed in range(args.supernets):
         supernet = Supernet(space, task.io, torch.Generator().manual_seed(seed))
         started = time.perf_counter()
-        result = train_supernet(supernet, task, settings, seed=seed)
+        result = train_supernet(supernet, task, config.supernet, seed=seed)
         between = time.perf_counter()
         judged = SupernetEvaluator(supernet, task).evaluate_many(architectures)
         losses = np.array([m["loss"] for m in judged])
@@ -187,11 +182,11 @@ def run(
         "sample_seed": args.sample_seed,
         "architectures": [a.to_dict() for a in architectures],
         "train": asdict(config.final.train),
-        "supernet": asdict(settings),
+        "supernet": asdict(config.supernet),
         "truth": {
             "loss": truth_AS.tolist(),
             "score": scores_AS.tolist(),
-            "mean_seconds": seconds,
+            "mean_seconds": float(final["seconds"].mean()),
         },
         "ceiling": {"tau_between_seeds": ceiling, "tau_of_one_with_mean_of_others": float(np.mean(others))},
         "standalone_truth": {

@@ -129,7 +129,6 @@ def test_a_query_needs_no_torch(profiled):
     directory, _ = profiled
     code = f"""
 import sys
-import zipfile
 import numpy as np
 from mixnas.predictors.latency import LatencyPredictor
 predictor = LatencyPredictor.load({device.device_name("cpu", 1)!r}, directory={str(directory)!r})
