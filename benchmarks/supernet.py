@@ -209,7 +209,8 @@ def cost(args: argparse.Namespace) -> None:
         "ratio_gradients": quantiles(ratios["gradients"]),
         "ratio_gradients_and_update": quantiles(ratios["gradients_and_update"]),
         "training_step": _training_step_cost(supernet, task, settings, whole, x, y, args.rounds),
-        "evaluation": _evaluation_speed(supernet, task, args.evaluations),
+        "evaluation": _evaluation_speed(supernet, task, args.evaluations, config.supernet.probe),
+        "evaluation_without_probe": _evaluation_speed(supernet, task, args.evaluations, 0),
         "networks": rows,
     }
     write("cost", torch.get_num_threads(), record)
@@ -251,18 +252,18 @@ def _training_step_cost(
     return {"ratio": quantiles(ratios), "store_ms": quantiles(store_ms), "subnets": settings.subnets}
 
 
-def _evaluation_speed(supernet: Supernet, task: Any, count: int) -> dict[str, Any]:
+def _evaluation_speed(supernet: Supernet, task: Any, count: int, probe: int) -> dict[str, Any]:
     """Sub-networks judged a second: each by itself, and together, for strangers and for a generation of relatives."""
     rng = np.random.default_rng(1)
     strangers = [supernet.space.sample(rng) for _ in range(count)]
     parents = strangers[: max(1, count // 10)]
     relatives = [supernet.space.mutate(parents[i % len(parents)], rng) for i in range(count)]
-    record: dict[str, Any] = {"count": count, "validation_examples": len(task.validation)}
+    record: dict[str, Any] = {"count": count, "validation_examples": len(task.validation), "probe": probe}
     for name, architectures in (("strangers", strangers), ("relatives", relatives)):
         unique = list(dict.fromkeys(architectures))
         for architecture in unique:
             supernet.subnet(architecture)
-        alone, together = SupernetEvaluator(supernet, task), SupernetEvaluator(supernet, task)
+        alone, together = (SupernetEvaluator(supernet, task, probe=probe) for _ in range(2))
         started = time.perf_counter()
         for architecture in unique:
             alone._trail = []

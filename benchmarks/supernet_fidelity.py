@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import multiprocessing
 import time
 from collections.abc import Callable
@@ -29,7 +30,7 @@ from mixnas.evaluators.training import TrainConfig, evaluate, train
 from mixnas.search.config import Config
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.files import write_json
-from mixnas.search_space.network import Network
+from mixnas.search_space.network import Network, cost
 from mixnas.search_space.space import SearchSpace
 from mixnas.search_space.supernet import Supernet
 
@@ -103,20 +104,31 @@ def _interval(values: np.ndarray, truth_AS: np.ndarray) -> list[float]:
     return [float(q) for q in np.nanquantile(taus, [0.025, 0.975])]
 
 
-def agreement(values: np.ndarray, truth_AS: np.ndarray, ceiling: float) -> dict[str, Any]:
+def partial_tau(first: Any, second: Any, known: Any) -> float:
+    """Kendall's partial tau: what two rankings have in common beyond what both have in common with a third."""
+    a, b, c = tau(first, second), tau(first, known), tau(second, known)
+    return (a - b * c) / math.sqrt((1 - b**2) * (1 - c**2))
+
+
+def agreement(values: np.ndarray, truth_AS: np.ndarray, ceiling: float, sizes: np.ndarray) -> dict[str, Any]:
     """How well a method's values (lower is better) rank the architectures.
 
     Args:
         values: (A,).
         truth_AS: Validation loss (A, seeds).
         ceiling: Mean tau between two seeds.
+        sizes: (A,) parameters, which everybody knows beforehand.
     """
     single = [tau(values, truth_AS[:, s]) for s in range(truth_AS.shape[1])]
+    known = (
+        {} if np.array_equal(values, -sizes) else {"given_params": partial_tau(values, truth_AS.mean(axis=1), sizes)}
+    )
     return {
         "tau_with_mean_of_seeds": tau(values, truth_AS.mean(axis=1)),
         "interval": _interval(values, truth_AS),
         "tau_with_one_seed": float(np.mean(single)),
         "share_of_ceiling": float(np.mean(single)) / ceiling,
+        **known,
     }
 
 
@@ -151,29 +163,35 @@ def run(
         tau(truth_AS[:, s], np.delete(truth_AS, s, axis=1).mean(axis=1)) for s in range(args.seeds) if args.seeds > 2
     ]
 
+    sizes = np.array([cost(architecture, task.io).params for architecture in architectures])
     trainings = []
     for seed in range(args.supernets):
         supernet = Supernet(space, task.io, torch.Generator().manual_seed(seed))
         started = time.perf_counter()
         result = train_supernet(supernet, task, config.supernet, seed=seed)
         between = time.perf_counter()
-        judged = SupernetEvaluator(supernet, task).evaluate_many(architectures)
+        judged = SupernetEvaluator(supernet, task, probe=config.supernet.probe).evaluate_many(architectures)
+        ended = time.perf_counter()
         losses = np.array([m["loss"] for m in judged])
+        unprobed = np.array([m["loss"] for m in SupernetEvaluator(supernet, task).evaluate_many(architectures)])
         trainings.append(
             {
                 "seed": seed,
                 "steps": result.steps,
                 "train_seconds": between - started,
-                "judge_seconds": time.perf_counter() - between,
-                **agreement(losses, truth_AS, ceiling),
-                "with_standalone_truth": agreement(losses, other_AS, other_ceiling),
+                "judge_seconds": ended - between,
+                **agreement(losses, truth_AS, ceiling, sizes),
+                "without_probe": agreement(unprobed, truth_AS, ceiling, sizes),
+                "with_standalone_truth": agreement(losses, other_AS, other_ceiling, sizes),
                 "tau_of_accuracies": tau([m[task.metric] for m in judged], scores_AS.mean(axis=1)),
                 "inherited_loss": losses.tolist(),
             }
         )
         say(f"super-network {seed}: { ({k: v for k, v in trainings[-1].items() if k != 'inherited_loss'}) }")
     scored = [proxies.score(architecture, task) for architecture in architectures]
-    baselines = {name: agreement(-np.array([s[name] for s in scored]), truth_AS, ceiling) for name in proxies.PROXIES}
+    baselines = {
+        name: agreement(-np.array([s[name] for s in scored]), truth_AS, ceiling, sizes) for name in proxies.PROXIES
+    }
     for name, row in baselines.items():
         say(f"{name}: {row['tau_with_mean_of_seeds']:.3f}")
     return {
@@ -199,6 +217,10 @@ def run(
             "tau_with_mean_of_seeds": float(np.mean([t["tau_with_mean_of_seeds"] for t in trainings])),
             "tau_with_one_seed": float(np.mean([t["tau_with_one_seed"] for t in trainings])),
             "share_of_ceiling": float(np.mean([t["share_of_ceiling"] for t in trainings])),
+            "without_probe": {
+                key: float(np.mean([t["without_probe"][key] for t in trainings]))
+                for key in ("tau_with_mean_of_seeds", "tau_with_one_seed", "share_of_ceiling")
+            },
             "trainings": trainings,
         },
         "proxies": baselines,

@@ -1,4 +1,10 @@
-"""Judging thousands of sub-networks with the super-network's weights, and bringing chosen ones to final weights."""
+"""Judging thousands of sub-networks with the super-network's weights, and bringing chosen ones to final weights.
+
+The last layer of a super-network serves the features of every sub-network and suits those best that are trained in
+every step. A linear probe (Alain and Bengio 2016, arXiv 1610.01644) judges the features themselves: where it is asked
+for, the last layer of a sub-network is fitted to training examples before it is judged, as running statistics are
+recalibrated.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from mixnas.evaluators.tasks import Task
+from mixnas.evaluators.tasks import Split, Task
 from mixnas.evaluators.training import DivergedError, Progress, TrainConfig, TrainResult, recalibrate, train
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.network import Network, Unit, cost, plan
@@ -17,6 +24,12 @@ from mixnas.search_space.norms import has_running_statistics
 from mixnas.search_space.supernet import Supernet
 
 _BATCH_SIZE = 512
+
+# Of the linear probe: steps of L-BFGS, the price of leaving the inherited weights (times the squared distance), and the
+# label smoothing. On 96 architectures, 8 steps, a price from 3e-3 to 0.1 and no smoothing ranked alike.
+_PROBE_STEPS = 15
+_PROBE_STAY = 1e-2
+_PROBE_SMOOTHING = 0.1
 
 
 class SupernetEvaluator:
@@ -31,7 +44,8 @@ class SupernetEvaluator:
         task: Whose validation split they are judged on.
         device: Where.
         latency: Latency of an architecture in ms, for example a predictor's; None leaves `latency_ms` out.
-        seed: Of the training examples that running statistics are recalibrated on.
+        seed: Of the training examples that running statistics are recalibrated on and the probe is fitted to.
+        probe: Training examples that a sub-network's last layer is fitted to before it is judged; 0 leaves it.
     """
 
     def __init__(
@@ -42,6 +56,7 @@ class SupernetEvaluator:
         device: str | torch.device = "cpu",
         latency: Callable[[Architecture], float] | None = None,
         seed: int = 0,
+        probe: int = 0,
     ) -> None:
         self.device = torch.device(device)
         self.supernet = supernet.to(self.device)
@@ -49,9 +64,14 @@ class SupernetEvaluator:
         self.seed = seed
         self._latency = latency
         self._known: dict[str, dict[str, float]] = {}
-        split = task.validation
-        self._inputs = split.inputs.to(self.device).split(_BATCH_SIZE)
-        self._targets = split.targets.to(self.device).split(_BATCH_SIZE)
+        splits = [task.validation]
+        if probe:
+            chosen = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(seed))[:probe]
+            splits.append(Split(task.train.inputs[chosen], task.train.targets[chosen]))
+        # Batches to be judged on, and behind them those that the probe is fitted to.
+        self._inputs = tuple(part.to(self.device) for split in splits for part in split.inputs.split(_BATCH_SIZE))
+        self._targets = tuple(part.to(self.device) for split in splits for part in split.targets.split(_BATCH_SIZE))
+        self._judged = math.ceil(len(task.validation) / _BATCH_SIZE)
         # Units of the last architecture, and behind each the activations of every batch.
         self._trail: list[tuple[Unit, tuple[Tensor, ...]]] = []
 
@@ -110,11 +130,16 @@ class SupernetEvaluator:
         with torch.inference_mode():
             del self._trail[shared:]
             x = self._trail[-1][1] if self._trail else self._inputs
-            for unit, (_, module) in list(zip(planned, network.units(), strict=True))[shared:]:
+            *body, (_, head) = zip(planned, (module for _, module in network.units()), strict=True)
+            for unit, module in body[shared:]:
                 x = tuple(module(part) for part in x)
                 self._trail.append((unit, x))
+            features = [head.features(part) for part in x]  # type: ignore[operator]
+        last = self._fitted(head.linear, features)
+        with torch.inference_mode():
             score = loss = 0.0
-            for outputs, y in zip(x, self._targets, strict=True):
+            for part, y in zip(features[: self._judged], self._targets, strict=False):
+                outputs = F.linear(part, *last)
                 score += self.task.score(outputs, y) * len(y)
                 loss += self.task.loss(outputs, y).item() * len(y)
         if has_running_statistics(network):
@@ -126,6 +151,25 @@ class SupernetEvaluator:
             )
         examples = len(self.task.validation)
         return score / examples, loss / examples
+
+    def _fitted(self, linear: nn.Linear, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Weight and bias of a last layer, fitted to the probe's examples where there are any."""
+        last = inherited = (linear.weight.detach(), linear.bias.detach())
+        if len(features) > self._judged:
+            x = torch.cat(list(features[self._judged :]))
+            y = torch.cat(self._targets[self._judged :])
+            last = (inherited[0].clone().requires_grad_(), inherited[1].clone().requires_grad_())
+            optimizer = torch.optim.LBFGS(last, max_iter=_PROBE_STEPS, line_search_fn="strong_wolfe")
+
+            def closure() -> Tensor:
+                optimizer.zero_grad()
+                loss = self.task.loss(F.linear(x, *last), y, _PROBE_SMOOTHING)
+                loss = loss + _PROBE_STAY * (last[0] - inherited[0]).square().sum()
+                loss.backward()
+                return loss
+
+            optimizer.step(closure)
+        return last
 
 
 def fine_tune(

@@ -69,6 +69,8 @@ class SupernetConfig(TrainConfig):
         omissions: How often a block's channel mixer is "none", where the space offers that, against each of its other
             options; above 1, the rest of a network learns to do without (see `fair_sampling`).
         distillation: Share of the others' loss that compares them with the largest, rather than with the labels.
+        probe: Training examples that the last layer of a sub-network is fitted to before it is judged (see
+            `inherited`), 0 to judge it with the last layer that it inherits. Of no concern to the training.
         processes: Processes that share each batch, on this machine, as long as the training lasts.
         checkpoint_every: Seconds between checkpoints.
     """
@@ -78,6 +80,7 @@ class SupernetConfig(TrainConfig):
     corners: str = "both"
     omissions: int = 1
     distillation: float = 1.0
+    probe: int = 0
     processes: int = 1
     checkpoint_every: float = 10.0
     lr: float = 2e-3
@@ -94,6 +97,7 @@ class SupernetConfig(TrainConfig):
             ("distillation", "a share from 0 to 1", 0 <= self.distillation <= 1),
             ("distillation", "0 without corners: the largest teaches", self.corners != "none" or not self.distillation),
             ("samples", "at least 1 without corners", self.corners != "none" or self.samples > 0),
+            ("probe", "a whole number from 0", isinstance(self.probe, int) and self.probe >= 0),
             ("processes", "a whole number from 1", isinstance(self.processes, int) and self.processes >= 1),
             ("checkpoint_every", "a number from 0", 0 <= self.checkpoint_every < math.inf),
             ("stop_at", "left out: it is for single networks", self.stop_at is None),
@@ -448,7 +452,7 @@ class _Training:
 
     def _identity(self) -> dict[str, str]:
         """What a checkpoint must agree with."""
-        config = {k: v for k, v in asdict(self.config).items() if k not in ("checkpoint_every", "processes")}
+        config = {k: v for k, v in asdict(self.config).items() if k not in ("checkpoint_every", "probe", "processes")}
         return {
             "space": _space_digest(self.supernet),
             "task": self.task.name,

@@ -178,6 +178,7 @@ class FromSupernet(_Here):
             device=self.torch_device,
             latency=lambda architecture: self.predictor.predict(architecture, plan.io).latency_ms,
             seed=config.search.seed,
+            probe=config.supernet.probe,
         )
 
     def _predictor(self, open_phase: OpenPhase) -> LatencyPredictor:

@@ -227,10 +227,14 @@ class Head(nn.Module):
         self.linear = nn.Linear(unit.before.width, unit.after.width)
         self.pool = unit.detail == "pool"
 
+    def features(self, x: Tensor) -> Tensor:
+        """What the linear layer reads: (B, *size, C) to (B, C) or the same."""
+        x = self.norm(x)
+        return x.flatten(1, -2).mean(dim=1) if self.pool else x
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, *size, C) to (B, outputs) or (B, *size, outputs)."""
-        x = self.norm(x)
-        return self.linear(x.flatten(1, -2).mean(dim=1) if self.pool else x)
+        return self.linear(self.features(x))
 
 
 def build_unit(unit: Unit, make: Make = build_op) -> nn.Module:

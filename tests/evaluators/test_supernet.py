@@ -14,8 +14,11 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
 from torch import Tensor
 
+from mixnas.evaluators import inherited
 from mixnas.evaluators.fair_sampling import FairSampler
 from mixnas.evaluators.inherited import SupernetEvaluator, fine_tune
 from mixnas.evaluators.parallel import processes
@@ -256,6 +259,7 @@ def test_a_time_budget_decides_the_steps_once(digits, tmp_path):
         {"lr": 0},
         {"corners": "all"},
         {"omissions": 0},
+        {"probe": -1},
         {"distillation": 0.5, "corners": "none"},
         {"samples": 0, "corners": "none", "distillation": 0.0},
     ],
@@ -341,20 +345,21 @@ def test_two_processes_of_a_group_do_what_one_does_with_the_joined_batch(digits,
 
 
 @pytest.mark.parametrize("norm", [["layer", "rms"], ["layer", "batch"]])
-def test_many_judged_together_score_as_each_alone(digits, norm):
+@pytest.mark.parametrize("probe", [0, 300])
+def test_many_judged_together_score_as_each_alone(digits, norm, probe):
     supernet = tiny_supernet(digits, norm)
     train_supernet(supernet, digits, CONFIG, seed=0)
     rng = np.random.default_rng(0)
     architectures = [supernet.space.sample(rng) for _ in range(24)]
-    together = SupernetEvaluator(supernet, digits, latency=lambda a: float(len(a.stages[0].blocks)))
+    together = SupernetEvaluator(supernet, digits, latency=lambda a: float(len(a.stages[0].blocks)), probe=probe)
     found = together.evaluate_many([*architectures, architectures[3]])
     assert found[-1] == found[3]
     for architecture, metrics in zip(architectures, found, strict=False):
-        alone = SupernetEvaluator(supernet, digits)(architecture)
+        alone = SupernetEvaluator(supernet, digits, probe=probe)(architecture)
         assert {**alone, "latency_ms": float(len(architecture.stages[0].blocks))} == metrics
         assert tuple(metrics) == together.metrics
         extracted = supernet.extract(architecture)
-        if architecture.norm.name != "batch":
+        if architecture.norm.name != "batch" and not probe:
             judged = evaluate(extracted, digits)
             assert (metrics["accuracy"], metrics["loss"]) == pytest.approx((judged.score, judged.loss))
         assert metrics["params"] == cost(architecture, digits.io).params
@@ -384,12 +389,37 @@ def test_what_is_shared_is_computed_once(digits):
     assert calls.total() > before
 
 
+def test_a_probe_is_the_logistic_regression_on_the_features(digits, monkeypatch):
+    """Against scikit-learn's, where the inherited last layer is zero, so that staying close to it is shrinkage."""
+    stay = 1e-4
+    for name, value in (("_PROBE_STEPS", 500), ("_PROBE_STAY", stay), ("_PROBE_SMOOTHING", 0.0)):
+        monkeypatch.setattr(inherited, name, value)
+    supernet = tiny_supernet(digits)
+    *body, (_, head) = supernet.subnet(supernet.largest()).eval().units()
+    head.linear.weight.data.zero_()
+    before = weights(supernet)
+    probed = SupernetEvaluator(supernet, digits, probe=10**6)(supernet.largest())  # as many as there are
+    assert_equal(before, weights(supernet))
+    features = []
+    with torch.no_grad():
+        for x in (digits.train.inputs, digits.validation.inputs):
+            for _, module in body:
+                x = module(x)
+            features.append(head.features(x).numpy())
+    oracle = LogisticRegression(C=1 / (2 * stay * len(digits.train)), max_iter=5000)
+    oracle.fit(features[0], digits.train.targets.numpy())
+    expected = log_loss(digits.validation.targets.numpy(), oracle.predict_proba(features[1]))
+    assert probed["loss"] == pytest.approx(expected, rel=5e-3)
+    plain = SupernetEvaluator(supernet, digits)(supernet.largest())
+    assert probed["loss"] < 0.8 * plain["loss"] and probed["accuracy"] > 2 * plain["accuracy"]
+
+
 def test_fine_tuning_starts_from_inherited_weights_and_leaves_the_store_alone(digits):
     supernet = tiny_supernet(digits)
     train_supernet(supernet, digits, dataclasses.replace(CONFIG, steps=100, lr=2e-2), seed=0)
     before = weights(supernet)
     architecture = supernet.largest()
-    inherited = evaluate(supernet.subnet(architecture), digits)
+    begun_with = evaluate(supernet.subnet(architecture), digits)
     config = TrainConfig(steps=40, lr=1e-3)
     losses = {}
     for inherit in (True, False):
@@ -398,7 +428,7 @@ def test_fine_tuning_starts_from_inherited_weights_and_leaves_the_store_alone(di
         )
         assert (result.steps, network.architecture) == (40, architecture)
         losses[inherit] = evaluate(network, digits).loss
-    assert losses[True] < inherited.loss < losses[False]
+    assert losses[True] < begun_with.loss < losses[False]
     assert_equal(before, weights(supernet))
 
 
