@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mixnas.evaluators.tasks import Split, Task
 from mixnas.evaluators.training import DivergedError, Progress, TrainConfig, TrainResult, recalibrate, train
 from mixnas.search_space.architecture import Architecture
-from mixnas.search_space.network import Network, Unit, cost, plan
+from mixnas.search_space.network import Head, Network, Unit, cost, plan
 from mixnas.search_space.norms import has_running_statistics
 from mixnas.search_space.supernet import Supernet
 
@@ -134,7 +134,8 @@ class SupernetEvaluator:
             for unit, module in body[shared:]:
                 x = tuple(module(part) for part in x)
                 self._trail.append((unit, x))
-            features = [head.features(part) for part in x]  # type: ignore[operator]
+            assert isinstance(head, Head)
+            features = [head.features(part) for part in x]
         last = self._fitted(head.linear, features)
         with torch.inference_mode():
             score = loss = 0.0
