@@ -27,6 +27,7 @@ class Series:
         x_error: (low, high) of each x, drawn as a bar.
         band: (x, low y, high y), drawn as a faint area.
         labels: Text beside each point.
+        faint: Whether it is but the background of the others.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Series:
     x_error: Sequence[tuple[float, float]] = ()
     band: Sequence[tuple[float, float, float]] = ()
     labels: Sequence[str] = ()
+    faint: bool = False
 
 
 def _ticks(low: float, high: float, log: bool) -> list[float]:
@@ -108,8 +110,9 @@ def chart(series: Sequence[Series], *, title: str, x: str, y: str, x_log: bool =
             out.append(f'<path d="M{a:.1f} {b:.1f}H{c:.1f}" stroke="{color}"/>')
         for j, point in enumerate(s.points if s.marks else ()):
             a, b = at(*point)
-            out.append(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="4" fill="{color}"/>')
-            if j < len(s.labels):
+            look = 'r="2.5" opacity="0.3"' if s.faint else 'r="4"'
+            out.append(f'<circle cx="{a:.1f}" cy="{b:.1f}" {look} fill="{color}"/>')
+            if j < len(s.labels) and s.labels[j]:
                 out.append(f'<text x="{a + 7:.1f}" y="{b + 14:.1f}" fill="#374151">{escape(s.labels[j])}</text>')
         row = 42 + 15 * i
         out.append(f'<circle cx="{_LEFT + 6}" cy="{row - 4}" r="4" fill="{color}"/>')
@@ -118,20 +121,36 @@ def chart(series: Sequence[Series], *, title: str, x: str, y: str, x_log: bool =
 
 
 def front_chart(pareto: dict, searched: Sequence[tuple[float, float]]) -> str:  # type: ignore[type-arg]
-    """A run's front, over all that its search looked at."""
+    """A run's front, over all that its search looked at.
+
+    A front in more than these two objectives is no line here: the line goes through what is best within its latency.
+    """
     metric = pareto["metric"]
+    better = max if pareto["objectives"][metric] == "max" else min
     members = sorted(pareto["front"], key=lambda m: m["metrics"]["latency_ms"])
-    final = [(m["metrics"]["latency_ms"], m["metrics"][f"test_{metric}"]) for m in members]
+    final: list[tuple[float, float]] = []
+    steps: list[tuple[float, float]] = []
+    labels = []
+    for m in (member["metrics"] for member in members):
+        x, y = point = (m["latency_ms"], m[f"test_{metric}"])
+        final.append(point)
+        known = steps[-1][1] if steps else None
+        if known is None or better(y, known) != known:
+            steps += [(x, y if known is None else known), point]
+            labels.append(f"{m['params'] / 1000:.0f}k")
+        else:
+            labels.append("")
     errors = [(m["metrics"]["latency_low_ms"], m["metrics"]["latency_high_ms"]) for m in members]
-    labels = [f"{m['metrics']['params'] / 1000:.0f}k" for m in members]
-    worst = min(y for _, y in final)
-    shown = [point for point in searched if point[1] >= worst - 0.1]
+    reach = max(y for _, y in final) - min(y for _, y in final)
+    low, high = min(y for _, y in final) - 0.5 * reach, max(y for _, y in final) + 0.5 * reach
+    shown = [point for point in searched if low <= point[1] <= high]
     return chart(
         [
-            Series(f"evaluated in the search ({len(shown)} shown)", shown),
-            Series("final networks: test split, measured", final, line=True, x_error=errors, labels=labels),
+            Series(f"evaluated in the search, predicted latency ({len(shown)} shown)", shown, faint=True),
+            Series("final networks: test split, measured; label: parameters", final, x_error=errors, labels=labels),
+            Series("the best within a latency", [*steps, (final[-1][0], steps[-1][1])], line=True, marks=False),
         ],
-        title=f"{metric} against latency on {pareto['device']} (labels: parameters)",
+        title=f"{metric} against latency on {pareto['device']}",
         x="latency, ms (logarithmic)",
         y=metric,
         x_log=True,
