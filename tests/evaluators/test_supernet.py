@@ -220,6 +220,8 @@ def test_a_checkpoint_of_something_else_is_refused(digits, tmp_path):
         train_supernet(tiny_supernet(digits), digits, CONFIG, seed=0, checkpoint=path)
     with pytest.raises(ConfigError, match="another space"):
         load_supernet(tiny_supernet(digits, norm="rms"), path)
+    judged_otherwise = dataclasses.replace(short, probe=64, checkpoint_every=60.0)  # the same training
+    assert train_supernet(tiny_supernet(digits), digits, judged_otherwise, seed=0, checkpoint=path).steps == 2
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(IntegrityError):
         load_supernet(tiny_supernet(digits), path)
