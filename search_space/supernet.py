@@ -124,7 +124,8 @@ class Supernet(nn.Module):
         self._heads: dict[Unit, nn.Module] = {}
         self._networks: OrderedDict[Architecture, Network] = OrderedDict()
         self._tensors = dict(self._stored())
-        for parameter in self.parameters():
+        self._trained = list(self.parameters())  # walking the modules takes ten times as long as clearing the gradients
+        for parameter in self._trained:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
 
@@ -136,7 +137,7 @@ class Supernet(nn.Module):
     def zero_grad(self, set_to_none: bool = False) -> None:
         """Zero the gradients in place. `set_to_none` is not possible: sub-networks' gradients are views of them."""
         assert not set_to_none, "the gradients of a super-network are zeroed in place"
-        torch._foreach_zero_([p.grad for p in self.parameters() if p.grad is not None])
+        torch._foreach_zero_([p.grad for p in self._trained if p.grad is not None])
 
     # -- sub-networks -----------------------------------------------------------------------------------------------
 
