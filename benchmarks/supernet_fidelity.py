@@ -132,6 +132,12 @@ def agreement(values: np.ndarray, truth_AS: np.ndarray, ceiling: float, sizes: n
     }
 
 
+def _means(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Over super-networks, of what `agreement` gave for each."""
+    keys = ("tau_with_mean_of_seeds", "tau_with_one_seed", "share_of_ceiling")
+    return {key: float(np.mean([row[key] for row in rows])) for key in keys}
+
+
 def _between_seeds(truth_AS: np.ndarray) -> float:
     """Mean tau between two seeds."""
     return float(np.mean([tau(first, second) for first, second in itertools.combinations(truth_AS.T, 2)]))
@@ -214,13 +220,8 @@ def run(
             "tau_with_final": tau(truth_AS.mean(axis=1), other_AS.mean(axis=1)),
         },
         "inherited": {
-            "tau_with_mean_of_seeds": float(np.mean([t["tau_with_mean_of_seeds"] for t in trainings])),
-            "tau_with_one_seed": float(np.mean([t["tau_with_one_seed"] for t in trainings])),
-            "share_of_ceiling": float(np.mean([t["share_of_ceiling"] for t in trainings])),
-            "without_probe": {
-                key: float(np.mean([t["without_probe"][key] for t in trainings]))
-                for key in ("tau_with_mean_of_seeds", "tau_with_one_seed", "share_of_ceiling")
-            },
+            **_means(trainings),
+            "without_probe": _means([t["without_probe"] for t in trainings]),
             "trainings": trainings,
         },
         "proxies": baselines,

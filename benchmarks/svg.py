@@ -26,7 +26,7 @@ class Series:
         marks: Whether they are drawn.
         x_error: (low, high) of each x, drawn as a bar.
         band: (x, low y, high y), drawn as a faint area.
-        labels: Text beside each point.
+        labels: Text beside each point, or nothing.
         faint: Whether it is but the background of the others.
     """
 
@@ -127,20 +127,17 @@ def front_chart(pareto: dict, searched: Sequence[tuple[float, float]]) -> str:  
     """
     metric = pareto["metric"]
     better = max if pareto["objectives"][metric] == "max" else min
-    members = sorted(pareto["front"], key=lambda m: m["metrics"]["latency_ms"])
-    final: list[tuple[float, float]] = []
+    members = sorted((m["metrics"] for m in pareto["front"]), key=lambda m: m["latency_ms"])
+    final = [(m["latency_ms"], m[f"test_{metric}"]) for m in members]
+    errors = [(m["latency_low_ms"], m["latency_high_ms"]) for m in members]
     steps: list[tuple[float, float]] = []
     labels = []
-    for m in (member["metrics"] for member in members):
-        x, y = point = (m["latency_ms"], m[f"test_{metric}"])
-        final.append(point)
+    for (x, y), m in zip(final, members, strict=True):
         known = steps[-1][1] if steps else None
-        if known is None or better(y, known) != known:
-            steps += [(x, y if known is None else known), point]
-            labels.append(f"{m['params'] / 1000:.0f}k")
-        else:
-            labels.append("")
-    errors = [(m["metrics"]["latency_low_ms"], m["metrics"]["latency_high_ms"]) for m in members]
+        improves = known is None or better(y, known) != known
+        labels.append(f"{m['params'] / 1000:.0f}k" if improves else "")
+        if improves:
+            steps += [(x, y)] if known is None else [(x, known), (x, y)]
     reach = max(y for _, y in final) - min(y for _, y in final)
     low, high = min(y for _, y in final) - 0.5 * reach, max(y for _, y in final) + 0.5 * reach
     shown = [point for point in searched if low <= point[1] <= high]

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixnas.evaluators.tasks import Split, Task
+from mixnas.evaluators.tasks import Task
 from mixnas.evaluators.training import DivergedError, Progress, TrainConfig, TrainResult, recalibrate, train
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.network import Head, Network, Unit, cost, plan
@@ -64,14 +64,12 @@ class SupernetEvaluator:
         self.seed = seed
         self._latency = latency
         self._known: dict[str, dict[str, float]] = {}
-        splits = [task.validation]
-        if probe:
-            chosen = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(seed))[:probe]
-            splits.append(Split(task.train.inputs[chosen], task.train.targets[chosen]))
+        self._targets = task.validation.targets.to(self.device).split(_BATCH_SIZE)
+        probed = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(seed))[:probe]
+        self._probe_targets = task.train.targets[probed].to(self.device)
         # Batches to be judged on, and behind them those that the probe is fitted to.
-        self._inputs = tuple(part.to(self.device) for split in splits for part in split.inputs.split(_BATCH_SIZE))
-        self._targets = tuple(part.to(self.device) for split in splits for part in split.targets.split(_BATCH_SIZE))
-        self._judged = math.ceil(len(task.validation) / _BATCH_SIZE)
+        judged, fitted_to = task.validation.inputs.split(_BATCH_SIZE), task.train.inputs[probed].split(_BATCH_SIZE)
+        self._inputs = tuple(part.to(self.device) for part in (*judged, *(fitted_to if probe else ())))
         # Units of the last architecture, and behind each the activations of every batch.
         self._trail: list[tuple[Unit, tuple[Tensor, ...]]] = []
 
@@ -136,10 +134,10 @@ class SupernetEvaluator:
                 self._trail.append((unit, x))
             assert isinstance(head, Head)
             features = [head.features(part) for part in x]
-        last = self._fitted(head.linear, features)
+        last = self._fitted(head.linear, features[len(self._targets) :])
         with torch.inference_mode():
             score = loss = 0.0
-            for part, y in zip(features[: self._judged], self._targets, strict=False):
+            for part, y in zip(features[: len(self._targets)], self._targets, strict=True):
                 outputs = F.linear(part, *last)
                 score += self.task.score(outputs, y) * len(y)
                 loss += self.task.loss(outputs, y).item() * len(y)
@@ -154,23 +152,23 @@ class SupernetEvaluator:
         return score / examples, loss / examples
 
     def _fitted(self, linear: nn.Linear, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Weight and bias of a last layer, fitted to the probe's examples where there are any."""
-        last = inherited = (linear.weight.detach(), linear.bias.detach())
-        if len(features) > self._judged:
-            x = torch.cat(list(features[self._judged :]))
-            y = torch.cat(self._targets[self._judged :])
-            last = (inherited[0].clone().requires_grad_(), inherited[1].clone().requires_grad_())
-            optimizer = torch.optim.LBFGS(last, max_iter=_PROBE_STEPS, line_search_fn="strong_wolfe")
+        """Weight and bias of a last layer, fitted to the probe's features where there are any."""
+        inherited = (linear.weight.detach(), linear.bias.detach())
+        if not features:
+            return inherited
+        x = torch.cat(list(features))
+        weight, bias = (tensor.clone().requires_grad_() for tensor in inherited)
+        optimizer = torch.optim.LBFGS((weight, bias), max_iter=_PROBE_STEPS, line_search_fn="strong_wolfe")
 
-            def closure() -> Tensor:
-                optimizer.zero_grad()
-                loss = self.task.loss(F.linear(x, *last), y, _PROBE_SMOOTHING)
-                loss = loss + _PROBE_STAY * (last[0] - inherited[0]).square().sum()
-                loss.backward()
-                return loss
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = self.task.loss(F.linear(x, weight, bias), self._probe_targets, _PROBE_SMOOTHING)
+            loss = loss + _PROBE_STAY * (weight - inherited[0]).square().sum()
+            loss.backward()
+            return loss
 
-            optimizer.step(closure)
-        return last
+        optimizer.step(closure)
+        return weight, bias
 
 
 def fine_tune(
