@@ -12,30 +12,30 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Architecture": "mixnas.search_space.architecture",
-    "LatencyPredictor": "mixnas.predictors.latency",
+    "LatencyPredictor": "mixnas.predictors.latency.predictor",
     "NasError": "mixnas.search_space.errors",
     "Network": "mixnas.search_space.network",
-    "Run": "mixnas.search.run_directory",
+    "Run": "mixnas.search.run.directory",
     "SearchSpace": "mixnas.search_space.space",
     "Supernet": "mixnas.search_space.supernet",
-    "Task": "mixnas.evaluators.tasks",
-    "load_network": "mixnas.search_space.weights",
+    "Task": "mixnas.evaluators.tasks.task",
+    "load_network": "mixnas.search_space.formats.safetensors",
     "search": "mixnas.search.job",
 }
 
 __all__ = ["__version__", *_PUBLIC]
 
 if TYPE_CHECKING:
-    from mixnas.evaluators.tasks import Task as Task
-    from mixnas.predictors.latency import LatencyPredictor as LatencyPredictor
+    from mixnas.evaluators.tasks.task import Task as Task
+    from mixnas.predictors.latency.predictor import LatencyPredictor as LatencyPredictor
     from mixnas.search.job import search as search
-    from mixnas.search.run_directory import Run as Run
+    from mixnas.search.run.directory import Run as Run
     from mixnas.search_space.architecture import Architecture as Architecture
     from mixnas.search_space.errors import NasError as NasError
+    from mixnas.search_space.formats.safetensors import load_network as load_network
     from mixnas.search_space.network import Network as Network
     from mixnas.search_space.space import SearchSpace as SearchSpace
     from mixnas.search_space.supernet import Supernet as Supernet
-    from mixnas.search_space.weights import load_network as load_network
 
 
 def __getattr__(name: str) -> Any:

@@ -40,7 +40,7 @@ from _kernel_grid import FLA, Point, grid  # noqa: E402
 
 from mixnas.kernels import dispatch  # noqa: E402
 from mixnas.kernels.testing import Case, compare, relative_error  # noqa: E402
-from mixnas.predictors.device import device_name, provenance  # noqa: E402
+from mixnas.predictors.measuring.device import device_name, provenance  # noqa: E402
 
 OURS, ATEN, COMPILED = "mixnas (Triton)", "ATen", "ATen, torch.compile"
 CUDA = torch.cuda.is_available()

@@ -68,9 +68,9 @@ class _Search:
 
 
 def _trials(root: Path, run: str) -> list[dict[str, Any]]:
-    from mixnas.search.objectives import parse_objectives
-    from mixnas.search.run_directory import Run
-    from mixnas.search.study import read_results
+    from mixnas.search.run.directory import Run
+    from mixnas.search.study.objectives import parse_objectives
+    from mixnas.search.study.study import read_results
 
     opened = Run.open(run, root)
     results = read_results(opened.journal, parse_objectives(opened.manifest["fixed"]["objectives"]))
@@ -143,7 +143,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         seen = kill_and_resume(Path(folder), args.kills, args.trials, random.Random(args.seed))
-    from mixnas.predictors.device import provenance
+    from mixnas.predictors.measuring.device import provenance
 
     text = json.dumps({**seen, "provenance": provenance()}, indent=1)
     print(text)

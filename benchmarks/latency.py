@@ -29,11 +29,13 @@ use_checkout()
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from mixnas.predictors import runtimes  # noqa: E402
-from mixnas.predictors.device import provenance  # noqa: E402
-from mixnas.predictors.fit import accuracy  # noqa: E402
-from mixnas.predictors.latency import LatencyPredictor  # noqa: E402
-from mixnas.predictors.measure import (  # noqa: E402
+from mixnas.predictors.latency.fit import accuracy  # noqa: E402
+from mixnas.predictors.latency.predictor import LatencyPredictor  # noqa: E402
+from mixnas.predictors.latency.profile import ProfileConfig, Profiler, profile  # noqa: E402
+from mixnas.predictors.latency.transfer import transfer_curve  # noqa: E402
+from mixnas.predictors.measuring import runtimes  # noqa: E402
+from mixnas.predictors.measuring.device import provenance  # noqa: E402
+from mixnas.predictors.measuring.measure import (  # noqa: E402
     Latency,
     MeasureConfig,
     fixed_threads,
@@ -41,9 +43,7 @@ from mixnas.predictors.measure import (  # noqa: E402
     measure_networks,
     sentinel_module,
 )
-from mixnas.predictors.profile import ProfileConfig, Profiler, profile  # noqa: E402
-from mixnas.predictors.table import MeasurementTable  # noqa: E402
-from mixnas.predictors.transfer import transfer_curve  # noqa: E402
+from mixnas.predictors.measuring.table import MeasurementTable  # noqa: E402
 from mixnas.predictors.units import architecture_from_canonical, registry_size_after, walk  # noqa: E402
 from mixnas.search_space.architecture import Architecture  # noqa: E402
 from mixnas.search_space.files import load_yaml, write_json  # noqa: E402

@@ -26,10 +26,10 @@ from _checkout import ROOT, use_checkout
 
 use_checkout()
 
-from mixnas.predictors.device import device_name, gpu_models  # noqa: E402
-from mixnas.predictors.latency import SHIPPED  # noqa: E402
-from mixnas.predictors.measure import MeasureConfig  # noqa: E402
-from mixnas.predictors.profile import ProfileConfig, profile  # noqa: E402
+from mixnas.predictors.latency.predictor import SHIPPED  # noqa: E402
+from mixnas.predictors.latency.profile import ProfileConfig, profile  # noqa: E402
+from mixnas.predictors.measuring.device import device_name, gpu_models  # noqa: E402
+from mixnas.predictors.measuring.measure import MeasureConfig  # noqa: E402
 from mixnas.search_space.errors import ConfigError  # noqa: E402
 from mixnas.search_space.files import load_yaml  # noqa: E402
 from mixnas.search_space.network import IOSpec  # noqa: E402

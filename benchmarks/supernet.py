@@ -35,12 +35,12 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
-from mixnas.evaluators.fair_sampling import FairSampler  # noqa: E402
-from mixnas.evaluators.inherited import SupernetEvaluator  # noqa: E402
-from mixnas.evaluators.supernet import SupernetConfig, load_supernet, train_supernet, update  # noqa: E402
-from mixnas.evaluators.tasks import by_name  # noqa: E402
+from mixnas.evaluators.supernet.judging import SupernetEvaluator  # noqa: E402
+from mixnas.evaluators.supernet.sampling import FairSampler  # noqa: E402
+from mixnas.evaluators.supernet.training import SupernetConfig, load_supernet, train_supernet, update  # noqa: E402
+from mixnas.evaluators.tasks.task import by_name  # noqa: E402
 from mixnas.evaluators.training import parameter_groups  # noqa: E402
-from mixnas.predictors.device import provenance  # noqa: E402
+from mixnas.predictors.measuring.device import provenance  # noqa: E402
 from mixnas.search.config import Config, load_config  # noqa: E402
 from mixnas.search_space.files import write_json  # noqa: E402
 from mixnas.search_space.network import Network  # noqa: E402

@@ -24,8 +24,8 @@ import torch
 from scipy.stats import kendalltau
 
 from mixnas.evaluators import proxies
-from mixnas.evaluators.inherited import SupernetEvaluator
-from mixnas.evaluators.supernet import train_supernet
+from mixnas.evaluators.supernet.judging import SupernetEvaluator
+from mixnas.evaluators.supernet.training import train_supernet
 from mixnas.evaluators.training import TrainConfig, evaluate, train
 from mixnas.search.config import Config
 from mixnas.search_space.architecture import Architecture

@@ -21,14 +21,14 @@ import numpy as np
 import torch
 from svg import Series, chart
 
-from mixnas.predictors.measure import MeasureConfig, forward_call, make_sentinel, measure_networks
+from mixnas.predictors.measuring.measure import MeasureConfig, forward_call, make_sentinel, measure_networks
 from mixnas.search.config import Config, load_config
 from mixnas.search.job import Job, new_run
-from mixnas.search.objectives import Objective, parse_objectives
-from mixnas.search.pareto import Reference, non_dominated
-from mixnas.search.progress import make_progress
-from mixnas.search.results import TrialRecord
-from mixnas.search.stopping import StopSignal
+from mixnas.search.run.progress import make_progress
+from mixnas.search.run.stopping import StopSignal
+from mixnas.search.study.objectives import Objective, parse_objectives
+from mixnas.search.study.pareto import Reference, non_dominated
+from mixnas.search.study.results import TrialRecord
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.files import atomic_write
 from mixnas.search_space.network import IOSpec, Network

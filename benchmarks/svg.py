@@ -156,9 +156,9 @@ def front_chart(pareto: dict, searched: Sequence[tuple[float, float]]) -> str:  
 
 def main() -> None:
     """The command line."""
-    from mixnas.search.objectives import parse_objectives
-    from mixnas.search.run_directory import Run
-    from mixnas.search.study import read_results
+    from mixnas.search.run.directory import Run
+    from mixnas.search.study.objectives import parse_objectives
+    from mixnas.search.study.study import read_results
     from mixnas.search_space.files import atomic_write
 
     parser = argparse.ArgumentParser(description="The front of a run as SVG.")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mixnas.evaluators.tasks import Task
+from mixnas.evaluators.tasks.task import Task
 from mixnas.search_space import registry
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import ConfigError, nearest

@@ -9,9 +9,9 @@ from dataclasses import asdict
 import numpy as np
 import torch
 
-from mixnas.evaluators.tasks import Task
+from mixnas.evaluators.tasks.task import Task
 from mixnas.evaluators.training import Progress, TrainConfig, TrainResult, evaluate, train
-from mixnas.predictors.measure import (
+from mixnas.predictors.measuring.measure import (
     CudaClock,
     Latency,
     MeasureConfig,

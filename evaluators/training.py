@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mixnas.evaluators.tasks import Task
+from mixnas.evaluators.tasks.task import Task
 from mixnas.search_space.errors import ConfigError, NasError, StoppedEarly
-from mixnas.search_space.norms import norms_with_running_statistics, reset_running_statistics
+from mixnas.search_space.operators.norms import norms_with_running_statistics, reset_running_statistics
 
 Progress = Callable[[int, int, float, float | None], None]
 """Called with (step, steps, loss of a batch, validation score if it was just measured else None)."""

@@ -2,7 +2,7 @@
 
 Autotuning at run time would make a network's latency depend on what ran before it, and no predictor could learn that.
 Here the same shape on the same GPU always launches the same way. A kernel's rows are read in order, and the first whose
-bounds (`up_to`, inclusive) hold the shape is taken; the last row has no bounds. `python -m mixnas.kernels.retune`
+bounds (`up_to`, inclusive) hold the shape is taken; the last row has no bounds. `python -m mixnas.kernels.tools.retune`
 measures the candidates on a GPU and writes its rows.
 """
 

@@ -17,9 +17,9 @@ from functools import partial
 import torch
 
 from mixnas.kernels import configs
-from mixnas.kernels.aot import Example
 from mixnas.kernels.dispatch import cdiv, launch, tl, triton
 from mixnas.kernels.epilogue import activate, epilogue_backward
+from mixnas.kernels.tools.aot import Example
 
 
 @triton.jit

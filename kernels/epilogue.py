@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from mixnas.kernels import configs
-from mixnas.kernels.aot import Example
 from mixnas.kernels.dispatch import cdiv, launch, tl, triton
+from mixnas.kernels.tools.aot import Example
 
 ACTIVATIONS = ("none", "relu", "silu", "gelu", "sigmoid")
 

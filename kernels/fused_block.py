@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 
 from mixnas.kernels import configs, depthwise, dispatch
-from mixnas.kernels.aot import Example
 from mixnas.kernels.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_reference
 from mixnas.kernels.dispatch import cdiv, choose, launch, next_power_of_2, tl, triton
 from mixnas.kernels.epilogue import (
@@ -30,6 +29,7 @@ from mixnas.kernels.epilogue import (
 from mixnas.kernels.norm import backward as norm_backward
 from mixnas.kernels.norm import forward as norm_forward
 from mixnas.kernels.norm import layer_norm, rms_norm
+from mixnas.kernels.tools.aot import Example
 
 MAX_CHANNELS = 128
 MAX_KERNEL_SIZE = 9

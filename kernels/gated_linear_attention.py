@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 
 from mixnas.kernels import configs
-from mixnas.kernels.aot import Example
 from mixnas.kernels.dispatch import cdiv, choose, launch, next_power_of_2, tl, triton
+from mixnas.kernels.tools.aot import Example
 
 MAX_VALUE_CHANNELS = 128  # of a head: what a program holds of S in registers; wider heads run the ATen form
 

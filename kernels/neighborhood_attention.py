@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 
 from mixnas.kernels import configs, dispatch
-from mixnas.kernels.aot import Example
 from mixnas.kernels.dispatch import cdiv, choose, launch, next_power_of_2, tl, triton
+from mixnas.kernels.tools.aot import Example
 
 MAX_HEAD_CHANNELS = 128
 _LOG2_E = math.log2(math.e)

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 
 from mixnas.kernels import configs
-from mixnas.kernels.aot import Example
 from mixnas.kernels.dispatch import cdiv, choose, launch, next_power_of_2, tl, triton
+from mixnas.kernels.tools.aot import Example
 
 MAX_CHANNELS = 8192  # a row is held in the registers of one program
 

@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 
 from mixnas.kernels import configs
-from mixnas.kernels.aot import Example
 from mixnas.kernels.dispatch import cdiv, choose, launch, next_power_of_2, tl, triton
+from mixnas.kernels.tools.aot import Example
 
 SPAN = 16  # tokens between two kept states
 MAX_STATES = 64

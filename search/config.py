@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from mixnas.evaluators.supernet import SupernetConfig
+from mixnas.evaluators.supernet.training import SupernetConfig
 from mixnas.evaluators.training import TrainConfig
-from mixnas.predictors.device import DEFAULT_THREADS
-from mixnas.predictors.measure import MeasureConfig
-from mixnas.search.objectives import Comparison, Objective, parse_constraints, parse_objectives
-from mixnas.search.settings import Between, Seconds, load, to_plain
+from mixnas.predictors.measuring.device import DEFAULT_THREADS
+from mixnas.predictors.measuring.measure import MeasureConfig
+from mixnas.search.study.objectives import Comparison, Objective, parse_constraints, parse_objectives
 from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.files import dump_yaml, load_yaml
+from mixnas.search_space.settings import Between, Seconds, load, to_plain
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,20 +8,20 @@ from typing import Any
 
 import torch
 
-from mixnas.evaluators.tasks import by_name
+from mixnas.evaluators.tasks.loading import by_name
 from mixnas.evaluators.training import evaluate
-from mixnas.search.objectives import parse_filter
-from mixnas.search.run_directory import Run
+from mixnas.search.run.directory import Run
+from mixnas.search.study.objectives import parse_filter
 from mixnas.search_space.errors import ConfigError, IntegrityError, NasError, nearest
 from mixnas.search_space.files import atomic_write, write_json
-from mixnas.search_space.weights import load_network, save_network
+from mixnas.search_space.formats.safetensors import load_network, save_network
 
 _LOADER = '''"""Loads the exported network. Needs the package mixnas and nothing else of the project that made it."""
 
 from pathlib import Path
 
 import torch
-from mixnas.search_space.weights import load_network
+from mixnas.search_space.formats.safetensors import load_network
 
 network = load_network(Path(__file__).with_name("model.safetensors"))  # weights, architecture and interface in one file
 

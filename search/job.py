@@ -16,27 +16,28 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mixnas.evaluators.tasks import Task, by_name
+from mixnas.evaluators.tasks.loading import by_name
+from mixnas.evaluators.tasks.task import Task
 from mixnas.evaluators.training import evaluate
-from mixnas.predictors.device import device_name
-from mixnas.predictors.measure import Latency
+from mixnas.predictors.measuring.device import device_name
+from mixnas.predictors.measuring.measure import Latency
 from mixnas.search.config import Config, load_config
-from mixnas.search.engine import Budget, LocalEngine
-from mixnas.search.feasibility import COSTS, Corners, check_constraints, corners
-from mixnas.search.final import Finalist, architecture_of, choose_finalists, final_front
-from mixnas.search.progress import Progress, make_progress
-from mixnas.search.results import Results, TrialRecord
-from mixnas.search.run_directory import Run
-from mixnas.search.settings import load
+from mixnas.search.engines.engine import Budget, LocalEngine
+from mixnas.search.finish import Finalist, architecture_of, choose_finalists, final_front
+from mixnas.search.run.directory import Run
+from mixnas.search.run.progress import Progress, make_progress
+from mixnas.search.run.stopping import StopSignal
 from mixnas.search.sources import Source, make_source
-from mixnas.search.stopping import StopSignal
-from mixnas.search.study import SearchStudy
+from mixnas.search.study.feasibility import COSTS, Corners, check_constraints, corners
+from mixnas.search.study.results import Results, TrialRecord
+from mixnas.search.study.study import SearchStudy
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.enumeration import check_space
 from mixnas.search_space.errors import InfeasibleError, StoppedEarly
+from mixnas.search_space.formats.safetensors import load_network, read_extra, save_network
 from mixnas.search_space.network import IOSpec, Network, cost
+from mixnas.search_space.settings import load
 from mixnas.search_space.space import SearchSpace
-from mixnas.search_space.weights import load_network, read_extra, save_network
 
 _logger = logging.getLogger(__name__)
 

@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from mixnas.evaluators.inherited import SupernetEvaluator, fine_tune
 from mixnas.evaluators.standalone import StandaloneEvaluator
-from mixnas.evaluators.supernet import train_supernet
-from mixnas.predictors.device import device_name
-from mixnas.predictors.latency import LatencyPredictor
-from mixnas.predictors.measure import Latency
-from mixnas.predictors.profile import ProfileConfig, profile
-from mixnas.predictors.table import MeasurementTable
-from mixnas.search.run_directory import Run
-from mixnas.search.stopping import StopSignal
+from mixnas.evaluators.supernet.judging import SupernetEvaluator, fine_tune
+from mixnas.evaluators.supernet.training import train_supernet
+from mixnas.predictors.latency.predictor import LatencyPredictor
+from mixnas.predictors.latency.profile import ProfileConfig, profile
+from mixnas.predictors.measuring.device import device_name
+from mixnas.predictors.measuring.measure import Latency
+from mixnas.predictors.measuring.table import MeasurementTable
+from mixnas.search.run.directory import Run
+from mixnas.search.run.stopping import StopSignal
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import ConfigError
+from mixnas.search_space.formats.safetensors import load_network, save_network
 from mixnas.search_space.network import Network
 from mixnas.search_space.supernet import Supernet
-from mixnas.search_space.weights import load_network, save_network
 
 if TYPE_CHECKING:
     from mixnas.search.job import Plan

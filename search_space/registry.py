@@ -159,12 +159,10 @@ def load() -> None:
     global _loaded
     if _loaded:
         return
-    from mixnas.search_space import mixers
+    from mixnas.search_space import operators
 
-    for module in ("stems", "norms", "downsamples", "gates", "channel_mixers", "quantization"):
-        importlib.import_module(f"mixnas.search_space.{module}")
-    for info in pkgutil.iter_modules(mixers.__path__):
-        importlib.import_module(f"{mixers.__name__}.{info.name}")
+    for info in pkgutil.walk_packages(operators.__path__, f"{operators.__name__}."):
+        importlib.import_module(info.name)
     _loaded = True
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ORDER = ["kernels", "search_space", "predictors", "evaluators", "search"]
+ORDER = ["kernels", "search_space", "predictors", "evaluators", "search", "cli"]
 FILES = sorted(path for package in ORDER for path in (ROOT / package).rglob("*.py"))
 
 
@@ -45,7 +45,9 @@ def test_imports_point_one_way(path: Path):
             assert parts[0] not in ("optuna", "ray"), f"{path.relative_to(ROOT)} imports {parts[0]}"
 
 
-@pytest.mark.parametrize("module", ["mixnas", "mixnas.nas", "mixnas.search_space.space", "mixnas.search_space.files"])
+@pytest.mark.parametrize(
+    "module", ["mixnas", "mixnas.cli.main", "mixnas.search_space.space", "mixnas.search_space.files"]
+)
 def test_light_modules_load_nothing_heavy(module: str):
     code = (
         f"import sys, {module}; heavy = {{'torch', 'optuna', 'ray', 'sklearn', 'triton'}} & set(sys.modules); "

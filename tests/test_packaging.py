@@ -42,7 +42,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_the_package_with_its_data_and_nothing_else(wheel: Path):
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"mixnas/nas.py", "mixnas/configs/digits.yaml", "mixnas/search_space/mixers/attention.py"} <= set(names)
+    assert {"mixnas/nas.py", "mixnas/configs/digits.yaml", "mixnas/search_space/operators/mixers/attention.py"} <= set(
+        names
+    )
     for folder, pattern in (("kernels", "*.json"), ("configs", "*.yaml"), ("predictors/tables", "*.*")):
         for path in (ROOT / folder).glob(pattern):
             assert f"mixnas/{folder}/{path.name}" in names
@@ -53,7 +55,7 @@ def test_the_wheel_holds_the_package_with_its_data_and_nothing_else(wheel: Path)
 
 def test_every_folder_with_code_is_in_the_package_list():
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
-    for package in ("kernels", "search_space", "predictors", "evaluators", "search"):
+    for package in ("kernels", "search_space", "predictors", "evaluators", "search", "cli"):
         for path in (ROOT / package).rglob("__init__.py"):
             assert ".".join(["mixnas", *path.parent.relative_to(ROOT).parts]) in listed
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from mixnas.evaluators.tasks import Split, Task
+from mixnas.evaluators.tasks.task import Split, Task
 from mixnas.search_space.network import IOSpec
 
 # The split belongs to the task, not to a run: whatever the run's seed, nobody trains on another's test images.

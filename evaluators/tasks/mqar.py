@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mixnas.evaluators.tasks import IGNORE, Split, Task
+from mixnas.evaluators.tasks.task import IGNORE, Split, Task
 from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.network import IOSpec
 

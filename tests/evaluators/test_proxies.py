@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from mixnas.evaluators import proxies
-from mixnas.evaluators.tasks import Task, by_name
+from mixnas.evaluators.tasks.loading import by_name
+from mixnas.evaluators.tasks.task import Task
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.network import Network, cost

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from mixnas.evaluators.standalone import StandaloneEvaluator
-from mixnas.evaluators.tasks import Task, by_name
+from mixnas.evaluators.tasks.loading import by_name
+from mixnas.evaluators.tasks.task import Task
 from mixnas.evaluators.training import TrainConfig, evaluate
-from mixnas.predictors.measure import MeasureConfig
+from mixnas.predictors.measuring.measure import MeasureConfig
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import ConfigError, StoppedEarly
 from mixnas.search_space.network import Network, cost

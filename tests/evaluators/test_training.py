@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mixnas.evaluators.tasks import Split, Task, by_name
+from mixnas.evaluators.tasks.loading import by_name
+from mixnas.evaluators.tasks.task import Split, Task
 from mixnas.evaluators.training import (
     DivergedError,
     TrainConfig,

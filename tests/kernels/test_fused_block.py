@@ -6,7 +6,7 @@ import torch
 from mixnas.kernels import dispatch, fused_block
 from mixnas.kernels.fused_block import fused_conv_block, fused_conv_block_reference
 from mixnas.kernels.testing import Case, KernelContract, relative_error
-from mixnas.search_space.mixers.convnext import ConvNeXt
+from mixnas.search_space.operators.mixers.convnext import ConvNeXt
 from mixnas.search_space.registry import Context
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from mixnas.search.objectives import parse_constraints, parse_objectives
+from mixnas.search.study.objectives import parse_constraints, parse_objectives
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.space import SearchSpace
 

@@ -15,10 +15,10 @@ import sys
 import time
 from pathlib import Path
 
-from mixnas.search.engine import Budget, LocalEngine
-from mixnas.search.objectives import parse_constraints, parse_objectives
-from mixnas.search.stopping import StopSignal
-from mixnas.search.study import SearchStudy
+from mixnas.search.engines.engine import Budget, LocalEngine
+from mixnas.search.run.stopping import StopSignal
+from mixnas.search.study.objectives import parse_constraints, parse_objectives
+from mixnas.search.study.study import SearchStudy
 from mixnas.search_space.errors import NasError
 from mixnas.search_space.space import SearchSpace
 

@@ -9,16 +9,16 @@ import pytest
 
 from mixnas.evaluators.training import evaluate
 from mixnas.search.config import Config
-from mixnas.search.final import choose_finalists, final_front
+from mixnas.search.finish import choose_finalists, final_front
 from mixnas.search.job import Job, Plan, new_run, search
-from mixnas.search.objectives import parse_constraints, parse_objectives
-from mixnas.search.progress import Progress
-from mixnas.search.results import Results, TrialRecord
-from mixnas.search.run_directory import Run
-from mixnas.search.settings import load
-from mixnas.search.stopping import StopSignal
+from mixnas.search.run.directory import Run
+from mixnas.search.run.progress import Progress
+from mixnas.search.run.stopping import StopSignal
+from mixnas.search.study.objectives import parse_constraints, parse_objectives
+from mixnas.search.study.results import Results, TrialRecord
 from mixnas.search_space.errors import InfeasibleError, StoppedEarly
-from mixnas.search_space.weights import load_network
+from mixnas.search_space.formats.safetensors import load_network
+from mixnas.search_space.settings import load
 
 PLAIN: dict[str, Any] = {
     "task": "digits",

@@ -7,7 +7,7 @@ import torch
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.network import Network
-from mixnas.search_space.norms import has_running_statistics, reset_running_statistics
+from mixnas.search_space.operators.norms import has_running_statistics, reset_running_statistics
 from mixnas.search_space.supernet import Supernet, slice_of
 
 from .spaces import IMAGE, IOS, basic, everything

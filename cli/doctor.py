@@ -1,0 +1,120 @@
+"""What this machine has, and what follows for mixnas."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mixnas.predictors.measuring.device import device_name
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at.
+
+    Attributes:
+        what: Its name.
+        found: What is there, in words.
+        ok: Whether that suffices; None where there is nothing to judge.
+        advice: What to do, or what follows.
+        required: Whether mixnas cannot work without it.
+    """
+
+    what: str
+    found: str
+    ok: bool | None = None
+    advice: str = ""
+    required: bool = False
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+_PACKAGES = (
+    # package, required, what it is for, what to install
+    ("torch", True, "networks", "torch>=2.11,<2.14"),
+    ("numpy", True, "vectors", "numpy>=2"),
+    ("scikit-learn", True, "predictors and the digits", "scikit-learn>=1.7"),
+    ("pyyaml", True, "files", "pyyaml"),
+    ("optuna", False, "searching", "optuna>=5,<6"),
+    ("safetensors", False, "saving weights", "safetensors"),
+    ("moocore", False, "Pareto fronts", "moocore"),
+    ("rich", False, "tables and progress", "rich"),
+    ("ray", False, "searching on many machines", "'ray[tune]'"),
+    ("onnxruntime", False, "measuring the onnxruntime runtime", "onnxruntime onnx onnxscript"),
+)
+
+
+def _packages() -> Iterator[Finding]:
+    for name, required, purpose, install in _PACKAGES:
+        version = _version(name)
+        advice = f"for {purpose}" if version else f"for {purpose}: pip install {install}"
+        optional = name in ("ray", "onnxruntime")
+        yield Finding(
+            name, version or "not installed", True if version else (None if optional else False), advice, required
+        )
+
+
+def _triton() -> Finding:
+    version = _version("triton") or _version("pytorch-triton")
+    if sys.platform != "linux":
+        return Finding("triton", f"not available on {platform.system()}", None, "kernels run as plain PyTorch here")
+    if version is None:
+        return Finding("triton", "not installed", False, "pip install 'triton>=3.6,<3.8' for the GPU kernels")
+    return Finding("triton", version, True, "GPU kernels; on a CPU only in the interpreter, for tests")
+
+
+def _gpu() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        found = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, driver for CUDA {torch.version.cuda}"
+        return Finding("GPU", found, True, "searching and profiling run on it with device: auto")
+    reason = "this torch is a CPU build" if torch.version.cuda is None else "torch sees no CUDA device"
+    return Finding(
+        "GPU", f"none: {reason}", None, "everything runs on the CPU; shipped tables answer for measured GPUs"
+    )
+
+
+def _cpu() -> Iterator[Finding]:
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    yield Finding(
+        "CPU",
+        f"{cores} cores, torch uses {torch.get_num_threads()} threads",
+        True,
+        torch.backends.cpu.get_cpu_capability(),
+    )
+    load = os.getloadavg()[0]
+    busy = load > 0.5 * cores
+    advice = "other work is running: latencies will have wide intervals" if busy else "quiet enough to measure"
+    yield Finding("load", f"{load:.1f} over the last minute", None if busy else True, advice)
+
+
+def examine() -> list[Finding]:
+    """Look at Python, packages, processors, disk. Imports torch."""
+    version = platform.python_version()
+    supported = (3, 11) <= sys.version_info[:2] <= (3, 13)
+    findings = [
+        Finding("Python", version, supported, "" if supported else "3.11 to 3.13 is supported", required=True),
+        Finding("system", f"{platform.system()} {platform.machine()}", sys.platform in ("linux", "darwin") or None),
+        *_packages(),
+        _triton(),
+    ]
+    if _version("torch") is not None:
+        findings += [_gpu(), *_cpu(), Finding("device name", device_name(), None, "as in nas latency query --device")]
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    findings.append(Finding("disk", f"{free:.1f} GiB free here", free > 1, "" if free > 1 else "runs need about 1 GiB"))
+    return findings

@@ -1,0 +1,270 @@
+"""Ahead-of-time compilation of every kernel and configuration for Hopper, without a GPU.
+
+A family's `aot_examples` calls its launchers on "meta" tensors while `dispatch.recording` keeps what would have been
+launched; each launch is compiled with the specialisation Triton would choose at run time (types, arguments that are 1,
+divisibility by 16, without which loads are 2 bytes wide), and its registers, stack, shared memory and instructions are
+read from the machine code with the tools that Triton bundles. The compiler can't share a process with the interpreter,
+so `compile_table` works in a child process. Results are kept between runs, keyed by the source and everything else that
+the code depends on.
+"""
+
+import argparse
+import hashlib
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mixnas.kernels import FAMILIES, configs, dispatch
+
+ARCH = 90  # Hopper: H100, H200
+_ROOT = Path(__file__).resolve().parents[2]
+
+_TYPES = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+    torch.int8: "*i8",
+    torch.bool: "*i1",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Example:
+    """A call that launches one kernel at one row of its table, and the least work it stands for.
+
+    Attributes:
+        label: The shape in short, such as "bf16 8x56x56x64 k7".
+        call: Launches the kernel, given tensors on the "meta" device.
+        bytes: Least traffic to device memory: every operand once.
+        operations: Arithmetic operations (a fused multiply-add is two).
+        unit: What does the operations: "fp32" (plain multiply-adds) or "matrix" (tensor cores).
+    """
+
+    label: str
+    call: Callable[[], Any]
+    bytes: int
+    operations: int
+    unit: str = "fp32"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Compiled:
+    """What the machine code of one kernel, at one row of its table and one example, uses.
+
+    `instructions` counts the machine instructions by what matters: total, ffma, mma, special (exponentials, roots),
+    load_16 (bytes a thread), load_8, load_4, load_narrow, store_16 ..., shared, local (spills).
+    """
+
+    family: str
+    kernel: str
+    gpu: str
+    row: int
+    label: str
+    launch: dict[str, int]
+    registers: int
+    stack_bytes: int
+    shared_bytes: int
+    instructions: dict[str, int]
+    bytes: int
+    operations: int
+    unit: str
+    spills_because: str
+    cached: bool
+
+
+def cache_dir() -> Path:
+    """Return where compiled results are kept: `$MIXNAS_CACHE`, the checkout's `.cache`, or the user's cache."""
+    if given := os.environ.get("MIXNAS_CACHE"):
+        return Path(given) / "aot"
+    if (_ROOT / "pyproject.toml").exists():
+        return _ROOT / ".cache" / "aot"
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mixnas" / "aot"
+
+
+def compile_table(families: Iterable[str] = FAMILIES, *, first_only: bool = False) -> list[Compiled]:
+    """Compile the table's rows in a child process and return what each uses.
+
+    Args:
+        families: Which families' kernels.
+        first_only: Only the first example of each row.
+
+    Raises:
+        RuntimeError: The child failed; the message holds the end of what it said.
+    """
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "mixnas.kernels.tools.aot", *families, *(["--first-only"] if first_only else [])]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"ahead-of-time compilation failed:\n{done.stderr[-6000:]}")
+    return [Compiled(**item) for item in json.loads(done.stdout)]
+
+
+def _specialise(kernel: Any, arguments: tuple[Any, ...], options: dict[str, int]) -> tuple[Any, dict[str, int]]:
+    """Return the `ASTSource` Triton would compile for this launch, and the compiler's options."""
+    from triton.compiler import ASTSource
+
+    names = [parameter.name for parameter in kernel.params]
+    given = dict(zip(names, arguments, strict=False)) | {k: v for k, v in options.items() if k in names}
+    compiler_options = {k: v for k, v in options.items() if k not in names}
+    signature: dict[str, str] = {}
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], Any] = {}
+    for index, parameter in enumerate(kernel.params):
+        value = given.get(parameter.name, parameter.default)
+        divisible = False
+        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+            signature[parameter.name] = "constexpr"
+            constants[(index,)] = value
+            continue
+        if isinstance(value, torch.Tensor):
+            signature[parameter.name] = _TYPES[value.dtype]
+            divisible = True  # torch allocates on 512 bytes
+        elif isinstance(value, bool):
+            signature[parameter.name] = "i1"
+        elif isinstance(value, int):
+            signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            divisible = value % 16 == 0
+        else:
+            signature[parameter.name] = "fp32"
+        if divisible:
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    return ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes), compiler_options
+
+
+def _tool(name: str) -> str:
+    import triton
+
+    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
+
+
+def _inspect(cubin: bytes, folder: Path) -> dict[str, Any]:
+    """Read resources and instruction counts off machine code."""
+    path = folder / "kernel.cubin"
+    path.write_bytes(cubin)
+    cuobjdump = _tool("cuobjdump")
+    usage = subprocess.run([cuobjdump, "-res-usage", path], capture_output=True, text=True, check=True).stdout
+    code = subprocess.run([cuobjdump, "-sass", path], capture_output=True, text=True, check=True).stdout
+    counts = dict.fromkeys(
+        (
+            *("total", "ffma", "mma", "special", "shared", "local"),
+            *(f"{kind}_{width}" for kind in ("load", "store") for width in ("16", "8", "4", "narrow")),
+        ),
+        0,
+    )
+    for opcode in re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P[0-9T]+\s+)?([A-Z][A-Z0-9_.]*)", code):
+        name, *flags = opcode.split(".")
+        counts["total"] += name != "NOP"
+        counts["ffma"] += name in ("FFMA", "FFMA2")
+        counts["mma"] += name in ("HMMA", "HGMMA", "IMMA", "IGMMA", "QGMMA")
+        counts["special"] += name == "MUFU"
+        counts["shared"] += name in ("LDS", "STS", "LDSM", "STSM")
+        counts["local"] += name in ("LDL", "STL")
+        if name in ("LDG", "STG", "LDGSTS"):
+            narrow = any(flag in ("U8", "S8", "U16", "S16") for flag in flags)
+            width = "16" if "128" in flags else "8" if "64" in flags else "narrow" if narrow else "4"
+            counts[f"{'store' if name == 'STG' else 'load'}_{width}"] += 1
+    registers, stack = re.search(r"REG:(\d+)", usage), re.search(r"STACK:(\d+)", usage)
+    assert registers and stack, usage
+    return {"registers": int(registers[1]), "stack_bytes": int(stack[1]), "instructions": counts}
+
+
+def _compile(kernel: Any, arguments: tuple[Any, ...], options: dict[str, int]) -> tuple[dict[str, Any], bool]:
+    """Compile one launch, or find its result in the cache; return the resources and whether they were found."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    source, compiler_options = _specialise(kernel, arguments, options)
+    key_parts = [source.hash(), json.dumps(compiler_options, sort_keys=True), triton.__version__, str(ARCH)]
+    key_parts.append(hashlib.sha256(Path(__file__).read_bytes()).hexdigest())
+    kept = cache_dir() / f"{hashlib.sha256('|'.join(key_parts).encode()).hexdigest()[:32]}.json"
+    if kept.exists():
+        return json.loads(kept.read_text(encoding="utf-8")), True
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TRITON_CACHE_DIR"] = folder
+        binary = triton.compile(source, target=GPUTarget("cuda", ARCH, 32), options=compiler_options)
+        found = _inspect(binary.asm["cubin"], Path(folder)) | {"shared_bytes": binary.metadata.shared}
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    partial = kept.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(found), encoding="utf-8")
+    partial.replace(kept)
+    return found, False
+
+
+def _launches(families: Iterable[str]) -> Iterator[tuple[str, str, str, int, configs.Row, Example]]:
+    for family in families:
+        module = importlib.import_module(f"mixnas.kernels.{family}")
+        for kernel, by_gpu in configs.load()[family]["kernels"].items():
+            for gpu in by_gpu:
+                if gpu == configs.INTERPRETER:
+                    continue
+                for index, row in enumerate(configs.rows(kernel, gpu)):
+                    for example in module.aot_examples(kernel, dict(row.up_to)):
+                        yield family, kernel, gpu, index, row, example
+
+
+def _record(kernel: str, gpu: str, example: Example) -> tuple[Any, tuple[Any, ...], dict[str, int]]:
+    """Run the example and return its launch of `kernel`."""
+    seen: list[tuple[Any, tuple[Any, ...], dict[str, int]]] = []
+    with dispatch.backend("triton"), dispatch.recording(lambda *launch: seen.append(launch), gpu):
+        example.call()
+    wanted = [launch for launch in seen if launch[0].__name__ == f"{kernel}_kernel"]
+    if not wanted:
+        raise AssertionError(f"{example.label}: launched {[s[0].__name__ for s in seen]}, not {kernel}_kernel")
+    return wanted[0]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Compile in this process and write the results to stdout as JSON."""
+    parser = argparse.ArgumentParser(prog="python -m mixnas.kernels.tools.aot", description=main.__doc__)
+    parser.add_argument("families", nargs="*", default=FAMILIES)
+    parser.add_argument("--first-only", action="store_true", help="only the first example of each row")
+    arguments = parser.parse_args(argv)
+    if dispatch.INTERPRETING or not dispatch.HAS_TRITON:
+        raise SystemExit("compiling needs Triton, in a process without TRITON_INTERPRET")
+    results: list[dict[str, Any]] = []
+    done: set[tuple[str, str, int]] = set()
+    for family, kernel, gpu, index, row, example in _launches(arguments.families):
+        if arguments.first_only and (kernel, gpu, index) in done:
+            continue
+        done.add((kernel, gpu, index))
+        started = time.perf_counter()
+        function, operands, options = _record(kernel, gpu, example)
+        missed = {name: value for name, value in row.launch.items() if options.get(name, value) != value}
+        if missed:
+            raise SystemExit(f"{kernel}, row {index} for {gpu}: {example.label} launched with {options}, not {missed}")
+        found, cached = _compile(function, operands, options)
+        compiled = Compiled(
+            family=family,
+            kernel=kernel,
+            gpu=gpu,
+            row=index,
+            label=example.label,
+            launch=row.launch,
+            bytes=example.bytes,
+            operations=example.operations,
+            unit=example.unit,
+            spills_because=row.spills_because,
+            cached=cached,
+            **found,
+        )
+        results.append(asdict(compiled))
+        took = f"{time.perf_counter() - started:.1f} s"
+        print(f"{kernel} {gpu}[{index}] {example.label}: {compiled.registers} registers, {took}", file=sys.stderr)
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

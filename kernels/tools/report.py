@@ -1,0 +1,84 @@
+"""`python -m mixnas.kernels.tools.report` writes docs/kernels.md: what kernels' machine code uses, and its floors.
+
+A floor is a time no version of the kernel can beat: the least bytes over the copy bandwidth, and the operations over
+the rate of the unit that does them. The larger says what the kernel is bound by.
+"""
+
+import argparse
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+
+from mixnas.kernels import configs
+from mixnas.kernels.tools import aot
+
+# Measured on an H200: a device-to-device copy, counting bytes read and written, and an 8192-cubed bf16 product on
+# random data. Plain fp32 is the vendor's figure for the chip.
+COPY_BYTES_PER_S = 4.3e12
+OPERATIONS_PER_S = {"matrix": 0.78e15, "fp32": 67e12}
+
+_HEADER = """# Kernels: resources and floors
+
+Written by `python -m mixnas.kernels.tools.report`; not to be edited. Every kernel and every row of the launch tables
+(`kernels/*.json`), compiled ahead of time for sm_90 (H100, H200) with Triton {triton}; nothing here was timed.
+
+Floors are for an H200: bytes (every operand once) over {bandwidth:.1f} TB/s, a measured copy, and operations over the
+rate of their unit: {fp32:.0f} TFLOP/s in plain fp32 (the vendor's figure), {matrix:.0f} TFLOP/s on the tensor cores (a
+measured bf16 product). The larger bounds the kernel from below. Loads and stores are counted by width in bytes a
+thread; 16 is the widest. FFMA, MMA: multiply-add instructions, plain and on the tensor cores; MUFU: exponentials and
+roots; shared: accesses to shared memory; all static counts of the code, not of what runs.
+"""
+
+
+def _sections(compiled: list[aot.Compiled]) -> Iterator[str]:
+    for kernel, group in groupby(compiled, key=lambda item: item.kernel):
+        items = list(group)
+        source = configs.load()[items[0].family]["provenance"]["source"]
+        yield f"## {kernel}\n\nFrom `kernels/{items[0].family}.py`. Rows: {source}.\n"
+        yield (
+            "| row | shape | launch | registers | stack | shared memory | instructions | FFMA | MMA | MUFU "
+            "| loads 16/8/4/<4 | stores 16/8/4/<4 | shared | floor, bytes | floor, operations | bound by |\n"
+            "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---|---|---:|---:|---:|---|"
+        )
+        for item in items:
+            count = item.instructions
+            widths = [
+                "/".join(str(count[f"{kind}_{width}"]) for width in ("16", "8", "4", "narrow"))
+                for kind in ("load", "store")
+            ]
+            bytes_us = item.bytes / COPY_BYTES_PER_S * 1e6
+            operations_us = item.operations / OPERATIONS_PER_S[item.unit] * 1e6
+            bounds = ", ".join(
+                f"{name} <= {bound}" for name, bound in configs.rows(kernel, item.gpu)[item.row].up_to.items()
+            )
+            launch = " ".join(f"{name}={value}" for name, value in item.launch.items())
+            yield (
+                f"| {item.gpu}: {bounds or 'any'} | {item.label} | {launch} | {item.registers} | {item.stack_bytes} "
+                f"| {item.shared_bytes:,} | {count['total']:,} | {count['ffma']} | {count['mma']} | {count['special']} "
+                f"| {widths[0]} | {widths[1]} | {count['shared']} | {bytes_us:.1f} µs | {operations_us:.1f} µs "
+                f"| {'bytes' if bytes_us >= operations_us else 'operations'} |"
+            )
+        for because in sorted({item.spills_because for item in items} - {""}):
+            yield f"\nSpills are accepted here: {because}"
+        yield ""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write the resource report of all kernels."""
+    default = Path(__file__).resolve().parents[2] / "docs" / "kernels.md"
+    parser = argparse.ArgumentParser(prog="python -m mixnas.kernels.tools.report", description=main.__doc__)
+    parser.add_argument("--output", type=Path, default=default, help="where to write (default: docs/kernels.md)")
+    path = parser.parse_args(argv).output
+    import triton
+
+    header = _HEADER.format(
+        triton=triton.__version__,
+        bandwidth=COPY_BYTES_PER_S / 1e12,
+        fp32=OPERATIONS_PER_S["fp32"] / 1e12,
+        matrix=OPERATIONS_PER_S["matrix"] / 1e12,
+    )
+    path.write_text("\n".join([header, *_sections(aot.compile_table())]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,293 @@
+"""The latency of a unit from what it does, and of a network from its units.
+
+A unit: a physical model, `sum over kinds (calls x launch + macs / rate + bytes / bandwidth)` with coefficients that are
+never negative, fitted to the relative error; on a GPU, for each kernel, also its waves and its work per wave (see
+`gpus.launch_work`). Then boosted trees on the logarithm of measured over physical. A unit that
+was itself measured is drawn towards its measurement, as far as that is the surer of the two.
+
+A network: the sum over its units of `unit x (scale + corrections of its operators)` plus a constant per unit, and once
+for each operator that occurs in it at all, by ridge regression on whole networks. In a network a unit is slower than by
+itself, over and over: its code and data are no longer at hand, the less so the more different operators there are. All
+of it is sums and look-ups over units, so that many architectures are predicted quickly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from mixnas.predictors.latency.trees import Trees
+from mixnas.search_space.errors import ConfigError
+
+Numbers = Mapping[str, float]
+
+ABOUT = "about."
+"""Counts whose names begin so describe a unit's work without being work: the trees see them, the physics does not."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FitConfig:
+    """How the predictor is fitted.
+
+    Attributes:
+        num_trees: Boosted trees of the unit model.
+        depth: Their depth.
+        rate: Their learning rate.
+        subsample: Share of rows per tree.
+        calibration_share: Share of the measured networks that only calibrate the interval.
+        min_networks: Whole networks that a fit needs at least.
+        coverage: Of the interval.
+        between_runs: Scatter (standard deviation of the logarithm) of what all networks together gain or lose against
+            the sentinel from one run to another, which no profile sees in itself. Measured on two shared cores:
+            fourteen runs over 50 to 80 networks, 0.7%.
+        seed: Of the trees and of the split.
+    """
+
+    num_trees: int = 200
+    depth: int = 3
+    rate: float = 0.1
+    subsample: float = 0.7
+    calibration_share: float = 0.4
+    min_networks: int = 12
+    coverage: float = 0.90
+    between_runs: float = 0.007
+    seed: int = 0
+
+
+def half_width(errors: np.ndarray, config: FitConfig) -> float:
+    """Half of the interval's width, a logarithm: split conformal over `errors`, and what lies between two runs.
+
+    Args:
+        errors: Logarithms of predicted over measured (N,), of networks that the fit has not seen.
+        config: Coverage, and the scatter between runs.
+    """
+    inside = conformal_quantile(np.abs(errors), config.coverage)
+    if not math.isfinite(inside):  # too few to calibrate: the widest seen, doubled
+        inside = 2 * float(np.abs(errors).max())
+    return math.hypot(inside, NormalDist().inv_cdf((1 + config.coverage) / 2) * config.between_runs)
+
+
+def matrix(rows: Sequence[Numbers], names: Sequence[str]) -> np.ndarray:
+    """(rows, names); what a row lacks is zero."""
+    index = {name: i for i, name in enumerate(names)}
+    result = np.zeros((len(rows), len(names)))
+    for r, row in enumerate(rows):
+        for name, value in row.items():
+            if name in index:
+                result[r, index[name]] = value
+    return result
+
+
+def _names(rows: Sequence[Numbers]) -> list[str]:
+    return sorted({name for row in rows for name in row})
+
+
+@dataclass(frozen=True)
+class UnitModel:
+    """Physical model and trees.
+
+    Attributes:
+        work_names: Columns of the physical model.
+        coefficients: Milliseconds per call, wave, multiply-accumulate, byte; >= 0, and 0 for what only describes.
+        setting_names: Columns that describe a unit's settings.
+        trees: Correction: log(measured / physical).
+        spread: Standard deviation of log(measured / predicted) on units that a fit had not seen.
+        low: Least value of each setting among the measured units.
+        high: Greatest.
+    """
+
+    work_names: tuple[str, ...]
+    coefficients: np.ndarray
+    setting_names: tuple[str, ...]
+    trees: Trees
+    spread: float
+    low: np.ndarray
+    high: np.ndarray
+
+    @classmethod
+    def fit(
+        cls, works: Sequence[Numbers], settings: Sequence[Numbers], latency_ms: np.ndarray, config: FitConfig
+    ) -> UnitModel:
+        """Fit to measured units.
+
+        Args:
+            works: Counts of each unit, `features.count_work`.
+            settings: Settings of each unit, `features.describe`.
+            latency_ms: (units,).
+            config: How.
+
+        Raises:
+            ConfigError: Fewer than 8 units.
+        """
+        if len(works) < 8:
+            raise ConfigError(f"{len(works)} measured units are too few to fit; measure at least 8 (a longer budget).")
+        work_names, setting_names = _names(works), _names(settings)
+        coefficients = np.zeros(len(work_names))
+        physical = [i for i, name in enumerate(work_names) if not name.startswith(ABOUT)]
+        coefficients[physical] = _fit_physics(matrix(works, [work_names[i] for i in physical]), latency_ms)
+        described = matrix(settings, setting_names)
+        half = cls(
+            tuple(work_names), coefficients, tuple(setting_names), _NO_TREES, math.inf,
+            described.min(axis=0), described.max(axis=0),
+        )  # fmt: skip
+        features, floor = half._features(works, settings)
+        target = np.log(latency_ms / floor)
+
+        def grow(rows: np.ndarray) -> Trees:
+            return Trees.fit(
+                features[rows],
+                target[rows],
+                num_trees=config.num_trees,
+                depth=config.depth,
+                rate=config.rate,
+                subsample=config.subsample,
+                seed=config.seed,
+            )
+
+        order = np.random.default_rng(config.seed).permutation(len(works))
+        errors = []
+        for fold in np.array_split(order, 4):
+            rest = np.setdiff1d(order, fold)
+            errors.append(grow(rest).predict(features[fold]) - target[fold])
+        spread = float(np.sqrt((np.concatenate(errors) ** 2).mean()))
+        return cls(
+            half.work_names, coefficients, half.setting_names, grow(np.arange(len(works))), spread, half.low, half.high
+        )
+
+    def physical(self, works: Sequence[Numbers]) -> np.ndarray:
+        """Milliseconds by the physical model alone."""
+        floor = matrix(works, self.work_names) @ self.coefficients
+        return np.maximum(floor, 1e-6)
+
+    def _features(self, works: Sequence[Numbers], settings: Sequence[Numbers]) -> tuple[np.ndarray, np.ndarray]:
+        floor = self.physical(works)
+        columns = [matrix(works, self.work_names), matrix(settings, self.setting_names), np.log(floor)[:, None]]
+        return np.hstack(columns), floor
+
+    def predict(self, works: Sequence[Numbers], settings: Sequence[Numbers]) -> np.ndarray:
+        """Milliseconds of each unit by itself."""
+        if not works:
+            return np.empty(0)
+        features, floor = self._features(works, settings)
+        return floor * np.exp(self.trees.predict(features))
+
+    def outside(self, settings: Numbers) -> list[str]:
+        """In words, what of a unit lies outside the measured range; empty when nothing does."""
+        known = {name: i for i, name in enumerate(self.setting_names)}
+        found = []
+        for name, value in settings.items():
+            i = known.get(name)
+            if i is None:
+                found.append(f"{name.replace('=', ' ')} was not measured" if value else "")
+            elif not self.low[i] <= value <= self.high[i]:
+                found.append(f"{name} {value:g} is outside {self.low[i]:g} to {self.high[i]:g}")
+        return [text for text in found if text]
+
+
+_NO_TREES = Trees(0.0, 0.0, 0, *(np.empty(0, dtype=int),) * 6)
+
+
+def _fit_physics(work: np.ndarray, latency_ms: np.ndarray) -> np.ndarray:
+    """Non-negative least squares on the relative error; columns scaled to order one."""
+    from scipy.optimize import nnls
+
+    scale = np.maximum(work.max(axis=0), 1e-12)
+    solution, _ = nnls(work / scale / latency_ms[:, None], np.ones(len(work)))
+    return solution / scale
+
+
+def blend(predicted: np.ndarray, measured: np.ndarray, spread: float, measured_spread: np.ndarray) -> np.ndarray:
+    """Draw predictions towards measurements (NaN: not measured) by their variances, on a logarithmic scale.
+
+    Args:
+        predicted: (units,) milliseconds.
+        measured: (units,) milliseconds or NaN.
+        spread: Standard deviation of the prediction's logarithm.
+        measured_spread: (units,) the same of the measurement's.
+    """
+    weight = spread**2 / (spread**2 + measured_spread**2)
+    ratio = np.log(measured / predicted)
+    return predicted * np.exp(np.where(np.isfinite(ratio), weight * ratio, 0.0))
+
+
+@dataclass(frozen=True)
+class Composition:
+    """From units by themselves to units in a network: `unit_ms * (scale + settings @ weights) + constant_ms`.
+
+    Attributes:
+        scale: See above.
+        weights: (settings,) see above.
+        constant_ms: See above.
+        presence_ms: (operators,) added once to a network that has the operator in any block.
+        base: Applied to `unit_ms` first: of a transferred predictor, that of the device that it came from.
+    """
+
+    scale: float
+    weights: np.ndarray
+    constant_ms: float
+    presence_ms: np.ndarray
+    base: Composition | None = None
+
+    def apply(self, unit_ms: np.ndarray, settings: np.ndarray) -> np.ndarray:
+        """Milliseconds of each unit in a network, (units,) with the categorical settings (units, columns)."""
+        if self.base is not None:
+            unit_ms = self.base.apply(unit_ms, settings)
+        return np.asarray(unit_ms * (self.scale + settings @ self.weights) + self.constant_ms)
+
+    @classmethod
+    def fit(
+        cls, counts: np.ndarray, unit_ms: np.ndarray, settings: np.ndarray, has: np.ndarray, latency_ms: np.ndarray
+    ) -> Composition:
+        """Ridge regression on the relative error; its strength by leave-one-out error.
+
+        Args:
+            counts: (networks, units) how often each unit stands in each network.
+            unit_ms: (units,) by themselves.
+            settings: (units, columns) categorical settings.
+            has: (units, operators) whether each operator is in each unit.
+            latency_ms: (networks,) measured.
+        """
+        total = counts @ unit_ms
+        typical = float(np.median(unit_ms[counts.any(axis=0)]))
+        present = (counts @ has) > 0
+        columns = np.hstack(
+            [(counts * unit_ms) @ settings, counts.sum(axis=1, keepdims=True) * typical, present * typical]
+        )
+        columns /= total[:, None]
+        # Relative to the measured latency, so that the error that is least is the relative one.
+        weight = total / latency_ms
+        target = latency_ms / total
+        centre = np.average(columns, axis=0, weights=weight**2)
+        mean = float(np.average(target, weights=weight**2))
+        design = (columns - centre) * weight[:, None]
+        response = (target - mean) * weight
+        u, s, vt = np.linalg.svd(design, full_matrices=False)
+        best: tuple[float, np.ndarray] = (math.inf, np.zeros(columns.shape[1]))
+        for ridge in np.geomspace(1e-3, 1e2, 11):
+            shrunk = s / (s**2 + ridge)
+            solution = vt.T @ (shrunk * (u.T @ response))
+            leverage = ((u * (s * shrunk)) * u).sum(axis=1) + 1 / len(total)
+            error = float((((response - design @ solution) / np.maximum(1 - leverage, 1e-3)) ** 2).mean())
+            if error < best[0]:
+                best = (error, solution)
+        solution = best[1]
+        weights, constant, presence = np.split(solution, [settings.shape[1], settings.shape[1] + 1])
+        return cls(mean - float(centre @ solution), weights, float(constant[0]) * typical, presence * typical)
+
+    def chain(self) -> list[Composition]:
+        """This one and those below it, the device's own last."""
+        return [*(self.base.chain() if self.base is not None else []), self]
+
+    def network_ms(self, counts: np.ndarray, in_network_ms: np.ndarray, has: np.ndarray) -> np.ndarray:
+        """(networks,) from how often each unit stands in each; see `fit`."""
+        return np.asarray(counts @ in_network_ms + ((counts @ has) > 0) @ self.presence_ms)
+
+
+def conformal_quantile(scores: np.ndarray, coverage: float) -> float:
+    """The score that a new one stays below with probability `coverage` (split conformal; infinite when too few)."""
+    rank = math.ceil((len(scores) + 1) * coverage)
+    return float(np.sort(scores)[rank - 1]) if rank <= len(scores) else math.inf

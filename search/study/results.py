@@ -1,0 +1,182 @@
+"""What a search has found: its trials, the Pareto front among them, and the tables that people read."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from mixnas.search.study.objectives import Comparison, Objective
+from mixnas.search.study.pareto import REFERENCE_TRIALS, Reference, as_minimised, knee
+from mixnas.search_space.architecture import Architecture
+
+Status = Literal["done", "failed", "interrupted", "duplicate", "infeasible", "running"]
+INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trial.
+
+    Attributes:
+        number: Its number in the study.
+        status: "done", "failed" (evaluated, with a reason), "interrupted" (the process ended; may be evaluated again),
+            "duplicate" and "infeasible" (proposed, not evaluated, not counted), or "running".
+        id: Id of the architecture; empty when the process ended before there was one.
+        architecture_json: Its canonical JSON.
+        metrics: Everything that the evaluator returned.
+        seconds: Time of the evaluation.
+        failure: Why it failed, was interrupted or not evaluated.
+    """
+
+    number: int
+    status: Status
+    id: str = ""
+    architecture_json: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    failure: str = ""
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        """The architecture itself."""
+        return Architecture.from_json(self.architecture_json, f"trial {self.number}")
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether it counts toward the budget."""
+        return self.status in ("done", "failed")
+
+
+class Results:
+    """The trials of a study, the front kept up to date with each that is added.
+
+    Args:
+        objectives: In the order of the study's values.
+        constraints: What a member of the front has to satisfy.
+        records: Trials so far.
+        reference: The box of the hypervolume, once it is fixed.
+    """
+
+    def __init__(
+        self,
+        objectives: Sequence[Objective],
+        constraints: Sequence[Comparison] = (),
+        records: Iterable[TrialRecord] = (),
+        reference: Reference | None = None,
+    ) -> None:
+        self.objectives = tuple(objectives)
+        self.constraints = tuple(constraints)
+        self.reference = reference
+        self.records: list[TrialRecord] = []
+        self.counts: Counter[str] = Counter()
+        self._first_values: list[list[float]] = []
+        self._front: list[TrialRecord] = []
+        self._front_points = np.empty((0, len(self.objectives)))  # minimised
+        self._hypervolume: float | None = None
+        for record in records:
+            self.add(record)
+
+    def values(self, record: TrialRecord) -> list[float]:
+        """The objective values of a finished trial."""
+        return [float(record.metrics[o.name]) for o in self.objectives]
+
+    def feasible(self, record: TrialRecord) -> bool:
+        """Whether a finished trial satisfies all constraints."""
+        return record.status == "done" and all(c.holds(record.metrics) for c in self.constraints)
+
+    def add(self, record: TrialRecord) -> None:
+        """Take a trial in; fixes the hypervolume's box when it is the one that the rule waits for."""
+        self.records.append(record)
+        self.counts[record.status] += 1
+        if record.status != "done":
+            return
+        if self.reference is None:
+            self._first_values.append(self.values(record))
+            if len(self._first_values) >= REFERENCE_TRIALS:
+                self.reference = Reference.of(np.array(self._first_values), self.objectives)
+        if self.feasible(record):
+            self._add_to_front(record)
+
+    def _add_to_front(self, record: TrialRecord) -> None:
+        point = as_minimised(np.array(self.values(record)), self.objectives)[0]
+        if (self._front_points <= point).all(axis=1).any():
+            return
+        stays = ~(self._front_points >= point).all(axis=1)
+        self._front = [member for member, keep in zip(self._front, stays, strict=True) if keep] + [record]
+        self._front_points = np.vstack([self._front_points[stays], point])
+        self._hypervolume = None
+
+    @property
+    def evaluated(self) -> int:
+        """Trials that count toward the budget: done and failed."""
+        return self.counts["done"] + self.counts["failed"]
+
+    def front(self) -> list[TrialRecord]:
+        """The feasible trials that no feasible trial dominates, the best of the first objective first."""
+        order = np.lexsort(self._front_points.T[::-1])
+        return [self._front[i] for i in order]
+
+    def hypervolume(self) -> float | None:
+        """Of the front, in the box of `Reference`; None until `REFERENCE_TRIALS` trials have fixed that box."""
+        if self.reference is None:
+            return None
+        if self._hypervolume is None:
+            values = np.array([self.values(record) for record in self._front]).reshape(-1, len(self.objectives))
+            self._hypervolume = self.reference.hypervolume(values, self.objectives)
+        return self._hypervolume
+
+    def knee(self) -> TrialRecord | None:
+        """The front's knee (see `pareto.knee`); None when the front is empty."""
+        front = self.front()
+        return front[knee(np.array([self.values(record) for record in front]), self.objectives)] if front else None
+
+    def metric_names(self) -> list[str]:
+        """Every metric of any trial, the objectives first."""
+        names = dict.fromkeys(o.name for o in self.objectives)
+        for record in self.records:
+            names.update(dict.fromkeys(record.metrics))
+        return list(names)
+
+    def to_csv(self) -> str:
+        """All trials as a table, one line each, the architecture last."""
+        metrics = self.metric_names()
+        front = {record.number for record in self._front}
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(["trial", "id", "status", "pareto", "feasible", *metrics, "seconds", "failure", "architecture"])
+        for r in self.records:
+            done = r.status == "done"
+            cells = [r.number in front, self.feasible(r)] if done else ["", ""]
+            values = [r.metrics.get(name, "") for name in metrics]
+            writer.writerow([r.number, r.id, r.status, *cells, *values, r.seconds, r.failure, r.architecture_json])
+        return out.getvalue()
+
+    def to_plain(self) -> dict[str, Any]:
+        """The front as plain data: what `pareto.json` holds."""
+        best = self.knee()
+        return {
+            "objectives": {o.name: o.direction for o in self.objectives},
+            "constraints": [str(c) for c in self.constraints],
+            "trials": {status: self.counts[status] for status in ("done", "failed", "duplicate", "infeasible")},
+            "hypervolume": self.hypervolume(),
+            "reference": None if self.reference is None else list(self.reference.point),
+            "knee": None if best is None else best.id,
+            "front": [
+                {
+                    "id": record.id,
+                    "trial": record.number,
+                    "metrics": dict(record.metrics),
+                    "seconds": record.seconds,
+                    "architecture": json.loads(record.architecture_json),
+                }
+                for record in self.front()
+            ],
+        }

@@ -1,0 +1,342 @@
+"""The study: an Optuna study in the run directory that never loses a finished trial and never evaluates one twice."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.samplers._ga import BaseGASampler
+from optuna.trial import FrozenTrial, TrialState
+
+from mixnas.search.strategies.samplers import make_sampler, trial_generator
+from mixnas.search.study.journal import JournalFile
+from mixnas.search.study.objectives import Comparison, Objective
+from mixnas.search.study.pareto import Reference
+from mixnas.search.study.results import INTERRUPTED, Results, Status, TrialRecord
+from mixnas.search_space.architecture import Architecture
+from mixnas.search_space.errors import ConfigError, InfeasibleError, NasError
+from mixnas.search_space.space import SearchSpace
+
+_logger = logging.getLogger(__name__)
+
+STUDY_NAME = "search"
+MAX_REFUSED_IN_A_ROW = 20
+_RANDOM_DRAWS = 2000
+_ENUMERABLE = 50_000  # spaces up to this size are searched through to the last architecture
+
+Precheck = Callable[[Architecture], Mapping[str, float]]
+
+
+class SpaceExhausted(NasError):  # noqa: N818 - not a failure: everything has been evaluated
+    """Every architecture of the space that may be evaluated has been."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """An architecture to evaluate, and the Optuna trial that holds it."""
+
+    trial: optuna.Trial
+    architecture: Architecture
+
+    @property
+    def number(self) -> int:
+        """The trial's number."""
+        return self.trial.number
+
+
+def _record(trial: FrozenTrial) -> TrialRecord:
+    attrs = trial.user_attrs
+    failure = attrs.get("failure", "")
+    status: Status
+    if trial.state == TrialState.COMPLETE:
+        status = "done"
+    elif trial.state == TrialState.FAIL:
+        status = "interrupted" if failure == INTERRUPTED else "failed"
+    elif trial.state == TrialState.PRUNED:
+        status = "duplicate" if "duplicate_of" in attrs else "infeasible"
+    else:
+        status = "running"
+    return TrialRecord(
+        number=trial.number,
+        status=status,
+        id=attrs.get("id", ""),
+        architecture_json=attrs.get("architecture", ""),
+        metrics=attrs.get("metrics", {}),
+        seconds=attrs.get("seconds", 0.0),
+        failure=failure,
+    )
+
+
+def _reference(study: optuna.Study) -> Reference | None:
+    stored = study.user_attrs.get("reference")
+    return None if stored is None else Reference(tuple(stored["point"]), tuple(stored["span"]))
+
+
+def read_results(
+    journal: str | Path, objectives: Sequence[Objective], constraints: Sequence[Comparison] = ()
+) -> Results:
+    """The trials in a journal, without changing it: also while another process is searching.
+
+    Raises:
+        IntegrityError: The journal is damaged.
+        ConfigError: It belongs to other objectives.
+    """
+    backend = JournalFile(journal, read_only=True)
+    storage = optuna.storages.JournalStorage(backend)
+    if not storage.get_all_studies():
+        return Results(objectives, constraints)
+    study = optuna.load_study(study_name=STUDY_NAME, storage=storage, sampler=optuna.samplers.RandomSampler())
+    _check_objectives(study, objectives, journal)
+    records = map(_record, study.get_trials(deepcopy=False))
+    return Results(objectives, constraints, records, _reference(study))
+
+
+def _check_objectives(study: optuna.Study, objectives: Sequence[Objective], journal: str | Path) -> None:
+    stored = study.user_attrs.get("objectives")
+    given = {o.name: o.direction for o in objectives}
+    if stored is not None and (stored != given or list(stored) != list(given)):
+        raise ConfigError(f"{journal}: this study has the objectives {stored}, not {given}. Start a new run for those.")
+
+
+class SearchStudy:
+    """Asks for architectures and takes their results. One process at a time (the run directory's lock).
+
+    Args:
+        journal: The study's file; it is made, repaired or continued as needed. Trials that a killed process left
+            running are marked as failed with the reason "interrupted", and may be evaluated again.
+        space: Where architectures come from.
+        objectives: In order.
+        constraints: Feasible trials satisfy all.
+        strategy: A key of `samplers.STRATEGIES`.
+        seed: Of the strategy.
+        population_size: Of the evolutionary strategies.
+        precheck: Metrics of an architecture that are known without evaluating it (parameters, multiply-accumulates).
+            One that violates a constraint on those is not evaluated and does not count toward the budget.
+
+    Raises:
+        ConfigError: The study in the file has other objectives, or the strategy does not exist.
+        IntegrityError: The file is damaged.
+    """
+
+    def __init__(
+        self,
+        journal: str | Path,
+        space: SearchSpace,
+        objectives: Sequence[Objective],
+        constraints: Sequence[Comparison] = (),
+        *,
+        strategy: str = "nsga2",
+        seed: int = 0,
+        population_size: int = 20,
+        precheck: Precheck | None = None,
+    ) -> None:
+        self.space = space
+        self.seed = seed
+        self._precheck = precheck
+        self._seen: dict[str, int] = {}  # architecture id -> trial that evaluates or evaluated it
+        self._infeasible: dict[str, str] = {}  # architecture id -> the constraint that rules it out
+        self._refused_in_a_row = 0
+        self._enumeration: Iterator[Architecture] | None = None
+        self._size = space.size()
+        sampler = make_sampler(
+            strategy, space, seed=seed, population_size=population_size, acceptable=lambda a: self._refusal(a) is None
+        )
+        self._backend = JournalFile(journal)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.optuna_study = optuna.create_study(
+            study_name=STUDY_NAME,
+            storage=optuna.storages.JournalStorage(self._backend),
+            sampler=sampler,
+            directions=["maximize" if o.maximise else "minimize" for o in objectives],
+            load_if_exists=True,
+        )
+        _check_objectives(self.optuna_study, objectives, journal)
+        if "objectives" not in self.optuna_study.user_attrs:
+            self.optuna_study.set_user_attr("objectives", {o.name: o.direction for o in objectives})
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                self.optuna_study.set_metric_names([o.name for o in objectives])
+        self._mark_interrupted()
+        trials = self.optuna_study.get_trials(deepcopy=False)
+        records = [_record(t) for t in trials if t.state != TrialState.WAITING]
+        self.results = Results(objectives, constraints, records, _reference(self.optuna_study))
+        self._store_reference()
+        self._seen = {r.id: r.number for r in self.results.records if r.evaluated}
+
+    def __enter__(self) -> SearchStudy:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def synced(self) -> bool:
+        """Whether all that was told is on the disk, not only with the operating system."""
+        return self._backend.synced
+
+    def sync(self) -> None:
+        """Bring all that was told to the disk."""
+        self._backend.sync()
+
+    def close(self) -> None:
+        """Write what is waiting and close the file."""
+        self._backend.close()
+
+    def _mark_interrupted(self) -> None:
+        storage = self.optuna_study._storage
+        for trial in self.optuna_study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            storage.set_trial_user_attr(trial._trial_id, "failure", INTERRUPTED)
+            storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+            _logger.info("trial %d was interrupted; its architecture may be evaluated again", trial.number)
+
+    def _store_reference(self) -> None:
+        reference = self.results.reference
+        if reference is not None and "reference" not in self.optuna_study.user_attrs:
+            self.optuna_study.set_user_attr("reference", {"point": list(reference.point), "span": list(reference.span)})
+
+    # -- asking -----------------------------------------------------------------------------------------------------
+
+    def ask(self) -> Proposal:
+        """The next architecture to evaluate: one that was not evaluated before and is not known to be infeasible.
+
+        Raises:
+            SpaceExhausted: There is none left.
+            InfeasibleError: None was found that satisfies the constraints which are known without evaluating.
+        """
+        while True:
+            if len(self._seen) >= self._size:
+                raise SpaceExhausted(f"all {self._size} architectures of the space have been evaluated.")
+            forced = self._refused_in_a_row >= MAX_REFUSED_IN_A_ROW
+            if forced:
+                self.optuna_study.enqueue_trial(self.space.params_of(self._unseen()))
+            trial = self.optuna_study.ask()
+            architecture = self.space.ask(trial)
+            sampler = self.optuna_study.sampler
+            if forced and isinstance(sampler, BaseGASampler):
+                # a generation is given by sample_relative, which is not called for an enqueued trial
+                sampler.get_trial_generation(self.optuna_study, trial._cached_frozen_trial)
+            trial.set_user_attr("id", architecture.id)
+            trial.set_user_attr("architecture", architecture.to_json())
+            refusal = self._refusal(architecture)
+            if refusal is None:
+                self._refused_in_a_row = 0
+                self._seen[architecture.id] = trial.number
+                self._backend.flush()  # so that `nas status`, and a resume after a crash, see that it is running
+                return Proposal(trial, architecture)
+            self._refuse(trial, architecture, refusal)
+
+    def _refusal(self, architecture: Architecture) -> str | None:
+        if architecture.id in self._seen:
+            return "duplicate"
+        if self._precheck is None:
+            return None
+        if architecture.id not in self._infeasible:
+            metrics = self._precheck(architecture)
+            violated = [c for c in self.results.constraints if c.metric in metrics and not c.holds(metrics)]
+            self._infeasible[architecture.id] = (
+                f"{violated[0].metric} is {metrics[violated[0].metric]:g}, constraint {violated[0]}" if violated else ""
+            )
+        return self._infeasible[architecture.id] or None
+
+    def _refuse(self, trial: optuna.Trial, architecture: Architecture, refusal: str) -> None:
+        self._refused_in_a_row += 1
+        status: Status = "infeasible"
+        if refusal == "duplicate":
+            status = "duplicate"
+            trial.set_user_attr("duplicate_of", self._seen[architecture.id])
+        trial.set_user_attr("failure", refusal)
+        self.optuna_study.tell(trial, state=TrialState.PRUNED)
+        self.results.add(TrialRecord(trial.number, status, architecture.id, architecture.to_json(), failure=refusal))
+
+    def _unseen(self) -> Architecture:
+        """An architecture that may be evaluated: near the front, anywhere, or the first of a small space."""
+        rng = trial_generator(self.seed, len(self.results.records))
+        front = self.results.front()
+        for draw in range(_RANDOM_DRAWS):
+            if front and draw % 2:
+                architecture = self.space.mutate(front[int(rng.integers(len(front)))].architecture, rng)
+            else:
+                architecture = self.space.sample(rng)
+            if self._refusal(architecture) is None:
+                return architecture
+        if self._size <= _ENUMERABLE:
+            if self._enumeration is None:
+                self._enumeration = self._enumerate()
+            for architecture in self._enumeration:
+                if self._refusal(architecture) is None:
+                    return architecture
+        if self.results.evaluated:
+            raise SpaceExhausted(
+                f"no architecture is left to evaluate: {self._size} in the space, {len(self._seen)} evaluated, "
+                "the others found violate a constraint."
+            )
+        reason = next((r for r in self._infeasible.values() if r), "none found")
+        raise InfeasibleError(
+            f"no architecture of the space satisfies the constraints {', '.join(map(str, self.results.constraints))} "
+            f"({_RANDOM_DRAWS} drawn; for example {reason}). Relax a constraint or widen the space."
+        )
+
+    def _enumerate(self) -> Iterator[Architecture]:
+        """Every architecture once: neighbours of neighbours."""
+        start = self.space.decode(np.zeros(len(self.space.variables), dtype=np.int64))
+        known, frontier = {start.id}, [start]
+        while frontier:
+            architecture = frontier.pop()
+            yield architecture
+            for neighbour in self.space.neighbours(architecture):
+                if neighbour.id not in known:
+                    known.add(neighbour.id)
+                    frontier.append(neighbour)
+
+    # -- telling ----------------------------------------------------------------------------------------------------
+
+    def tell(self, proposal: Proposal, metrics: Mapping[str, float], seconds: float) -> TrialRecord:
+        """Take an evaluated architecture's metrics: safe from a kill when this returns, from a power cut once `synced`.
+
+        Args:
+            proposal: What was asked.
+            metrics: All metrics, finite; those that are objectives or stand in a constraint must be among them.
+            seconds: Time of the evaluation.
+        """
+        trial = proposal.trial
+        plain = {name: _plain_number(value) for name, value in metrics.items()}
+        trial.set_user_attr("metrics", plain)
+        trial.set_user_attr("seconds", round(seconds, 6))
+        for constraint in self.results.constraints:
+            trial.set_constraint(str(constraint), constraint.violation(plain))
+        values = [float(plain[o.name]) for o in self.results.objectives]
+        self.optuna_study.tell(trial, values=values)
+        return self._add(proposal, "done", metrics=plain, seconds=round(seconds, 6))
+
+    def tell_failure(self, proposal: Proposal, reason: str, seconds: float) -> TrialRecord:
+        """Take a failure, as safely as `tell` takes metrics. With the reason "interrupted" it does not count."""
+        proposal.trial.set_user_attr("failure", reason)
+        proposal.trial.set_user_attr("seconds", round(seconds, 6))
+        self.optuna_study.tell(proposal.trial, state=TrialState.FAIL)
+        if reason == INTERRUPTED:
+            self._seen.pop(proposal.architecture.id, None)
+            return self._add(proposal, "interrupted", seconds=round(seconds, 6), failure=reason)
+        return self._add(proposal, "failed", seconds=round(seconds, 6), failure=reason)
+
+    def _add(self, proposal: Proposal, status: Status, **fields: Any) -> TrialRecord:
+        architecture = proposal.architecture
+        record = TrialRecord(proposal.number, status, architecture.id, architecture.to_json(), **fields)
+        self.results.add(record)
+        self._store_reference()
+        return record
+
+
+def _plain_number(value: float) -> float:
+    number = value.item() if isinstance(value, np.generic) else value
+    assert math.isfinite(number)
+    return number

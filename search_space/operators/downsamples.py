@@ -1,0 +1,72 @@
+"""Between stages: a change of width, and of resolution where asked. Takes the contexts before and after."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from mixnas.search_space.operators.stems import EmbeddingStem
+from mixnas.search_space.registry import Context, Value, register
+
+
+def _halves(context: Context, knobs: object) -> str | None:
+    if any(extent < 2 or extent % 2 for extent in context.size):
+        return f"it halves the size, and {'x'.join(map(str, context.size))} is not even"
+    return None
+
+
+@register("downsample", "none", paper="Yu et al. 2022, MetaFormer Is Actually What You Need (arXiv 2111.11418)")
+class NoDownsample(nn.Module):
+    """Keeps the resolution; a change of width is a linear projection, an equal width passes through."""
+
+    def __init__(self, before: Context, after: Context) -> None:
+        super().__init__()
+        self.linear = nn.Linear(before.width, after.width) if before.width != after.width else None
+
+    out_size = EmbeddingStem.out_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ..., C_in) to (B, ..., C)."""
+        return x if self.linear is None else self.linear(x)
+
+
+class _Halving(nn.Module):
+    kernel_size = 2
+    padding = 0
+
+    def __init__(self, before: Context, after: Context) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(before.width, after.width, self.kernel_size, 2, padding=self.padding)
+
+    @staticmethod
+    def out_size(size: tuple[int, ...], **_: Value) -> tuple[int, ...]:
+        """Half of each extent."""
+        return tuple(extent // 2 for extent in size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C_in) to (B, H/2, W/2, C)."""
+        return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+@register(
+    "downsample",
+    "patch",
+    kinds=("image",),
+    paper="Liu et al. 2022, A ConvNet for the 2020s (arXiv 2201.03545), section 2.6, without its norm",
+    check=_halves,
+)
+class PatchDownsample(_Halving):
+    """Convolution 2x2 of stride 2."""
+
+
+@register(
+    "downsample",
+    "conv",
+    kinds=("image",),
+    paper="Yu et al. 2022, MetaFormer Is Actually What You Need (arXiv 2111.11418), overlapping patch embedding",
+    check=_halves,
+)
+class ConvDownsample(_Halving):
+    """Convolution 3x3 of stride 2, padding 1."""
+
+    kernel_size = 3
+    padding = 1

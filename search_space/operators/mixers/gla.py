@@ -1,0 +1,95 @@
+"""Gated linear attention: causal for sequences, both directions with 2-D locality for images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mixnas.kernels.gated_linear_attention import gated_linear_attention, matrix_macs
+from mixnas.search_space.operators.layers import DepthwiseConv
+from mixnas.search_space.registry import Context, Knob, Value, register
+
+_NORMALISER = 16.0  # of the logarithm of a decay, so that states forget slowly at first
+
+
+def _fits(context: Context, knobs: Mapping[str, Value]) -> str | None:
+    heads, keys = int(knobs["heads"]), context.width * float(knobs["expand_k"])
+    if context.width % heads or keys % heads:
+        return f"{heads} heads do not divide width {context.width} and its {keys:g} key channels"
+    return None
+
+
+@register(
+    "mixer",
+    "gla",
+    paper="Yang et al. 2023, Gated Linear Attention (arXiv 2312.06635), section 4; Liao et al. 2024, ViG "
+    "(arXiv 2405.18425), section 3",
+    knobs={
+        "heads": Knob(4, low=1, high=64, doc="heads; divides the width and the key channels"),
+        "expand_k": Knob(0.5, choices=(0.25, 0.5, 1.0), doc="key channels over width"),
+        "gate_rank": Knob(16, choices=(8, 16, 32), doc="rank of the projection to the decays"),
+    },
+    check=_fits,
+)
+class GatedLinearAttention(nn.Module):
+    """S_t = diag(alpha_t) S_{t-1} + k_t v_t^T, o_t = q_t^T S_t, decays alpha from the data, per key channel.
+
+    Causal tasks: out(norm(o) * silu(gate(x))), as in the paper. Others, as in ViG-S: s is a 3 x 3 depthwise convolution
+    of x (3 taps on sequences), everything is projected from s, o is the mean of a pass in each direction over the
+    tokens in raster order, and with g = sigmoid(gate(s)) the output is out(g norm(o) + (1 - g) norm'(s)).
+    """
+
+    def __init__(self, context: Context, *, heads: int, expand_k: float, gate_rank: int) -> None:
+        super().__init__()
+        width, keys = context.width, int(context.width * expand_k)
+        self.heads = heads
+        self.causal = context.kind == "causal"
+        self.query, self.key = (nn.Linear(width, keys, bias=False) for _ in range(2))
+        self.value, self.out = (nn.Linear(width, width, bias=False) for _ in range(2))
+        self.decay_low = nn.Linear(width, gate_rank, bias=False)
+        self.decay = nn.Linear(gate_rank, keys)
+        self.gate = nn.Linear(width, width, bias=not self.causal)
+        self.norm = nn.RMSNorm(width // heads, eps=1e-5)
+        if not self.causal:
+            self.local = DepthwiseConv(context, 3, bias=False)
+            self.reverse_decay = nn.Linear(gate_rank, keys)
+            self.local_norm = nn.RMSNorm(width // heads, eps=1e-5)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight, gain=2**-2.5)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def _decay(self, low: Tensor, projection: nn.Linear) -> Tensor:
+        return self._split(F.logsigmoid(projection(low)) / _NORMALISER)
+
+    def _split(self, x_BLC: Tensor) -> Tensor:
+        return x_BLC.unflatten(-1, (self.heads, -1))
+
+    def _normed(self, norm: nn.RMSNorm, x_BLHD: Tensor) -> Tensor:
+        assert norm.weight is not None
+        return norm(x_BLHD.to(norm.weight.dtype)).flatten(-2)  # norms keep their precision under autocast
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ..., C) to the same."""
+        s = (x if self.causal else self.local(x)).flatten(1, -2)
+        q, k, v = (self._split(projection(s)) for projection in (self.query, self.key, self.value))
+        low = self.decay_low(s)
+        decay = self._decay(low, self.decay)
+        reverse = None if self.causal else self._decay(low, self.reverse_decay)
+        o = self._normed(self.norm, gated_linear_attention(q, k, v, decay, reverse))
+        if self.causal:
+            y = o * F.silu(self.gate(s))
+        else:
+            local = self._normed(self.local_norm, self._split(s))
+            y = local + self.gate(s).sigmoid() * (o - local)
+        out: Tensor = self.out(y)
+        return out.view(x.shape)
+
+    def own_macs(self, x: Tensor) -> int:
+        """The products within and between chunks, as the CPU form computes them."""
+        tokens, keys = x[0, ..., 0].numel(), self.query.out_features
+        per_head = matrix_macs(tokens, keys // self.heads, x.shape[-1] // self.heads)
+        return x.shape[0] * self.heads * per_head * (1 if self.causal else 2)

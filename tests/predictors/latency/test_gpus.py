@@ -1,0 +1,294 @@
+"""Waves, occupancy and ahead-of-time counts; then the physical form on published measurements of an A100."""
+
+import csv
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mixnas.kernels import configs, dispatch
+from mixnas.kernels.tools import resources
+from mixnas.predictors.latency import features
+from mixnas.predictors.latency import profile as profile_module
+from mixnas.predictors.latency.estimate import estimate
+from mixnas.predictors.latency.features import work_of
+from mixnas.predictors.latency.gpus import (
+    GPU,
+    GPUS,
+    LIMITS,
+    Spread,
+    floors_ms,
+    gpu_of,
+    launch_work,
+    matmul_busy,
+    occupancy,
+)
+from mixnas.predictors.latency.model import ABOUT, FitConfig, UnitModel
+from mixnas.predictors.latency.predictor import LatencyPredictor
+from mixnas.predictors.latency.profile import ProfileConfig
+from mixnas.predictors.measuring.measure import MeasureConfig
+from mixnas.predictors.units import io_fields, registry_size_after, walk
+from mixnas.search_space.network import IOSpec
+from mixnas.search_space.space import SearchSpace
+
+H200 = GPUS["nvidia-h200"]
+PUBLISHED = Path(os.environ.get("MIXNAS_SHARED_DATA", Path(__file__).parents[4] / "shared" / "data"))
+
+
+@pytest.mark.parametrize(
+    ("arch", "warps", "registers", "shared_bytes", "blocks"),
+    [  # worked out by hand from the rules of NVIDIA's occupancy calculator
+        (90, 4, 0, 0, 16),  # 64 warps
+        (90, 1, 16, 0, 32),  # slots for blocks
+        (90, 4, 64, 0, 8),  # 2,048 registers a warp: 8 warps in a quarter
+        (90, 4, 40, 0, 12),  # 1,280 a warp: 12 in a quarter
+        (90, 8, 128, 0, 2),
+        (90, 4, 255, 0, 2),
+        (90, 4, 0, 100 * 1024, 2),
+        (90, 4, 0, 227 * 1024, 1),
+        (80, 4, 0, 100 * 1024, 1),
+        (86, 4, 0, 0, 12),
+        (75, 4, 0, 32 * 1024, 2),
+        (87, 4, 0, 0, 12),  # no table of its own: as 8.6
+    ],
+)
+def test_occupancy(arch, warps, registers, shared_bytes, blocks):
+    assert occupancy(arch, warps, registers, shared_bytes) == blocks
+
+
+def test_blocks_spread_over_multiprocessors():
+    exact = Spread.of(264, 132, 2)
+    assert (exact.waves, exact.rounds, exact.busy, exact.tail) == (1, 2, 1.0, 0.0)
+    one_more = Spread.of(265, 132, 2)
+    assert (one_more.waves, one_more.rounds) == (2, 3)
+    assert one_more.busy == pytest.approx(265 / 396) and one_more.tail == pytest.approx(263 / 264)
+    work = launch_work("k", one_more, 1000.0, 500)
+    assert work["k.waves"] == 2 and work["k.rounds.macs"] == pytest.approx(1000 * 396 / 265) and work["k.bytes"] == 500
+    assert matmul_busy(132 * 128, 128, 132) == 1.0 and matmul_busy(1, 1000, 132) < 0.1
+
+
+def test_floors():
+    arithmetic, bandwidth = floors_ms(H200, 67e9 / 2, 4.8e9, 4, 0.5)
+    assert arithmetic == pytest.approx(2.0) and bandwidth == pytest.approx(1.0)
+    assert floors_ms(GPU("unknown", 0, 0, 0, 0, 100, 90), 1e9, 1e9, 4, 1.0) == (0.0, 0.0)
+    assert gpu_of("cpu-some-1t") is None and gpu_of("nvidia-h200") is H200
+    assert all(gpu.arch in LIMITS for gpu in GPUS.values())
+
+
+PLAIN = {
+    "stem": {"name": "conv", "stride": 2},
+    "stages": [
+        {
+            "width": [8, 64],
+            "block": {
+                "mixer": ["identity", {"name": "dwconv", "kernel_size": [3, 7]}, {"name": "attention", "heads": 2}],
+                "channel_mixer": [{"name": "mlp", "expansion": 2}, {"name": "swiglu", "expansion": 2}],
+            },
+        }
+    ],
+}
+
+
+def _keys(size=(32, 32)):
+    space, io = SearchSpace.from_dict(PLAIN), io_fields(IOSpec("image", size, 3, 10))
+    found = {}
+    for vector in space.sample_many(40, np.random.default_rng(0)):
+        for _, key in walk(space.decode(vector), io, registry_size_after):
+            found[key] = None
+    return list(found)
+
+
+def test_a_units_launches_are_known_without_a_gpu():
+    launched = set()
+    for key in _keys():
+        on_cpu, on_gpu = work_of(key, 1), work_of(key, 1, gpu=H200)
+        assert not any(name.startswith((ABOUT, "launches", "mixnas")) for name in on_cpu)
+        assert on_gpu == work_of(key, 1, gpu=H200), "counts do not depend on values"
+        kernels = {name.removesuffix(".launches") for name in on_gpu if name.endswith(".launches")}
+        launched |= kernels
+        assert on_gpu["launches"] >= sum(on_gpu[f"{kernel}.launches"] for kernel in kernels)
+        if not kernels:
+            continue
+        assert all(on_gpu[f"{k}.waves"] >= on_gpu[f"{k}.launches"] for k in kernels)
+        assert all(on_gpu[f"{k}.rounds.bytes"] >= on_gpu[f"{k}.bytes"] for k in kernels)
+        assert on_gpu[f"{ABOUT}registers"] >= 16 and 1 <= on_gpu[f"{ABOUT}resident_warps"] <= 64
+        assert 0 <= on_gpu[f"{ABOUT}tail"] < 1 and 0 < on_gpu[f"{ABOUT}blocks_busy"] <= 1
+    assert {"norm_forward", "depthwise_forward", "glu_forward"} <= launched
+    assert dispatch.choose(torch.zeros(1)) == "aten", "counting leaves the choice of implementation as it was"
+
+
+def test_counts_by_shapes_alone_are_those_of_a_real_forward(monkeypatch):
+    real = features._count
+    large = _keys((64, 64))  # large enough that every way of counting is taken
+    by_shapes = [work_of(key, 16, gpu=H200) for key in large]
+    monkeypatch.setattr(features, "_count", lambda module, inputs, shapes_only: real(module, inputs))
+    assert by_shapes == [work_of(key, 16, gpu=H200) for key in large]
+
+
+def test_blocks_grow_with_the_batch():
+    (key,) = [k for k in _keys() if k.role == "block" and "dwconv" in str(k) and k.before.width == 64][:1]
+    one, many = work_of(key, 1, gpu=H200), work_of(key, 256, gpu=H200)
+    assert many["depthwise_forward.waves"] > one["depthwise_forward.waves"]
+    assert many[f"{ABOUT}blocks_busy"] > one[f"{ABOUT}blocks_busy"]
+    # The dwconv multiplies; norm and gate only scale and add.
+    assert one["depthwise_forward.rounds.macs"] > 0 and "norm_forward.rounds.macs" not in one
+
+
+IMAGES = IOSpec("image", (16, 16), 3, 10)
+
+
+def test_an_estimate_counts_what_it_was_not_made_for_alike():
+    space = SearchSpace.from_dict(PLAIN)
+    other = SearchSpace.from_dict({**PLAIN, "norm": "rms"})
+    architecture = other.sample(np.random.default_rng(0))
+    here, there = estimate("nvidia-a100", other, IMAGES), estimate("nvidia-a100", space, IMAGES)
+    assert there.predict(architecture).latency_ms == pytest.approx(here.predict(architecture).latency_ms)
+    # The smallest networks are all launches: the data sheet's rates do not matter, what a launch costs does.
+    small = space.decode(np.zeros(len(space.variables), dtype=int))
+    latencies = [estimate(name, space, IMAGES).predict(small).latency_ms for name in ("nvidia-t4", "nvidia-h200")]
+    eager = estimate("nvidia-h200", space, IMAGES, runtime="eager").predict(small).latency_ms
+    assert latencies[0] < 1.5 * latencies[1] and eager > 2.5 * latencies[1]
+
+
+def test_a_gpus_numbers_travel_with_its_predictor(tmp_path, monkeypatch):
+    monkeypatch.setattr(profile_module, "gpu_of", lambda *_: H200)
+    quick = MeasureConfig(passes=1, window_ms=0.2, sentinel_repeats=2, max_extra_passes=0)
+    config = ProfileConfig(budget_s=60, max_networks=16, measure=quick, fit=FitConfig(num_trees=10))
+    space = SearchSpace.from_dict(PLAIN)
+    predictor = profile_module.profile(space, IMAGES, device="cpu", directory=tmp_path, config=config)
+    again = LatencyPredictor.load(predictor.device, directory=tmp_path)
+    assert GPU(**again.meta["gpu"]) == H200
+    assert {"norm_forward.waves", f"{ABOUT}tail", "launches"} <= set(again.model.work_names)
+    unseen = SearchSpace.from_dict({**PLAIN, "norm": "rms"}).sample(np.random.default_rng(0))
+    assert again.predict(unseen).latency_ms == predictor.predict(unseen).latency_ms > 0
+
+
+@pytest.mark.skipif(not dispatch.HAS_TRITON, reason="Triton isn't installed")
+def test_every_launch_of_the_tables_has_its_resources():
+    """Whatever changes a launch needs `python -m mixnas.kernels.tools.resources`; see the slow test for the counts."""
+    with open(resources.PATH, newline="") as file:
+        kept = [
+            {name: row[name] for name in ("kernel", "gpu", "example", "dtype", "options")}
+            for row in csv.DictReader(file)
+        ]
+    assert kept == list(resources.launches())
+    assert set(resources.load()) == {k for k in configs.kernels() if set(configs.gpus(k)) != {configs.INTERPRETER}}
+
+
+def test_the_most_similar_launch_is_taken():
+    with open(resources.PATH, newline="") as file:
+        rows = list(csv.DictReader(file))
+    row = random.Random(0).choice([row for row in rows if row["kernel"] == "norm_forward"])
+    options = {name: int(value) for name, value in (item.split("=") for item in row["options"].split())}
+    exact = resources.resources_of("norm_forward", row["dtype"], options)
+    assert exact is not None and exact.registers == int(row["registers"])
+    near = resources.resources_of("norm_forward", row["dtype"], options | {"BLOCK_C": options["BLOCK_C"] * 3 // 2})
+    assert near is not None and near.registers == exact.registers
+    assert resources.resources_of("no_such_kernel", "float32", {}) is None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not dispatch.HAS_TRITON, reason="Triton isn't installed")
+def test_the_resource_counts_are_those_of_the_compiler():
+    kept = resources.PATH.read_text()
+    version = kept.splitlines()[1].rsplit(",", 1)[1]
+    if dispatch.triton.__version__ != version:
+        pytest.skip(f"resources.csv is of Triton {version}, here is {dispatch.triton.__version__}")
+    assert kept == resources.table_text(), "write it anew with `python -m mixnas.kernels.tools.resources`"
+
+
+def test_the_form_recovers_a_made_up_gpu():
+    """Time in waves is learned from waves, and a tenth of the rows is as good as all where the form is the truth."""
+    rng = np.random.default_rng(0)
+    works, truth = [], []
+    for blocks, each in zip(rng.integers(1, 3000, 400), rng.integers(1, 60, 400) * 1024, strict=True):
+        work = launch_work("k", Spread.of(int(blocks), 132, 4), 0.0, float(blocks * each))
+        works.append(work)
+        truth.append(2e-3 + 5e-4 * work["k.waves"] + 2e-9 * work["k.rounds.bytes"])
+    latency = np.array(truth) * np.exp(rng.normal(0, 0.01, 400))
+    settings = [{"role=k": 1.0}] * 400
+    few = UnitModel.fit(works[:40], settings[:40], latency[:40], FitConfig(num_trees=5))
+    assert np.abs(few.physical(works[40:]) / np.array(truth[40:]) - 1).mean() < 0.01
+    plain = [{name: work[name] for name in ("k.launches", "k.bytes")} for work in works]
+    without = UnitModel.fit(plain[:40], settings[:40], latency[:40], FitConfig(num_trees=5))
+    assert np.abs(without.physical(plain[40:]) / np.array(truth[40:]) - 1).mean() > 0.03
+
+
+def test_what_only_describes_has_no_coefficient():
+    rng = np.random.default_rng(0)
+    works = [{"k.launches": float(n), f"{ABOUT}registers": float(rng.integers(16, 255))} for n in range(1, 40)]
+    model = UnitModel.fit(works, [{}] * 39, np.arange(1, 40) * 1e-3, FitConfig(num_trees=5))
+    assert dict(zip(model.work_names, model.coefficients > 0, strict=True)) == {
+        "k.launches": True,
+        f"{ABOUT}registers": False,
+    }
+
+
+def _published():
+    """NeuSight's measurements of batched fp32 products on an A100 (MIT licence), those of its one frequent kernel."""
+    path = PUBLISHED / "neusight-a100-bmm.csv"
+    if not path.exists():
+        pytest.skip(f"{path} is not there (MIXNAS_SHARED_DATA names its folder)")
+    with open(path, newline="") as file:
+        return [row for row in csv.DictReader(file) if row["Kernel Name"] == "ampere_sgemm_128x128_nn"]
+
+
+RESIDENT_REGISTERS = 128
+
+
+def _product(row, gpu):
+    batch, m, inner, n = (int(row[name]) for name in ("B", "M", "N", "K"))
+    blocks = batch * -(-m // 128) * -(-n // 128)
+    assert blocks == int(row["Grid x"]) * int(row["Grid y"]) * int(row["Grid z"])
+    # The registers of this kernel are not published. At most 128 a thread let two blocks of 256 threads reside; with
+    # one or three the errors hardly differ.
+    spread = Spread.of(blocks, gpu.multiprocessors, occupancy(gpu.arch, 8, RESIDENT_REGISTERS))
+    moved = 4 * batch * (m * inner + inner * n + m * n)
+    padded = blocks * 128 * 128 * inner  # a block multiplies a whole tile
+    work = launch_work("sgemm", spread, padded, moved)
+    about = {"intensity": padded / moved, "tail": spread.tail, "blocks_busy": spread.busy}
+    work |= {f"{ABOUT}{name}": value for name, value in about.items()}
+    floor, traffic = floors_ms(gpu, padded, moved, 4, spread.busy)
+    work |= {f"{ABOUT}arithmetic_ms": floor, f"{ABOUT}bandwidth_ms": traffic}
+    return work, {"b": batch, "m": m, "n": n, "k": inner}
+
+
+def published_errors(count=3000, seed=0):
+    """Mean error and share within 10%, in percent, on the measurements that `count` random ones leave over."""
+    from sklearn.ensemble import RandomForestRegressor
+
+    rows = _published()
+    pairs = [_product(row, GPUS["nvidia-a100"]) for row in rows]
+    works, settings = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    latency = np.array([float(row["Latency"]) for row in rows])
+    order = np.random.default_rng(seed).permutation(len(rows))
+    seen, rest = order[:count], order[count:]
+    model = UnitModel.fit([works[i] for i in seen], [settings[i] for i in seen], latency[seen], FitConfig())
+    unseen = [works[i] for i in rest], [settings[i] for i in rest]
+    raw = np.array([list(row.values()) for row in settings])
+    forest = RandomForestRegressor(n_estimators=30, random_state=0).fit(raw[seen], latency[seen])
+
+    def errors(predicted):
+        error = np.abs(predicted / latency[rest] - 1)
+        return round(100 * float(error.mean()), 2), round(100 * float((error <= 0.10).mean()), 2)
+
+    return {
+        "coefficients": int((model.coefficients > 0).sum()),
+        "physical form": errors(model.physical(unseen[0])),
+        "with trees": errors(model.predict(*unseen)),
+        "random forest": errors(forest.predict(raw[rest])),
+    }
+
+
+def test_the_form_on_published_measurements():
+    found = published_errors()
+    print(found)
+    assert found["coefficients"] <= 5
+    mean, within = found["physical form"]
+    assert mean <= 5 and within >= 91
+    mean, within = found["with trees"]
+    assert mean <= 2.2 and within >= 98
+    assert found["random forest"][0] > 3 * mean

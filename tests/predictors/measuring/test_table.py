@@ -1,0 +1,94 @@
+"""Measurement tables: rows survive, a torn line is cut off, damage is refused."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from mixnas.predictors.measuring.device import INTERPRETER
+from mixnas.predictors.measuring.measure import Window
+from mixnas.predictors.measuring.table import COLUMNS, MeasurementTable, subject
+from mixnas.search_space.errors import ConfigError, IntegrityError
+
+DEVICE = "cpu-test-1t"
+
+
+def windows(rng, scale, count=3):
+    return [Window(0, i, scale * 1e6 * rng.uniform(1, 1.02, 12), 2e5, 2.01e5) for i in range(count)]
+
+
+@pytest.fixture
+def filled(tmp_path):
+    rng = np.random.default_rng(0)
+    table = MeasurementTable.create_or_open(tmp_path, DEVICE, "eager", 1, 0.2)
+    first = table.add_provenance({"time": "then"})
+    for i in range(3):
+        what = subject("unit", {"number": i}, {"matmul.calls": 2.0}, 1)
+        table.append([(what, w) for w in windows(rng, i + 1)], first)
+    return tmp_path, table
+
+
+def test_what_is_written_is_read(filled):
+    path, table = filled
+    again = MeasurementTable.load(path, DEVICE, "eager")
+    assert again.subjects == table.subjects and again.threads == 1 and again.reference_ms == 0.2
+    ours, theirs = table.latencies("unit"), again.latencies("unit")
+    for identity in ours:
+        assert theirs[identity].latency_ms == pytest.approx(ours[identity].latency_ms, rel=1e-4)
+    assert again.latencies("network") == {}
+    with open(table.csv_path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 9 and list(rows[0]) == list(COLUMNS) == list(again.header["columns"])
+    assert rows[0]["config"] and not rows[1]["config"]
+
+
+def test_appending_goes_on_after_a_torn_line(filled):
+    path, table = filled
+    with open(table.csv_path, "a") as file:
+        file.write('abc,unit,"{""half')
+    again = MeasurementTable.create_or_open(path, DEVICE, "eager", 1, 0.9)
+    assert again.reference_ms == 0.2, "the first profile's reference time holds for good"
+    what = subject("unit", {"number": 7}, {}, 1)
+    again.append([(what, w) for w in windows(np.random.default_rng(1), 1)], again.add_provenance({}))
+    assert len(MeasurementTable.load(path, DEVICE, "eager").subjects) == 4
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("subject,kind", "subject,kin"),
+        ('""number"":1', '""number"":9'),
+        ("samples_us\n", "samples_us\nx"),
+        ("0.2,", "-1,"),
+    ],
+)
+def test_damage_is_refused(filled, old, new):
+    path, table = filled
+    text = table.csv_path.read_text()
+    assert old in text
+    table.csv_path.write_text(text.replace(old, new))
+    with pytest.raises(IntegrityError):
+        MeasurementTable.load(path, DEVICE, "eager")
+
+
+def test_foreign_and_missing_tables(filled):
+    path, table = filled
+    table.json_path.rename(path / "cpu-other-1t.eager.json")
+    table.csv_path.rename(path / "cpu-other-1t.eager.csv")
+    with pytest.raises(IntegrityError, match="expected cpu-other-1t"):
+        MeasurementTable.load(path, "cpu-other-1t", "eager")
+    with pytest.raises(ConfigError, match="nas latency profile"):
+        MeasurementTable.load(path, DEVICE, "eager")
+    with pytest.raises(ConfigError, match="Did you mean 'eager'"):
+        MeasurementTable.create_or_open(path, DEVICE, "eagre", 1, 0.2)
+
+
+def test_another_thread_count_is_another_table(filled):
+    path, _ = filled
+    with pytest.raises(ConfigError, match="1 threads, asked for 2"):
+        MeasurementTable.create_or_open(path, DEVICE, "eager", 2, 0.2)
+
+
+def test_the_interpreters_timings_are_no_devices(tmp_path):
+    with pytest.raises(ConfigError, match="no device's"):
+        MeasurementTable.create_or_open(tmp_path, INTERPRETER, "eager", 1, 0.2).require_device()

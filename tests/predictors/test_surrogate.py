@@ -1,0 +1,133 @@
+"""Surrogates: the masked encoding, made-up metrics, and the published tables where they are."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mixnas.predictors.surrogate import MaskedEncoding, Surrogate, SurrogateConfig, rank_correlation
+from mixnas.search_space.errors import ConfigError
+from mixnas.search_space.files import load_yaml
+from mixnas.search_space.space import SearchSpace
+
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+VALUES = [("a", "b", "c"), (1, 2, 4), (True, False), (16, 32)]
+
+
+@given(st.lists(st.tuples(*[st.integers(-1, len(v) - 1) for v in VALUES]), min_size=1, max_size=20))
+@settings(max_examples=50, deadline=None)
+def test_inactive_choices_carry_nothing(rows):
+    encoded = np.array(rows)
+    encoding = MaskedEncoding(VALUES)
+    x = encoding(encoded)
+    groups = np.array(encoding.group)
+    for v in range(len(VALUES)):
+        assert (x[encoded[:, v] < 0][:, groups == v] == 0).all()
+    active = [row for row in rows if -1 not in row]
+    assert len({tuple(r) for r in encoding(np.array(active, dtype=int).reshape(-1, 4)).tolist()}) == len(set(active))
+
+
+def test_distances_of_the_encoding():
+    x = MaskedEncoding(VALUES)(np.array([[0, 0, 0, 0], [1, 0, 0, 0], [0, 2, 0, 0], [0, 1, 0, 0]]))
+    assert ((x - x[0]) ** 2).sum(1) == pytest.approx([0, 1, 1, 0.25])
+
+
+@pytest.mark.parametrize("encoded", [np.zeros((2, 3), int), np.full((2, 4), 3), np.full((2, 4), -2)])
+def test_vectors_of_another_space_are_refused(encoded):
+    with pytest.raises(ConfigError):
+        MaskedEncoding(VALUES)(encoded)
+
+
+@pytest.fixture(scope="module")
+def conditional():
+    plain = {
+        "stem": "conv",
+        "stages": [
+            {
+                "width": [8, 16, 32],
+                "depth": [1, 2],
+                "block": {
+                    "mixer": ["identity", {"name": "dwconv", "kernel_size": [3, 5, 7]}],
+                    "channel_mixer": [{"name": "mlp", "expansion": [1, 2]}, "swiglu"],
+                },
+            }
+        ],
+    }
+    space = SearchSpace.from_dict(plain)
+    encoded = np.unique(space.sample_many(700, np.random.default_rng(0)), axis=0)
+    rng = np.random.default_rng(1)
+    encoded = rng.permutation(encoded)
+    weights = rng.normal(size=len(space.variables))
+    truth = np.tanh((np.maximum(encoded, 0) * weights).sum(1) / 2) * 5 + 90
+    return [v.values for v in space.variables], encoded, truth
+
+
+@pytest.mark.parametrize("model", ["gp", "svr"])
+def test_a_made_up_metric_is_learned(conditional, model):
+    values, encoded, truth = conditional
+    surrogate = Surrogate.fit(values, encoded[:150], truth[:150], SurrogateConfig(models=(model,)))
+    mean, deviation = surrogate.predict(encoded[150:])
+    assert surrogate.chosen.startswith(model) and set(surrogate.scores) == {model, f"{model}-ranks"}
+    assert rank_correlation(mean, truth[150:]) > 0.9
+    assert (deviation > 0).all() and (np.abs(mean - truth[150:]) < 1.645 * deviation).mean() > 0.75
+
+
+def test_a_linear_change_of_units_changes_the_units_only(conditional):
+    values, encoded, truth = conditional
+    config = SurrogateConfig(models=("svr",))
+    first = Surrogate.fit(values, encoded[:60], truth[:60], config).predict(encoded)
+    second = Surrogate.fit(values, encoded[:60], 1000 * truth[:60] - 7, config).predict(encoded)
+    np.testing.assert_allclose(second[0], 1000 * first[0] - 7, rtol=1e-6)
+    np.testing.assert_allclose(second[1], 1000 * first[1], rtol=1e-4)
+
+
+def test_a_constant_metric(conditional):
+    values, encoded, _ = conditional
+    mean, deviation = Surrogate.fit(values, encoded[:20], np.full(20, 0.5)).predict(encoded)
+    assert mean == pytest.approx(0.5) and np.isfinite(deviation).all()
+
+
+def test_what_cannot_be_fitted(conditional):
+    values, encoded, truth = conditional
+    with pytest.raises(ConfigError, match="4 or more"):
+        Surrogate.fit(values, encoded[:3], truth[:3])
+    with pytest.raises(ConfigError, match="finite"):
+        Surrogate.fit(values, encoded[:5], np.array([1, 2, np.nan, 3, 4]))
+    with pytest.raises(ConfigError, match="allowed are"):
+        Surrogate.fit(values, encoded[:5], truth[:5], SurrogateConfig(models=("forest",)))
+
+
+def read_table(name, metric):
+    described = load_yaml(DATA / f"{name}.yaml")
+    with open(DATA / f"{name}.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    values, columns = [], []
+    for knob, options in described["knobs"].items():
+        cells = [row[knob] for row in rows]
+        numeric = options == ["numeric"]
+        levels = sorted({float(c) for c in cells if c}) if numeric else [str(option) for option in options]
+        values.append(levels)
+        columns.append([-1 if not c else levels.index(float(c) if numeric else c) for c in cells])
+    return values, np.array(columns).T, np.array([float(row[metric]) for row in rows])
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the published tables are not beside this checkout (../shared/data)")
+@pytest.mark.parametrize(
+    ("name", "metric", "least"),
+    [
+        ("nb201-12ep", "cifar100_val", 0.7),
+        ("nas-bench-macro", "cifar10_test", 0.95),
+        ("hat-wmt14ende_cpu_xeon", "latency_ms", 0.95),
+    ],
+)
+def test_published_tables(name, metric, least):
+    values, encoded, truth = read_table(name, metric)
+    order = np.random.default_rng(0).permutation(len(truth))
+    seen, unseen = order[:200], order[200:1200]
+    surrogate = Surrogate.fit(values, encoded[seen], truth[seen])
+    mean, deviation = surrogate.predict(encoded[unseen])
+    assert rank_correlation(mean, truth[unseen]) > least
+    assert 0.75 < (np.abs(mean - truth[unseen]) < 1.645 * deviation).mean() <= 1

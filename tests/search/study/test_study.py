@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import optuna
+import pytest
+
+from mixnas.search.engines.engine import Budget, LocalEngine
+from mixnas.search.strategies.samplers import STRATEGIES
+from mixnas.search.study.objectives import parse_constraints, parse_objectives
+from mixnas.search.study.study import SearchStudy, SpaceExhausted, read_results
+from mixnas.search_space.errors import ConfigError, InfeasibleError
+
+
+def test_a_trial_holds_everything(tmp_path, space, objectives, constraints, evaluator):
+    path = tmp_path / "j"
+    with SearchStudy(path, space, objectives, constraints) as study:
+        proposal = study.ask()
+        record = study.tell(proposal, {**evaluator(proposal.architecture), "macs": 12}, 1.5)
+        trial = study.optuna_study.trials[0]
+    assert trial.user_attrs["id"] == proposal.architecture.id
+    assert trial.user_attrs["architecture"] == proposal.architecture.to_json()
+    assert trial.user_attrs["metrics"]["macs"] == 12 and trial.user_attrs["seconds"] == 1.5
+    assert trial.params == space.params_of(proposal.architecture)
+    results = read_results(path, objectives, constraints)
+    assert results.records == [record] and results.records[0].architecture == proposal.architecture
+
+
+@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "gp"])
+def test_a_space_is_evaluated_to_the_last_architecture(tmp_path, strategy, tiny, objectives, evaluator):
+    evaluator = evaluator if strategy != "nsga3" else lambda a: {"accuracy": 0.5, "latency_ms": 1.0, "params": 1.0}
+    with SearchStudy(tmp_path / "j", tiny, objectives, strategy=strategy, population_size=4) as study:
+        finish = LocalEngine().run(study, lambda a: {"gate": 0.0, **_metrics(a)}, Budget(trials=1000))
+        assert finish.reason == "exhausted" and str(tiny.size()) in finish.message
+        evaluated = [r.id for r in study.results.records if r.evaluated]
+        assert len(evaluated) == len(set(evaluated)) == tiny.size()
+        with pytest.raises(SpaceExhausted):
+            study.ask()
+
+
+def _metrics(architecture):
+    width, depth = architecture.stages[0].width, len(architecture.stages[0].blocks)
+    return {"accuracy": 1 - 1 / (width + depth), "latency_ms": float(depth), "params": float(width * depth)}
+
+
+def test_duplicates_are_pruned_and_do_not_count(tmp_path, tiny, objectives):
+    class Stubborn(optuna.samplers.RandomSampler):
+        """Proposes one and the same architecture for ever."""
+
+        def sample_independent(self, study, trial, param_name, param_distribution):
+            return param_distribution.choices[0]
+
+    with SearchStudy(tmp_path / "j", tiny, objectives) as study:
+        study.optuna_study.sampler = Stubborn()
+        LocalEngine().run(study, _metrics, Budget(trials=3))
+        records = study.results.records
+        assert study.results.evaluated == 3
+        assert [r.status for r in records] == ["done", *["duplicate"] * 20, "done", *["duplicate"] * 20, "done"]
+        trials = study.optuna_study.trials
+        assert trials[1].state == optuna.trial.TrialState.PRUNED and trials[1].user_attrs["duplicate_of"] == 0
+
+
+def test_a_precheck_keeps_the_infeasible_from_being_evaluated(tmp_path, tiny, objectives):
+    evaluated = []
+
+    def evaluator(architecture):
+        evaluated.append(architecture)
+        return _metrics(architecture)
+
+    limit = parse_constraints(["params <= 20"])
+    with SearchStudy(tmp_path / "j", tiny, objectives, limit, precheck=_metrics) as study:
+        finish = LocalEngine().run(study, evaluator, Budget(trials=50))
+        assert finish.reason == "exhausted" and len(evaluated) == 2
+        assert all(_metrics(a)["params"] <= 20 for a in evaluated)
+    nothing = parse_constraints(["params <= 20", "params > 20"])
+    with (
+        SearchStudy(tmp_path / "k", tiny, objectives, nothing, precheck=_metrics) as study,
+        pytest.raises(InfeasibleError, match="for example params is"),
+    ):
+        study.ask()
+
+
+def test_what_a_killed_process_left_running_is_marked_and_may_be_evaluated_again(tmp_path, tiny, objectives):
+    path = tmp_path / "j"
+    with SearchStudy(path, tiny, objectives) as study:
+        left = study.ask()
+    with SearchStudy(path, tiny, objectives) as study:
+        assert [(r.status, r.failure, r.id) for r in study.results.records] == [
+            ("interrupted", "interrupted", left.architecture.id)
+        ]
+        LocalEngine().run(study, _metrics, Budget(trials=1000))
+        assert study.results.counts["done"] == tiny.size()
+
+
+def test_other_objectives_are_refused(tmp_path, space, objectives):
+    SearchStudy(tmp_path / "j", space, objectives).close()
+    for other in ({"accuracy": "max", "params": "min"}, {"latency_ms": "min", "accuracy": "max", "params": "min"}):
+        with pytest.raises(ConfigError, match="has the objectives"):
+            SearchStudy(tmp_path / "j", space, parse_objectives(other))
+        with pytest.raises(ConfigError, match="has the objectives"):
+            read_results(tmp_path / "j", parse_objectives(other))
+
+
+def test_one_objective(tmp_path, space, evaluator):
+    for strategy in ("nsga2", "tpe", "random"):
+        with SearchStudy(tmp_path / strategy, space, parse_objectives({"accuracy": "max"}), strategy=strategy) as study:
+            LocalEngine().run(study, evaluator, Budget(trials=15))
+            best = max(r.metrics["accuracy"] for r in study.results.records if r.status == "done")
+            assert [r.metrics["accuracy"] for r in study.results.front()] == [best]
+
+
+def test_the_hypervolume_box_survives_a_resume(tmp_path, space, objectives, constraints, evaluator):
+    path = tmp_path / "j"
+    with SearchStudy(path, space, objectives, constraints) as study:
+        LocalEngine().run(study, evaluator, Budget(trials=25))
+        box, volume = study.results.reference, study.results.hypervolume()
+    with SearchStudy(path, space, objectives, constraints) as study:
+        assert (study.results.reference, study.results.hypervolume()) == (box, volume)
+    assert read_results(path, objectives, constraints).reference == box
+
+
+def test_tables(tmp_path, space, objectives, constraints, evaluator):
+    with SearchStudy(tmp_path / "j", space, objectives, constraints) as study:
+        LocalEngine().run(study, evaluator, Budget(trials=20))
+        results = study.results
+    rows = list(csv.DictReader(io.StringIO(results.to_csv())))
+    plain = json.loads(json.dumps(results.to_plain(), allow_nan=False))
+    assert [row["id"] for row in rows] == [r.id for r in results.records]
+    assert {row["id"] for row in rows if row["pareto"] == "True"} == {member["id"] for member in plain["front"]}
+    assert plain["front"][0]["architecture"] == results.front()[0].architecture.to_dict()
+    assert plain["knee"] in {member["id"] for member in plain["front"]}
+    accuracies = [member["metrics"]["accuracy"] for member in plain["front"]]
+    assert accuracies == sorted(accuracies, reverse=True)

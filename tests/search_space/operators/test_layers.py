@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mixnas.search_space.operators.layers import DepthwiseConv
+from mixnas.search_space.registry import Context
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "kernel_size"),
+    [("image", (5, 6), 3), ("image", (5, 6), (1, 5)), ("sequence", (9,), 5), ("causal", (9,), 4)],
+)
+def test_the_gate_multiplies_what_is_activated(kind, size, kernel_size):
+    generator = torch.Generator().manual_seed(0)
+    conv = DepthwiseConv(Context(6, size, kind), kernel_size)
+    x, gate = (torch.randn(2, *size, 6, generator=generator, requires_grad=True) for _ in range(2))
+    gated, apart = conv(x, "silu", gate), conv(x, "silu") * gate
+    torch.testing.assert_close(gated, apart)
+    operands = [x, gate, *conv.parameters()]
+    for grad, wanted in zip(*(torch.autograd.grad(y.square().sum(), operands) for y in (gated, apart)), strict=True):
+        torch.testing.assert_close(grad, wanted)
+    assert conv.own_macs(x, "silu", gate) == conv.own_macs(x) == x.numel() * conv.weight[0].numel()
