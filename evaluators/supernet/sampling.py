@@ -98,7 +98,11 @@ class _Deal:
         """See `mixnas.search_space.space.Trial`."""
         if self._size is not None and all(isinstance(c, int | float) and not isinstance(c, bool) for c in choices):
             return self._size(choices)
-        cards = list(choices)
-        if name.endswith(".channel_mixer") and "none" in cards:
-            cards += ["none"] * (self._sampler.omissions - 1)
+        cards = _cards(name, choices, self._sampler.omissions)
         return cards[self._sampler.deal(name, len(cards))]
+
+
+def _cards(place: str, options: Sequence[Any], omissions: int) -> list[Any]:
+    """The deck of a place: a card for each option, for the channel mixer "none" as many as there are omissions."""
+    more = omissions - 1 if place.endswith(".channel_mixer") and "none" in options else 0
+    return [*options, *["none"] * more]
