@@ -55,8 +55,7 @@ def check_task(task: object, source: str) -> Task:
     checked = _check_fields(task, where)
     for split_name in SPLITS:
         _check_split(getattr(checked, split_name), checked.io, f"{where}: {split_name}")
-    with torch.enable_grad():
-        _check_methods(checked, where)
+    _check_methods(checked, where)
     return checked
 
 
@@ -227,10 +226,14 @@ def _check_metric(task: Task, outputs: Tensor, y: Tensor, where: str) -> None:
 
 def _run(what: str, call: Callable[[], _T]) -> _T:
     """The result; what is raised becomes an error that says what was run."""
-    try:
-        return call()
-    except (Exception, SystemExit) as error:
-        raise ConfigError(f"{what} fails: {type(error).__name__}: {error}") from error
+    with torch.enable_grad():
+        try:
+            result = call()
+        except (Exception, SystemExit) as error:
+            raise ConfigError(f"{what} fails: {type(error).__name__}: {error}") from error
+        if not torch.is_grad_enabled():
+            raise ConfigError(f"{what} switches gradients off for all that follows. Use `with torch.no_grad():`.")
+    return result
 
 
 def _is_pair(value: object) -> bool:
