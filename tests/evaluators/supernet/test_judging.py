@@ -103,9 +103,8 @@ def test_a_streamed_dense_task_with_a_metric_of_its_own(examples):
     train_supernet(supernet, task, CONFIG, seed=0)
     rng = np.random.default_rng(0)
     architectures = [supernet.space.sample(rng) for _ in range(8)]
-    for architecture, metrics in zip(
-        architectures, SubnetJudge(supernet, task, probe=examples).judge_many(architectures)
-    ):
+    found = SubnetJudge(supernet, task, probe=examples).judge_many(architectures)
+    for architecture, metrics in zip(architectures, found, strict=True):
         assert list(metrics) == ["overlap", "loss"]
         if not examples:
             judged = evaluate(supernet.extract(architecture), task)

@@ -65,3 +65,12 @@ def test_random_shift_moves_each_image_as_a_whole() -> None:
         shifts += [shift for shift, window in windows.items() if torch.equal(window, after)]
     assert len(shifts) == 500
     assert len(set(shifts)) == 9
+
+
+def test_labels_stay_with_their_images(digits: Task) -> None:
+    inputs, targets = digits.train.gather(torch.arange(100))
+    moved, labels = digits.augment(inputs, targets, torch.Generator().manual_seed(0))
+    padded = torch.nn.functional.pad(inputs, (0, 0, 1, 1, 1, 1), value=float(inputs.min()))
+    for whole, image in zip(padded, moved, strict=True):
+        assert any(torch.equal(whole[i : i + 8, j : j + 8], image) for i in range(3) for j in range(3))
+    assert torch.equal(labels, targets)
