@@ -41,7 +41,7 @@ class ConvNeXt(nn.Module):
         norm, up, down = self.norm, self.up, self.down
         # One kernel where the layers are plain; a policy that takes their place runs them itself.
         if x.dim() == 4 and is_plain(up, down) and (up.compute is None or use_triton(x)):
-            products = (up.weight, up.bias, down.weight, down.bias)
+            products: tuple[Tensor, ...] = (up.weight, up.bias, down.weight, down.bias)
             if up.compute is not None:
                 x, products = x.to(up.compute), tuple(product.to(up.compute) for product in products)
             assert self.conv.bias is not None
