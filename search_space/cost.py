@@ -95,16 +95,24 @@ def op_cost(axis: str, op: Op, quant: Op | None, before: Context, after: Context
         after: Context of its output.
         tokens: Whether it reads integers.
     """
+    with torch.device("meta"):
+        module = build_op(axis, op, before, after, quant)
+    params = sum(parameter.numel() for parameter in module.parameters())
+    stored = stored_bytes(module) if quant is None else policy_of(quant).weight_bytes(module)
+    return Cost(params, _op_macs(axis, op, before, after, tokens), stored)
+
+
+@lru_cache(maxsize=1 << 16)
+def _op_macs(axis: str, op: Op, before: Context, after: Context, tokens: bool) -> int:
+    """A policy changes how products are computed, not how many there are."""
     with torch.device("meta"), torch.no_grad():
-        module = build_op(axis, op, before, after, quant).eval()
+        module = build_op(axis, op, before, after).eval()
         shape = (1, *before.size)
         example = torch.zeros(shape, dtype=torch.long) if tokens else torch.zeros(*shape, before.width)
         counter = _Macs()
         with work.watching(counter.add), counter:
             module(example, _itself) if axis == "gate" else module(example)
-    params = sum(parameter.numel() for parameter in module.parameters())
-    stored = stored_bytes(module) if quant is None else policy_of(quant).weight_bytes(module)
-    return Cost(params, counter.total, stored)
+    return counter.total
 
 
 def _itself(x: Tensor) -> Tensor:

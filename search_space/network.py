@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mixnas.search_space import registry
 from mixnas.search_space.architecture import Architecture, Op
-from mixnas.search_space.errors import ConfigError
+from mixnas.search_space.errors import ConfigError, NasError
 from mixnas.search_space.operators.quantization.policy import policy_of
 from mixnas.search_space.registry import BETWEEN, Context
 from mixnas.search_space.units import IOSpec, Unit, plan, registry_size_after
@@ -219,6 +219,7 @@ class Network(nn.Module):
         self.architecture = architecture
         self.io = io
         self.deployed = False
+        self.shared = units is not None
         if units is None:
             planned = checked_plan(architecture, io)
             if generator is None:
@@ -242,7 +243,13 @@ class Network(nn.Module):
         return x
 
     def deploy(self) -> Network:
-        """Store weights as each branch's quantization policy stores them on the device, in place; returns itself."""
+        """Store weights as each branch's quantization policy stores them on the device, in place; returns itself.
+
+        Raises:
+            NasError: The weights belong to a super-network.
+        """
+        if self.shared:
+            raise NasError("a sub-network's weights are the super-network's: deploy what Supernet.extract gives.")
         if not self.deployed:
             for module in dict(self.units()).values():
                 deploy_unit(module)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mixnas.search_space.architecture import Architecture
-from mixnas.search_space.errors import ConfigError
+from mixnas.search_space.errors import ConfigError, NasError
 from mixnas.search_space.network import Network
 from mixnas.search_space.operators.norms import has_running_statistics, reset_running_statistics
 from mixnas.search_space.supernet import Supernet, slice_of
@@ -114,6 +114,13 @@ def test_running_statistics_are_the_subnetworks_own_after_recalibration():
         trained = subnet.train()(x)
         # Unbiased variances make the two differ a little.
         assert (subnet.eval()(x) - trained).norm() < 0.02 * trained.norm()
+
+
+def test_a_subnetwork_is_not_deployed_in_the_store():
+    supernet = Supernet(basic("image"), IMAGE)
+    with pytest.raises(NasError, match="deploy what Supernet.extract gives"):
+        supernet.subnet(supernet.smallest()).deploy()
+    supernet.extract(supernet.smallest()).deploy()
 
 
 def test_an_architecture_of_another_space_is_refused():
