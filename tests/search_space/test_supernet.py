@@ -118,7 +118,7 @@ def test_running_statistics_are_the_subnetworks_own_after_recalibration():
 
 def test_a_subnetwork_is_not_deployed_in_the_store():
     supernet = Supernet(basic("image"), IMAGE)
-    with pytest.raises(NasError, match="deploy what Supernet.extract gives"):
+    with pytest.raises(NasError, match=r"deploy what Supernet\.extract gives"):
         supernet.subnet(supernet.smallest()).deploy()
     supernet.extract(supernet.smallest()).deploy()
 
