@@ -42,10 +42,10 @@ from mixnas.evaluators.training import (
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import ConfigError, IntegrityError, StoppedEarly
 from mixnas.search_space.formats.safetensors import load_tensors, save_tensors
-from mixnas.search_space.network import IOSpec
 from mixnas.search_space.reporting import SILENT, Report
 from mixnas.search_space.space import SearchSpace
 from mixnas.search_space.supernet import Supernet
+from mixnas.search_space.units import IOSpec
 
 Tensors = dict[str, Tensor]
 
