@@ -8,23 +8,50 @@ from pathlib import Path
 
 import pytest
 
+from mixnas.evaluators.tasks.loading import by_name
+from mixnas.predictors.latency.model import FitConfig
+from mixnas.predictors.latency.profile import ProfileConfig, profile
+from mixnas.predictors.measuring.measure import MeasureConfig
+from mixnas.search.config import load_config
+from mixnas.search_space.space import SearchSpace
+
 from .command import CONFIG, nas, ok
 
 BATCH = 4
 
 
+QUICK = ProfileConfig(
+    budget_s=60.0,  # never reached: these networks are measured before
+    max_networks=14,
+    measure=MeasureConfig(passes=1, window_ms=0.5, sentinel_repeats=4, max_extra_passes=1, batch_size=BATCH),
+    fit=FitConfig(num_trees=20),
+)
+
+
 @pytest.fixture(scope="module")
 def profiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `batches.yaml`, whose latencies are of batches, and what `nas latency profile` made of it."""
+    """A folder with `batches.yaml`, whose latencies are of batches, and this machine's `tables` for it."""
     root = tmp_path_factory.mktemp("profiled")
     (root / "batches.yaml").write_text(CONFIG.replace("latency: {", f"latency: {{batch_size: {BATCH}, "))
-    words = ("latency", "profile", "-c", root / "batches.yaml", "--budget", "6s", "--tables", root / "tables")
+    config = load_config(root / "batches.yaml")
+    space, io = SearchSpace.from_dict(config.space), by_name("digits").io
+    profile(space, io, device="cpu", directory=root / "tables", config=QUICK, plain=config.space)
+    return root
+
+
+def test_profile_goes_on_with_a_table(profiled: Path, tmp_path: Path):
+    shutil.copytree(profiled / "tables", tmp_path / "tables")
+    (path,) = (tmp_path / "tables").glob("*.csv")
+    rows = path.read_text().count("\n")
+    words = ("latency", "profile", "-c", profiled / "batches.yaml", "--budget", "3s", "--tables", tmp_path / "tables")
     answer = nas(*words, "--json")
     assert answer.returncode == 0, answer.stderr
     assert "profile: " in answer.stderr and "done in" in answer.stderr
     said = json.loads(answer.stdout)
-    assert said["runtime"] == "eager" and said["accuracy"]["networks"] > 0
-    return root
+    assert said["runtime"] == "eager" and said["device"] in path.name and said["accuracy"]["networks"] > 0
+    assert path.read_text().count("\n") > rows
+    wrong = nas(*words, "--budget", "soon")
+    assert wrong.returncode == 2 and "--budget: 'soon' is not a duration" in wrong.stderr
 
 
 def test_devices(profiled: Path):
