@@ -365,7 +365,8 @@ class _Training:
         if config.seconds is None:
             return config.steps or config.epochs * self.batches.per_epoch
         started = time.perf_counter()
-        sampler, optimizer = FairSampler(self.supernet.space, self.seed + 1, config.omissions), optimizer_of(self.supernet, config)
+        sampler = FairSampler(self.supernet.space, self.seed + 1, config.omissions)
+        optimizer = optimizer_of(self.supernet, config)
         buffers = [b.clone() for b in self.supernet.buffers()]
         times: list[float] = []
         go_on = True
