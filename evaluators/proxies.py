@@ -18,8 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mixnas.evaluators.tasks.task import Task
 from mixnas.search_space import registry
 from mixnas.search_space.architecture import Architecture
+from mixnas.search_space.cost import cost
 from mixnas.search_space.errors import ConfigError, nearest
-from mixnas.search_space.network import Network, cost
+from mixnas.search_space.network import Network
 
 Proxy = Callable[[Network, Task, int, torch.Generator], float]
 """Called with an untrained network, the task, a batch size and a generator on the CPU."""

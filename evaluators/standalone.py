@@ -21,7 +21,8 @@ from mixnas.predictors.measuring.measure import (
     measure_networks,
 )
 from mixnas.search_space.architecture import Architecture
-from mixnas.search_space.network import Network, cost
+from mixnas.search_space.cost import cost
+from mixnas.search_space.network import Network
 from mixnas.search_space.reporting import SILENT, Report
 
 Keep = Callable[[Architecture, Network, dict[str, float]], None]

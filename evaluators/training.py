@@ -161,9 +161,7 @@ def train(
 
     network.to(device).train()
     parameters: list[Tensor] = [p for p in network.parameters() if p.requires_grad]
-    groups = parameter_groups(network, config.weight_decay)
-    beta1, beta2 = config.betas
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(beta1, beta2), fused=True)
+    optimizer = optimizer_of(network, config)
     average = [p.detach().clone() for p in parameters] if config.ema else []
     data = batches.forever(local)
 
@@ -187,8 +185,7 @@ def train(
             optimizer.step()
             step += 1
             if average:
-                # Short trainings: the average must not remember the initial weights.
-                torch._foreach_lerp_(average, parameters, 1 - min(config.ema, (1 + step) / (10 + step)))
+                update_average(average, parameters, config.ema, step)
             losses.append(loss.detach())
             if step % check_every == 0 or step == steps:
                 report(step, steps, loss=_last_finite(losses[-check_every:], step))
@@ -301,6 +298,21 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, 
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def optimizer_of(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW over a network's parameters, as configured."""
+    beta1, beta2 = config.betas
+    groups = parameter_groups(network, config.weight_decay)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(beta1, beta2), fused=True)
+
+
+def update_average(average: list[Tensor], parameters: list[Tensor], decay: float, step: int) -> None:
+    """Take the weights behind a step (1, 2, ...) into their moving average, in place.
+
+    The decay rises towards its value: the average of a short training must not remember the initial weights.
+    """
+    torch._foreach_lerp_(average, parameters, 1 - min(decay, (1 + step) / (10 + step)))
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:

@@ -14,10 +14,11 @@ from mixnas.evaluators.tasks.task import Examples, Task
 from mixnas.evaluators.training import TrainConfig, TrainResult, judged, recalibrate, train
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import ConfigError
-from mixnas.search_space.network import Network, plan
+from mixnas.search_space.network import Network
 from mixnas.search_space.operators.norms import has_running_statistics
 from mixnas.search_space.reporting import SILENT, Report
 from mixnas.search_space.supernet import Supernet
+from mixnas.search_space.units import plan
 
 _BATCH_SIZE = 512
 _KEPT_VALUES = 1 << 26  # so many values of inputs, and of activations, are kept at most (4 bytes each)

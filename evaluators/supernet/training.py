@@ -35,17 +35,18 @@ from mixnas.evaluators.training import (
     DivergedError,
     TrainConfig,
     learning_rate,
-    parameter_groups,
+    optimizer_of,
     precision_of,
     unchanged_globals,
+    update_average,
 )
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import ConfigError, IntegrityError, StoppedEarly
 from mixnas.search_space.formats.safetensors import load_tensors, save_tensors
-from mixnas.search_space.network import IOSpec
 from mixnas.search_space.reporting import SILENT, Report
 from mixnas.search_space.space import SearchSpace
 from mixnas.search_space.supernet import Supernet
+from mixnas.search_space.units import IOSpec
 
 Tensors = dict[str, Tensor]
 
@@ -222,7 +223,7 @@ class _Training:
         self.sampler = FairSampler(supernet.space, seed, config.omissions)
         self.batches = Batches(task.train, config.batch_size, task.augment if config.augment else None, device)
         self.parameters: list[Tensor] = list(supernet.parameters())
-        self.optimizer = self._optimizer()
+        self.optimizer = optimizer_of(supernet, config)
         self.average: list[Tensor] = []
         self.step = 0
         self.steps: int | None = None  # until it is decided
@@ -236,11 +237,6 @@ class _Training:
     def finished(self) -> bool:
         """Whether the checkpoint was of a finished training."""
         return self.step == self.steps
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        groups = parameter_groups(self.supernet, self.config.weight_decay)
-        beta1, beta2 = self.config.betas
-        return torch.optim.AdamW(groups, lr=self.config.lr, betas=(beta1, beta2), fused=True)
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
@@ -314,8 +310,7 @@ class _Training:
         loss, stop = self._train(x, y, self.sampler, self.optimizer, lr, asked=asked)
         self.step += 1
         if self.average:
-            decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
-            torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
+            update_average(self.average, self.parameters, self.config.ema, self.step)
         return loss, stop
 
     def _train(
@@ -370,7 +365,7 @@ class _Training:
         if config.seconds is None:
             return config.steps or config.epochs * self.batches.per_epoch
         started = time.perf_counter()
-        sampler, optimizer = FairSampler(self.supernet.space, self.seed + 1, config.omissions), self._optimizer()
+        sampler, optimizer = FairSampler(self.supernet.space, self.seed + 1, config.omissions), optimizer_of(self.supernet, config)
         buffers = [b.clone() for b in self.supernet.buffers()]
         times: list[float] = []
         go_on = True

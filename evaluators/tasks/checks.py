@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from mixnas.evaluators.tasks.task import RESERVED_METRICS, SPLITS, Examples, Split, Task, target_shape
+from mixnas.evaluators.tasks.task import RESERVED_METRICS, SPLITS, Examples, Split, Task
 from mixnas.search_space.errors import ConfigError
-from mixnas.search_space.network import IOSpec
+from mixnas.search_space.units import IOSpec
 
 _T = TypeVar("_T")
 
@@ -105,10 +105,10 @@ def _check_split(split: Any, io: IOSpec, where: str) -> None:
         raise ConfigError(f"{where}: inputs are {inputs.dtype}, they must be floating point.")
     elif not bool(torch.isfinite(inputs).all()):
         raise ConfigError(f"{where}: inputs hold NaN or infinity.")
-    grid = target_shape(io)
-    if tuple(targets.shape[1 : 1 + len(grid)]) != grid:
+    if tuple(targets.shape[1 : 1 + len(io.grid)]) != io.grid:
         raise ConfigError(
-            f"{where}: a target has shape {tuple(targets.shape[1:])}, the head {io.head!r} answers at each of {grid}."
+            f"{where}: a target has shape {tuple(targets.shape[1:])}, and io says that the head {io.head!r} answers on "
+            f"the grid {io.grid}. Give targets of that grid, or say theirs in io: out_size."
         )
 
 
@@ -164,7 +164,7 @@ def _check_methods(task: Task, where: str) -> None:
     indices = torch.arange(min(2, len(task.train)))
     x, y = task.train.gather(indices)
     _, moved = _augmented(task, x, y, where)
-    shape = (len(indices), *target_shape(task.io), task.io.num_outputs)
+    shape = (len(indices), *task.io.grid, task.io.num_outputs)
     generator = torch.Generator().manual_seed(0)
     outputs, teacher = (torch.randn(shape, generator=generator) for _ in range(2))
     _check_loss(f"{where}: loss", task.loss, outputs, y)

@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from mixnas.evaluators.tasks.task import Split, Task
-from mixnas.search_space.network import IOSpec
+from mixnas.search_space.units import IOSpec
 
 # The split belongs to the task, not to a run: whatever the run's seed, nobody trains on another's test images.
 _SPLIT_SEED = 20_240_901

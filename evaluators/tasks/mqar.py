@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mixnas.evaluators.tasks.task import IGNORE, Split, Task
 from mixnas.search_space.errors import ConfigError
-from mixnas.search_space.network import IOSpec
+from mixnas.search_space.units import IOSpec
 
 
 class Mqar(Task):

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixnas.search_space.network import Cost, IOSpec
+from mixnas.search_space.cost import METRICS as COSTS
+from mixnas.search_space.units import IOSpec
 
 IGNORE = -100
 """A target that is not scored, as in `torch.nn.functional.cross_entropy`."""
@@ -25,7 +26,7 @@ SPLITS = ("train", "validation", "test")
 
 RESERVED_METRICS = (
     "loss",
-    *(field.name for field in fields(Cost)),
+    *COSTS,
     *("latency_ms", "latency_low_ms", "latency_high_ms", "energy_mj", "train_steps", "train_seconds"),
 )
 """What evaluators call their other results: no name for a task's metric."""
@@ -48,8 +49,8 @@ class Examples(Protocol):
             indices: (n,) int64 on the CPU, from 0 to `len` - 1, in any order.
 
         Returns:
-            Inputs (n, *size, features) float, or (n, length) integer tokens; targets (n, *grid, ...), where the grid
-            is empty for a head that answers once for an example.
+            Inputs (n, *size, features) float, or (n, length) integer tokens; targets (n, *grid, ...), see
+            `IOSpec.grid`.
         """
 
 
@@ -75,11 +76,6 @@ class Split:
     def to(self, device: str | torch.device) -> Split:
         """The same examples on a device."""
         return Split(self.inputs.to(device), self.targets.to(device))
-
-
-def target_shape(io: IOSpec) -> tuple[int, ...]:
-    """The grid of one example's targets: empty where a head answers once for an example."""
-    return () if io.head == "pool" else tuple(io.size)
 
 
 class Accumulator(Protocol):

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from mixnas.evaluators.supernet import judging
 from mixnas.evaluators.supernet.judging import SubnetJudge, fine_tune
 from mixnas.evaluators.supernet.training import train_supernet
+from mixnas.evaluators.tasks.digits import Digits
 from mixnas.evaluators.tasks.loading import by_name
 from mixnas.evaluators.tasks.task import Task
 from mixnas.evaluators.training import DivergedError, TrainConfig, evaluate
-from mixnas.search_space import network as networks
+from mixnas.search_space import registry
 from mixnas.search_space.errors import ConfigError
-from mixnas.search_space.network import Unit, plan
+from mixnas.search_space.registry import Context
+from mixnas.search_space.units import plan
 from tests.evaluators.streamed import Signs
 from tests.evaluators.supernet.tiny import CONFIG, assert_equal, tiny_supernet, weights
 
@@ -59,7 +61,8 @@ def test_what_is_shared_is_computed_once(digits):
     judge.judge_many(architectures)
     planned = [plan(architecture, digits.io) for architecture in architectures]
     assert calls["stem"] == len({units[0] for units in planned})
-    assert calls["stages.0.blocks.0"] == len({units[:2] for units in planned})
+    assert calls["stages.0.blocks.0.token"] == len({units[:2] for units in planned})
+    assert calls["stages.0.blocks.0.channel"] == len({units[:3] for units in planned})
     before = calls.total()
     judge.judge_many(architectures)
     assert calls.total() == before
@@ -134,7 +137,7 @@ def test_what_does_not_fit_in_memory_is_gathered_and_computed_again(kept, exampl
 def test_a_loss_that_is_not_finite_is_the_architectures(digits):
     supernet = tiny_supernet(digits)
     with torch.no_grad():
-        supernet.get_parameter("head.linear.bias").fill_(float("inf"))
+        supernet.get_parameter("head.output.pool.linear.bias").fill_(float("inf"))
     architecture = supernet.space.sample(np.random.default_rng(0))
     with pytest.raises(DivergedError, match=f"{architecture.id}'s validation loss is nan"):
         SubnetJudge(supernet, digits)(architecture)
@@ -146,19 +149,26 @@ def test_a_loss_that_is_not_finite_is_the_architectures(digits):
 class Squared(nn.Module):
     """A head whose answers are no linear function of anything."""
 
-    def __init__(self, unit: Unit, make: object = None) -> None:
+    def __init__(self, before: Context, after: Context) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(unit.after.width, unit.before.width))
+        self.weight = nn.Parameter(torch.ones(after.width, before.width))
+
+    @staticmethod
+    def out_size(size: tuple[int, ...]) -> tuple[int, ...]:
+        return ()
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.linear(x.flatten(1, -2).mean(1), self.weight).square()
 
 
 def test_another_head_is_run_whole_and_not_probed(digits, monkeypatch):
-    monkeypatch.setattr(networks, "Head", Squared)
-    supernet = tiny_supernet(digits)
+    monkeypatch.setattr(registry, "_operators", dict(registry._operators))
+    registry.register("head", "squared", paper="none")(Squared)
+    task = Digits()
+    task.io = dataclasses.replace(digits.io, head="squared", out_size=())
+    supernet = tiny_supernet(task)
     architecture = supernet.space.sample(np.random.default_rng(0))
-    judged, plain = SubnetJudge(supernet, digits)(architecture), evaluate(supernet.extract(architecture), digits)
+    judged, plain = SubnetJudge(supernet, task)(architecture), evaluate(supernet.extract(architecture), task)
     assert (judged["accuracy"], judged["loss"]) == pytest.approx((plain.score, plain.loss))
-    with pytest.raises(ConfigError, match=r"probe is 64, but the head 'pool' has no linear last layer .* Set probe: 0"):
-        SubnetJudge(supernet, digits, probe=64)
+    with pytest.raises(ConfigError, match=r"probe is 64, but the head 'squared' has no linear last layer .* Set probe"):
+        SubnetJudge(supernet, task, probe=64)

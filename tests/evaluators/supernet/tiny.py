@@ -25,7 +25,7 @@ def tiny_space(norm: object = "layer", stride: int = 2) -> SearchSpace:
 
 def tiny_supernet(task: Task, norm: object = "layer") -> Supernet:
     # A dense answer is wanted at every position of the input.
-    space = tiny_space(norm, stride=2 if task.io.head == "pool" else 1)
+    space = tiny_space(norm, stride=1 if task.io.grid else 2)
     return Supernet(space, task.io, torch.Generator().manual_seed(0))
 
 

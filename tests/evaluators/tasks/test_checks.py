@@ -11,7 +11,7 @@ from mixnas.evaluators.tasks.checks import check_task
 from mixnas.evaluators.tasks.digits import Digits
 from mixnas.evaluators.tasks.task import IGNORE, RESERVED_METRICS, Split, Task
 from mixnas.search_space.errors import ConfigError
-from mixnas.search_space.network import IOSpec
+from mixnas.search_space.units import IOSpec
 from tests.evaluators.streamed import Noise, Signs
 
 
@@ -71,7 +71,7 @@ def test_a_task_that_lacks_parts_is_refused_with_all_of_them() -> None:
         ({"io": IOSpec("causal", (4, 3), 9, 2, "pool", True)}, "integers"),
         (
             {"io": IOSpec("sequence", (4,), 3, 2, "token")},
-            r"a target has shape \(\), the head 'token' .*\(4,\)",
+            r"a target has shape \(\), .*'token' answers on the grid \(4,\)",
         ),
     ],
 )
@@ -254,7 +254,7 @@ def test_a_dense_target_of_another_grid_is_refused() -> None:
     task = Signs()
     task.io = IOSpec("image", (6, 5), 1, 2, "token")
     task.test = Split(torch.zeros(3, 6, 5, 1), torch.full((3, 3, 3), IGNORE))
-    with pytest.raises(ConfigError, match=r"test: a target has shape \(3, 3\), the head 'token' .* \(6, 5\)"):
+    with pytest.raises(ConfigError, match=r"test: a target has shape \(3, 3\), .* grid \(6, 5\)\. .*out_size"):
         check_task(task, "signs")
 
 

@@ -6,8 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mixnas.evaluators.tasks.digits import Digits
-from mixnas.evaluators.tasks.task import IGNORE, MeanScore, Split, Task, distillation_loss, target_shape
-from mixnas.search_space.network import IOSpec
+from mixnas.evaluators.tasks.task import IGNORE, MeanScore, Split, Task, distillation_loss
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -120,8 +119,3 @@ def test_distillation_is_the_soft_cross_entropy_over_what_is_labelled() -> None:
 )
 def test_only_classes_are_distilled(outputs: Tensor, targets: Tensor) -> None:
     assert Plain().distillation(outputs, outputs, targets) is None
-
-
-def test_the_grid_of_targets_is_that_of_the_head() -> None:
-    assert target_shape(IOSpec("image", (4, 6), 1, 2)) == ()
-    assert target_shape(IOSpec("image", (4, 6), 1, 2, "token")) == (4, 6)
