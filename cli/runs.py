@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from mixnas.cli.overview import overview
-from mixnas.cli.printing import colored, number, print_json, print_table
+from mixnas.cli.printing import colored, line_width, number, print_json, print_table
 from mixnas.cli.verbs import Verb, budgeted, config_name, configured, load_config
 from mixnas.search_space.errors import StoppedEarly
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from mixnas.search.study.results import TrialRecord
 
 PLACE = 1
+
+_WIDE = 150  # characters that a front's numbers and its architectures take side by side
 
 
 # -- nas search --------
@@ -212,8 +214,8 @@ def _print_front(args: argparse.Namespace, pareto: dict[str, Any], members: list
     metric, final = pareto["metric"], pareto.get("final", False)
     columns = ["id", metric, *([f"test {metric}", "in search"] if final else [])]
     columns += [f"{pareto.get('latency', '')} ms".strip(), "90% interval", *(["predicted ms"] if final else [])]
-    columns += ["params", "macs", "architecture"]
-    rows = []
+    columns += ["params", "macs"]
+    rows, names = [], []
     for m in members:
         values = m["metrics"]
         row = [m["id"] + (" *" if m["id"] == pareto.get("knee") else ""), f"{values[metric]:.4f}"]
@@ -225,11 +227,17 @@ def _print_front(args: argparse.Namespace, pareto: dict[str, Any], members: list
         if final:
             predicted = m["predicted"].get("latency_ms", m["searched"].get("latency_ms"))
             row.append("-" if predicted is None else f"{predicted:.3f}")
-        row += [number(values["params"]), number(values["macs"])]
-        rows.append([*row, str(Architecture.from_dict(m["architecture"]))])
+        rows.append([*row, number(values["params"]), number(values["macs"])])
+        names.append(str(Architecture.from_dict(m["architecture"])))
     device = f" on {pareto['device']}" if "device" in pareto else ""
     title = f"{pareto['run']}: Pareto front{device}, {len(rows)} networks (* the knee)"
+    if line_width(args) >= _WIDE:
+        rows = [[*row, name] for row, name in zip(rows, names, strict=True)]
+        print_table(args, [*columns, "architecture"], rows, title=title)
+        return
     print_table(args, columns, rows, title=title)
+    for m, name in zip(members, names, strict=True):
+        print(f"{m['id']}  {name}")
 
 
 VERBS = (
