@@ -230,18 +230,21 @@ def doctor(args: argparse.Namespace) -> int:
 
 def search(args: argparse.Namespace) -> int:
     """A whole search."""
-    from mixnas.search.job import Plan, new_run
+    from mixnas.search.job import new_run
+    from mixnas.search.problem import Problem
+    from mixnas.search.strategies import STRATEGIES
 
     config = _load_config(args)
     source = str(args.config or DEFAULT_CONFIG.name)
     if args.dry_run:
-        plan = Plan(config, source)
+        problem = Problem(config, source)
+        strategy = STRATEGIES.name_of(config.search.strategy)
         lines = [
-            f"task          {config.task.name}: {plan.io.kind}, input {'x'.join(map(str, plan.io.size))}",
-            f"space         {plan.space.size():,} architectures, {len(plan.space.variables)} choices",
-            f"objectives    {', '.join(map(str, plan.objectives))}",
-            f"constraints   {', '.join(map(str, plan.constraints)) or 'none'}",
-            f"search        {config.search.trials} trials by {config.search.strategy}, {config.search.evaluator}",
+            f"task          {config.task.name}: {problem.io.kind}, input {'x'.join(map(str, problem.io.size))}",
+            f"space         {problem.space.size():,} architectures, {len(problem.space.variables)} choices",
+            f"objectives    {', '.join(map(str, problem.objectives))}",
+            f"constraints   {', '.join(map(str, problem.constraints)) or 'none'}",
+            f"search        {config.search.trials} trials by {strategy}, {config.search.evaluator}",
             "nothing was started (--dry-run)",
         ]
         print("\n".join(lines))
@@ -251,12 +254,9 @@ def search(args: argparse.Namespace) -> int:
 
 def resume(args: argparse.Namespace) -> int:
     """Go on with a run."""
-    from mixnas.search.config import load_config
-    from mixnas.search.run.directory import Run
+    from mixnas.search.job import reopen_run
 
-    run = Run.open(args.run, args.runs)
-    config = load_config(args.config or run.path / "config.yaml", settings=_settings(args))
-    run.write_config(config.to_plain())
+    run, config = reopen_run(args.run, root=args.runs, config=args.config, settings=_settings(args))
     return _execute(args, run, config)
 
 
@@ -278,10 +278,10 @@ def _execute(args: argparse.Namespace, run: Any, config: Any) -> int:
         print(f"run {run.path}", file=sys.stderr)
     job = Job(run, config, progress=progress, stop=StopSignal(heard), on_trial=told if args.verbose else None)
     try:
-        pareto = job.execute()
+        found = job.execute()
     except StoppedEarly as stopped:
         raise StoppedEarly(f"{stopped} Go on with: nas resume {run.name}") from stopped
-    _print_front(args, pareto, pareto["front"])
+    _print_front(args, found, found.members)
     if not args.quiet and not args.json:
         print(f"take one away: nas export {run.name}    see the front again: nas front {run.name}", file=sys.stderr)
     return 0
@@ -346,56 +346,56 @@ def front(args: argparse.Namespace) -> int:
     from mixnas.search.run.directory import Run
     from mixnas.search.study.objectives import parse_filter
 
-    pareto = Run.open(args.run, args.runs).pareto()
-    members = pareto["front"]
+    found = Run.open(args.run, args.runs).front()
+    members = found.members
     if args.where:
-        known = sorted({name for member in members for name in member["metrics"]})
+        known = sorted({name for member in members for name in member.values})
         wanted = parse_filter(args.where, known=known)
-        members = [member for member in members if wanted.holds(member["metrics"])]
-    _print_front(args, pareto, members)
+        members = tuple(member for member in members if wanted.holds(member.values))
+    _print_front(args, found, members)
     if not members:
         print("no member of the front satisfies that", file=sys.stderr)
         return 3
     return 0
 
 
-def _print_front(args: argparse.Namespace, pareto: dict[str, Any], members: list[dict[str, Any]]) -> None:
+def _print_front(args: argparse.Namespace, found: Any, members: Sequence[Any]) -> None:
     if args.json:
-        _json({**pareto, "front": members})
+        _json({**found.to_plain(), "front": [member.to_plain() for member in members]})
         return
     if getattr(args, "csv", False):
         import csv
 
-        metrics = list(dict.fromkeys(name for member in members for name in member["metrics"]))
+        metrics = list(dict.fromkeys(name for member in members for name in member.values))
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(["id", *metrics, "predicted_latency_ms", "architecture"])
         for m in members:
-            predicted = m.get("predicted", {}).get("latency_ms", "")
-            architecture = json.dumps(m["architecture"], separators=(",", ":"))
-            writer.writerow([m["id"], *(m["metrics"].get(n, "") for n in metrics), predicted, architecture])
+            predicted = "" if m.predicted is None else m.predicted.ms
+            architecture = json.dumps(m.architecture, separators=(",", ":"))
+            writer.writerow([m.id, *(m.values.get(n, "") for n in metrics), predicted, architecture])
         return
     from mixnas.search_space.architecture import Architecture
 
-    metric, final = pareto["metric"], pareto.get("final", False)
+    metric, final = found.metric, found.final
     columns = ["id", metric, *([f"test {metric}", "in search"] if final else [])]
-    columns += [f"{pareto.get('latency', '')} ms".strip(), "90% interval", *(["predicted ms"] if final else [])]
+    columns += [f"{found.latency} ms".strip(), "90% interval", *(["predicted ms"] if final else [])]
     columns += ["params", "macs", "architecture"]
     rows = []
     for m in members:
-        values = m["metrics"]
-        row = [m["id"] + (" *" if m["id"] == pareto.get("knee") else ""), f"{values[metric]:.4f}"]
+        values = m.values
+        row = [m.id + (" *" if m.id == found.knee else ""), f"{values[metric]:.4f}"]
         if final:
-            row += [f"{values[f'test_{metric}']:.4f}", f"{m['searched'][metric]:.4f}"]
+            row += [f"{values[f'test_{metric}']:.4f}", f"{m.searched[metric]:.4f}"]
         low, high = values.get("latency_low_ms"), values.get("latency_high_ms")
         row.append(f"{values['latency_ms']:.3f}" if "latency_ms" in values else "-")
         row.append("-" if low is None or high is None else f"{low:.3f} to {high:.3f}")
         if final:
-            predicted = m["predicted"].get("latency_ms", m["searched"].get("latency_ms"))
+            predicted = m.searched.get("latency_ms") if m.predicted is None else m.predicted.ms
             row.append("-" if predicted is None else f"{predicted:.3f}")
         row += [_number(values["params"]), _number(values["macs"])]
-        rows.append([*row, str(Architecture.from_dict(m["architecture"]))])
-    device = f" on {pareto['device']}" if "device" in pareto else ""
-    _table(args, columns, rows, title=f"{pareto['run']}: Pareto front{device}, {len(rows)} networks (* the knee)")
+        rows.append([*row, str(Architecture.from_dict(m.architecture))])
+    device = f" on {found.device}" if found.device else ""
+    _table(args, columns, rows, title=f"{found.run}: Pareto front{device}, {len(rows)} networks (* the knee)")
 
 
 # -- nas export --------
@@ -472,21 +472,25 @@ def latency_query(args: argparse.Namespace) -> int:
     if (args.arch is not None) + (args.run is not None) + (args.sample is not None) != 1:
         raise ConfigError("nas latency query: give one of --arch FILE, --sample N (with -c SPACE), or a RUN.")
     asked: dict[str, Any] | None
+    predictor: LatencyPredictor | None
     if args.run is not None:
         from mixnas.search.run.directory import Run
 
         run = Run.open(args.run, args.runs)
-        members = run.pareto()["front"]
-        directory = run.latency if args.device is None and run.latency.is_dir() else args.tables
+        members = run.front().members
         device = args.device or run.manifest["device"]
-        asked = {member["id"]: member["architecture"] for member in members}
-        measured = {m["id"]: m["metrics"].get("latency_ms") for m in members}
+        asked = {member.id: member.architecture for member in members}
+        measured = {m.id: m.metrics.get("latency_ms") for m in members}
     else:
-        device, directory, measured = args.device, args.tables, dict[str, Any]()
+        run, device, measured = None, query.device_or_here(args.device), dict[str, Any]()
         asked = None if args.arch is None else {str(args.arch): load_yaml(args.arch)}
-    device = query.device_or_here(device)
     try:
-        predictor = _estimate(args, device) if args.estimate else LatencyPredictor.load(device, args.runtime, directory)
+        if args.estimate:
+            predictor = _estimate(args, device)
+        elif run is not None and args.device is None and args.tables is None:
+            predictor = run.predictor()
+        else:
+            predictor = LatencyPredictor.load(device, args.runtime, args.tables)
     except ConfigError:
         if not any(measured.values()) or args.device is not None:
             raise

@@ -22,7 +22,6 @@ from mixnas.predictors.measuring.measure import Call, Clock, MeasureConfig, meas
 from mixnas.predictors.measuring.measure import Latency as Measurement
 from mixnas.predictors.measuring.table import MeasurementTable, tagged
 from mixnas.search_space.architecture import Architecture
-from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.reporting import SILENT, Report
 from mixnas.search_space.space import SearchSpace
 
@@ -105,16 +104,18 @@ class LatencySource:
         """Runtime and batch size as in the names of files."""
         return tagged(self._spec.runtime, self._spec.batch_size)
 
-    def require(self) -> None:
-        """Refuse a runtime that this machine cannot measure, before any work is started.
+    def check(self) -> None:
+        """Refuse what can neither be measured nor predicted, before any work is started.
 
         Raises:
-            ConfigError: With what is missing.
+            ConfigError: This machine lacks the runtime, or nobody measured the device.
         """
         if self.here:
             from mixnas.predictors.measuring import runtimes
 
             runtimes.require(self._spec.runtime, self.torch_device)
+        else:
+            self.find()
 
     # -- predicting ---------------------------------------------------------------------------------------------------
 
@@ -137,7 +138,7 @@ class LatencySource:
             should_stop: Asked between measurements; what was measured until then is kept.
 
         Raises:
-            ConfigError: Nobody measured the device, or what is kept in the directory is another device's or runtime's.
+            ConfigError: Nobody measured the device through this runtime with this batch size.
             StoppedEarly: `should_stop` said so.
         """
         if self._predictor is not None:
@@ -146,15 +147,8 @@ class LatencySource:
             self._predictor = self.find()
             return
         directory = self._spec.directory or user_directory()
-        there = {(device, tag): path for device, tag, path in installed(directory)}
-        if (self.device, self.tag) in there:
-            self._predictor = LatencyPredictor.open(there[self.device, self.tag])
-        elif there and self._spec.directory is not None:
-            found = ", ".join(f"{device} ({tag})" for device, tag in there)
-            raise ConfigError(
-                f"{directory}: latency here is that of {found}, and now {self.device} ({self.tag}) is asked for: they "
-                "do not compare. Go on where and as it was begun, or start a new run."
-            )
+        if (self.device, self.tag) in {(device, tag) for device, tag, _ in installed(directory)}:
+            self._predictor = LatencyPredictor.load(self.device, self.tag, directory)
         else:
             self._predictor = self._profile(space, io, directory, plain, report, should_stop)
         # Measured and predicted latency refer to the same sentinel time.

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from mixnas.evaluators.metrics import COSTS
 from mixnas.search.study.objectives import Comparison
 from mixnas.search_space.enumeration import Corner, cost_corner
 from mixnas.search_space.errors import InfeasibleError
 from mixnas.search_space.network import IOSpec
 from mixnas.search_space.space import SearchSpace
-
-COSTS = ("params", "macs", "weight_bytes")
 
 Corners = Mapping[str, Mapping[str, Corner]]
 

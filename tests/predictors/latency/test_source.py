@@ -24,7 +24,11 @@ SPACE = SearchSpace.from_dict(
         "stages": [
             {
                 "width": [8, 256],
-                "block": {"mixer": {"name": "attention", "heads": 2}, "channel_mixer": "mlp", "quant": ["fp32", "bf16"]},
+                "block": {
+                    "mixer": {"name": "attention", "heads": 2},
+                    "channel_mixer": "mlp",
+                    "quant": ["fp32", "bf16"],
+                },
             }
         ],
     }
@@ -64,8 +68,10 @@ def test_devices() -> None:
 
 def test_a_runtime_that_is_not_there_is_refused() -> None:
     with pytest.raises(ConfigError, match="'graph' is not available here"):
-        replace(HERE, runtime="graph").open().require()
-    replace(HERE, runtime="graph", device="nvidia-h100").open().require()  # measured elsewhere
+        replace(HERE, runtime="graph").open().check()
+    HERE.open().check()
+    with pytest.raises(ConfigError, match='no measurements of device "nobody\'s"'):
+        replace(HERE, device="nobody's").open().check()
 
 
 def test_larger_networks_take_longer_and_share_one_reference() -> None:
@@ -109,8 +115,8 @@ def test_what_is_asked_is_what_was_profiled(tmp_path: Path) -> None:
     assert again.predict(architecture, IO) == predicted
     assert again.reference_ms == source.reference_ms == source.spec.reference_ms
     assert asked.open().find().tag == "eager-b4"
-    with pytest.raises(ConfigError, match=r"eager-b4\), and now .* \(eager\) is asked for: they do not compare"):
-        replace(asked, batch_size=1).open().prepare(PROFILED, IO)
+    with pytest.raises(ConfigError, match=r"through 'eager'\..*There are: .*\(eager-b4\)"):
+        replace(asked, batch_size=1).open().find()
 
 
 @pytest.fixture
