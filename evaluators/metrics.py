@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import asdict
 
 import numpy as np
 
 from mixnas.evaluators.protocol import Metric
 from mixnas.evaluators.tasks.task import Task
 from mixnas.search_space.architecture import Architecture
-from mixnas.search_space.network import Cost, IOSpec, cost
+from mixnas.search_space.cost import METRICS, cost
 from mixnas.search_space.space import SearchSpace
-
-COSTS = tuple(field.name for field in fields(Cost))
-"""What is exact, and known for every architecture."""
+from mixnas.search_space.units import IOSpec
 
 
 def metrics_of(task: Task, *, latency: bool, cheap_latency: bool = False) -> dict[str, Metric]:
@@ -27,7 +25,7 @@ def metrics_of(task: Task, *, latency: bool, cheap_latency: bool = False) -> dic
     found = [
         Metric(task.metric, "max" if task.direction == "max" else "min"),
         Metric("loss", "min"),
-        *(Metric(name, "min", True) for name in COSTS),
+        *(Metric(name, "min", True) for name in METRICS),
     ]
     if latency:
         found.append(Metric("latency_ms", "min", cheap_latency))
@@ -42,4 +40,4 @@ def costs(architecture: Architecture, io: IOSpec) -> dict[str, float]:
 def costs_of(matrix: np.ndarray, space: SearchSpace, io: IOSpec) -> dict[str, np.ndarray]:
     """Costs of encoded architectures (rows, variables), each (rows,)."""
     found = [costs(architecture, io) for architecture in space.decode_many(matrix)]
-    return {name: np.array([one[name] for one in found]) for name in COSTS}
+    return {name: np.array([one[name] for one in found]) for name in METRICS}

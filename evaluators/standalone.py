@@ -153,7 +153,7 @@ class StandaloneEvaluator:
             self._shortened(fidelity),
             generator=generator,
             device=self.device,
-            progress=lambda step, steps, loss, score: report(step, steps, loss=loss, score=score),
+            report=report,
             should_stop=should_stop,
         )
         return network, result

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from mixnas.kernels.depthwise import depthwise_conv
 from mixnas.kernels.dispatch import choose
 from mixnas.kernels.epilogue import ACTIVATIONS, activation_function, epilogue_reference
+from mixnas.kernels.work import counted
 
 
 def _padding(size: int, causal: bool) -> int:
@@ -43,6 +44,7 @@ def _aten(x_BLC: torch.Tensor, weight_C1K: torch.Tensor, bias: torch.Tensor | No
     return z.permute(0, 2, 3, 1).squeeze(2)
 
 
+@counted(lambda x, weight, *_, **__: x.numel() * weight.shape[-1])
 def depthwise_conv1d(
     x_BLC: torch.Tensor,
     weight_C1K: torch.Tensor,

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from mixnas.kernels.depthwise import depthwise_conv
 from mixnas.kernels.dispatch import cdiv, choose, tracing
 from mixnas.kernels.epilogue import ACTIVATIONS, activation_function, epilogue_reference
+from mixnas.kernels.work import counted
 
 MAX_KERNEL_SIZE = 31
 
@@ -129,6 +130,7 @@ def _aten(x_BHWC: torch.Tensor, weight_C1KK: torch.Tensor, bias: torch.Tensor | 
     return z.permute(0, 2, 3, 1)
 
 
+@counted(lambda x, weight, *_, **__: x.numel() * weight.shape[-1] ** 2)
 def depthwise_conv2d(
     x_BHWC: torch.Tensor,
     weight_C1KK: torch.Tensor,

@@ -30,6 +30,7 @@ from mixnas.kernels.norm import backward as norm_backward
 from mixnas.kernels.norm import forward as norm_forward
 from mixnas.kernels.norm import layer_norm, rms_norm
 from mixnas.kernels.tools.aot import Example
+from mixnas.kernels.work import counted
 
 MAX_CHANNELS = 128
 MAX_KERNEL_SIZE = 9
@@ -268,6 +269,12 @@ def _as_autocast(x: torch.Tensor, products: tuple[torch.Tensor, ...]) -> tuple[t
     return x.to(dtype), tuple(product.to(dtype) for product in products)
 
 
+def _macs(x, weight, conv_bias, norm_weight, norm_bias, up, *_, **__) -> int:
+    """The convolution and the two pointwise layers."""
+    return x.numel() * (weight.shape[-1] ** 2 + 2 * up.shape[0])
+
+
+@counted(_macs)
 def fused_conv_block(
     x_BHWC: torch.Tensor,
     weight_C1KK: torch.Tensor,

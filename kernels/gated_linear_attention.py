@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from mixnas.kernels import configs
 from mixnas.kernels.dispatch import cdiv, choose, launch, next_power_of_2, tl, triton
 from mixnas.kernels.tools.aot import Example
+from mixnas.kernels.work import counted
 
 MAX_VALUE_CHANNELS = 128  # of a head: what a program holds of S in registers; wider heads run the ATen form
 
@@ -198,12 +199,13 @@ def _chunk_size(length: int) -> int:
     return min(length, 8 if length <= 64 else 16 if length <= 256 else 32)
 
 
-def matrix_macs(length: int, key_channels: int, value_channels: int) -> int:
-    """Return the multiply-accumulates in matrix products of the ATen form, one head of one direction of one example."""
+def _macs(q, k, v, log_decay, reverse_log_decay=None, scale=None) -> int:
+    """Multiply-accumulates in matrix products, as the ATen form has them: within chunks and between them."""
+    B, length, heads, key_channels = q.shape
     C = _chunk_size(length)
     N = cdiv(length, C)
-    between = 2 * C * key_channels * value_channels if N > 1 else 0
-    return N * (C * C * value_channels + between)
+    between = 2 * C * key_channels * v.shape[-1] if N > 1 else 0
+    return B * heads * (1 if reverse_log_decay is None else 2) * N * (C * C * v.shape[-1] + between)
 
 
 def _chunked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_decay: torch.Tensor) -> torch.Tensor:
@@ -352,6 +354,7 @@ def _differentiate(ctx, grad):
 _gla.register_autograd(_differentiate, setup_context=_setup_context)
 
 
+@counted(_macs)
 def gated_linear_attention(
     q: torch.Tensor,
     k: torch.Tensor,

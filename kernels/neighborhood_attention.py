@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from mixnas.kernels import configs, dispatch
 from mixnas.kernels.dispatch import cdiv, choose, launch, next_power_of_2, tl, triton
 from mixnas.kernels.tools.aot import Example
+from mixnas.kernels.work import counted
 
 MAX_HEAD_CHANNELS = 128
 _LOG2_E = math.log2(math.e)
@@ -471,6 +472,13 @@ def _complete(window: Sequence[int], stride: Sequence[int] | None, dilation: Seq
     return list(stride or [1] * n), list(dilation or [1] * n), list(causal or [False] * n)
 
 
+def _macs(q, k, v, window, stride=None, dilation=None, causal=None, scale=None) -> int:
+    """Scores and their product with the values, of the pairs that attend."""
+    pairs = num_pairs(tuple(q.shape[1:-2]), window, *_complete(window, stride, dilation, causal))
+    return 2 * q.shape[0] * pairs * q.shape[-2] * q.shape[-1]
+
+
+@counted(_macs)
 def neighborhood_attention(
     q: torch.Tensor,
     k: torch.Tensor,

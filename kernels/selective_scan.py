@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from mixnas.kernels import configs
 from mixnas.kernels.dispatch import cdiv, choose, launch, next_power_of_2, tl, triton
 from mixnas.kernels.tools.aot import Example
+from mixnas.kernels.work import counted
 
 SPAN = 16  # tokens between two kept states
 MAX_STATES = 64
@@ -276,10 +277,10 @@ def _spans(length: int) -> tuple[int, int]:
     return size, cdiv(length, size)
 
 
-def matrix_macs(length: int, channels: int, states: int) -> int:
-    """Return the multiply-accumulates in matrix products of the ATen form, one example."""
-    size, spans = _spans(length)
-    return size * spans * channels * states
+def _macs(x, step, a, *_, **__) -> int:
+    """Multiply-accumulates in matrix products, as the ATen form has them: of states and c."""
+    size, spans = _spans(x.shape[1])
+    return x.shape[0] * size * spans * a.numel()
 
 
 def _aten(
@@ -432,6 +433,7 @@ def _differentiate(ctx, grad):
 _scan.register_autograd(_differentiate, setup_context=_setup_context)
 
 
+@counted(_macs)
 def selective_scan(
     x: torch.Tensor,
     step: torch.Tensor,

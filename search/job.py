@@ -243,8 +243,8 @@ def new_run(config: Config, *, root: str | Path, name: str | None, source: str) 
     )
 
 
-def reopen_run(
-    name: str | Path, *, root: str | Path, config: str | Path | None = None, settings: Sequence[str] = ()
+def reopen(
+    name: str | Path, root: str | Path = "runs", *, config: str | Path | None = None, settings: Sequence[str] = ()
 ) -> tuple[Run, Config]:
     """Open a run to go on with it, and note in it what is changed (its budget may be).
 

@@ -12,8 +12,8 @@ from mixnas.search.config import Config
 from mixnas.search.evaluators import make_evaluator
 from mixnas.search.study.feasibility import Corners, check_constraints, corners
 from mixnas.search_space.enumeration import check_space
-from mixnas.search_space.network import IOSpec
 from mixnas.search_space.space import SearchSpace
+from mixnas.search_space.units import IOSpec
 
 
 class Problem:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,9 @@ from typing import Any
 
 from mixnas.search_space.files import dump_yaml, load_yaml, parse_yaml
 from mixnas.search_space.registry import Value
+
+BLOCK_AXES = ("mixer", "gate", "channel_mixer", "quant")
+"""What a block chooses, as its file spells it."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,13 @@ class Op:
         """`name`, or `{name: ..., knob: value}`."""
         return {"name": self.name, **dict(self.knobs)} if self.knobs else self.name
 
+    @classmethod
+    def from_plain(cls, plain: Any) -> Op:
+        """The inverse of `to_plain`, unchecked: every knob must be written."""
+        if isinstance(plain, str):
+            return cls(plain)
+        return cls(plain["name"], tuple(sorted((k, v) for k, v in plain.items() if k != "name")))
+
     def __str__(self) -> str:
         inner = ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in self.knobs)
         return f"{self.name}({inner})" if inner else self.name
@@ -44,23 +55,59 @@ class Op:
 
 @dataclass(frozen=True)
 class Block:
-    """`x + gate(mixer(norm(x)))`, then `x + channel_mixer(norm(x))`; `recursion` times with one set of weights."""
+    """`x + gate(mixer(norm(x)))`, then `x + channel_mixer(norm(x))`; `recursion` times with one set of weights.
+
+    Attributes:
+        mixer: Token mixer.
+        gate: Around it.
+        channel_mixer: Of the second half; "none" leaves it out.
+        quant: Quantization policy of the token branch.
+        recursion: How often the block runs.
+        channel_quant: Policy of the channel branch; that of the token branch where none is given, or there is none.
+    """
 
     mixer: Op
     gate: Op
     channel_mixer: Op
     quant: Op
     recursion: int = 1
+    channel_quant: Op = None  # type: ignore[assignment]  # set below
+
+    def __post_init__(self) -> None:
+        if self.channel_quant is None or self.channel_mixer.name == "none":
+            object.__setattr__(self, "channel_quant", self.quant)
 
     def to_plain(self) -> dict[str, Any]:
         """The mapping of a canonical file."""
+        quant: Any = self.quant.to_plain()
+        if self.channel_quant != self.quant:
+            quant = {"mixer": quant, "channel_mixer": self.channel_quant.to_plain()}
         return {
             "mixer": self.mixer.to_plain(),
             "gate": self.gate.to_plain(),
             "channel_mixer": self.channel_mixer.to_plain(),
-            "quant": self.quant.to_plain(),
+            "quant": quant,
             "recursion": self.recursion,
         }
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Block:
+        """The inverse of `to_plain`, unchecked."""
+        quant = plain["quant"]
+        both = quant if is_by_branch(quant) else {"mixer": quant, "channel_mixer": quant}
+        return cls(
+            mixer=Op.from_plain(plain["mixer"]),
+            gate=Op.from_plain(plain["gate"]),
+            channel_mixer=Op.from_plain(plain["channel_mixer"]),
+            quant=Op.from_plain(both["mixer"]),
+            channel_quant=Op.from_plain(both["channel_mixer"]),
+            recursion=plain["recursion"],
+        )
+
+
+def is_by_branch(quant: Any) -> bool:
+    """Whether plain data names a policy for each branch by itself: `{mixer: ..., channel_mixer: ...}`."""
+    return isinstance(quant, Mapping) and "name" not in quant
 
 
 @dataclass(frozen=True)
@@ -117,6 +164,23 @@ class Architecture:
         return SearchSpace.from_dict(plain, source).single()
 
     @classmethod
+    def from_canonical(cls, plain: Mapping[str, Any]) -> Architecture:
+        """Read the canonical form (`to_dict`), unchecked and without the registry of operators, which needs torch.
+
+        Raises:
+            KeyError, TypeError: It is not the canonical form: read it with `from_dict`.
+        """
+        stages = tuple(
+            Stage(
+                stage["width"],
+                Op.from_plain(stage["downsample"]),
+                tuple(Block.from_plain(block) for block in stage["blocks"]),
+            )
+            for stage in plain["stages"]
+        )
+        return cls(Op.from_plain(plain["stem"]), Op.from_plain(plain["norm"]), stages)
+
+    @classmethod
     def from_yaml(cls, text: str, source: str = "<text>") -> Architecture:
         """Read YAML or JSON text."""
         return cls.from_dict(parse_yaml(text, source), source)
@@ -140,7 +204,10 @@ class Architecture:
             for block in stage.blocks:
                 names = [block.mixer, block.gate, block.channel_mixer]
                 text = "+".join(str(op) for op in names if op.name != "none")
-                text += "" if block.quant.name == "fp32" else f":{block.quant}"
+                if block.channel_quant != block.quant:
+                    text += f":{block.quant}/{block.channel_quant}"
+                elif block.quant.name != "fp32":
+                    text += f":{block.quant}"
                 blocks.append(text + (f" ×{block.recursion}" if block.recursion > 1 else ""))
             parts.append(f"{stage.width}[{', '.join(blocks)}]")
         return f"{self.norm}: " + " > ".join(parts)

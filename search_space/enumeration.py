@@ -1,16 +1,19 @@
-"""Looking at a whole space without listing its architectures: the units that can occur, and its corners."""
+"""Looking at a whole space without listing its architectures: what can stand where, and its corners."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 from mixnas.search_space.architecture import Architecture, Block, Op, Stage
-from mixnas.search_space.grammar import BLOCK_AXES, BlockChoice, OpChoice, StageChoice
-from mixnas.search_space.network import IOSpec, Unit, after_op, check_unit, unit_cost
+from mixnas.search_space.cost import op_cost
+from mixnas.search_space.grammar import BlockChoice, OpChoice, StageChoice
+from mixnas.search_space.network import check_head, check_op, check_stem
 from mixnas.search_space.registry import Context
 from mixnas.search_space.space import SearchSpace
+from mixnas.search_space.units import IOSpec, registry_size_after
 
 
 def ops_of(choice: OpChoice) -> list[Op]:
@@ -22,90 +25,120 @@ def ops_of(choice: OpChoice) -> list[Op]:
     ]
 
 
-def blocks_of(choice: BlockChoice) -> Iterator[Block]:
-    """Every block of a place."""
-    axes = [ops_of(getattr(choice, axis)) for axis in BLOCK_AXES]
-    for mixer, gate, channel_mixer, quant in itertools.product(*axes):
-        for recursion in choice.recursion:
-            yield Block(mixer, gate, channel_mixer, quant, recursion)
+@dataclass(frozen=True)
+class Site:
+    """An operator at a place where it can stand.
+
+    Attributes:
+        unit: Name of the unit, as in `units.plan`.
+        path: Place within the unit: "norm", "mixer", "gate", "channel_mixer", "output", or "" where it is all of it.
+        axis: Its axis.
+        op: The operator.
+        before: Context of its input.
+        after: Context of its output.
+        quants: Policies that it may stand under; empty outside branches and for norms.
+    """
+
+    unit: str
+    path: str
+    axis: str
+    op: Op
+    before: Context
+    after: Context
+    quants: tuple[Op, ...] = ()
 
 
-def covering_blocks(choice: BlockChoice) -> list[Block]:
-    """Few blocks in which every operator with every combination of its knobs, and every recursion, occurs."""
-    axes = {axis: ops_of(getattr(choice, axis)) for axis in BLOCK_AXES}
-    base = Block(**{axis: ops[0] for axis, ops in axes.items()}, recursion=choice.recursion[0])
-    varied = [_with(base, axis, op) for axis, ops in axes.items() for op in ops]
-    varied += [replace(base, recursion=r) for r in choice.recursion]
-    return list(dict.fromkeys(varied))
-
-
-def _with(block: Block, axis: str, op: Op) -> Block:
-    return replace(block, **{axis: op})  # type: ignore[arg-type]
-
-
-def transitions(space: SearchSpace, io: IOSpec, s: int, befores: list[Context]) -> list[Unit]:
-    """Every stem (s = 0) or downsample unit that can lead into stage `s` from one of the contexts."""
+def entries(space: SearchSpace, io: IOSpec, s: int, befores: list[Context]) -> list[Site]:
+    """Every stem (s = 0) and downsample that can lead into stage `s` from one of the contexts, checked."""
     stage = space.tree.stages[s]
-    axis = "stem" if s == 0 else "downsample"
-    choice = space.tree.stem if s == 0 else stage.downsample
-    name = "stem" if s == 0 else f"stages.{s}.downsample"
-    detail = "tokens" if s == 0 and io.tokens else ""
-    units = []
-    for op, before, width in itertools.product(ops_of(choice), befores, stage.width):
-        unit = Unit(name, axis, op, None, before, before, detail)
-        check_unit(unit)  # before its output size is asked for
-        units.append(replace(unit, after=after_op(axis, op, before, width)))
+    sites = []
     if s == 0:
-        for unit, op in itertools.product(list(units), ops_of(stage.downsample)):
-            if op.name != "none":
-                check_unit(Unit("stages.0.downsample", "downsample", op, None, unit.after, unit.after))
-                after = after_op("downsample", op, unit.after, unit.after.width)
-                units.append(Unit("stages.0.downsample", "downsample", op, None, unit.after, after))
-    return units
+        for op in ops_of(space.tree.stem):
+            check_stem(op, io)
+            size = registry_size_after("stem", op, io.before)
+            sites += [Site("stem", "", "stem", op, io.before, Context(w, size, io.kind)) for w in stage.width]
+        befores = list(dict.fromkeys(site.after for site in sites))
+    name = f"stages.{s}.downsample"
+    for op, before in itertools.product(ops_of(stage.downsample), befores):
+        if s == 0 and op.name == "none":
+            continue
+        check_op("downsample", op, before, name)
+        size = registry_size_after("downsample", op, before)
+        widths = (before.width,) if s == 0 else stage.width  # a stem answers with the first stage's width already
+        sites += [Site(name, "", "downsample", op, before, Context(w, size, io.kind)) for w in widths]
+    return sites
+
+
+def _bare(choice: StageChoice) -> bool:
+    """Whether a first stage may follow its stem directly."""
+    return any(option.name == "none" for option in choice.downsample.options)
 
 
 def contexts(space: SearchSpace, io: IOSpec) -> list[list[Context]]:
     """For each stage, every context in which its blocks can stand."""
     found: list[list[Context]] = []
-    befores = [Context(io.in_features, io.size, io.kind)]
-    for s in range(len(space.tree.stages)):
-        befores = list(dict.fromkeys(unit.after for unit in transitions(space, io, s, befores)))
+    befores = [io.before]
+    for s, stage in enumerate(space.tree.stages):
+        leading = ("stem", "downsample") if s == 0 and _bare(stage) else ("downsample",)
+        sites = entries(space, io, s, befores)
+        befores = list(dict.fromkeys(site.after for site in sites if site.axis in leading))
         found.append(befores)
     return found
 
 
-def units_of(
-    space: SearchSpace, io: IOSpec, blocks: Callable[[BlockChoice], list[Block] | Iterator[Block]] = covering_blocks
-) -> Iterator[Unit]:
-    """Units at all places of the space.
+def branch_quants(choice: BlockChoice) -> tuple[tuple[Op, ...], tuple[Op, ...]]:
+    """The policies that a block's token branch and its channel branch may have."""
+    token = tuple(ops_of(choice.quant))
+    return token, token if choice.channel_quant is None else tuple(ops_of(choice.channel_quant))
 
-    Args:
-        space: The space.
-        io: What its networks read and answer.
-        blocks: `covering_blocks` (each operator occurs, their combinations do not) or `blocks_of` (every block).
+
+def sites_of(space: SearchSpace, io: IOSpec) -> Iterator[Site]:
+    """Every operator at every place of the space, each once for each context that it can stand in.
+
+    Raises:
+        ConfigError: A stem or downsample cannot stand where it stands; the others are not checked here.
     """
     norms = ops_of(space.tree.norm)
-    befores = [Context(io.in_features, io.size, io.kind)]
-    for s, stage in enumerate(space.tree.stages):
-        entering = transitions(space, io, s, befores)
-        yield from entering
-        befores = list(dict.fromkeys(unit.after for unit in entering))
+    befores = [io.before]
+    for s, (stage, inside) in enumerate(zip(space.tree.stages, contexts(space, io), strict=True)):
+        yield from entries(space, io, s, befores)
+        befores = inside
         for b in range(max(stage.depth)):
-            for block, norm, context in itertools.product(blocks(stage.blocks[b]), norms, befores):
-                yield Unit(f"stages.{s}.blocks.{b}", "block", block, norm, context, context)
-    for norm, context in itertools.product(norms, befores):
-        after = Context(io.num_outputs, context.size, io.kind)
-        yield Unit("head", "head", None, norm, context, after, io.head)
+            choice = stage.blocks[b]
+            token, channel = branch_quants(choice)
+            name = f"stages.{s}.blocks.{b}"
+            for at in inside:
+                for axis in ("mixer", "gate"):
+                    for op in ops_of(getattr(choice, axis)):
+                        yield Site(f"{name}.token", axis, axis, op, at, at, token)
+                mixers = [op for op in ops_of(choice.channel_mixer) if op.name != "none"]
+                for op in mixers:
+                    yield Site(f"{name}.channel", "channel_mixer", "channel_mixer", op, at, at, channel)
+                for norm in norms:
+                    yield Site(f"{name}.token", "norm", "norm", norm, at, at)
+                    if mixers:
+                        yield Site(f"{name}.channel", "norm", "norm", norm, at, at)
+    for at in befores:
+        for norm in norms:
+            yield Site("head", "norm", "norm", norm, at, at)
+        head = Op(io.head)
+        yield Site("head", "output", "head", head, at, io.after(registry_size_after("head", head, at)))
 
 
 def check_space(space: SearchSpace, io: IOSpec) -> None:
     """Refuse a space that holds an operator which cannot stand where it stands, before any work is started.
 
     Raises:
-        ConfigError: Kind of task, width or size do not fit; the message says where and what does.
+        ConfigError: Kind of task, width, size, or the grid of dense targets do not fit; the message says where and what
+            does.
     """
-    for unit in units_of(space, io):
-        check_unit(unit)
+    for site in sites_of(space, io):
+        if site.axis == "head":
+            check_head(io, site.before)
+        elif site.axis not in ("stem", "downsample"):
+            check_op(site.axis, site.op, site.before, site.unit)
+            for quant in site.quants:
+                check_op("quant", quant, site.before, site.unit)
 
 
 @dataclass(frozen=True)
@@ -116,75 +149,115 @@ class Corner:
     value: float
 
 
-def corner(space: SearchSpace, io: IOSpec, value: Callable[[Unit], float], *, largest: bool) -> Corner:
-    """The architecture with the smallest or largest sum of `value` over its units.
+ValueOf = Callable[[str, Op, Op | None, Context, Context, bool, int], float]
+"""`value(axis, op, policy, before, after, tokens, repeats)` of one operator that runs `repeats` times."""
 
-    Dynamic programming over the stages; within a block each axis is chosen by itself, which is exact for values that
-    grow with each operator's own cost (parameters, multiply-accumulates, bytes).
+
+def corner(space: SearchSpace, io: IOSpec, value: ValueOf, *, largest: bool) -> Corner:
+    """The architecture with the smallest or largest sum of `value` over its operators, exactly.
+
+    Dynamic programming over the stages. Within a block the operators add up, so each is chosen by itself, once for each
+    policy of its branch and each recursion.
 
     Args:
         space: The space.
         io: What its networks read and answer.
-        value: The cost of a unit.
+        value: See `ValueOf`.
         largest: Whether the dearest is looked for instead of the cheapest.
     """
     sign = -1.0 if largest else 1.0
-    best: tuple[float, Architecture] | None = None
+    found = [_Cheapest(space, io, value, sign, norm).architecture() for norm in ops_of(space.tree.norm)]
+    cheapest, architecture = min(found, key=_first)
+    return Corner(architecture, sign * cheapest)
 
-    def best_block(choice: BlockChoice, norm: Op, context: Context) -> tuple[float, Block]:
-        def total(block: Block) -> float:
-            return sign * value(Unit("", "block", block, norm, context, context))
 
-        axes = {axis: ops_of(getattr(choice, axis)) for axis in BLOCK_AXES}
-        block = Block(**{axis: ops[0] for axis, ops in axes.items()}, recursion=choice.recursion[0])
-        for axis, ops in axes.items():
-            block = min((_with(block, axis, op) for op in ops), key=total)
-        block = min((replace(block, recursion=r) for r in choice.recursion), key=total)
-        return total(block), block
+class _Cheapest:
+    """The cheapest architecture with one norm, by a value times a sign."""
 
-    def best_blocks(stage: StageChoice, norm: Op, context: Context) -> tuple[float, tuple[Block, ...]]:
-        chosen = {choice: best_block(choice, norm, context) for choice in dict.fromkeys(stage.blocks)}
+    def __init__(self, space: SearchSpace, io: IOSpec, value: ValueOf, sign: float, norm: Op) -> None:
+        self.space, self.io, self.value, self.sign, self.norm = space, io, value, sign, norm
+
+    def of(self, axis: str, op: Op, quant: Op | None, before: Context, after: Context, repeats: int = 1) -> float:
+        tokens = self.io.tokens and axis == "stem"
+        return self.sign * self.value(axis, op, quant, before, after, tokens, repeats)
+
+    def best_op(self, axis: str, ops: list[Op], quant: Op, at: Context, repeats: int) -> tuple[float, Op]:
+        return min(((self.of(axis, op, quant, at, at, repeats), op) for op in ops), key=_first)
+
+    def best_block(self, choice: BlockChoice, at: Context) -> tuple[float, Block]:
+        mixers, gates, channels = (ops_of(getattr(choice, axis)) for axis in ("mixer", "gate", "channel_mixer"))
+        absent = [op for op in channels if op.name == "none"]
+        present = [op for op in channels if op.name != "none"]
+        token_quants, channel_quants = branch_quants(choice)
+        found: list[tuple[float, Block]] = []
+        for repeats in choice.recursion:
+            norm = self.of("norm", self.norm, None, at, at, repeats)
+            halves: dict[Op, tuple[float, Op]] = {}  # the cheapest channel branch of each policy
+            for quant in dict.fromkeys((*token_quants, *channel_quants)):
+                options = [(0.0, op) for op in absent]
+                if present:
+                    own, op = self.best_op("channel_mixer", present, quant, at, repeats)
+                    options.append((norm + own, op))
+                halves[quant] = min(options, key=_first)
+            for quant in token_quants:
+                mixer, gate = (self.best_op(a, o, quant, at, repeats) for a, o in (("mixer", mixers), ("gate", gates)))
+                for other in (quant,) if choice.channel_quant is None else channel_quants:
+                    half, channel = halves[other]
+                    block = Block(mixer[1], gate[1], channel, quant, repeats, other)
+                    found.append((norm + mixer[0] + gate[0] + half, block))
+        return min(found, key=_first)
+
+    def best_blocks(self, stage: StageChoice, at: Context) -> tuple[float, tuple[Block, ...]]:
+        chosen = {choice: self.best_block(choice, at) for choice in dict.fromkeys(stage.blocks)}
         options = []
         for depth in stage.depth:
             picked = [chosen[choice] for choice in stage.blocks[:depth]]
             options.append((sum(v for v, _ in picked), tuple(block for _, block in picked)))
-        return min(options, key=lambda option: option[0])
+        return min(options, key=_first)
 
-    for norm in ops_of(space.tree.norm):
-        states: dict[Context, tuple[float, Op, tuple[Stage, ...]]] = {}
-        start = Context(io.in_features, io.size, io.kind)
-        for s, stage in enumerate(space.tree.stages):
-            coming: dict[Context, tuple[float, Op, tuple[Stage, ...]]] = {}
-            for width in stage.width:
-                entries: list[tuple[float, Context, Op, Op, tuple[Stage, ...]]] = []
-                downs = ops_of(stage.downsample)
-                if s == 0:
-                    detail = "tokens" if io.tokens else ""
-                    for stem in ops_of(space.tree.stem):
-                        after = after_op("stem", stem, start, width)
-                        v = sign * value(Unit("", "stem", stem, None, start, after, detail))
-                        entries += [(v, after, stem, down, ()) for down in downs]
+    def architecture(self) -> tuple[float, Architecture]:
+        states: dict[Context, tuple[float, tuple[Op, tuple[Stage, ...]]]] = {}  # the cheapest way to each context
+        for s, stage in enumerate(self.space.tree.stages):
+            ways: dict[Context, tuple[float, tuple[Op, Op, tuple[Stage, ...]]]] = {}  # with the downsample
+            sites = entries(self.space, self.io, s, list(states))
+            for site in sites:
+                own = self.of(site.axis, site.op, None, site.before, site.after)
+                if site.axis == "stem":
+                    _keep(states, site.after, (own, (site.op, ())))
                 else:
-                    entries = [(v, c, stem, down, done) for c, (v, stem, done) in states.items() for down in downs]
-                for v, before, stem, down, done in entries:
-                    after = before
-                    if s > 0 or down.name != "none":
-                        after = after_op("downsample", down, before, width)
-                        v += sign * value(Unit("", "downsample", down, None, before, after))
-                    block_value, blocks = best_blocks(stage, norm, after)
-                    total = v + block_value
-                    if after not in coming or total < coming[after][0]:
-                        coming[after] = (total, stem, (*done, Stage(width, down, blocks)))
-            states = coming
-        for context, (v, stem, stages) in states.items():
-            outputs = Context(io.num_outputs, context.size, io.kind)
-            v += sign * value(Unit("", "head", None, norm, context, outputs, io.head))
-            if best is None or v < best[0]:
-                best = (v, Architecture(stem, norm, stages))
-    assert best is not None
-    return Corner(best[1], sign * best[0])
+                    before, (stem, done) = states[site.before]
+                    _keep(ways, site.after, (before + own, (stem, site.op, done)))
+            if s == 0 and _bare(stage):
+                for at, (before, (stem, done)) in states.items():
+                    _keep(ways, at, (before, (stem, Op("none"), done)))
+            states = {}
+            for at, (before, (stem, down, done)) in ways.items():
+                own, blocks = self.best_blocks(stage, at)
+                states[at] = (before + own, (stem, (*done, Stage(at.width, down, blocks))))
+        head = Op(self.io.head)
+        found = []
+        for at, (before, (stem, stages)) in states.items():
+            after = self.io.after(registry_size_after("head", head, at))
+            own = self.of("norm", self.norm, None, at, at) + self.of("head", head, None, at, after)
+            found.append((before + own, Architecture(stem, self.norm, stages)))
+        return min(found, key=_first)
+
+
+def _first(found: tuple[float, Any]) -> float:
+    return found[0]
+
+
+def _keep(best: dict[Context, tuple[float, Any]], at: Context, found: tuple[float, Any]) -> None:
+    """Keep the cheaper of what is there and what was found."""
+    if at not in best or found[0] < best[at][0]:
+        best[at] = found
 
 
 def cost_corner(space: SearchSpace, io: IOSpec, metric: str, *, largest: bool) -> Corner:
     """`corner` of "params", "macs" or "weight_bytes"."""
-    return corner(space, io, lambda unit: getattr(unit_cost(unit), metric), largest=largest)
+
+    def value(axis: str, op: Op, quant: Op | None, before: Context, after: Context, tokens: bool, runs: int) -> float:
+        own: int = getattr(op_cost(axis, op, quant, before, after, tokens), metric)
+        return own * (runs if metric == "macs" else 1)
+
+    return corner(space, io, value, largest=largest)

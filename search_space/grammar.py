@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mixnas.search_space import registry
+from mixnas.search_space.architecture import BLOCK_AXES, is_by_branch
 from mixnas.search_space.errors import ConfigError, nearest
 from mixnas.search_space.registry import Value
 
@@ -31,17 +32,18 @@ class OpChoice:
 
 @dataclass(frozen=True)
 class BlockChoice:
-    """The choices of one block."""
+    """The choices of one block; without `channel_quant`, that of `quant` holds for both branches."""
 
     mixer: OpChoice
     gate: OpChoice
     channel_mixer: OpChoice
     quant: OpChoice
     recursion: tuple[int, ...]
+    channel_quant: OpChoice | None = None
 
 
-BLOCK_AXES = ("mixer", "gate", "channel_mixer", "quant")
 _BLOCK_DEFAULTS = {"gate": "none", "quant": "fp32"}
+_BRANCHES = ("mixer", "channel_mixer")  # under `quant`, where each has a policy of its own
 
 
 @dataclass(frozen=True)
@@ -149,8 +151,15 @@ def _op_choice(axis: str, plain: Any, where: str) -> OpChoice:
 
 def _block(plain: Any, where: str) -> BlockChoice:
     plain = _require_mapping(plain, where, (*BLOCK_AXES, "recursion"), ("mixer", "channel_mixer"))
-    ops = {axis: _op_choice(axis, plain.get(axis, _BLOCK_DEFAULTS.get(axis)), f"{where}.{axis}") for axis in BLOCK_AXES}
-    return BlockChoice(**ops, recursion=_integers(plain.get("recursion", 1), f"{where}.recursion"))
+    values = {axis: plain.get(axis, _BLOCK_DEFAULTS.get(axis)) for axis in BLOCK_AXES}
+    recursion = _integers(plain.get("recursion", 1), f"{where}.recursion")
+    if not is_by_branch(values["quant"]):
+        ops = {axis: _op_choice(axis, value, f"{where}.{axis}") for axis, value in values.items()}
+        return BlockChoice(**ops, recursion=recursion)
+    branches = _require_mapping(values.pop("quant"), f"{where}.quant", _BRANCHES, _BRANCHES)
+    ops = {axis: _op_choice(axis, value, f"{where}.{axis}") for axis, value in values.items()}
+    quant, channel_quant = (_op_choice("quant", branches[name], f"{where}.quant.{name}") for name in _BRANCHES)
+    return BlockChoice(**ops, quant=quant, recursion=recursion, channel_quant=channel_quant)
 
 
 def _stage(plain: Any, where: str) -> StageChoice:

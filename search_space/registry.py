@@ -1,7 +1,8 @@
 """The registry of operators: what can stand at each place of an architecture.
 
-An operator is one `torch.nn.Module` in one file, registered under its standard name. The registry itself needs
-no torch; the operators' files are imported the first time that a name is looked up.
+An operator is one `torch.nn.Module` in one file, registered under its standard name; a quantization policy is one
+frozen object. The registry itself needs no torch; the files are found by one walk of `operators/`, the first time that
+a name is looked up.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from typing import Any, TypeVar
 from mixnas.search_space.errors import ConfigError, NasError, nearest
 
 KINDS = ("image", "sequence", "causal")
-AXES = ("stem", "norm", "downsample", "mixer", "gate", "channel_mixer", "quant")
+AXES = ("stem", "norm", "downsample", "mixer", "gate", "channel_mixer", "quant", "head")
+BETWEEN = ("stem", "downsample", "head")
+"""Axes whose operators stand between two contexts: they are built with both, and tell their `out_size`."""
 
 Value = int | float | str | bool
 _Class = TypeVar("_Class", bound=type)
@@ -95,7 +98,18 @@ class Knob:
 
 @dataclass(frozen=True)
 class Operator:
-    """A registered operator: its axis, name, knobs, the kinds of task it serves, its paper and its module class."""
+    """A registered operator.
+
+    Attributes:
+        axis: Where it may stand.
+        name: Its standard name.
+        build: Its module's class, or a policy's: called with the context (see `BETWEEN`) and the knobs by name; a
+            policy with the knobs alone.
+        kinds: The kinds of task that it serves.
+        paper: Where it comes from.
+        knobs: Its settings.
+        check: See `register`.
+    """
 
     axis: str
     name: str
@@ -107,6 +121,7 @@ class Operator:
 
 
 _operators: dict[tuple[str, str], Operator] = {}
+_aliases: dict[tuple[str, str], str] = {}
 
 
 def register(
@@ -117,6 +132,7 @@ def register(
     kinds: tuple[str, ...] = KINDS,
     knobs: Mapping[str, Knob] | None = None,
     check: Callable[[Context, Mapping[str, Value]], str | None] | None = None,
+    aliases: tuple[str, ...] = (),
 ) -> Callable[[_Class], _Class]:
     """Class decorator that registers a module as an operator.
 
@@ -127,6 +143,7 @@ def register(
         kinds: The kinds of task that it serves.
         knobs: Its settings; the class takes them as keyword arguments of the same names.
         check: `check(context, knobs)` returns why that combination is impossible, or None.
+        aliases: Former names, under which stored architectures may have it; the canonical form has `name`.
 
     Raises:
         NasError: The name is taken, or the axis or a kind does not exist.
@@ -141,11 +158,13 @@ def register(
             raise NasError(f"{axis} {name!r}: the default of {knob_name} is not {knob.describe()}.")
 
     def decorate(cls: _Class) -> _Class:
-        taken = _operators.get((axis, name))
-        if taken is not None and taken.build is not cls:
-            here, there = f"{cls.__module__}.{cls.__qualname__}", f"{taken.build.__module__}.{taken.build.__qualname__}"
-            raise NasError(f"{axis} {name!r} is registered twice: by {there} and by {here}. Rename one.")
+        for known in (name, *aliases):
+            taken = _operators.get((axis, _aliases.get((axis, known), known)))
+            if taken is not None and taken.build is not cls:
+                here, there = (f"{c.__module__}.{c.__qualname__}" for c in (cls, taken.build))
+                raise NasError(f"{axis} {known!r} is registered twice: by {there} and by {here}. Rename one.")
         _operators[axis, name] = Operator(axis, name, cls, kinds, paper, knobs, check)
+        _aliases.update({(axis, alias): name for alias in aliases})
         return cls
 
     return decorate
@@ -175,7 +194,7 @@ def get(axis: str, name: str) -> Operator:
     operator = _operators.get((axis, name))
     if operator is None:
         load()
-        operator = _operators.get((axis, name))
+        operator = _operators.get((axis, _aliases.get((axis, name), name)))
     if operator is None:
         known = names(axis)
         elsewhere = [a for a in AXES if (a, name) in _operators]

@@ -16,10 +16,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mixnas.search_space.architecture import Architecture, Block, Op, Stage
+from mixnas.search_space.architecture import BLOCK_AXES, Architecture, Block, Op, Stage
 from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.files import load_yaml
-from mixnas.search_space.grammar import BLOCK_AXES, BlockChoice, OpChoice, OpOption, SpaceTree, StageChoice, read_space
+from mixnas.search_space.grammar import BlockChoice, OpChoice, OpOption, SpaceTree, StageChoice, read_space
 from mixnas.search_space.registry import Value
 
 INACTIVE = -1
@@ -41,12 +41,28 @@ class Variable:
         values: What may be chosen (labels of operators, numbers), two or more.
         parent: Index of the variable that it depends on, or -1.
         parent_options: Positions in the parent's values at which this variable exists.
+        axis: What is chosen: "stem", "norm", "width", "downsample", "depth", "mixer", "gate", "channel_mixer", "quant",
+            "channel_quant" or "recursion".
+        stage: Index of its stage; None outside the stages.
+        block: Index of its block; None outside the blocks, and where the blocks of a stage share their choices.
+        option: Of a knob, the label of the operator that has it; else empty.
+        knob: Of a knob, its name; else empty.
     """
 
     name: str
     values: tuple[Value, ...]
     parent: int = -1
     parent_options: frozenset[int] = frozenset()
+    axis: str = ""
+    stage: int | None = None
+    block: int | None = None
+    option: str = ""
+    knob: str = ""
+
+    @property
+    def of_operator(self) -> bool:
+        """Whether an operator is chosen, rather than a number or a knob."""
+        return not self.knob and self.axis not in ("width", "depth", "recursion")
 
 
 # Called for every choice of two or more values with its name and values; returns the position chosen.
@@ -93,7 +109,11 @@ class SearchSpace:
             return sum(prod(len(values) for _, values in option.knobs) for option in choice.options)
 
         def block(choice: BlockChoice) -> int:
-            return prod(op(getattr(choice, axis)) for axis in BLOCK_AXES) * len(choice.recursion)
+            shared = op(choice.mixer) * op(choice.gate) * op(choice.quant) * len(choice.recursion)
+            if choice.channel_quant is None:
+                return shared * op(choice.channel_mixer)
+            none = len(_without_branch(choice.channel_mixer))
+            return shared * (none + (op(choice.channel_mixer) - none) * op(choice.channel_quant))
 
         total = op(self.tree.stem) * op(self.tree.norm)
         for stage in self.tree.stages:
@@ -123,7 +143,9 @@ class SearchSpace:
             return Op(option.name, tuple((k, vs[_choose(pick, f"{prefix}.{k}", vs)]) for k, vs in option.knobs))
 
         def block(choice: BlockChoice, path: str) -> Block:
-            ops = {axis: op(getattr(choice, axis), f"{path}.{axis}") for axis in BLOCK_AXES}
+            ops = {axis: op(getattr(choice, axis), f"{path}.{place}") for axis, place in _places(choice)}
+            if choice.channel_quant is not None and ops["channel_mixer"].name != "none":
+                ops["channel_quant"] = op(choice.channel_quant, f"{path}.{_CHANNEL_QUANT}")
             return Block(**ops, recursion=choice.recursion[_choose(pick, f"{path}.recursion", choice.recursion)])
 
         def stage(choice: StageChoice, path: str) -> Stage:
@@ -141,6 +163,10 @@ class SearchSpace:
             norm=op(self.tree.norm, "norm"),
             stages=tuple(stage(choice, f"stages.{s}") for s, choice in enumerate(self.tree.stages)),
         )
+
+    def walk(self, pick: Callable[[Variable], int]) -> Architecture:
+        """The architecture whose active choices `pick(variable)` makes: it returns a position in `variable.values`."""
+        return self._walk(lambda name, values: pick(self.variables[self._index[name]]))
 
     def decode(self, vector: Sequence[int] | np.ndarray) -> Architecture:
         """The architecture of an integer vector; inactive positions are not read.
@@ -217,8 +243,12 @@ class SearchSpace:
                 yield from at(f"{path}.{choice.labels[i]}.{k}", vs, chosen.get(k))
 
         def block(choice: BlockChoice, path: str, chosen: Block) -> Iterator[tuple[str, int]]:
-            for axis in BLOCK_AXES:
-                yield from op(getattr(choice, axis), f"{path}.{axis}", getattr(chosen, axis))
+            for axis, place in _places(choice):
+                yield from op(getattr(choice, axis), f"{path}.{place}", getattr(chosen, axis))
+            if choice.channel_quant is None:
+                yield from at(f"{path}.{_CHANNEL_QUANT}", (chosen.quant,), chosen.channel_quant)
+            elif chosen.channel_mixer.name != "none":
+                yield from op(choice.channel_quant, f"{path}.{_CHANNEL_QUANT}", chosen.channel_quant)
             yield from at(f"{path}.recursion", choice.recursion, chosen.recursion)
 
         yield from op(self.tree.stem, "stem", architecture.stem)
@@ -319,55 +349,82 @@ class SearchSpace:
                     continue
                 changed = vector.copy()
                 changed[i] = value
-                if self.variables[i].name.endswith(".depth"):
-                    self._repeat_last_block(changed, self.variables[i].name.removesuffix("depth"), architecture)
+                if self.variables[i].axis == "depth":
+                    self._repeat_last_block(changed, self.variables[i].stage, architecture)
                 filled = np.where(changed >= 0, changed, 0)
                 yield self.decode(np.where(self.active(filled), filled, INACTIVE))
 
-    def _repeat_last_block(self, vector: np.ndarray, stage: str, architecture: Architecture) -> None:
-        last = len(architecture.stages[int(stage.split(".")[1])].blocks) - 1
-        prefix = f"{stage}blocks.{last}."
-        for name, i in self._index.items():
-            if name.startswith(f"{stage}blocks.") and vector[i] < 0:
-                source = self._index.get(prefix + name.split(".", 4)[4])
-                vector[i] = vector[source] if source is not None else INACTIVE
+    def _repeat_last_block(self, vector: np.ndarray, stage: int | None, architecture: Architecture) -> None:
+        assert stage is not None
+        last = len(architecture.stages[stage].blocks) - 1
+        inside = [(i, v) for i, v in enumerate(self.variables) if v.stage == stage and v.block is not None]
+        source = {(v.axis, v.option, v.knob): vector[i] for i, v in inside if v.block == last}
+        for i, variable in inside:
+            if vector[i] < 0:
+                vector[i] = source.get((variable.axis, variable.option, variable.knob), INACTIVE)
+
+
+_CHANNEL_QUANT = "quant.channel_mixer"  # where a block's two branches have policies of their own
+
+
+def _places(choice: BlockChoice) -> Iterator[tuple[str, str]]:
+    """What every block of a place chooses, and where that stands in its file."""
+    for axis in BLOCK_AXES:
+        yield axis, "quant.mixer" if axis == "quant" and choice.channel_quant is not None else axis
+
+
+def _without_branch(channel_mixer: OpChoice) -> list[int]:
+    """The options that leave the channel branch out; it then has no policy to choose."""
+    return [i for i, option in enumerate(channel_mixer.options) if option.name == "none"]
 
 
 def _variables(tree: SpaceTree) -> Iterator[Variable]:
     count = 0
+    place: tuple[int | None, int | None] = (None, None)  # stage and block
 
-    def add(name: str, values: tuple[Any, ...], parent: int, options: frozenset[int]) -> Iterator[Variable]:
+    def add(
+        name: str, values: tuple[Any, ...], parent: int, options: frozenset[int], axis: str, *knob: str
+    ) -> Iterator[Variable]:
         nonlocal count
         if len(values) > 1:
             count += 1
-            yield Variable(name, values, parent, options)
+            yield Variable(name, values, parent, options, axis, *place, *knob)
 
-    def op(choice: OpChoice, path: str, parent: int, options: frozenset[int]) -> Iterator[Variable]:
+    def op(choice: OpChoice, path: str, axis: str, parent: int, options: frozenset[int]) -> Iterator[Variable]:
         own = count
-        yield from add(path, choice.labels, parent, options)
+        yield from add(path, choice.labels, parent, options, axis)
         for i, option in enumerate(choice.options):
+            label = choice.labels[i]
             under = (own, frozenset({i})) if len(choice.options) > 1 else (parent, options)
             for knob, values in option.knobs:
-                yield from add(f"{path}.{choice.labels[i]}.{knob}", values, *under)
+                yield from add(f"{path}.{label}.{knob}", values, *under, axis, label, knob)
 
     def block(choice: BlockChoice, path: str, parent: int, options: frozenset[int]) -> Iterator[Variable]:
-        for axis in BLOCK_AXES:
-            yield from op(getattr(choice, axis), f"{path}.{axis}", parent, options)
-        yield from add(f"{path}.recursion", choice.recursion, parent, options)
+        under: tuple[int, frozenset[int]] | None = (parent, options)  # of the channel branch's policy
+        for axis, place in _places(choice):
+            if axis == "channel_mixer" and (none := _without_branch(choice.channel_mixer)):
+                number = len(choice.channel_mixer.options)
+                under = (count, frozenset(range(number)) - set(none)) if number > 1 else None
+            yield from op(getattr(choice, axis), f"{path}.{place}", axis, parent, options)
+        if choice.channel_quant is not None and under is not None:
+            yield from op(choice.channel_quant, f"{path}.{_CHANNEL_QUANT}", "channel_quant", *under)
+        yield from add(f"{path}.recursion", choice.recursion, parent, options, "recursion")
 
     free: tuple[int, frozenset[int]] = (-1, frozenset())
-    yield from op(tree.stem, "stem", *free)
-    yield from op(tree.norm, "norm", *free)
+    yield from op(tree.stem, "stem", "stem", *free)
+    yield from op(tree.norm, "norm", "norm", *free)
     for s, stage in enumerate(tree.stages):
         path = f"stages.{s}"
-        yield from add(f"{path}.width", stage.width, *free)
-        yield from op(stage.downsample, f"{path}.downsample", *free)
+        place = (s, None)
+        yield from add(f"{path}.width", stage.width, *free, "width")
+        yield from op(stage.downsample, f"{path}.downsample", "downsample", *free)
         own = count
-        yield from add(f"{path}.depth", stage.depth, *free)
+        yield from add(f"{path}.depth", stage.depth, *free, "depth")
         if stage.shared:
             yield from block(stage.blocks[0], f"{path}.block", *free)
             continue
         for b, choice in enumerate(stage.blocks):
+            place = (s, b)
             deep_enough = frozenset(i for i, depth in enumerate(stage.depth) if depth > b)
             always = len(deep_enough) == len(stage.depth)
             yield from block(choice, f"{path}.blocks.{b}", *(free if always else (own, deep_enough)))

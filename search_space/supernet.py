@@ -17,10 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from mixnas.search_space.architecture import Architecture, Op
-from mixnas.search_space.enumeration import check_space, cost_corner, units_of
-from mixnas.search_space.network import IOSpec, Network, Unit, build_op, build_unit, plan, seeded
+from mixnas.search_space.enumeration import Site, check_space, cost_corner, sites_of
+from mixnas.search_space.network import Network, build_op, build_unit, build_units, checked_plan, nested, seeded
+from mixnas.search_space.operators.quantization.policy import adds_state
 from mixnas.search_space.registry import Context
 from mixnas.search_space.space import SearchSpace
+from mixnas.search_space.units import IOSpec, Unit
 
 Rule = tuple[str, ...]
 
@@ -83,31 +85,34 @@ class Supernet(nn.Module):
     def _allocate(self) -> None:
         shapes: dict[str, list[int]] = {}
         kinds: dict[str, tuple[torch.dtype, bool]] = {}
-        units = sorted(dict.fromkeys(units_of(self.space, self.io)), key=_width_product)
-        for unit in units:
-            with torch.device("meta"):
-                module = build_unit(unit)
-            for name, tensor, rule in slicing_rules(module):
-                full = f"{unit.name}.{name}"
-                known = shapes.setdefault(full, list(tensor.shape))
-                assert len(known) == tensor.dim(), (
-                    f"{full} has {tensor.dim()} dimensions here and {len(known)} elsewhere"
-                )
-                shapes[full] = [max(a, b) for a, b in zip(known, tensor.shape, strict=True)]
+        built: dict[Any, list[tuple[str, Tensor, Rule]]] = {}  # on shapes only, and alike at all places
+        # Small variants first, so that each larger one, whose initialisation suits the store better, overwrites them.
+        variants = sorted(self._variants(), key=lambda variant: variant[0].before.width * variant[0].after.width)
+        for site, quant in variants:
+            key = (site.axis, site.op, site.before, site.after, quant)
+            if key not in built:
+                with torch.device("meta"):
+                    module = build_op(*key)
+                built[key] = list(slicing_rules(module))
+            for name, tensor, rule in built[key]:
+                full = f"{prefix_of(site.unit, site.path, site.op)}.{name}"
+                known, shape = shapes.setdefault(full, list(tensor.shape)), tensor.shape
+                assert len(known) == len(shape), f"{full} has {len(shape)} dimensions here and {len(known)} elsewhere"
+                shapes[full] = [max(a, b) for a, b in zip(known, shape, strict=True)]
                 self._rules[full] = rule
                 kinds[full] = (tensor.dtype, isinstance(tensor, nn.Parameter))
         written = {}
-        for name, shape in shapes.items():
+        for name, extents in shapes.items():
             dtype, is_parameter = kinds[name]
-            tensor = torch.zeros(shape, dtype=dtype)
-            written[name] = torch.zeros(shape, dtype=torch.bool)
+            tensor = torch.zeros(extents, dtype=dtype)
+            written[name] = torch.zeros(extents, dtype=torch.bool)
             _register(self, name, nn.Parameter(tensor) if is_parameter else tensor)
-        # Small variants first, so that each larger one, whose initialisation suits the store better, overwrites them.
         stored = dict(self._stored())
         with torch.no_grad():
-            for unit in units:
-                for name, tensor, rule in slicing_rules(build_unit(unit)):
-                    full = f"{unit.name}.{name}"
+            for site, quant in variants:
+                module = build_op(site.axis, site.op, site.before, site.after, quant)
+                for name, tensor, rule in slicing_rules(module):
+                    full = f"{prefix_of(site.unit, site.path, site.op)}.{name}"
                     slice_of(stored[full], tuple(tensor.shape), rule).copy_(tensor)
                     slice_of(written[full], tuple(tensor.shape), rule).fill_(True)
             for name, mask in written.items():
@@ -115,13 +120,21 @@ class Supernet(nn.Module):
                     covered = stored[name][mask]
                     stored[name][~mask] = covered[torch.randint(len(covered), (int((~mask).sum()),))]
 
+    def _variants(self) -> Iterator[tuple[Site, Op | None]]:
+        """Every operator at every place, and again under each policy that adds tensors of its own to it."""
+        for site in sites_of(self.space, self.io):
+            yield site, None
+            for quant in site.quants:
+                if adds_state(quant):
+                    yield site, quant
+
     def _stored(self) -> Iterator[tuple[str, Tensor]]:
         yield from self.named_parameters()
         yield from self.named_buffers()
 
     def _forget_views(self) -> None:
-        self._ops: dict[tuple[str, str, Op, Context], nn.Module] = {}
-        self._heads: dict[Unit, nn.Module] = {}
+        # By place and policy too: a policy takes the place of an operator's layers.
+        self._ops: dict[tuple[str, str, Op, Context, Context, Op | None], nn.Module] = {}
         self._networks: OrderedDict[Architecture, Network] = OrderedDict()
         self._tensors = dict(self._stored())
         self._trained = list(self.parameters())  # walking the modules takes ten times as long as clearing the gradients
@@ -156,21 +169,16 @@ class Supernet(nn.Module):
                 owner._buffers[name] = view
         return module
 
-    def _unit(self, unit: Unit) -> nn.Module:
-        def make(path: str, axis: str, op: Op, context: Context, *after: Context) -> nn.Module:
-            prefix = ".".join(part for part in (unit.name, path, op.name) if part)
-            key = (prefix, axis, op, after[0] if after else context)
-            if after:
-                key = (f"{prefix}<{context}", axis, op, after[0])
+    def _unit(self, name: str, unit: Unit) -> nn.Module:
+        def make(path: str, axis: str, op: Op, before: Context, after: Context, quant: Op | None) -> nn.Module:
+            prefix = prefix_of(name, path, op)
+            key = (prefix, axis, op, before, after, quant)
             if key not in self._ops:
-                self._ops[key] = self._attach(build_op(path, axis, op, context, *after).to(self.device), prefix)
+                module = build_op(axis, op, before, after, quant)
+                self._ops[key] = self._attach(module.to(self.device), prefix)
             return self._ops[key]
 
-        if unit.role != "head":
-            return build_unit(unit, make)
-        if unit not in self._heads:  # it owns its projection
-            self._heads[unit] = self._attach(build_unit(unit).to(self.device), unit.name)
-        return self._heads[unit]
+        return build_unit(unit, make)
 
     @property
     def device(self) -> torch.device:
@@ -189,7 +197,7 @@ class Supernet(nn.Module):
         if network is None:
             self.space.encode(architecture)
             with torch.random.fork_rng(devices=[]):  # building draws initial weights that the views replace
-                units = [(unit.name, self._unit(unit)) for unit in plan(architecture, self.io)]
+                units = build_units(checked_plan(architecture, self.io), self._unit)
             network = Network(architecture, self.io, units=units)
             self._networks[architecture] = network
             if len(self._networks) > _CACHED_ARCHITECTURES:
@@ -236,17 +244,15 @@ def _silence_layout_warning() -> None:
 _silence_layout_warning()
 
 
-def _width_product(unit: Unit) -> int:
-    return unit.before.width * unit.after.width
+def prefix_of(unit: str, path: str, op: Op) -> str:
+    """Where an operator's tensors lie in a network: unit, place within it, the operator's name."""
+    return ".".join(part for part in (unit, path, op.name) if part)
 
 
 def _register(root: nn.Module, name: str, tensor: Tensor) -> None:
     *parents, last = name.split(".")
-    for part in parents:
-        if part not in root._modules:
-            root.add_module(part, nn.Module())
-        root = root._modules[part]  # type: ignore[assignment]
+    owner = nested(root, parents)
     if isinstance(tensor, nn.Parameter):
-        root.register_parameter(last, tensor)
+        owner.register_parameter(last, tensor)
     else:
-        root.register_buffer(last, tensor)
+        owner.register_buffer(last, tensor)

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from mixnas.evaluators.metrics import costs_of, metrics_of
+from mixnas.evaluators.metrics import costs, costs_of, metrics_of
 from mixnas.evaluators.protocol import Metric, Outcome, Request, attempt
-from mixnas.evaluators.supernet.judging import SupernetEvaluator as SubnetJudge
-from mixnas.evaluators.supernet.judging import fine_tune
+from mixnas.evaluators.supernet.judging import SubnetJudge, fine_tune
 from mixnas.evaluators.supernet.training import SupernetConfig, is_trained, train_supernet
 from mixnas.evaluators.tasks.loading import by_name
 from mixnas.evaluators.tasks.task import Task
@@ -114,7 +113,6 @@ class SupernetEvaluator:
             supernet,
             self.task,
             device=self.device,
-            latency=None if self.latency is None else self._latency_ms,
             seed=spec.seed,
             probe=spec.supernet.probe,
         )
@@ -127,13 +125,9 @@ class SupernetEvaluator:
             seed=self._spec.seed,
             device=self.device,
             checkpoint=self._spec.checkpoint,  # where it ends already, its weights are loaded and nothing is left to do
-            progress=lambda step, steps, loss, score: report(step, steps, loss=loss, score=score),
+            report=report,
             should_stop=should_stop,
         )
-
-    def _latency_ms(self, architecture: Architecture) -> float:
-        assert self.latency is not None
-        return self.latency.predict(architecture, self.task.io).ms
 
     def _prepared(self) -> SubnetJudge:
         assert self._judge is not None, "prepare comes first"
@@ -154,7 +148,11 @@ class SupernetEvaluator:
         return [outcomes[i] for i in range(len(requests))]
 
     def _evaluate(self, request: Request) -> Outcome:
-        return Outcome(self._prepared()(request.architecture))
+        architecture, io = request.architecture, self.task.io
+        metrics = {**self._prepared()(architecture), **costs(architecture, io)}
+        if self.latency is not None:
+            metrics["latency_ms"] = self.latency.predict(architecture, io).ms
+        return Outcome(metrics)
 
     def finish(
         self, architecture: Architecture, report: Report = SILENT, should_stop: Callable[[], bool] | None = None
@@ -169,7 +167,7 @@ class SupernetEvaluator:
             generator=torch.Generator().manual_seed(spec.seed),
             inherit=spec.inherit,
             device=self.device,
-            progress=lambda step, steps, loss, score: report(step, steps, loss=loss, score=score),
+            report=report,
             should_stop=should_stop,
         )
         return network.cpu().eval()

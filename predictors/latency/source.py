@@ -26,7 +26,8 @@ from mixnas.search_space.reporting import SILENT, Report
 from mixnas.search_space.space import SearchSpace
 
 if TYPE_CHECKING:
-    from mixnas.search_space.network import IOSpec, Network
+    from mixnas.search_space.network import Network
+    from mixnas.search_space.units import IOSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -29,6 +29,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
+from mixnas.predictors.measuring.table import tagged
 from mixnas.search.run.front import Front
 from mixnas.search_space.errors import ConfigError, IntegrityError, NasError, nearest
 from mixnas.search_space.files import atomic_write, dump_yaml, load_yaml, write_json
@@ -343,6 +344,13 @@ class Run:
         except FileNotFoundError:
             raise NasError(f"{self.path}: no front has been written yet. 'nas resume {self.name}' goes on.") from None
 
+    @property
+    def latency_tag(self) -> str:
+        """Runtime and batch size of its latency, as predictors are looked up by them."""
+        if "latency" in self.manifest:
+            return str(self.manifest["latency"])
+        return tagged("eager", int(self.config()["latency"]["batch_size"]))  # all that format 1 had
+
     def predictor(self) -> LatencyPredictor:
         """The latency predictor that the search went by; needs no torch.
 
@@ -350,13 +358,9 @@ class Run:
             ConfigError: There is none: the search measured, and nobody has profiled its device since.
         """
         from mixnas.predictors.latency.predictor import LatencyPredictor
-        from mixnas.predictors.measuring.table import tagged
 
-        tag = self.manifest.get("latency")
-        if tag is None:  # format 1
-            tag = tagged("eager", int(self.config()["latency"]["batch_size"]))
         directory = self.latency if self.latency.is_dir() else None
-        return LatencyPredictor.load(self.manifest["device"], tag, directory)
+        return LatencyPredictor.load(self.manifest["device"], self.latency_tag, directory)
 
     # -- going on ---------------------------------------------------------------------------------------------------
 
@@ -382,7 +386,7 @@ class Run:
         Raises:
             ConfigError: The device, the runtime or the batch size is another.
         """
-        before = self.manifest["device"], self.manifest["latency"]
+        before = self.manifest["device"], self.latency_tag
         if before != (device, tag):
             raise ConfigError(
                 f"{self.path}: latency in this run is that of {before[0]} ({before[1]}), and now {device} ({tag}) is "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from mixnas.search_space.operators.layers import Conv, Linear
 from mixnas.search_space.operators.stems import EmbeddingStem
 from mixnas.search_space.registry import Context, Value, register
 
@@ -20,7 +21,7 @@ class NoDownsample(nn.Module):
 
     def __init__(self, before: Context, after: Context) -> None:
         super().__init__()
-        self.linear = nn.Linear(before.width, after.width) if before.width != after.width else None
+        self.linear = Linear(before.width, after.width) if before.width != after.width else None
 
     out_size = EmbeddingStem.out_size
 
@@ -35,7 +36,7 @@ class _Halving(nn.Module):
 
     def __init__(self, before: Context, after: Context) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(before.width, after.width, self.kernel_size, 2, padding=self.padding)
+        self.conv = Conv(before.width, after.width, self.kernel_size, 2, padding=self.padding)
 
     @staticmethod
     def out_size(size: tuple[int, ...], **_: Value) -> tuple[int, ...]:
@@ -44,7 +45,8 @@ class _Halving(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C_in) to (B, H/2, W/2, C)."""
-        return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        y: Tensor = self.conv(x)
+        return y
 
 
 @register(

@@ -1,6 +1,13 @@
-"""Layers that several operators share; channels last."""
+"""Layers that operators are built from; channels last.
+
+A projection goes through `Linear` or `Conv`, so that a quantization policy can take its place (see
+`quantization.policy`); nothing else may read a projection's weight. The one exception is a fused kernel: where
+`is_plain` says so it may be given the weights.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +22,63 @@ KERNEL_SIZES = tuple(range(3, 32, 2))
 """Extents of a window around a token that operators offer."""
 
 
+class Linear(nn.Linear):
+    """A projection of the last dimension.
+
+    Attributes:
+        compute: The floating-point type that it computes in; None for that of its input.
+    """
+
+    compute: torch.dtype | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) to (..., out_features), in `compute`."""
+        if self.compute is None:
+            return F.linear(x, self.weight, self.bias)
+        bias = None if self.bias is None else self.bias.to(self.compute)
+        return F.linear(x.to(self.compute), self.weight.to(self.compute), bias)
+
+
+class Conv(nn.Conv2d):
+    """A dense convolution of images, channels last.
+
+    Attributes:
+        compute: As of `Linear`.
+    """
+
+    compute: torch.dtype | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C_in) to (B, H', W', C_out), in `compute`."""
+        weight, bias = self.weight, self.bias
+        if self.compute is not None:
+            x, weight = x.to(self.compute), weight.to(self.compute)
+            bias = None if bias is None else bias.to(self.compute)
+        return self._conv_forward(x.permute(0, 3, 1, 2), weight, bias).permute(0, 2, 3, 1)
+
+
+def projections(module: nn.Module) -> Iterator[tuple[str, Linear | Conv]]:
+    """The layers inside that a policy may take the place of, by path ("" for the module itself)."""
+    for path, layer in module.named_modules():
+        if isinstance(layer, Linear | Conv):
+            yield path, layer
+
+
+def is_plain(*layers: nn.Module) -> bool:
+    """Whether these compute as they stand, so that a fused kernel may be given their weights instead."""
+    return all(type(layer) in (Linear, Conv) for layer in layers)
+
+
+def normed(norm: nn.Module, x: Tensor) -> Tensor:
+    """A norm inside an operator, in the norm's own precision: its input may come from a layer of less."""
+    weight = norm.weight
+    return norm(x.to(weight.dtype) if isinstance(weight, Tensor) else x)
+
+
 class DepthwiseConv(nn.Module):
     """Depthwise convolution of stride 1 that keeps the size: 2-D on images, 1-D on sequences, left-padded if causal.
+
+    It computes in its input's floating-point type.
 
     Args:
         context: Where it stands; `context.width` channels.
@@ -38,14 +100,14 @@ class DepthwiseConv(nn.Module):
 
     def forward(self, x: Tensor, activation: str = "none", gate: Tensor | None = None) -> Tensor:
         """See the class; activation(conv(x)) * gate, as in `kernels.depthwise_conv2d`, fused on a GPU."""
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
+        if weight.dtype != x.dtype:
+            weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
         if x.dim() == 3:
-            return depthwise_conv1d(x, self.weight, self.bias, gate, activation, self.causal)
-        if self.weight.shape[-1] == self.weight.shape[-2]:
-            return depthwise_conv2d(x, self.weight, self.bias, gate, activation)
-        y = F.conv2d(x.permute(0, 3, 1, 2), self.weight, self.bias, padding=self.padding, groups=x.shape[-1])
+            return depthwise_conv1d(x, weight, bias, gate, activation, self.causal)
+        if weight.shape[-1] == weight.shape[-2]:
+            return depthwise_conv2d(x, weight, bias, gate, activation)
+        y = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=self.padding, groups=x.shape[-1])
         y = activation_function(y.permute(0, 2, 3, 1), activation)
         return y if gate is None else y * gate
-
-    def own_macs(self, x: Tensor, activation: str = "none", gate: Tensor | None = None) -> int:
-        """One window per output element."""
-        return x.numel() * self.weight[0].numel()

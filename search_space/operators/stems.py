@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from mixnas.search_space.operators.layers import Conv, Linear
 from mixnas.search_space.registry import Context, Knob, Value, register
 
 _POSITION = Knob("none", choices=("none", "learned"), doc="add a learned vector per position")
@@ -56,7 +57,7 @@ class ConvStem(_Stem):
 
     def __init__(self, before: Context, after: Context, *, kernel_size: int, stride: int, position: str) -> None:
         super().__init__(after, position)
-        self.conv = nn.Conv2d(before.width, after.width, kernel_size, stride, padding=kernel_size // 2)
+        self.conv = Conv(before.width, after.width, kernel_size, stride, padding=kernel_size // 2)
 
     @staticmethod
     def out_size(size: tuple[int, ...], *, stride: int, **_: Value) -> tuple[int, ...]:
@@ -65,7 +66,7 @@ class ConvStem(_Stem):
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        return self.place(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        return self.place(self.conv(x))
 
 
 @register(
@@ -81,7 +82,7 @@ class PatchStem(_Stem):
 
     def __init__(self, before: Context, after: Context, *, patch_size: int, position: str) -> None:
         super().__init__(after, position)
-        self.conv = nn.Conv2d(before.width, after.width, patch_size, patch_size)
+        self.conv = Conv(before.width, after.width, patch_size, patch_size)
 
     @staticmethod
     def out_size(size: tuple[int, ...], *, patch_size: int, **_: Value) -> tuple[int, ...]:
@@ -129,7 +130,7 @@ class LinearStem(_Stem):
 
     def __init__(self, before: Context, after: Context, *, position: str) -> None:
         super().__init__(after, position)
-        self.linear = nn.Linear(before.width, after.width)
+        self.linear = Linear(before.width, after.width)
 
     out_size = EmbeddingStem.out_size
 

@@ -11,7 +11,7 @@ import pytest
 import mixnas
 from mixnas.evaluators.training import evaluate
 from mixnas.search.config import Config, read_config
-from mixnas.search.job import Job, new_run, reopen_run
+from mixnas.search.job import Job, new_run, reopen
 from mixnas.search.problem import Problem
 from mixnas.search.run.directory import Run
 from mixnas.search.run.progress import Progress
@@ -75,12 +75,12 @@ def test_a_search_stopped_in_every_phase_ends_as_it_would_have(tmp_path: Path):
     config = _config()
     new_run(config, root=tmp_path, name="stopped", source="test")
     for phase in ("profile", "train supernet", "search", "fine-tune"):
-        run, config = reopen_run("stopped", root=tmp_path)
+        run, config = reopen("stopped", tmp_path)
         stop = StopSignal()
         with pytest.raises(StoppedEarly, match=r"resumed|stopped"):
             _job(run, config, _StopIn(phase, stop), stop).execute()
         assert Run.open("stopped", tmp_path).status().state == "stopped"
-    run, config = reopen_run("stopped", root=tmp_path)
+    run, config = reopen("stopped", tmp_path)
     front = _job(run, config).execute()
     assert run.status().state == "finished" and front == run.front()
     assert front.final and front.latency == "measured" and 1 <= len(front.members) <= 3
@@ -99,11 +99,11 @@ def test_a_search_stopped_in_every_phase_ends_as_it_would_have(tmp_path: Path):
     assert run.predictor().tag == run.manifest["latency"] == "eager-b2"
 
     # a finished run has nothing left to do
-    run, config = reopen_run("stopped", root=tmp_path)
+    run, config = reopen("stopped", tmp_path)
     assert _job(run, config).execute() == front
     assert len(_phases(run)) == 5
     # and with more trials, only what these ask for
-    run, config = reopen_run("stopped", root=tmp_path, settings=["search.trials=34"])
+    run, config = reopen("stopped", tmp_path, settings=["search.trials=34"])
     more = _job(run, config).execute()
     assert more.trials["done"] == 34 and _phases(run)[5:6] == ["search"]
     assert set(_phases(run)[6:]) <= {"fine-tune", "measure"}
@@ -118,7 +118,7 @@ def test_a_stand_alone_search_keeps_the_weights_of_its_front(tmp_path: Path):
     assert not run.front().final and run.front().latency == "measured"
     kept = {path.stem for path in run.networks.iterdir()}
     assert kept == {member.id for member in run.front().members}
-    run, config = reopen_run("r", root=tmp_path)
+    run, config = reopen("r", tmp_path)
     front = _job(run, config).execute()
     assert _phases(run) == ["search", "judge on the test split", "measure"]
     for member in front.members:
@@ -145,7 +145,7 @@ def test_searching_twice_in_one_process(tmp_path: Path):
 
 def test_another_latency_is_refused_before_work_starts(tmp_path: Path):
     new_run(_config(), root=tmp_path, name="r", source="test")
-    run, config = reopen_run("r", root=tmp_path, settings=["latency.batch_size=4"])
+    run, config = reopen("r", tmp_path, settings=["latency.batch_size=4"])
     with pytest.raises(ConfigError, match=r"is that of .*\(eager-b2\), and now .* \(eager-b4\) is asked for"):
         _job(run, config)
 
@@ -162,7 +162,7 @@ def old_runs(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", ["finished", "half", "standalone"])
 def test_an_old_run_is_not_gone_on_with(old_runs: Path, name: str):
     with pytest.raises(ConfigError, match=r"measured whole blocks; its trials cannot be gone on with"):
-        reopen_run(name, root=old_runs)
+        reopen(name, old_runs)
     with pytest.raises(ConfigError, match="measured whole blocks"):
         _job(Run.open(name, old_runs), _config())
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixnas.search_space.operators.layers import Linear
 from mixnas.search_space.registry import Context, Knob, Value, register
 
 _HEADS = Knob(4, low=1, high=64, doc="heads; divides the width")
@@ -26,7 +27,7 @@ class _Heads(nn.Module):
         super().__init__()
         self.heads = heads
         self.causal = context.kind == "causal"
-        self.query, self.key, self.value, self.out = (nn.Linear(context.width, context.width) for _ in range(4))
+        self.query, self.key, self.value, self.out = (Linear(context.width, context.width) for _ in range(4))
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, ..., C) to q, k, v of shape (B, heads, L, C / heads)."""
@@ -53,11 +54,6 @@ class Attention(_Heads):
         """(B, ..., C) to the same."""
         q, k, v = self.split(x)
         return self.join(F.scaled_dot_product_attention(q, k, v, is_causal=self.causal), x)
-
-    def own_macs(self, x: Tensor) -> int:
-        """Scores and their product with the values, all pairs counted (as the dense product does)."""
-        tokens = x[0, ..., 0].numel()
-        return 2 * x.shape[0] * tokens * tokens * x.shape[-1]
 
 
 @register(
@@ -92,13 +88,3 @@ class LinearAttention(_Heads):
             state = state + k_c.transpose(-1, -2) @ v_c
             norm = norm + k_c.sum(dim=-2).unsqueeze(-1)
         return torch.cat(outputs, dim=-2)
-
-    def own_macs(self, x: Tensor) -> int:
-        """The products of `forward`, counted as it computes them."""
-        head = x.shape[-1] // self.heads
-        tokens = x[0, ..., 0].numel()
-        if not self.causal:
-            return x.shape[0] * tokens * x.shape[-1] * (2 * head + 1)
-        lengths = [min(self.chunk, tokens - start) for start in range(0, tokens, self.chunk)]
-        within = sum(n * n for n in lengths) * 2 * x.shape[-1]
-        return x.shape[0] * (within + tokens * x.shape[-1] * (2 * head + 1))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixnas.kernels.dispatch import use_triton
 from mixnas.kernels.fused_block import fused_conv_block
 from mixnas.kernels.norm import layer_norm
-from mixnas.search_space.operators.layers import KERNEL_SIZES, DepthwiseConv
+from mixnas.search_space.operators.layers import KERNEL_SIZES, DepthwiseConv, Linear, is_plain
 from mixnas.search_space.registry import Context, Knob, register
 
 
@@ -32,21 +33,22 @@ class ConvNeXt(nn.Module):
         hidden = max(1, int(context.width * expansion))
         self.conv = DepthwiseConv(context, kernel_size)
         self.norm = nn.LayerNorm(context.width, eps=1e-6)
-        self.up = nn.Linear(context.width, hidden)
-        self.down = nn.Linear(hidden, context.width)
+        self.up = Linear(context.width, hidden)
+        self.down = Linear(hidden, context.width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ..., C) to the same."""
         norm, up, down = self.norm, self.up, self.down
-        if x.dim() == 4:
-            assert self.conv.bias is not None
-            parameters = (norm.weight, norm.bias, up.weight, up.bias, down.weight, down.bias)
-            return fused_conv_block(x, self.conv.weight, self.conv.bias, *parameters, eps=norm.eps, skip=False)
-        y: Tensor = down(F.gelu(up(layer_norm(self.conv(x), norm.weight, norm.bias, norm.eps))))
-        return y
+        # One kernel where the layers are plain; a policy that takes their place runs them itself.
+        if x.dim() == 4 and is_plain(up, down) and (up.compute is None or use_triton(x)):
 
-    def own_macs(self, x: Tensor) -> int:
-        """Of images, whose layers run inside one operator; those of a sequence count themselves."""
-        if x.dim() != 4:
-            return 0
-        return self.conv.own_macs(x) + 2 * x.numel() * self.up.out_features
+            def cast(tensor: Tensor) -> Tensor:
+                return tensor if up.compute is None else tensor.to(up.compute)
+
+            assert self.conv.bias is not None
+            operands = (self.conv.weight, self.conv.bias, norm.weight, norm.bias)
+            products = (cast(up.weight), cast(up.bias), cast(down.weight), cast(down.bias))
+            return fused_conv_block(cast(x), *operands, *products, eps=norm.eps, skip=False)
+        z = self.conv(x).to(norm.weight.dtype)
+        y: Tensor = down(F.gelu(up(layer_norm(z, norm.weight, norm.bias, norm.eps))))
+        return y

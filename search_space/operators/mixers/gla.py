@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixnas.kernels.gated_linear_attention import gated_linear_attention, matrix_macs
-from mixnas.search_space.operators.layers import DepthwiseConv
+from mixnas.kernels.gated_linear_attention import gated_linear_attention
+from mixnas.search_space.operators.layers import DepthwiseConv, Linear, normed
 from mixnas.search_space.registry import Context, Knob, Value, register
 
 _NORMALISER = 16.0  # of the logarithm of a decay, so that states forget slowly at first
@@ -46,31 +46,30 @@ class GatedLinearAttention(nn.Module):
         width, keys = context.width, int(context.width * expand_k)
         self.heads = heads
         self.causal = context.kind == "causal"
-        self.query, self.key = (nn.Linear(width, keys, bias=False) for _ in range(2))
-        self.value, self.out = (nn.Linear(width, width, bias=False) for _ in range(2))
-        self.decay_low = nn.Linear(width, gate_rank, bias=False)
-        self.decay = nn.Linear(gate_rank, keys)
-        self.gate = nn.Linear(width, width, bias=not self.causal)
+        self.query, self.key = (Linear(width, keys, bias=False) for _ in range(2))
+        self.value, self.out = (Linear(width, width, bias=False) for _ in range(2))
+        self.decay_low = Linear(width, gate_rank, bias=False)
+        self.decay = Linear(gate_rank, keys)
+        self.gate = Linear(width, width, bias=not self.causal)
         self.norm = nn.RMSNorm(width // heads, eps=1e-5)
         if not self.causal:
             self.local = DepthwiseConv(context, 3, bias=False)
-            self.reverse_decay = nn.Linear(gate_rank, keys)
+            self.reverse_decay = Linear(gate_rank, keys)
             self.local_norm = nn.RMSNorm(width // heads, eps=1e-5)
         for module in self.modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, Linear):
                 nn.init.xavier_uniform_(module.weight, gain=2**-2.5)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def _decay(self, low: Tensor, projection: nn.Linear) -> Tensor:
+    def _decay(self, low: Tensor, projection: nn.Module) -> Tensor:
         return self._split(F.logsigmoid(projection(low)) / _NORMALISER)
 
     def _split(self, x_BLC: Tensor) -> Tensor:
         return x_BLC.unflatten(-1, (self.heads, -1))
 
     def _normed(self, norm: nn.RMSNorm, x_BLHD: Tensor) -> Tensor:
-        assert norm.weight is not None
-        return norm(x_BLHD.to(norm.weight.dtype)).flatten(-2)  # norms keep their precision under autocast
+        return normed(norm, x_BLHD).flatten(-2)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ..., C) to the same."""
@@ -87,9 +86,3 @@ class GatedLinearAttention(nn.Module):
             y = local + self.gate(s).sigmoid() * (o - local)
         out: Tensor = self.out(y)
         return out.view(x.shape)
-
-    def own_macs(self, x: Tensor) -> int:
-        """The products within and between chunks, as the CPU form computes them."""
-        tokens, keys = x[0, ..., 0].numel(), self.query.out_features
-        per_head = matrix_macs(tokens, keys // self.heads, x.shape[-1] // self.heads)
-        return x.shape[0] * self.heads * per_head * (1 if self.causal else 2)

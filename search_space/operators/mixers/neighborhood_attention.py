@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mixnas.kernels.neighborhood_attention import neighborhood_attention, num_pairs
+from mixnas.kernels.neighborhood_attention import neighborhood_attention
+from mixnas.search_space.operators.layers import Linear
 from mixnas.search_space.operators.mixers.attention import _heads_divide
 from mixnas.search_space.registry import Context, Knob, register
 
@@ -32,7 +33,7 @@ class NeighborhoodAttention(nn.Module):
         super().__init__()
         self.heads, self.window, self.stride, self.dilation = heads, window, stride, dilation
         self.causal = context.kind == "causal"
-        self.query, self.key, self.value, self.out = (nn.Linear(context.width, context.width) for _ in range(4))
+        self.query, self.key, self.value, self.out = (Linear(context.width, context.width) for _ in range(4))
 
     def _options(self, size: tuple[int, ...]) -> tuple[list[int], list[int], list[int], list[bool]]:
         """Window, stride, dilation and causality along each axis, as far as the grid has room for them."""
@@ -46,8 +47,3 @@ class NeighborhoodAttention(nn.Module):
         y = neighborhood_attention(q, k, v, *self._options(tuple(x.shape[1:-1])))
         out: Tensor = self.out(y.flatten(-2))
         return out
-
-    def own_macs(self, x: Tensor) -> int:
-        """Scores and their product with the values, of the pairs that attend."""
-        size = tuple(x.shape[1:-1])
-        return 2 * x.shape[0] * num_pairs(size, *self._options(size)) * x.shape[-1]

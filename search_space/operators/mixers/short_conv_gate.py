@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mixnas.search_space.operators.layers import DepthwiseConv
+from mixnas.search_space.operators.layers import DepthwiseConv, Linear
 from mixnas.search_space.registry import Context, Knob, register
 
 
@@ -32,9 +32,9 @@ class ShortConvGate(nn.Module):
         self.form = form
         self.conv = DepthwiseConv(context, kernel_size, bias=form == "baseconv")
         if form == "baseconv":
-            self.gate = nn.Linear(width, width)
+            self.gate = Linear(width, width)
         else:
-            self.before, self.after, self.value, self.out = (nn.Linear(width, width, bias=False) for _ in range(4))
+            self.before, self.after, self.value, self.out = (Linear(width, width, bias=False) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ..., C) to the same."""

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixnas.kernels.glu import glu
-from mixnas.kernels.selective_scan import matrix_macs, selective_scan
-from mixnas.search_space.operators.layers import DepthwiseConv
+from mixnas.kernels.selective_scan import selective_scan
+from mixnas.search_space.operators.layers import DepthwiseConv, Linear, normed
 from mixnas.search_space.registry import Context, Knob, Value, register
 
 _START, _RIGHT, _LEFT, _UP, _DOWN = range(5)
@@ -43,15 +43,15 @@ class Mamba(nn.Module):
     def __init__(self, context: Context, *, state: int, expansion: int, kernel_size: int) -> None:
         super().__init__()
         width, inner, rank = context.width, expansion * context.width, -(-context.width // _CHANNELS_PER_RANK)
-        self.input, self.gate = (nn.Linear(width, inner, bias=False) for _ in range(2))
+        self.input, self.gate = (Linear(width, inner, bias=False) for _ in range(2))
         self.conv = DepthwiseConv(Context(inner, context.size, context.kind), kernel_size)
-        self.step_low = nn.Linear(inner, rank, bias=False)
-        self.step = nn.Linear(rank, inner, bias=False)
+        self.step_low = Linear(inner, rank, bias=False)
+        self.step = Linear(rank, inner, bias=False)
         self.step_bias = nn.Parameter(_initial_step_bias(inner))
-        self.b, self.c = (nn.Linear(inner, state, bias=False) for _ in range(2))
+        self.b, self.c = (Linear(inner, state, bias=False) for _ in range(2))
         self.log_decay = nn.Parameter(_initial_log_decay(inner, state))
         self.skip = nn.Parameter(torch.ones(inner))
-        self.out = nn.Linear(inner, width, bias=False)
+        self.out = Linear(inner, width, bias=False)
         nn.init.uniform_(self.step.weight, -(rank**-0.5), rank**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,11 +60,6 @@ class Mamba(nn.Module):
         step = self.step(self.step_low(u))
         y = selective_scan(u, step, -self.log_decay.exp(), self.b(u), self.c(u), self.skip, self.step_bias)
         return self.out(glu(self.gate(x), y, "silu"))
-
-    def own_macs(self, x: Tensor) -> int:
-        """The product of states and c, as the CPU form computes it."""
-        channels, states = self.log_decay.shape
-        return x.shape[0] * matrix_macs(x.shape[1], channels, states)
 
 
 @lru_cache(maxsize=256)
@@ -105,17 +100,17 @@ class PlainMamba(nn.Module):
     def __init__(self, context: Context, *, state: int, expansion: int, kernel_size: int) -> None:
         super().__init__()
         width, inner, rank = context.width, expansion * context.width, -(-context.width // _CHANNELS_PER_RANK)
-        self.input = nn.Linear(width, inner)
+        self.input = Linear(width, inner)
         self.input_norm = nn.BatchNorm1d(inner)
         self.conv = DepthwiseConv(Context(inner, context.size, context.kind), kernel_size)
-        self.step_low = nn.Linear(inner, rank, bias=False)
-        self.step = nn.Linear(rank, inner)
-        self.b, self.c = (nn.Linear(inner, state, bias=False) for _ in range(2))
+        self.step_low = Linear(inner, rank, bias=False)
+        self.step = nn.Linear(rank, inner)  # its bias is read below, so no policy may take its place
+        self.b, self.c = (Linear(inner, state, bias=False) for _ in range(2))
         self.log_decay = nn.Parameter(_initial_log_decay(inner, state))
         self.skip = nn.Parameter(torch.ones(inner))
         self.direction = nn.Parameter(torch.empty(5 if len(context.size) == 2 else 3, state))
         self.norm = nn.LayerNorm(inner)
-        self.out = nn.Linear(inner, width)
+        self.out = Linear(inner, width)
         self.out_norm = nn.BatchNorm1d(width)
         with torch.no_grad():
             self.step.bias.copy_(_initial_step_bias(inner))
@@ -136,24 +131,19 @@ class PlainMamba(nn.Module):
         if tuple(x.shape[1:-1]) != self._size:
             self._set_orders(tuple(x.shape[1:-1]))
         B, tokens, scans = x.shape[0], self.places.shape[1], len(self.places)
-        u = self.input_norm(self.input(x).flatten(0, -2)).view(*x.shape[:-1], -1)
+        u = normed(self.input_norm, self.input(x).flatten(0, -2)).view(*x.shape[:-1], -1)
         u = self.conv(u, "silu").flatten(1, -2)
-        step = self.step(self.step_low(u))
-        b = self.b(u).unsqueeze(1) + self.direction[self.steps]
+        step = self.step(self.step_low(u).to(u.dtype))
+        b = self.b(u).to(u.dtype).unsqueeze(1) + self.direction[self.steps]
         scanned = u[:, self.orders].view(B * scans, tokens, -1)
-        step, c = (t.unsqueeze(1).expand(B, scans, tokens, -1).flatten(0, 1) for t in (step, self.c(u)))
+        step, c = (t.unsqueeze(1).expand(B, scans, tokens, -1).flatten(0, 1) for t in (step, self.c(u).to(u.dtype)))
         a, bias = -self.log_decay.exp(), self.step.bias
         y = selective_scan(scanned, step, a, b.flatten(0, 1), c, self.skip, bias)
         # Back in raster order, all scans in one gather.
         places = self.places + torch.arange(scans, device=x.device).unsqueeze(1) * tokens
         y = y.view(B, scans * tokens, -1)[:, places].sum(1)
-        y = self.out(F.relu(self.norm(y)))
-        return self.out_norm(y.flatten(0, 1)).view(x.shape)
-
-    def own_macs(self, x: Tensor) -> int:
-        """The product of states and c of every scan, as the CPU form computes it."""
-        channels, states = self.log_decay.shape
-        return x.shape[0] * len(self.places) * matrix_macs(self.places.shape[1], channels, states)
+        y = self.out(F.relu(normed(self.norm, y)))
+        return normed(self.out_norm, y.flatten(0, 1)).view(x.shape)
 
 
 def _kernel_is_centred(context: Context, knobs: Mapping[str, Value]) -> str | None:

@@ -1,66 +1,65 @@
-"""Quantization policies of a block.
-
-A policy is a module `policy(x, body)` that runs one residual branch in its arithmetic. `deploy(body)` turns the weights
-inside into what is stored on the device, in place and without changing what the branch computes in evaluation;
-`weight_bytes(body)` counts that storage.
-"""
+"""Floating-point policies."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from mixnas.search_space.registry import Context, register
-
-Body = Callable[[Tensor], Tensor]
+from mixnas.search_space.operators.layers import projections
+from mixnas.search_space.operators.quantization.policy import deployed_bytes
+from mixnas.search_space.registry import register
 
 
 @register("quant", "fp32", paper="IEEE 754-2019, binary32")
-class FP32(nn.Module):
+@dataclass(frozen=True)
+class FP32:
     """Single precision throughout."""
 
-    def __init__(self, context: Context) -> None:
-        super().__init__()
+    def prepare(self, module: nn.Module) -> nn.Module:
+        """Leave it."""
+        return module
 
-    def forward(self, x: Tensor, body: Body) -> Tensor:
-        """Run `body` as it is."""
-        return body(x)
+    def deploy(self, module: nn.Module) -> nn.Module:
+        """Leave it."""
+        return module
 
-    def deploy(self, body: nn.Module) -> None:
-        """Nothing to do."""
-
-    def weight_bytes(self, body: nn.Module) -> int:
+    def weight_bytes(self, module: nn.Module) -> int:
         """Four bytes a weight."""
-        return sum(p.numel() * p.element_size() for p in body.parameters())
+        return deployed_bytes(self, module)
+
+    def why_not(self, device: str, runtime: str) -> str:
+        """It runs everywhere."""
+        return ""
 
 
 @register("quant", "bf16", paper="Kalamkar et al. 2019, A Study of BFLOAT16 for Training (arXiv 1905.12322)")
-class BF16(nn.Module):
-    """Matrix products and convolutions in bfloat16, norms and the residual stream in float32 (autocast)."""
+@dataclass(frozen=True)
+class BF16:
+    """Projections stored and computed in bfloat16; norms, depthwise taps and the residual stream in float32.
 
-    _STORED = (nn.Linear, nn.Conv1d, nn.Conv2d)
+    What follows a projection inside an operator computes on its bfloat16 output.
+    """
 
-    def __init__(self, context: Context) -> None:
-        super().__init__()
+    def prepare(self, module: nn.Module) -> nn.Module:
+        """Have every projection compute in bfloat16."""
+        for _, layer in projections(module):
+            layer.compute = torch.bfloat16
+        return module
 
-    def forward(self, x: Tensor, body: Body) -> Tensor:
-        """Run `body` under autocast; the result has the dtype of x."""
-        if x.device.type == "meta":  # shapes only: there is no autocast to enter
-            return body(x)
-        with torch.autocast(x.device.type, dtype=torch.bfloat16):
-            return body(x).to(x.dtype)
+    def deploy(self, module: nn.Module) -> nn.Module:
+        """Store the projections in bfloat16: computing rounds them in the same way."""
+        for _, layer in projections(module):
+            layer.to(torch.bfloat16)
+        return module
 
-    def _stored(self, body: nn.Module) -> list[nn.Module]:
-        return [m for m in body.modules() if isinstance(m, self._STORED)]
+    def weight_bytes(self, module: nn.Module) -> int:
+        """Two bytes for each weight of a projection, four for the others."""
+        return deployed_bytes(self, module)
 
-    def deploy(self, body: nn.Module) -> None:
-        """Store the weights of projections and convolutions in bfloat16: autocast would round them the same way."""
-        for module in self._stored(body):
-            module.to(torch.bfloat16)
-
-    def weight_bytes(self, body: nn.Module) -> int:
-        """Two bytes for each weight of a projection or convolution, four for the others."""
-        halves = {id(p) for module in self._stored(body) for p in module.parameters()}
-        return sum(p.numel() * (2 if id(p) in halves else 4) for p in body.parameters())
+    def why_not(self, device: str, runtime: str) -> str:
+        """Not through ONNX Runtime on a CPU."""
+        if runtime == "onnxruntime" and device == "cpu":
+            return "ONNX Runtime has no bfloat16 kernels for a CPU"
+        return ""

@@ -1,0 +1,246 @@
+"""What a network is made of, without torch: the sequence of its units.
+
+A unit holds all that it takes to build it, count it, measure it, share its weights and predict its latency by itself.
+A block is two units, its branches, because they are independent: what is known of all units of a space is a sum over
+its axes, not a product. A unit does not know its place: equal units cost and take the same wherever they stand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from mixnas.search_space.architecture import Architecture, Block, Op
+from mixnas.search_space.registry import Context
+
+if TYPE_CHECKING:
+    import torch
+
+ROLES = ("stem", "downsample", "token", "channel", "head")
+
+
+@dataclass(frozen=True)
+class IOSpec:
+    """What a task feeds a network and reads from it.
+
+    Attributes:
+        kind: "image", "sequence" or "causal".
+        size: (height, width) or (length,) of the input.
+        in_features: Input channels, or the vocabulary size where the input is tokens.
+        num_outputs: Outputs of the head.
+        head: Name of a head: "pool" answers (B, num_outputs), "token" (B, *grid, num_outputs); see `nas ops head`.
+        tokens: Whether the input is integers (B, L) rather than features (B, *size, in_features).
+        out_size: Grid of the answers, where it is neither one answer ("pool") nor the input's own size.
+    """
+
+    kind: str
+    size: tuple[int, ...]
+    in_features: int
+    num_outputs: int
+    head: str = "pool"
+    tokens: bool = False
+    out_size: tuple[int, ...] | None = None
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """The grid of the answers, hence of the targets: () where an example has one answer."""
+        if self.out_size is not None:
+            return self.out_size
+        return () if self.head == "pool" else self.size
+
+    @property
+    def before(self) -> Context:
+        """What the stem reads."""
+        return Context(self.in_features, self.size, self.kind)
+
+    def after(self, size: tuple[int, ...]) -> Context:
+        """What a head answers with on the grid `size`."""
+        return Context(self.num_outputs, size, self.kind)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Plain data; `from_plain` is its inverse."""
+        plain = asdict(self) | {"size": list(self.size)}
+        if self.out_size is None:
+            del plain["out_size"]
+        else:
+            plain["out_size"] = list(self.out_size)
+        return plain
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> IOSpec:
+        """The inverse of `to_plain`."""
+        grids = {key: tuple(plain[key]) for key in ("size", "out_size") if plain.get(key) is not None}
+        return cls(**{**plain, **grids})
+
+    def example(
+        self, batch_size: int, device: torch.device | str = "cpu", generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        """A random input batch: standard normal features, or uniform tokens."""
+        import torch
+
+        shape = (batch_size, *self.size)
+        if self.tokens:
+            return torch.randint(self.in_features, shape, device=device, generator=generator)
+        return torch.randn(*shape, self.in_features, device=device, generator=generator)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One part of a network, without its place.
+
+    Attributes:
+        role: One of `ROLES`.
+        ops: (axis, operator) of each operator in it, in the order in which they are built: of a token branch the norm,
+            the mixer and the gate, of a channel branch the norm and the channel mixer, of a head the norm and the head.
+        before: Context of its input.
+        after: Context of its output.
+        quant: The policy of a branch, else None.
+        tokens: Whether it reads integers (a stem only).
+    """
+
+    role: str
+    ops: tuple[tuple[str, Op], ...]
+    before: Context
+    after: Context
+    quant: Op | None = None
+    tokens: bool = False
+
+    def op(self, axis: str) -> Op:
+        """The operator of an axis; `KeyError` where there is none."""
+        return dict(self.ops)[axis]
+
+    @property
+    def choices(self) -> tuple[tuple[str, Op], ...]:
+        """(axis, operator) of all that was chosen for it, the policy last."""
+        return self.ops if self.quant is None else (*self.ops, ("quant", self.quant))
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.role, self.ops, self.before, self.after, self.quant, self.tokens))
+
+    def __hash__(self) -> int:  # units are keys of large tables
+        return self._hash
+
+    def to_plain(self) -> dict[str, Any]:
+        """Plain data; `from_plain` is its inverse."""
+        plain: dict[str, Any] = {
+            "role": self.role,
+            "ops": {axis: op.to_plain() for axis, op in self.ops},
+            "kind": self.before.kind,
+            "before": [self.before.width, *self.before.size],
+            "after": [self.after.width, *self.after.size],
+        }
+        if self.quant is not None:
+            plain["quant"] = self.quant.to_plain()
+        if self.tokens:
+            plain["tokens"] = True
+        return plain
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Unit:
+        """The inverse of `to_plain`."""
+        before, after = (Context(plain[n][0], tuple(plain[n][1:]), plain["kind"]) for n in ("before", "after"))
+        ops = tuple((axis, Op.from_plain(op)) for axis, op in plain["ops"].items())
+        quant = Op.from_plain(plain["quant"]) if "quant" in plain else None
+        return cls(plain["role"], ops, before, after, quant, bool(plain.get("tokens", False)))
+
+
+SizeAfter = Callable[[str, Op, Context], tuple[int, ...]]
+"""`size_after(axis, op, before)`: the token grid behind a stem, a downsample or a head."""
+
+
+def registry_size_after(axis: str, op: Op, before: Context) -> tuple[int, ...]:
+    """`SizeAfter` from the operators themselves; imports torch."""
+    from mixnas.search_space import registry
+
+    operator: Any = registry.get(axis, op.name).build
+    grid: tuple[int, ...] = operator.out_size(before.size, **op.options)
+    return grid
+
+
+def stem_unit(op: Op, io: IOSpec, after: Context) -> Unit:
+    """The stem."""
+    return Unit("stem", (("stem", op),), io.before, after, tokens=io.tokens)
+
+
+def downsample_unit(op: Op, before: Context, after: Context) -> Unit:
+    """What stands before a stage's first block."""
+    return Unit("downsample", (("downsample", op),), before, after)
+
+
+def token_unit(norm: Op, mixer: Op, gate: Op, quant: Op, context: Context) -> Unit:
+    """`x + gate(mixer(norm(x)))`."""
+    return Unit("token", (("norm", norm), ("mixer", mixer), ("gate", gate)), context, context, quant)
+
+
+def channel_unit(norm: Op, channel_mixer: Op, quant: Op, context: Context) -> Unit:
+    """`x + channel_mixer(norm(x))`."""
+    return Unit("channel", (("norm", norm), ("channel_mixer", channel_mixer)), context, context, quant)
+
+
+def head_unit(norm: Op, io: IOSpec, context: Context, size: tuple[int, ...]) -> Unit:
+    """Norm and head; `size` is the grid that it answers on."""
+    return Unit("head", (("norm", norm), ("head", Op(io.head))), context, io.after(size))
+
+
+def branches(block: Block, norm: Op, context: Context) -> Iterator[tuple[str, Unit]]:
+    """The units of one pass through a block, by the last part of their names."""
+    yield "token", token_unit(norm, block.mixer, block.gate, block.quant, context)
+    if block.channel_mixer.name != "none":
+        yield "channel", channel_unit(norm, block.channel_mixer, block.channel_quant, context)
+
+
+def plan(
+    architecture: Architecture, io: IOSpec, size_after: SizeAfter = registry_size_after
+) -> tuple[tuple[str, Unit], ...]:
+    """The units of a network by name, in the order in which they run.
+
+    Names are "stem", "stages.1.downsample", "stages.0.blocks.2.token", "stages.0.blocks.2.channel" and "head". The
+    units of a block with recursion stand as often as they run, each time under the same name.
+
+    Args:
+        architecture: Which.
+        io: What it reads and answers.
+        size_after: See `SizeAfter`; from the operators themselves, which needs torch, if not given.
+    """
+    units: list[tuple[str, Unit]] = []
+    context = io.before
+    for s, stage in enumerate(architecture.stages):
+        if s == 0:
+            after = Context(stage.width, size_after("stem", architecture.stem, context), io.kind)
+            units.append(("stem", stem_unit(architecture.stem, io, after)))
+            context = after
+        if s > 0 or stage.downsample.name != "none":
+            after = Context(stage.width, size_after("downsample", stage.downsample, context), io.kind)
+            units.append((f"stages.{s}.downsample", downsample_unit(stage.downsample, context, after)))
+            context = after
+        for b, block in enumerate(stage.blocks):
+            once = [(f"stages.{s}.blocks.{b}.{n}", unit) for n, unit in branches(block, architecture.norm, context)]
+            units += once * block.recursion
+    size = size_after("head", Op(io.head), context)
+    units.append(("head", head_unit(architecture.norm, io, context, size)))
+    return tuple(units)
+
+
+def describe(unit: Unit) -> dict[str, float]:
+    """A unit's settings as numbers: its width and grid, which operators it has, and their knobs.
+
+    Names: "role=token", "width", "tokens", "mixer=dwconv", "mixer.dwconv.kernel_size" and so on; absent ones are zero.
+    """
+    described: dict[str, float] = {
+        f"role={unit.role}": 1.0,
+        "width_in": float(unit.before.width),
+        "width": float(unit.after.width),
+        "tokens": float(unit.after.tokens),
+        "tokens_in": float(unit.before.tokens),
+    }
+    for axis, op in unit.choices:
+        described[f"{axis}={op.name}"] = 1.0
+        for knob, value in op.knobs:
+            if isinstance(value, str):
+                described[f"{axis}.{op.name}.{knob}={value}"] = 1.0
+            else:
+                described[f"{axis}.{op.name}.{knob}"] = float(value)
+    return described
