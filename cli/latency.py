@@ -14,6 +14,7 @@ from mixnas.search_space.errors import ConfigError
 if TYPE_CHECKING:
     from mixnas.predictors.latency.predictor import LatencyPredictor
     from mixnas.search.run.directory import Run
+    from mixnas.search.run.front import Front
 
 PLACE = 3
 
@@ -136,10 +137,10 @@ def _query_run(args: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
     from mixnas.search.run.directory import Run
 
     run = Run.open(args.run, args.runs)
-    pareto = run.pareto()
-    own_device = str(pareto.get("device") or run.manifest["device"])
+    front = run.front()
+    own_device = front.device or str(run.manifest["device"])
     device = asking.device_or_here(args.device or own_device)
-    measured = measured_front(pareto, run.config()) if device == own_device else {}
+    measured = measured_front(front) if device == own_device else {}
     predictor: LatencyPredictor | None
     try:
         if args.estimate:
@@ -154,10 +155,9 @@ def _query_run(args: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
     if predictor is None:
         return device, [{"id": identity, "measured_ms": ms} for identity, ms in measured.items()]
     rows = []
-    for member in pareto["front"]:
-        identity = member["id"]
-        row = {"id": identity, **asking.to_plain(asking.ask(predictor, member["architecture"], identity))}
-        rows.append(row | ({"measured_ms": measured[identity]} if identity in measured else {}))
+    for member in front.members:
+        row = {"id": member.id, **asking.to_plain(asking.ask(predictor, member.architecture, member.id))}
+        rows.append(row | ({"measured_ms": measured[member.id]} if member.id in measured else {}))
     return device, rows
 
 
@@ -226,17 +226,11 @@ def runtime_tag(runtime: str | None, config: Mapping[str, Any]) -> str:
     return runtime if "-b" in runtime else tagged(runtime, int(latency.get("batch_size", 1)))
 
 
-def measured_front(pareto: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, float]:
-    """Measured latency in ms of the members of a front; empty when its latencies are predicted.
-
-    Args:
-        pareto: What `pareto.json` holds; one that a search in progress wrote does not say how latency was come by.
-        config: Plain data of the run's configuration.
-    """
-    standalone = config["search"]["evaluator"] == "standalone"
-    if pareto.get("latency", "measured" if standalone else "predicted") != "measured":
+def measured_front(front: Front) -> dict[str, float]:
+    """Measured latency in ms of the members of a front; empty when its latencies are predicted."""
+    if front.latency != "measured":
         return {}
-    return {m["id"]: m["metrics"]["latency_ms"] for m in pareto["front"] if "latency_ms" in m["metrics"]}
+    return {m.id: m.metrics["latency_ms"] for m in front.members}
 
 
 def run_predictor(run: Run, device: str, runtime: str | None, tables: str | None) -> LatencyPredictor:
@@ -253,7 +247,7 @@ def run_predictor(run: Run, device: str, runtime: str | None, tables: str | None
     """
     from mixnas.predictors.latency.predictor import LatencyPredictor, installed
 
-    tag = runtime_tag(runtime, run.config())
+    tag = run.latency_tag if runtime is None else runtime_tag(runtime, run.config())
     own = any((found, of) == (device, tag) for found, of, _ in installed(run.latency))
     return LatencyPredictor.load(device, tag, run.latency if own and tables is None else tables)
 

@@ -80,10 +80,11 @@ def test_manifest_and_state(runs: Path, name: str, state: str, done: int, trials
 def test_config(runs: Path, name: str):
     """Smoothing has become the task's option: what was started with it cannot be gone on with unasked."""
     run = Run.open(name, runs)
-    with pytest.raises(
-        ConfigError, match=r"config.yaml: train\.label_smoothing: .* is an option of the task now"
-    ):
+    with pytest.raises(ConfigError, match=r"has moved|is an option of the task now"):
         load_config(run.path / "config.yaml")
+    plain = run.config()
+    assert plain["search"]["evaluator"] == ("standalone" if name == "standalone" else "supernet")
+    assert plain["search"]["population_size"] == 8 and plain["latency"]["profile"] == 14.0
     assert space_of(run.path).size() == 4224
 
 
@@ -131,15 +132,15 @@ def test_journal(runs: Path, name: str, front: str, hypervolume: float | None):
     ],
 )
 def test_pareto(runs: Path, name: str, front: str, knee: str | None, first: dict[str, float]):
-    pareto = Run.open(name, runs).pareto()
-    assert pareto["final"] and pareto["latency"] == "measured" and pareto["device"] == DEVICE
-    assert [member["id"] for member in pareto["front"]] == front.split()
-    assert knee is None or pareto["knee"] == knee
-    metrics = pareto["front"][0]["metrics"]
-    assert {key: metrics[key] for key in first} == first
-    assert metrics["latency_low_ms"] < metrics["latency_ms"] < metrics["latency_high_ms"]
-    for member in pareto["front"]:
-        assert Architecture.from_dict(member["architecture"]).id == member["id"]
+    found = Run.open(name, runs).front()
+    assert found.final and found.latency == "measured" and found.device == DEVICE
+    assert [member.id for member in found.members] == front.split()
+    assert knee is None or found.knee == knee
+    values = found.members[0].values
+    assert {key: values[key] for key in first} == first
+    assert values["latency_low_ms"] < values["latency_ms"] < values["latency_high_ms"]
+    for member in found.members:
+        assert Architecture.from_dict(member.architecture).id == member.id
 
 
 @pytest.mark.parametrize("name", ["finished", "standalone"])
