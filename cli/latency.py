@@ -75,8 +75,8 @@ def profile(args: argparse.Namespace) -> int:
             runtime=args.runtime,
             directory=args.tables,
             config=profiling.ProfileConfig(budget_s=budget, measure=measure),
-            plain=config.space,
-            progress=lambda share, text: phase(round(share * budget), measured=text.removesuffix(" measured")),
+            plain={"task": config.task.to_plain(), "space": config.space},
+            report=phase,
         )
     if args.json:
         print_json({"device": predictor.device, "runtime": predictor.runtime, "accuracy": predictor.accuracy})
@@ -125,9 +125,16 @@ def _query_space(args: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
         predictor = _estimate(args, device)
     else:
         predictor = LatencyPredictor.load(device, runtime_tag(args.runtime, config), args.tables)
+    if args.sample is None and args.config is None:  # an architecture alone: of the one input that was profiled
+        space, io = None, None
+    elif (known := predictor.stored_space({key: config.get(key) for key in ("task", "space")})) is not None:
+        space, io = known.space, known.io
+    else:  # the input is part of the question, and only the task knows it
+        _, space, io = load_space(args)
     if args.sample is not None:
-        return device, asking.ask_sample(predictor, config, args.sample, args.seed or 0, config_name(args))
-    answer = asking.ask(predictor, load_yaml(args.arch), str(args.arch))
+        assert space is not None and io is not None
+        return device, asking.ask_sample(predictor, space, args.sample, args.seed or 0, io)
+    answer = asking.ask(predictor, load_yaml(args.arch), str(args.arch), io)
     return device, [{"id": str(args.arch), **asking.to_plain(answer)}]
 
 

@@ -17,7 +17,7 @@ from mixnas.evaluators.protocol import Evaluator
 from mixnas.evaluators.tasks.task import Task
 from mixnas.evaluators.training import evaluate
 from mixnas.predictors.latency.source import LatencySource
-from mixnas.predictors.latency.value import Latency
+from mixnas.predictors.measuring.value import Latency
 from mixnas.search.run.front import Front, Member
 from mixnas.search.study.objectives import Comparison, Objective
 from mixnas.search.study.pareto import as_minimised, knee, non_dominated

@@ -102,7 +102,8 @@ class SupernetEvaluator:
             return
         spec = self._spec
         if self.latency is not None:
-            self.latency.prepare(self.space, self.task.io, plain=spec.space, report=report, should_stop=should_stop)
+            written = {"task": spec.task, "space": spec.space}
+            self.latency.prepare(self.space, self.task.io, plain=written, report=report, should_stop=should_stop)
         supernet = Supernet(self.space, self.task.io, torch.Generator().manual_seed(spec.seed))
         if spec.checkpoint is not None and is_trained(spec.checkpoint):
             self._train(supernet, SILENT, should_stop)

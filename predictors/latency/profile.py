@@ -405,7 +405,7 @@ def profile(
         runtime: "eager", "compiled", "onnxruntime" or "graph".
         directory: Where the table and the predictor are kept; `latency.user_directory()` if not given.
         config: Budget and settings.
-        plain: What stood under `space:` in the file, so that a query of the same text needs no torch.
+        plain: `{task: ..., space: ...}` as they stood in the file, so that a query of the same needs no torch.
         report: Told the seconds spent, the budget's, and how many units and networks were measured.
         should_stop: Asked between measurements; what was measured until then is kept.
 

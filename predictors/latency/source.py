@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mixnas.predictors.latency.predictor import LatencyPredictor, Prediction, installed, user_directory
-from mixnas.predictors.latency.value import Latency
+from mixnas.predictors.latency.predictor import LatencyPredictor, installed, user_directory
 from mixnas.predictors.measuring.device import device_name
 from mixnas.predictors.measuring.measure import Call, Clock, MeasureConfig, measure_networks
-from mixnas.predictors.measuring.measure import Latency as Measurement
 from mixnas.predictors.measuring.table import MeasurementTable, tagged
+from mixnas.predictors.measuring.value import Latency
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.reporting import SILENT, Report
 from mixnas.search_space.space import SearchSpace
@@ -134,7 +133,7 @@ class LatencySource:
         Args:
             space: Whose networks are to be predicted.
             io: The task's input.
-            plain: What stood under `space:` in the file, so that a query of the same text needs no torch.
+            plain: `{task: ..., space: ...}` as they stood in the file, so that a query of the same needs no torch.
             report: Told of a profile, as a phase.
             should_stop: Asked between measurements; what was measured until then is kept.
 
@@ -177,7 +176,7 @@ class LatencySource:
                 directory=directory,
                 config=config,
                 plain=plain,
-                progress=lambda share, text: phase(round(share * spec.profile_s), now=text),
+                report=phase,
                 should_stop=should_stop,
             )
 
@@ -202,7 +201,7 @@ class LatencySource:
 
     def predict(self, architecture: Architecture, io: IOSpec) -> Latency:
         """Predicted latency of one architecture."""
-        return _predicted(self._prepared().predict(architecture, io))
+        return self._prepared().predict(architecture, io).latency
 
     def predict_many(self, matrix: np.ndarray, space: SearchSpace, io: IOSpec) -> np.ndarray:
         """Predicted milliseconds (rows,) of encoded architectures (rows, variables)."""
@@ -216,7 +215,7 @@ class LatencySource:
     @cached_property
     def _sentinel(self) -> Call:
         from mixnas.predictors.measuring import runtimes
-        from mixnas.predictors.measuring.measure import make_sentinel, sentinel_module
+        from mixnas.predictors.measuring.sentinel import make_sentinel, sentinel_module
 
         if self._spec.runtime == "graph":
             return runtimes.prepare(*sentinel_module(self.torch_device), "graph", self._spec.threads)
@@ -240,7 +239,7 @@ class LatencySource:
                 sentinel=self._sentinel,
                 clock=self._clock,
             )
-            self._reference_ms = itself.latency_ms / itself.ratio
+            self._reference_ms = itself.latency.ms / itself.ratio
         return self._reference_ms
 
     def measure(self, networks: Sequence[Network], passes: int | None = None) -> list[Latency]:
@@ -269,12 +268,4 @@ class LatencySource:
             reference_ms=self.reference_ms,
             clock=self._clock,
         )
-        return [_measured(one) for one in measured]
-
-
-def _measured(measurement: Measurement) -> Latency:
-    return Latency(measurement.latency_ms, measurement.low_ms, measurement.high_ms, "measured")
-
-
-def _predicted(prediction: Prediction) -> Latency:
-    return Latency(prediction.latency_ms, prediction.low_ms, prediction.high_ms, "predicted", prediction.outside)
+        return [one.latency for one in measured]

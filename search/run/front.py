@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mixnas.predictors.latency.value import Latency
+from mixnas.predictors.measuring.value import Latency
 from mixnas.search_space.errors import ConfigError, IntegrityError
 from mixnas.search_space.files import write_json
 

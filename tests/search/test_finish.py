@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mixnas.predictors.latency.value import Latency
+from mixnas.predictors.measuring.value import Latency
 from mixnas.search.finish import choose_finalists, final_front, measure_finalists
 from mixnas.search.run.front import Member
 from mixnas.search.study.objectives import parse_constraints, parse_objectives

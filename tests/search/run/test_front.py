@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mixnas.predictors.latency.value import Latency
+from mixnas.predictors.measuring.value import Latency
 from mixnas.search.run.front import FORMAT, Front, Member
 from mixnas.search.study.objectives import parse_objectives
 from mixnas.search.study.results import Results
