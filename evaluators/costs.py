@@ -52,7 +52,8 @@ class SpaceCosts:
         matrix = np.ascontiguousarray(matrix, dtype=np.int32)
         total = np.zeros((len(matrix), len(METRICS)), dtype=np.int64)
         for place, known in zip(self._places, self._known, strict=True):
-            rows = np.arange(len(matrix)) if place.there is None else np.flatnonzero(place.there[matrix[:, place.depth]])
+            there = slice(None) if place.there is None else place.there[matrix[:, place.depth]]
+            rows = np.arange(len(matrix))[there]
             deciding = np.ascontiguousarray(matrix[rows][:, place.columns])
             first, inverse = _distinct(deciding)
             found = [self._cost(place, known, deciding[i].tobytes(), matrix[rows[i]]) for i in first]
