@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mixnas.evaluators.metrics import costs, costs_of, metrics_of
+from mixnas.evaluators.costs import SpaceCosts, costs
+from mixnas.evaluators.metrics import metrics_of
 from mixnas.evaluators.protocol import Metric, Outcome, Request, attempt
 from mixnas.evaluators.tasks.loading import by_name
 from mixnas.evaluators.tasks.task import Task
@@ -76,6 +77,7 @@ class StandaloneEvaluator:
         self._spec = spec
         self.task = task or by_name(spec.task)
         self.space = space or SearchSpace.from_dict(spec.space)
+        self._costs = SpaceCosts(self.space, self.task.io)
         self.latency: LatencySource | None = latency or (None if spec.latency is None else spec.latency.open())
         if self.latency is not None and not self.latency.here:
             raise ConfigError(
@@ -101,7 +103,7 @@ class StandaloneEvaluator:
 
     def cheap(self, matrix: np.ndarray) -> dict[str, np.ndarray]:
         """See `Evaluator`."""
-        return costs_of(matrix, self.space, self.task.io)
+        return self._costs.of(matrix)
 
     def evaluate(self, requests: Sequence[Request]) -> list[Outcome]:
         """See `Evaluator`."""

@@ -12,7 +12,7 @@ from typing import Any
 import moocore
 import numpy as np
 
-from mixnas.evaluators.metrics import costs
+from mixnas.evaluators.costs import costs
 from mixnas.evaluators.protocol import Evaluator
 from mixnas.evaluators.tasks.task import Task
 from mixnas.evaluators.training import evaluate

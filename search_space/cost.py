@@ -6,7 +6,7 @@ the sum of its operators and a network the sum of its units, so a whole space co
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -132,14 +132,19 @@ def unit_cost(unit: Unit) -> Cost:
     return total
 
 
-def cost(architecture: Architecture, io: IOSpec) -> Cost:
-    """Cost of a whole network. A block with recursion has its weights once and computes as often as it runs."""
+def cost_of(units: Iterable[tuple[str, Unit]]) -> Cost:
+    """Cost of units by name; one that stands several times has its weights once and computes each time."""
     params = macs = weight_bytes = 0
     counted = set()
-    for name, unit in plan(architecture, io):
+    for name, unit in units:
         own = unit_cost(unit)
         macs += own.macs
         if name not in counted:
             counted.add(name)
             params, weight_bytes = params + own.params, weight_bytes + own.weight_bytes
     return Cost(params, macs, weight_bytes)
+
+
+def cost(architecture: Architecture, io: IOSpec) -> Cost:
+    """Cost of a whole network. A block with recursion has its weights once and computes as often as it runs."""
+    return cost_of(plan(architecture, io))

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mixnas.evaluators.metrics import costs, costs_of, metrics_of
+from mixnas.evaluators.costs import SpaceCosts, costs
+from mixnas.evaluators.metrics import metrics_of
 from mixnas.evaluators.protocol import Metric, Outcome, Request, attempt
 from mixnas.evaluators.supernet.judging import SubnetJudge, fine_tune
 from mixnas.evaluators.supernet.training import SupernetConfig, is_trained, train_supernet
@@ -77,6 +78,7 @@ class SupernetEvaluator:
         self._spec = spec
         self.task = task or by_name(spec.task)
         self.space = space or SearchSpace.from_dict(spec.space)
+        self._costs = SpaceCosts(self.space, self.task.io)
         self.latency: LatencySource | None = latency or (None if spec.latency is None else spec.latency.open())
         self.device = spec.device or (self.latency.torch_device if self.latency is not None else "cpu")
         self._judge: SubnetJudge | None = None
@@ -136,7 +138,7 @@ class SupernetEvaluator:
 
     def cheap(self, matrix: np.ndarray) -> dict[str, np.ndarray]:
         """See `Evaluator`; latency needs `prepare` first."""
-        found = costs_of(matrix, self.space, self.task.io)
+        found = self._costs.of(matrix)
         if self.latency is not None:
             found["latency_ms"] = self.latency.predict_many(matrix, self.space, self.task.io)
         return found

@@ -14,8 +14,8 @@ from mixnas.evaluators.tasks.task import Task
 from mixnas.evaluators.training import TrainConfig, evaluate
 from mixnas.predictors.latency.source import LatencySpec
 from mixnas.search_space.architecture import Architecture
+from mixnas.search_space.cost import cost
 from mixnas.search_space.errors import ConfigError, StoppedEarly
-from mixnas.search_space.network import cost
 from mixnas.search_space.space import SearchSpace
 from tests.contracts.evaluator import EvaluatorContract
 

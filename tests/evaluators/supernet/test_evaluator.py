@@ -10,13 +10,14 @@ import torch
 from mixnas.evaluators.protocol import Request
 from mixnas.evaluators.supernet.evaluator import SupernetEvaluator, SupernetSpec
 from mixnas.evaluators.supernet.training import SupernetConfig
+from mixnas.evaluators.tasks.loading import by_name
 from mixnas.evaluators.training import TrainConfig
-from mixnas.predictors.latency.predictor import SHIPPED, installed
 from mixnas.predictors.latency.source import LatencySpec
-from mixnas.predictors.measuring.device import device_name
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import StoppedEarly
+from mixnas.search_space.space import SearchSpace
 from tests.contracts.evaluator import EvaluatorContract, Phases
+from tests.elsewhere import DEVICE, elsewhere
 
 SPACE = {
     "stem": {"name": "conv", "stride": 2},
@@ -31,12 +32,16 @@ SPACE = {
 STEPS = SupernetConfig(steps=8, checkpoint_every=0, probe=64)
 
 
-def latency() -> LatencySpec:
-    """Of a device that comes with a predictor, so that nothing is profiled."""
-    (device,) = [d for d, tag, _ in installed(SHIPPED) if tag == "eager" and d != device_name("cpu", 1)][:1]
-    return LatencySpec(
-        device=device, runtime="eager", threads=1, batch_size=1, directory=None, profile_s=1.0, passes=1, seed=0
-    )
+LATENCY = LatencySpec(
+    device=DEVICE, runtime="eager", threads=1, batch_size=1, directory=None, profile_s=1.0, passes=1, seed=0
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def other_device(tmp_path_factory):
+    """Latency is that of another device, so that nothing is profiled."""
+    with elsewhere(tmp_path_factory.mktemp("tables"), SearchSpace.from_dict(SPACE), by_name("digits").io):
+        yield
 
 
 def first(evaluator: SupernetEvaluator) -> Architecture:
@@ -44,12 +49,12 @@ def first(evaluator: SupernetEvaluator) -> Architecture:
 
 
 def spec(folder: Path, **changes) -> SupernetSpec:
-    fields = {"latency": latency(), "checkpoint": folder / "supernet.safetensors", "supernet": STEPS, **changes}
+    fields = {"latency": LATENCY, "checkpoint": folder / "supernet.safetensors", "supernet": STEPS, **changes}
     return SupernetSpec(task="digits", space=SPACE, final=TrainConfig(steps=4), device="cpu", **fields)
 
 
 @pytest.fixture(scope="module")
-def evaluator(tmp_path_factory) -> SupernetEvaluator:
+def evaluator(tmp_path_factory, other_device) -> SupernetEvaluator:
     evaluator = spec(tmp_path_factory.mktemp("run")).open()
     evaluator.prepare()
     return evaluator

@@ -1,8 +1,8 @@
 """Latency as a search asks for it: which predictor, measured under which reference, and what is refused."""
 
-import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from mixnas.predictors.latency.predictor import SHIPPED, installed
+from mixnas.predictors.latency.predictor import installed
 from mixnas.predictors.latency.source import LatencySource, LatencySpec
 from mixnas.predictors.measuring.device import device_name
 from mixnas.search_space.errors import ConfigError
-from mixnas.search_space.network import IOSpec, Network
+from mixnas.search_space.network import Network
 from mixnas.search_space.space import SearchSpace
+from mixnas.search_space.units import IOSpec
+from tests.elsewhere import elsewhere
 
 IO = IOSpec("image", (8, 8), 1, 10)
 SPACE = SearchSpace.from_dict(
@@ -46,7 +48,7 @@ PROFILED = SearchSpace.from_dict(
     }
 )
 HERE = LatencySpec(
-    device="cpu", runtime="eager", threads=1, batch_size=1, directory=None, profile_s=8.0, passes=2, seed=0
+    device="cpu", runtime="eager", threads=1, batch_size=1, directory=None, profile_s=30.0, passes=2, seed=0
 )
 
 
@@ -119,28 +121,25 @@ def test_what_is_asked_is_what_was_profiled(tmp_path: Path) -> None:
         replace(asked, batch_size=1).open().find()
 
 
-@pytest.fixture
-def elsewhere() -> str:
-    devices = [device for device, tag, _ in installed(SHIPPED) if tag == "eager"]
-    (found,) = [device for device in devices if device != device_name("cpu", 1)][:1]
-    return found
+@pytest.fixture(scope="module")
+def other_device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with elsewhere(tmp_path_factory.mktemp("tables"), PROFILED, IO) as device:
+        yield device
 
 
-def test_another_device_is_predicted_from_what_is_installed(elsewhere: str) -> None:
-    source = replace(HERE, device=elsewhere).open()
-    source.prepare(SPACE, IO)
-    assert source.predict(SPACE.sample(np.random.default_rng(0)), IO).ms > 0
-    with pytest.raises(ConfigError, match=rf"no measurements of device '{elsewhere}' through 'eager-b8'"):
-        replace(HERE, device=elsewhere, batch_size=8).open().prepare(SPACE, IO)
+def test_another_device_is_predicted_from_what_is_installed(other_device: str) -> None:
+    source = replace(HERE, device=other_device).open()
+    source.prepare(PROFILED, IO)
+    assert source.predict(PROFILED.sample(np.random.default_rng(0)), IO).ms > 0
+    with pytest.raises(ConfigError, match=rf"no measurements of device '{other_device}' through 'eager-b8'"):
+        replace(HERE, device=other_device, batch_size=8).open().prepare(SPACE, IO)
 
 
-def test_a_stored_predictor_is_found_without_torch(elsewhere: str, tmp_path: Path) -> None:
-    for path in SHIPPED.glob(f"{elsewhere}.eager.*"):
-        shutil.copy(path, tmp_path)
+def test_a_stored_predictor_is_found_without_torch(other_device: str) -> None:
     code = (
-        "import sys; from pathlib import Path; from mixnas.predictors.latency.source import LatencySpec; "
-        f"spec = LatencySpec(device={elsewhere!r}, runtime='eager', threads=1, batch_size=1, "
-        f"directory=Path({str(tmp_path)!r}), profile_s=1.0, passes=1, seed=0); "
+        "import sys; from mixnas.predictors.latency.source import LatencySpec; "
+        f"spec = LatencySpec(device={other_device!r}, runtime='eager', threads=1, batch_size=1, "
+        "directory=None, profile_s=1.0, passes=1, seed=0); "
         "assert spec.open().find().device == spec.device; sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
