@@ -36,6 +36,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.inputs)
 
+    def gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of examples; `indices` (n,) may lie where the tensors are."""
+        return self.inputs[indices], self.targets[indices]
+
 
 class Task:
     """Base of the tasks that come with the package: classification of examples or of positions.

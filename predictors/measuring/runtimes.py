@@ -6,11 +6,7 @@ The order of two networks can differ between them, so latency is measured, kept 
 from __future__ import annotations
 
 import importlib.util
-import logging
 import shutil
-import tempfile
-import warnings
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +14,7 @@ from torch import Tensor, nn
 from mixnas.predictors.measuring.measure import Call, Clock, CudaClock, cpu_clock, forward_call
 from mixnas.predictors.measuring.table import RUNTIMES
 from mixnas.search_space.errors import ConfigError, nearest
+from mixnas.search_space.formats.onnx import PACKAGES, to_onnx
 
 
 def missing(runtime: str, device: str = "cpu") -> str:
@@ -35,7 +32,7 @@ def missing(runtime: str, device: str = "cpu") -> str:
     if runtime == "onnxruntime":
         if device.startswith("cuda"):
             return "ONNX Runtime is measured on the CPU only"
-        absent = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+        absent = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
         if absent:
             return f"pip install {' '.join(absent)}"
     return ""
@@ -106,20 +103,7 @@ def _graph(module: nn.Module, inputs: Tensor) -> Call:
 def _onnxruntime(module: nn.Module, inputs: Tensor, threads: int) -> Call:
     import onnxruntime
 
-    exporter = logging.getLogger("torch.onnx")
-    level = exporter.level
-    exporter.setLevel(logging.ERROR)
-    try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter's own, about its internals
-            program = torch.onnx.export(module, (inputs,), dynamo=True, verbose=False)
-            assert program is not None
-            with tempfile.TemporaryDirectory() as directory:
-                path = Path(directory) / "unit.onnx"
-                program.save(str(path))
-                content = path.read_bytes()
-    finally:
-        exporter.setLevel(level)
+    content = to_onnx(module, inputs, dynamic_batch=False)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
