@@ -123,7 +123,7 @@ def test_one_job_through_eight_extensions(tmp_path):
     for name in ("growth_roll", "growth_max", "growth_w4"):
         assert any(name in text for text in chosen), name
     best = max(front.members, key=lambda member: member.metrics["test_iou"])
-    assert best.metrics["test_iou"] > 0.55 and "growth_roll" in json.dumps(best.architecture.to_dict())
+    assert best.metrics["test_iou"] > 0.55 and "growth_roll" in json.dumps(best.architecture)
 
     for folder in map(Path, json.loads(finish(start(EXPORT, str(tmp_path))))):
         card = json.loads((folder / "card.json").read_text())
