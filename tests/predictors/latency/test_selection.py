@@ -8,9 +8,9 @@ import torch
 
 from mixnas.predictors.latency.fit import fit
 from mixnas.predictors.latency.lookup import SpaceUnits
-from mixnas.predictors.latency.model import Columns, FitConfig
+from mixnas.predictors.latency.model import Columns, FitConfig, totals
 from mixnas.predictors.latency.profile import ProfileConfig, Profiler, profile
-from mixnas.predictors.latency.selection import amounts, cover, draw_by_size, sample_rows, unit_sizes
+from mixnas.predictors.latency.selection import cover, draw_by_size, sample_rows, unit_sizes
 from mixnas.predictors.measuring import runtimes
 from mixnas.predictors.measuring.measure import MeasureConfig
 from mixnas.predictors.measuring.table import BY_SIZE, MeasurementTable
@@ -52,7 +52,7 @@ def sizes(of, subjects):
 
 def test_units_without_and_with_work():
     first = {"matmul.calls": 2.0, "k.8.macs": 100.0, "view.calls": 9.0, "k.rounds.macs": 7.0}
-    found = amounts(Columns.of([first, {"pointwise.calls": 4.0}]))
+    found = totals(Columns.of([first, {"pointwise.calls": 4.0}]))[:, :2]
     assert found.tolist() == [[2, 100], [4, 0]]
     sizes = unit_sizes(np.vstack([found, [[np.nan, np.nan]]]))
     assert sizes[:2] == pytest.approx([2 / 3 + 2, 4 / 3]) and np.isnan(sizes[2])
