@@ -22,9 +22,9 @@ from mixnas.predictors.latency.features import Works, deployed_unit, example_inp
 from mixnas.predictors.latency.fit import fit
 from mixnas.predictors.latency.gpus import gpu_of
 from mixnas.predictors.latency.lookup import SpaceTable, SpaceUnits
-from mixnas.predictors.latency.model import MIN_UNITS, Columns, FitConfig
+from mixnas.predictors.latency.model import MIN_UNITS, Columns, FitConfig, totals
 from mixnas.predictors.latency.predictor import LatencyPredictor, installed, plain_digest, user_directory
-from mixnas.predictors.latency.selection import amounts, cover, disagreement, draw_by_size, sample_rows, unit_sizes
+from mixnas.predictors.latency.selection import cover, disagreement, draw_by_size, sample_rows, unit_sizes
 from mixnas.predictors.latency.transfer import MIN_NETWORKS, nearest_source, transfer
 from mixnas.predictors.latency.unit_rows import POLICY, UnitRows
 from mixnas.predictors.measuring import runtimes
@@ -142,12 +142,12 @@ class Profiler:
 
     @functools.cached_property
     def amounts(self) -> np.ndarray:
-        """(units, 2) operations and multiply-accumulates of the space's units; NaN where one cannot be measured."""
+        """(units, 2) calls and multiply-accumulates of the space's units; NaN where one cannot be measured."""
         units = self.known.units
         found = np.empty((len(units), 2))
         for part, some in units.chunks():
             counted, buildable = self.works.of_all(some)
-            found[part] = np.where(buildable[:, None], amounts(counted), np.nan)
+            found[part] = np.where(buildable[:, None], totals(counted)[:, :2], np.nan)
         for number, policy in enumerate(units.slots[POLICY]):
             reason = "" if policy is None else policy_of(policy[1]).why_not(self.torch_device, self.runtime)
             if policy is not None and reason:
