@@ -96,7 +96,8 @@ class Job:
                 for record, time in zip(records, times, strict=True)
             ]
             members, others, knee = final_front(finalists, problem.objectives, problem.constraints)
-            front = self._front(results, members, knee, others=others, latency=times[0].kind, final=True)
+            kind = "measured" if latency.here else "predicted"
+            front = self._front(results, members, knee, others=others, latency=kind, final=True)
             run.write_tables(results.to_csv(), front)
             run.finish()
         return front
