@@ -188,8 +188,9 @@ def growth(args: argparse.Namespace) -> None:
 
 def held_out(args: argparse.Namespace) -> None:
     """The predictor on networks that its fit never saw."""
-    plain = load_yaml(ROOT / args.config)["space"]
-    space = SearchSpace.from_dict(plain)
+    given = load_yaml(ROOT / args.config)
+    plain = {"task": given["task"], "space": given["space"]}
+    space = SearchSpace.from_dict(given["space"])
     config = MeasureConfig(passes=args.passes)
     with tempfile.TemporaryDirectory() as temporary, fixed_threads(config.threads):
         tables = args.keep or Path(temporary)

@@ -96,7 +96,9 @@ class Block:
         quant = plain["quant"]
         both = quant if is_by_branch(quant) else {"mixer": quant, "channel_mixer": quant}
         return cls(
-            *(Op.from_plain(plain[axis]) for axis in BLOCK_AXES[:3]),
+            mixer=Op.from_plain(plain["mixer"]),
+            gate=Op.from_plain(plain["gate"]),
+            channel_mixer=Op.from_plain(plain["channel_mixer"]),
             quant=Op.from_plain(both["mixer"]),
             channel_quant=Op.from_plain(both["channel_mixer"]),
             recursion=plain["recursion"],

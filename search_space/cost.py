@@ -6,7 +6,7 @@ the sum of its operators and a network the sum of its units, so a whole space co
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -98,16 +98,24 @@ def op_cost(axis: str, op: Op, quant: Op | None, before: Context, after: Context
         after: Context of its output.
         tokens: Whether it reads integers.
     """
+    with torch.device("meta"):
+        module = build_op(axis, op, before, after, quant)
+    params = sum(parameter.numel() for parameter in module.parameters())
+    stored = stored_bytes(module) if quant is None else policy_of(quant).weight_bytes(module)
+    return Cost(params, _op_macs(axis, op, before, after, tokens), stored)
+
+
+@lru_cache(maxsize=1 << 16)
+def _op_macs(axis: str, op: Op, before: Context, after: Context, tokens: bool) -> int:
+    """A policy changes how products are computed, not how many there are."""
     with torch.device("meta"), torch.no_grad():
-        module = build_op(axis, op, before, after, quant).eval()
+        module = build_op(axis, op, before, after).eval()
         shape = (1, *before.size)
         example = torch.zeros(shape, dtype=torch.long) if tokens else torch.zeros(*shape, before.width)
         counter = _Macs()
         with work.watching(counter.add), counter:
             module(example, _itself) if axis == "gate" else module(example)
-    params = sum(parameter.numel() for parameter in module.parameters())
-    stored = stored_bytes(module) if quant is None else policy_of(quant).weight_bytes(module)
-    return Cost(params, counter.total, stored)
+    return counter.total
 
 
 def _itself(x: Tensor) -> Tensor:
@@ -124,14 +132,19 @@ def unit_cost(unit: Unit) -> Cost:
     return total
 
 
-def cost(architecture: Architecture, io: IOSpec) -> Cost:
-    """Cost of a whole network. A block with recursion has its weights once and computes as often as it runs."""
+def cost_of(units: Iterable[tuple[str, Unit]]) -> Cost:
+    """Cost of units by name; one that stands several times has its weights once and computes each time."""
     params = macs = weight_bytes = 0
     counted = set()
-    for name, unit in plan(architecture, io):
+    for name, unit in units:
         own = unit_cost(unit)
         macs += own.macs
         if name not in counted:
             counted.add(name)
             params, weight_bytes = params + own.params, weight_bytes + own.weight_bytes
     return Cost(params, macs, weight_bytes)
+
+
+def cost(architecture: Architecture, io: IOSpec) -> Cost:
+    """Cost of a whole network. A block with recursion has its weights once and computes as often as it runs."""
+    return cost_of(plan(architecture, io))

@@ -173,16 +173,6 @@ _Dumper.add_representer(str, _represent_str)
 _Dumper.add_representer(float, _represent_float)
 
 
-def parse_scalar(text: str) -> Any:
-    """The value that an unquoted `text` stands for in our YAML (as in `--set key=value`); text if not a scalar."""
-    loader = _StrictLoader("")
-    try:
-        tag = loader.resolve(yaml.ScalarNode, text, (True, False))
-        return loader.construct_object(yaml.ScalarNode(tag, text))
-    finally:
-        loader.dispose()
-
-
 def dump_yaml(obj: Any) -> str:
     """YAML text that `parse_yaml` reads back to an equal object; keys keep their order."""
     return yaml.dump(obj, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)

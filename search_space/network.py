@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from mixnas.search_space import registry
 from mixnas.search_space.architecture import Architecture, Op
-from mixnas.search_space.errors import ConfigError
+from mixnas.search_space.errors import ConfigError, NasError
 from mixnas.search_space.operators.quantization.policy import policy_of
 from mixnas.search_space.registry import BETWEEN, Context
 from mixnas.search_space.units import IOSpec, Unit, plan, registry_size_after
@@ -153,7 +154,8 @@ class Head(nn.Module):
     @property
     def linear(self) -> nn.Linear | None:
         """The last layer, where the head ends in one that reads `features`."""
-        return getattr(self.output[0], "linear", None)
+        head = self.output[0]
+        return getattr(head, "linear", None) if hasattr(head, "features") else None
 
     def features(self, x: Tensor) -> Tensor:
         """What `linear` reads."""
@@ -219,15 +221,14 @@ class Network(nn.Module):
         self.architecture = architecture
         self.io = io
         self.deployed = False
+        self.shared = units is not None
         if units is None:
             planned = checked_plan(architecture, io)
-            if generator is None:
-                units = _built(planned)
-            else:
-                with seeded(generator):
-                    units = _built(planned)
+            with contextlib.nullcontext() if generator is None else seeded(generator):
+                units = build_units(planned, lambda _, unit: build_unit(unit))
         for name, module in dict(units).items():
-            add_nested(self, name, module)
+            *parents, last = name.split(".")
+            nested(self, parents).add_module(last, module)
         self._order = [name for name, _ in units]
         self._sequence = [module for _, module in units]
 
@@ -242,7 +243,13 @@ class Network(nn.Module):
         return x
 
     def deploy(self) -> Network:
-        """Store weights as each branch's quantization policy stores them on the device, in place; returns itself."""
+        """Store weights as each branch's quantization policy stores them on the device, in place; returns itself.
+
+        Raises:
+            NasError: The weights belong to a super-network.
+        """
+        if self.shared:
+            raise NasError("a sub-network's weights are the super-network's: deploy what Supernet.extract gives.")
         if not self.deployed:
             for module in dict(self.units()).values():
                 deploy_unit(module)
@@ -250,22 +257,24 @@ class Network(nn.Module):
         return self
 
 
-def _built(planned: Sequence[tuple[str, Unit]]) -> list[tuple[str, nn.Module]]:
+def build_units(
+    planned: Sequence[tuple[str, Unit]], build: Callable[[str, Unit], nn.Module]
+) -> list[tuple[str, nn.Module]]:
+    """The modules of a plan, one for each name, in the order in which they run."""
     built: dict[str, nn.Module] = {}
     for name, unit in planned:
         if name not in built:
-            built[name] = build_unit(unit)
+            built[name] = build(name, unit)
     return [(name, built[name]) for name, _ in planned]
 
 
-def add_nested(root: nn.Module, name: str, child: nn.Module) -> None:
-    """Add a module under a dotted name, with empty modules on the way."""
-    *parents, last = name.split(".")
+def nested(root: nn.Module, parents: Sequence[str]) -> nn.Module:
+    """The module at a path below `root`; empty modules are made on the way."""
     for part in parents:
         if part not in root._modules:
             root.add_module(part, nn.Module())
         root = root._modules[part]  # type: ignore[assignment]
-    root.add_module(last, child)
+    return root
 
 
 class seeded:  # noqa: N801 - a context manager, used like a function

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mixnas.search_space.architecture import Architecture, Op
 from mixnas.search_space.enumeration import Site, check_space, cost_corner, sites_of
-from mixnas.search_space.network import Network, build_op, build_unit, checked_plan, seeded
+from mixnas.search_space.network import Network, build_op, build_unit, build_units, checked_plan, nested, seeded
 from mixnas.search_space.operators.quantization.policy import adds_state
 from mixnas.search_space.registry import Context
 from mixnas.search_space.space import SearchSpace
@@ -197,12 +197,7 @@ class Supernet(nn.Module):
         if network is None:
             self.space.encode(architecture)
             with torch.random.fork_rng(devices=[]):  # building draws initial weights that the views replace
-                built: dict[str, nn.Module] = {}
-                planned = checked_plan(architecture, self.io)
-                for name, unit in planned:
-                    if name not in built:
-                        built[name] = self._unit(name, unit)
-                units = [(name, built[name]) for name, _ in planned]
+                units = build_units(checked_plan(architecture, self.io), self._unit)
             network = Network(architecture, self.io, units=units)
             self._networks[architecture] = network
             if len(self._networks) > _CACHED_ARCHITECTURES:
@@ -256,11 +251,8 @@ def prefix_of(unit: str, path: str, op: Op) -> str:
 
 def _register(root: nn.Module, name: str, tensor: Tensor) -> None:
     *parents, last = name.split(".")
-    for part in parents:
-        if part not in root._modules:
-            root.add_module(part, nn.Module())
-        root = root._modules[part]  # type: ignore[assignment]
+    owner = nested(root, parents)
     if isinstance(tensor, nn.Parameter):
-        root.register_parameter(last, tensor)
+        owner.register_parameter(last, tensor)
     else:
-        root.register_buffer(last, tensor)
+        owner.register_buffer(last, tensor)

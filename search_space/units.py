@@ -155,7 +155,8 @@ def registry_size_after(axis: str, op: Op, before: Context) -> tuple[int, ...]:
     """`SizeAfter` from the operators themselves; imports torch."""
     from mixnas.search_space import registry
 
-    grid: tuple[int, ...] = registry.get(axis, op.name).build.out_size(before.size, **op.options)
+    operator: Any = registry.get(axis, op.name).build
+    grid: tuple[int, ...] = operator.out_size(before.size, **op.options)
     return grid
 
 

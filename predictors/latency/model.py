@@ -25,6 +25,9 @@ from mixnas.search_space.errors import ConfigError
 
 Numbers = Mapping[str, float]
 
+MIN_UNITS = 8
+"""Measured units that a fit needs at least."""
+
 ABOUT = "about."
 """Counts whose names begin so describe a unit's work without being work: the trees see them, the physics does not."""
 
@@ -151,12 +154,12 @@ class UnitModel:
             config: How.
 
         Raises:
-            ConfigError: Fewer than 8 units.
+            ConfigError: Fewer than `MIN_UNITS` units.
         """
         count = len(latency_ms)
-        if count < 8:
+        if count < MIN_UNITS:
             raise ConfigError(
-                f"{count} measured units are too few to fit; measure at least 8 (a longer budget, `latency.profile`)."
+                f"{count} measured units are too few to fit, which takes {MIN_UNITS}: give more `latency.profile`."
             )
         physical = np.array([not name.startswith(ABOUT) for name in works.names])
         coefficients = np.zeros(len(works.names))

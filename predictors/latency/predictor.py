@@ -299,7 +299,7 @@ class LatencyPredictor:
         return self.table_of(space, io).predict_many(encoded)
 
     def stored_space(self, plain: Any, io: IOSpec | None = None) -> SpaceUnits | None:
-        """The profiled space that was written as `plain` (what stands under `space:`), without torch; or None.
+        """The profiled space that was written as `plain`, `{task: ..., space: ...}`, without torch; or None.
 
         Args:
             plain: See above.

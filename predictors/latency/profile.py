@@ -22,7 +22,7 @@ from mixnas.predictors.latency.features import Works, deployed_unit, example_inp
 from mixnas.predictors.latency.fit import fit
 from mixnas.predictors.latency.gpus import gpu_of
 from mixnas.predictors.latency.lookup import SpaceTable, SpaceUnits
-from mixnas.predictors.latency.model import Columns, FitConfig, totals
+from mixnas.predictors.latency.model import MIN_UNITS, Columns, FitConfig, totals
 from mixnas.predictors.latency.predictor import LatencyPredictor, installed, plain_digest, user_directory
 from mixnas.predictors.latency.selection import cover, disagreement, draw_by_size, sample_rows, unit_sizes
 from mixnas.predictors.latency.transfer import MIN_NETWORKS, nearest_source, transfer
@@ -50,6 +50,8 @@ from mixnas.search_space.units import IOSpec, Unit, describe
 
 log = logging.getLogger(__name__)
 
+_PATIENCE = 5.0
+"""Budgets after which a profile gives up that has not measured what a fit needs."""
 _KEEP_S = 15.0
 """Seconds of measurements that a kill may lose."""
 _CANDIDATES = 2000
@@ -383,6 +385,29 @@ class Profiler:
             if tick is not None:
                 tick()
 
+    def go_on_until_fit(
+        self, deadline: float, tick: Callable[[], None] | None = None, should_stop: Callable[[], bool] | None = None
+    ) -> None:
+        """Measure past the budget what a fit needs at least: a busy machine may not have come so far.
+
+        Args:
+            deadline: When to give up, on the clock of `time.monotonic`.
+            tick: As of `run`.
+            should_stop: As of `run`.
+        """
+        while time.monotonic() < deadline and not (should_stop is not None and should_stop()):
+            kinds = [what.kind for what in self.table.subjects.values()]
+            units, networks = (kinds.count(kind) for kind in ("unit", "network"))
+            subjects: list[Subject] = []
+            if networks < self.config.fit.min_networks:
+                subjects += self.choose_networks(self.config.fit.min_networks)
+            if units < MIN_UNITS:
+                subjects += self.choose_units(MIN_UNITS - units)
+            if not subjects:
+                return
+            log.info("beyond its budget, the profile measures %d more to have enough for a fit", len(subjects))
+            self.measure(subjects, deadline, should_stop, tick)
+
 
 def profile(
     space: SearchSpace,
@@ -405,7 +430,7 @@ def profile(
         runtime: "eager", "compiled", "onnxruntime" or "graph".
         directory: Where the table and the predictor are kept; `latency.user_directory()` if not given.
         config: Budget and settings.
-        plain: What stood under `space:` in the file, so that a query of the same text needs no torch.
+        plain: `{task: ..., space: ...}` as they stood in the file, so that a query of the same needs no torch.
         report: Told the seconds spent, the budget's, and how many units and networks were measured.
         should_stop: Asked between measurements; what was measured until then is kept.
 
@@ -435,6 +460,8 @@ def profile(
         share = 1.0 if sources else config.network_share
         # The fit takes some seconds, most of them scikit-learn's import.
         profiler.run(begun + config.budget_s - min(8.0, 0.25 * config.budget_s), share, tick, should_stop)
+        if not sources:
+            profiler.go_on_until_fit(begun + _PATIENCE * config.budget_s, tick, should_stop)
     if should_stop is not None and should_stop():
         raise StoppedEarly(f"profiling was stopped. What was measured is kept in {place}.")
     kinds = [what.kind for what in profiler.table.subjects.values()]

@@ -46,24 +46,19 @@ def ask(predictor: LatencyPredictor, plain: Any, source: str, io: IOSpec | None 
 
 
 def ask_sample(
-    predictor: LatencyPredictor, config: Any, count: int, seed: int, source: str, io: IOSpec | None = None
+    predictor: LatencyPredictor, space: SearchSpace, count: int, seed: int, io: IOSpec
 ) -> list[dict[str, Any]]:
     """Predictions for random architectures of a space.
 
     Args:
         predictor: Whom to ask.
-        config: What a configuration file holds; its `space:` is sampled.
+        space: Where from.
         count: How many.
         seed: Of the sample.
-        source: Name for messages.
-        io: As of `ask`.
+        io: The task's input.
     """
     if count < 1:
         raise ConfigError(f"--sample {count}: give a whole number from 1.")
-    plain = config["space"] if isinstance(config, Mapping) and "space" in config else config
-    known = predictor.stored_space(plain, io)
-    space = SearchSpace.from_dict(plain, f"{source}: space") if known is None else known.space
-    io = known.io if known is not None else predictor.input_of(io)
     rows = []
     for vector in space.sample_many(count, np.random.default_rng(seed)):
         architecture = space.decode(vector)
@@ -74,8 +69,12 @@ def ask_sample(
 
 def to_plain(prediction: Prediction) -> dict[str, Any]:
     """Plain data for JSON."""
+    latency = prediction.latency
     return {
-        "latency": prediction.latency.to_plain(),
+        "latency_ms": latency.ms,
+        "low_ms": latency.low_ms,
+        "high_ms": latency.high_ms,
+        "outside": list(latency.outside),
         "units": [dataclasses.asdict(unit) for unit in prediction.units],
         "device": prediction.device,
         "runtime": prediction.runtime,

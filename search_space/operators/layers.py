@@ -100,7 +100,8 @@ class DepthwiseConv(nn.Module):
 
     def forward(self, x: Tensor, activation: str = "none", gate: Tensor | None = None) -> Tensor:
         """See the class; activation(conv(x)) * gate, as in `kernels.depthwise_conv2d`, fused on a GPU."""
-        weight, bias = self.weight, self.bias
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
         if weight.dtype != x.dtype:
             weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
         if x.dim() == 3:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from typing import Any
 
+import numpy as np
+
 from mixnas.search_space import registry
+from mixnas.search_space.architecture import BLOCK_AXES, Architecture
 from mixnas.search_space.network import IOSpec
-from mixnas.search_space.space import SearchSpace
+from mixnas.search_space.space import SearchSpace, Variable
 
 IMAGE = IOSpec("image", (8, 8), 3, 10)
 SEQUENCE = IOSpec("sequence", (12,), 5, 4)
@@ -78,12 +82,47 @@ def everything(kind: str) -> SearchSpace:
         return found
 
     stem = {"image": "conv", "sequence": {"name": "linear", "position": ["none", "learned"]}, "causal": "embedding"}
-    block = {axis: options(axis) for axis in ("mixer", "gate", "channel_mixer", "quant")} | {"recursion": [1, 2]}
+    block: dict[str, Any] = {axis: options(axis) for axis in BLOCK_AXES} | {"recursion": [1, 2]}
     stages: list[dict[str, Any]] = [{"width": [16, 32], "depth": [1, 2], "block": block}]
-    second = {"width": [16, 32], "depth": [1, 2], "block": block}
+    by_branch = {"mixer": block["quant"], "channel_mixer": block["quant"]}
+    second = {"width": [16, 32], "depth": [1, 2], "block": block | {"quant": by_branch}}
     stages.append(second | ({"downsample": ["patch", "conv"]} if kind == "image" else {}))
     norms = [name for name in registry.names("norm") if kind in registry.get("norm", name).kinds]
     return SearchSpace.from_dict({"stem": stem[kind], "norm": norms, "stages": stages})
+
+
+def covering(space: SearchSpace, times: int = 1, seed: int = 0) -> list[Architecture]:
+    """Architectures that are made, not drawn, so that every operator and every value of a knob occurs in some block.
+
+    Each kind of choice has a deck, whatever the place, that is dealt to the last card and shuffled again.
+
+    Args:
+        space: Where from.
+        times: How often each occurs, at least.
+        seed: Of the shuffles.
+    """
+    rng = np.random.default_rng(seed)
+    decks: dict[tuple[str, str, str], list[Any]] = {}
+    dealt: Counter[tuple[Any, ...]] = Counter()
+
+    def pick(variable: Variable) -> int:
+        kind = (variable.axis, variable.option, variable.knob)
+        deck = decks.setdefault(kind, [])
+        if not deck:
+            deck.extend(variable.values[i] for i in rng.permutation(len(variable.values)))
+        card = next((value for value in deck if value in variable.values), None)
+        if card is None:  # this place offers none of the rest
+            return int(rng.integers(len(variable.values)))
+        deck.remove(card)
+        dealt[*kind, card] += 1
+        return variable.values.index(card)
+
+    wanted = {(v.axis, v.option, v.knob, value) for v in space.variables for value in v.values}
+    found = []
+    while not all(dealt[one] >= times for one in wanted):
+        found.append(space.walk(pick))
+        assert len(found) < 100 * times, f"never dealt: {sorted(map(str, wanted - set(dealt)))}"
+    return found
 
 
 SIZES = {"image": [(8, 8), (4, 4)], "sequence": [(12,)], "causal": [(12,)]}

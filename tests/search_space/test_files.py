@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixnas.search_space.errors import ConfigError
-from mixnas.search_space.files import atomic_create, atomic_write, dump_yaml, load_yaml, parse_scalar, parse_yaml
+from mixnas.search_space.files import atomic_create, atomic_write, dump_yaml, load_yaml, parse_yaml
 
 scalars = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(st.characters(codec="utf-8"))
@@ -29,7 +29,7 @@ def test_scalars_are_yaml_1_2():
         "a": 0.001, "b": "no", "c": 10, "d": None, "e": "yes", "f": 1.0, "g": 0.5, "h": True, "i": "2026-01-01",
         "j": "1:30",
     }  # fmt: skip
-    assert parse_scalar("1e-3") == 0.001 and parse_scalar("x") == "x" and parse_scalar("true") is True
+    assert parse_yaml("1e-3") == 0.001 and parse_yaml("x") == "x" and parse_yaml("true") is True
 
 
 @pytest.mark.parametrize(

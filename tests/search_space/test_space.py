@@ -196,3 +196,69 @@ def test_spelled_out_blocks_may_differ():
     blocks = [block, block | {"mixer": "identity"}]
     space = SearchSpace.from_dict({"stem": "conv", "stages": [{"width": 8, "blocks": blocks}]})
     assert space.size() == 18 * 6 == len(list_all(space))
+
+
+def by_branch(channel_mixer):
+    quant = {"mixer": ["fp32", "bf16"], "channel_mixer": ["bf16", "fp32"]}
+    block = {"mixer": ["identity", "dwconv"], "channel_mixer": channel_mixer, "quant": quant}
+    return SearchSpace.from_dict({"stem": "conv", "stages": [{"width": 8, "depth": [1, 2], "block": block}]})
+
+
+@pytest.mark.parametrize(
+    ("channel_mixer", "blocks"),
+    [("mlp", 2 * 2 * 2), ("none", 2 * 2), (["none", "mlp"], 2 * 2 * (1 + 2)), (["none", "mlp", "swiglu"], 2 * 2 * 5)],
+)
+def test_a_branch_that_is_not_there_has_no_policy_to_choose(channel_mixer, blocks):
+    space = by_branch(channel_mixer)
+    assert space.size() == len(list_all(space)) == blocks + blocks**2
+    for seed in range(10):
+        architecture = space.sample(np.random.default_rng(seed))
+        assert space.decode(space.encode(architecture)) == architecture
+        assert Architecture.from_dict(architecture.to_dict()) == architecture
+        assert Architecture.from_canonical(architecture.to_dict()) == architecture
+
+
+def test_policies_by_branch_that_agree_are_one_policy():
+    def block(quant):
+        plain = {"mixer": "dwconv", "channel_mixer": "mlp", "quant": quant}
+        return Architecture.from_dict({"stem": "conv", "stages": [{"width": 8, "block": plain}]})
+
+    assert block({"mixer": "bf16", "channel_mixer": "bf16"}).id == block("bf16").id
+    assert block({"mixer": "bf16", "channel_mixer": "fp32"}).id != block("bf16").id
+    assert str(block({"mixer": "bf16", "channel_mixer": "fp32"})).endswith(":bf16/fp32]")
+    with pytest.raises(ConfigError, match=r"block\.quant: 'channel_mixer' is missing"):
+        block({"mixer": "bf16"})
+    with pytest.raises(ConfigError, match=r"block\.quant: unknown key 'mixr'. Did you mean 'mixer'"):
+        block({"mixr": "bf16", "channel_mixer": "bf16"})
+    with pytest.raises(ConfigError, match=r"quant\.channel_mixer is .*fp32"):
+        tied = {"mixer": "dwconv", "channel_mixer": "mlp", "quant": ["fp32", "bf16"]}
+        space = SearchSpace.from_dict({"stem": "conv", "stages": [{"width": 8, "block": tied}]})
+        space.encode(block({"mixer": "bf16", "channel_mixer": "fp32"}))
+
+
+def test_variables_know_where_they_stand():
+    space = everything("image")
+    for variable in space.variables:
+        parts = variable.name.split(".")
+        place = parts[2:] if parts[0] == "stages" else parts
+        assert variable.stage == (int(parts[1]) if parts[0] == "stages" else None)
+        assert variable.block == (int(parts[3]) if "blocks" in parts else None)
+        place = place[2:] if "blocks" in parts else place
+        axis = {"quant": "channel_quant" if place[:2] == ["quant", "channel_mixer"] else "quant"}.get(
+            place[0], place[0]
+        )
+        assert variable.axis == axis
+        assert (variable.option, variable.knob) == ((place[-2], place[-1]) if variable.knob else ("", ""))
+    assert {v.axis for v in space.variables} >= {"width", "depth", "mixer", "gate", "channel_mixer", "channel_quant"}
+
+
+def test_walk_asks_for_active_variables():
+    space, rng = SPACES[1], np.random.default_rng(0)
+    asked = {}
+
+    def pick(variable):
+        asked[variable.name] = int(rng.integers(len(variable.values)))
+        return asked[variable.name]
+
+    vector = space.encode(space.walk(pick))
+    assert {space.variables[i].name: int(vector[i]) for i in np.flatnonzero(vector >= 0)} == asked

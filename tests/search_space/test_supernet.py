@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from mixnas.search_space.architecture import Architecture
-from mixnas.search_space.errors import ConfigError
+from mixnas.search_space.errors import ConfigError, NasError
 from mixnas.search_space.network import Network
 from mixnas.search_space.operators.norms import has_running_statistics, reset_running_statistics
 from mixnas.search_space.supernet import Supernet, slice_of
 
-from .spaces import IMAGE, IOS, basic, everything
+from .spaces import IMAGE, IOS, basic, covering, everything
 
 
 def randomise_norms(supernet: Supernet) -> None:
@@ -24,13 +24,11 @@ def randomise_norms(supernet: Supernet) -> None:
 
 @pytest.mark.parametrize("kind", IOS)
 def test_extracted_networks_equal_their_subnetworks(kind):
-    """100 random architectures over every registered operator of every kind: outputs, gradients, strict loading."""
+    """Architectures with every registered operator and policy of every kind: outputs, gradients, strict loading."""
     space, io = everything(kind), IOS[kind]
     supernet = Supernet(space, io, torch.Generator().manual_seed(0))
     randomise_norms(supernet)
-    rng = np.random.default_rng(0)
-    for i in range(100):
-        architecture = space.sample(rng)
+    for i, architecture in enumerate(covering(space, times=6)):
         extracted, subnet = supernet.extract(architecture), supernet.subnet(architecture)
         Network(architecture, io).load_state_dict(extracted.state_dict(), strict=True)
         x = io.example(2)
@@ -116,6 +114,13 @@ def test_running_statistics_are_the_subnetworks_own_after_recalibration():
         trained = subnet.train()(x)
         # Unbiased variances make the two differ a little.
         assert (subnet.eval()(x) - trained).norm() < 0.02 * trained.norm()
+
+
+def test_a_subnetwork_is_not_deployed_in_the_store():
+    supernet = Supernet(basic("image"), IMAGE)
+    with pytest.raises(NasError, match=r"deploy what Supernet\.extract gives"):
+        supernet.subnet(supernet.smallest()).deploy()
+    supernet.extract(supernet.smallest()).deploy()
 
 
 def test_an_architecture_of_another_space_is_refused():

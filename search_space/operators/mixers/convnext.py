@@ -41,12 +41,14 @@ class ConvNeXt(nn.Module):
         norm, up, down = self.norm, self.up, self.down
         # One kernel where the layers are plain; a policy that takes their place runs them itself.
         if x.dim() == 4 and is_plain(up, down) and (up.compute is None or use_triton(x)):
-            products = (up.weight, up.bias, down.weight, down.bias)
-            if up.compute is not None:
-                x, products = x.to(up.compute), tuple(product.to(up.compute) for product in products)
+
+            def cast(tensor: Tensor) -> Tensor:
+                return tensor if up.compute is None else tensor.to(up.compute)
+
             assert self.conv.bias is not None
-            operands = (self.conv.weight, self.conv.bias, norm.weight, norm.bias, *products)
-            return fused_conv_block(x, *operands, eps=norm.eps, skip=False)
+            operands = (self.conv.weight, self.conv.bias, norm.weight, norm.bias)
+            products = (cast(up.weight), cast(up.bias), cast(down.weight), cast(down.bias))
+            return fused_conv_block(cast(x), *operands, *products, eps=norm.eps, skip=False)
         z = self.conv(x).to(norm.weight.dtype)
         y: Tensor = down(F.gelu(up(layer_norm(z, norm.weight, norm.bias, norm.eps))))
         return y

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mixnas.kernels import work
 from mixnas.search_space.operators.layers import DepthwiseConv
 from mixnas.search_space.registry import Context
 
@@ -20,4 +21,10 @@ def test_the_gate_multiplies_what_is_activated(kind, size, kernel_size):
     operands = [x, gate, *conv.parameters()]
     for grad, wanted in zip(*(torch.autograd.grad(y.square().sum(), operands) for y in (gated, apart)), strict=True):
         torch.testing.assert_close(grad, wanted)
-    assert conv.own_macs(x, "silu", gate) == conv.own_macs(x) == x.numel() * conv.weight[0].numel()
+
+
+def test_a_square_convolution_counts_what_it_multiplies_whatever_runs():
+    conv, seen = DepthwiseConv(Context(6, (5, 6), "image"), 3), []
+    with work.watching(seen.append):
+        conv(torch.zeros(2, 5, 6, 6), "silu", torch.zeros(2, 5, 6, 6))
+    assert [(one.kernel, one.macs, one.bits) for one in seen] == [("depthwise_conv2d", 2 * 5 * 6 * 6 * 9, 32)]

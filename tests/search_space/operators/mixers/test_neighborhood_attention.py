@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from mixnas.kernels.neighborhood_attention import attended
+from mixnas.search_space.architecture import Op
+from mixnas.search_space.cost import op_cost
 from mixnas.search_space.operators.mixers.attention import Attention
 from mixnas.search_space.operators.mixers.neighborhood_attention import NeighborhoodAttention
 from mixnas.search_space.registry import Context
@@ -52,7 +54,13 @@ def test_no_token_sees_a_later_one():
 
 
 def test_macs_are_those_of_the_pairs_that_attend():
-    x = torch.zeros(2, 8, 8, 16)
-    assert neighborhood(16, (8, 8), "image").own_macs(x) == 2 * 2 * 64 * 9 * 16
-    assert neighborhood(16, (8, 8), "image", window=99).own_macs(x) == 2 * 2 * 64 * 64 * 16
-    assert neighborhood(16, (5,), "causal").own_macs(torch.zeros(1, 5, 16)) == 2 * (1 + 2 + 3 * 3) * 16
+    def macs(size: tuple[int, ...], kind: str, **knobs: int) -> int:
+        options = {"heads": 4, "window": 3, "stride": 1, "dilation": 1, **knobs}
+        op = Op("neighborhood_attention", tuple(sorted(options.items())))
+        context = Context(16, size, kind)
+        projections = 4 * context.tokens * 16 * 16
+        return op_cost("mixer", op, None, context, context).macs - projections
+
+    assert macs((8, 8), "image") == 2 * 64 * 9 * 16
+    assert macs((8, 8), "image", window=99) == 2 * 64 * 64 * 16
+    assert macs((5,), "causal") == 2 * (1 + 2 + 3 * 3) * 16
