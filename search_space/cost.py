@@ -6,7 +6,7 @@ the sum of its operators and a network the sum of its units, so a whole space co
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -150,7 +150,7 @@ class _Plain:
 class _Layer:
     """A projection, as far as its cost under a policy depends on it."""
 
-    build: type[Linear] | type[Conv]
+    build: Callable[..., Linear | Conv]
     arguments: tuple[Any, ...]
     bias: bool
 
