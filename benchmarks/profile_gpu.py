@@ -32,8 +32,8 @@ from mixnas.predictors.measuring.device import device_name, gpu_models  # noqa: 
 from mixnas.predictors.measuring.measure import MeasureConfig  # noqa: E402
 from mixnas.search_space.errors import ConfigError  # noqa: E402
 from mixnas.search_space.files import load_yaml  # noqa: E402
-from mixnas.search_space.network import IOSpec  # noqa: E402
 from mixnas.search_space.space import SearchSpace  # noqa: E402
+from mixnas.search_space.units import IOSpec  # noqa: E402
 
 
 def image_space(plain: dict[str, Any]) -> dict[str, Any]:

@@ -13,18 +13,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
 from mixnas.search_space.errors import NasError
 from mixnas.search_space.files import atomic_write
 from mixnas.search_space.formats.format import Answer, first_line, register
-from mixnas.search_space.formats.torch_export import exported, exported_network
-from mixnas.search_space.network import Network
-from mixnas.search_space.operators.quantization.policy import policy_of
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # who only asks whether ONNX is there need not wait for torch
     import numpy as np
+    import torch
+    from torch import Tensor, nn
+
+    from mixnas.search_space.network import Network
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
@@ -37,6 +35,8 @@ def to_onnx(module: nn.Module, inputs: Tensor, dynamic_batch: bool) -> bytes:
         inputs: What it reads; at least two where the batch is dynamic.
         dynamic_batch: Whether the graph takes any number of inputs, or just so many.
     """
+    from mixnas.search_space.formats.torch_export import exported
+
     graph = _converted(exported(module, inputs, dynamic_batch=dynamic_batch))
     content: bytes = graph.SerializeToString()
     return content
@@ -44,6 +44,8 @@ def to_onnx(module: nn.Module, inputs: Tensor, dynamic_batch: bool) -> bytes:
 
 def _converted(program: torch.export.ExportedProgram) -> Any:
     """An `onnx.ModelProto`."""
+    import torch
+
     exporter = logging.getLogger("torch.onnx")
     level = exporter.level
     exporter.setLevel(logging.ERROR)
@@ -84,6 +86,8 @@ class Onnx:
 
     def why_not(self, network: Network) -> str:
         """Not with a policy that ONNX Runtime has no kernels for."""
+        from mixnas.search_space.operators.quantization.policy import policy_of
+
         for name, module in network.units():
             quant = getattr(module, "quant", None)
             problem = policy_of(quant).why_not("cpu", "onnxruntime") if quant is not None else ""
@@ -93,6 +97,8 @@ class Onnx:
 
     def write(self, network: Network, path: Path, extra: Mapping[str, Any]) -> None:
         """See `to_onnx`; architecture, interface and `extra` stand in the graph's metadata."""
+        from mixnas.search_space.formats.torch_export import exported_network
+
         program = exported_network(network)
         try:
             graph = _converted(program)

@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 EXTRA_FILE = "mixnas.json"
 """Architecture, interface and `extra` inside the file."""
 
+_BUILT_IN = ("aten", "prim", "prims", "quantized", "onednn", "mkldnn")  # libraries of operations that torch brings
+
 
 def exported(module: nn.Module, inputs: Tensor, *, dynamic_batch: bool) -> torch.export.ExportedProgram:
-    """Trace a module into a graph of ATen operations.
+    """Trace a module into a graph of torch's own operations.
 
     Args:
         module: In evaluation mode, on the inputs' device.
@@ -41,7 +43,7 @@ def exported_network(network: Network) -> torch.export.ExportedProgram:
     """`exported` of a whole network, for any batch size.
 
     Raises:
-        NasError: A part can't be traced, or is no ATen operation; the message names the part.
+        NasError: A part can't be traced, or is an operation that torch alone does not have; the message names it.
     """
     x = network.io.example(2)
     try:
@@ -49,8 +51,8 @@ def exported_network(network: Network) -> torch.export.ExportedProgram:
     except Exception as error:  # torch has no class of its own for all that may go wrong
         raise NasError(f"{_culprit(network, x)} cannot be exported: {first_line(error)}") from error
     for node in program.graph.nodes:
-        if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace != "aten":
-            raise NasError(f"the network cannot be exported: {node.target} is no operation of torch's own.")
+        if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace not in _BUILT_IN:
+            raise NasError(f"the network cannot be exported: {node.target} is no operation that torch brings.")
     return program
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -23,18 +23,23 @@ class OperatorContract:
 
     Attributes:
         axis: Where the operators stand.
+        only: Name of the one that is looked at; all that are registered there where it is empty.
         multiplied_otherwise: Operators whose form on a CPU multiplies more than is counted.
     """
 
     axis: str
+    only: str = ""
     multiplied_otherwise: ClassVar[frozenset[str]] = frozenset()
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """`case`: each operator with each knob at several values; `plain`: each once for each kind of task."""
         if "case" in metafunc.fixturenames:
-            metafunc.parametrize("case", cases(self.axis, knobs=True), ids=str)
+            metafunc.parametrize("case", self._cases(knobs=True), ids=str)
         if "plain" in metafunc.fixturenames:
-            metafunc.parametrize("plain", cases(self.axis, knobs=False), ids=str)
+            metafunc.parametrize("plain", self._cases(knobs=False), ids=str)
+
+    def _cases(self, **settings: Any) -> list[Case]:
+        return [case for case in cases(self.axis, **settings) if self.only in ("", case.op.name)]
 
     def test_answers_in_its_shape_with_gradients_to_every_parameter(self, case: Case):
         whole = Whole(case, case.build().train())
@@ -85,7 +90,7 @@ class OperatorContract:
     def test_smaller_ones_are_slices_of_one_store(self):
         """Widths and knobs of an operator share tensors in a super-network: names, dimensions and extents fit."""
         found: dict[tuple[str, str], list[Case]] = {}
-        for case in [*cases(self.axis, knobs=True), *cases(self.axis, knobs=True, width=2 * WIDTH)]:
+        for case in [*self._cases(knobs=True), *self._cases(knobs=True, width=2 * WIDTH)]:
             found.setdefault((case.op.name, case.before.kind), []).append(case)
         for variants in found.values():
             store: dict[str, torch.Tensor] = {}
@@ -101,9 +106,9 @@ class OperatorContract:
 
     def test_its_tensors_have_the_same_names_wherever_it_stands(self):
         other = {"image": (8, 4), "sequence": (10,), "causal": (10,)}
-        named: dict[str, set[str]] = {str(c): set(c.build().state_dict()) for c in cases(self.axis, knobs=True)}
+        named: dict[str, set[str]] = {str(c): set(c.build().state_dict()) for c in self._cases(knobs=True)}
         for size in dict.fromkeys(other.values()):
-            for case in cases(self.axis, knobs=True, width=2 * WIDTH, size=size):
+            for case in self._cases(knobs=True, width=2 * WIDTH, size=size):
                 assert set(case.build().state_dict()) == named.get(str(case), set(case.build().state_dict()))
 
     @pytest.mark.slow

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -48,3 +50,11 @@ def test_a_unit_by_itself_with_a_fixed_batch():
     (found,) = session.run(["output"], {"input": x.numpy()})
     with torch.no_grad():
         torch.testing.assert_close(torch.from_numpy(found), unit(x), rtol=1e-4, atol=1e-5)
+
+
+def test_asking_whether_it_is_there_imports_nothing_heavy():
+    code = (
+        "import sys; from mixnas.search_space.formats.onnx import PACKAGES; "
+        "heavy = {'torch', *PACKAGES} & set(sys.modules); sys.exit(str(heavy) if heavy else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
