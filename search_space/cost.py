@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mixnas.kernels import work
 from mixnas.search_space.architecture import Architecture, Op
-from mixnas.search_space.network import build_op, policy_of
+from mixnas.search_space.network import build_op, seeded, policy_of
 from mixnas.search_space.operators.quantization.policy import stored_bytes
 from mixnas.search_space.registry import BETWEEN, Context
 from mixnas.search_space.units import IOSpec, Unit, plan
@@ -108,7 +108,10 @@ def op_cost(axis: str, op: Op, quant: Op | None, before: Context, after: Context
 @lru_cache(maxsize=1 << 16)
 def _op_macs(axis: str, op: Op, before: Context, after: Context, tokens: bool) -> int:
     """A policy changes how products are computed, not how many there are."""
-    with torch.device("meta"), torch.no_grad():
+    # On shapes alone an operation takes up to a millisecond; real ones are quicker while they are small.
+    small = before.tokens * max(before.width, after.width) <= 1 << 14
+    generator = torch.Generator().manual_seed(0)
+    with torch.device("cpu" if small else "meta"), torch.no_grad(), seeded(generator):
         module = build_op(axis, op, before, after).eval()
         shape = (1, *before.size)
         example = torch.zeros(shape, dtype=torch.long) if tokens else torch.zeros(*shape, before.width)
