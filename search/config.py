@@ -34,7 +34,7 @@ class SearchConfig:
         time: Wall-clock limit of the search phase in seconds, None for none.
         seed: Of the strategy and everything else that draws numbers.
         evaluator: What an architecture's metrics come from: taken from the super-network ("supernet"), or trained from
-            scratch ("standalone"); a name of `evaluators.EVALUATORS`.
+            scratch ("standalone"); a name of `problem.EVALUATORS`.
         engine: What carries out the trials: a name of `engines.ENGINES`, or {name: ..., its options}.
     """
 

@@ -152,9 +152,9 @@ class Job:
             ) as session,
         ):
             search.engine.run(session, evaluator)
-            finish = session.finish()
-        if finish.reason != "trials":
-            self.progress.note(finish.message)
+            ending = session.ending()
+        if ending.reason != "trials":
+            self.progress.note(ending.message)
 
     def _forget_all_but(self, front: set[str]) -> None:
         """Drop the weights of trials that are not on the front."""

@@ -8,6 +8,7 @@ takes the place of the operator's projections (`layers.projections`) twice:
   two policies never share it in a super-network.
 - `deploy` puts layers there that hold what is stored on the device, and compute the same.
 
+What it does to a projection depends on that one alone, so a policy is counted layer by layer (`cost.op_cost`).
 What a policy does not cover (norms, scans, depthwise taps) stays as it is, and is counted so.
 """
 
@@ -57,23 +58,14 @@ def replace_projections(module: nn.Module, make: Callable[[Linear | Conv], nn.Mo
     return module
 
 
-_SMALL = 1 << 18
-"""Numbers up to which it is quicker to compute on zeros than on shapes alone."""
-
-
 def stored_bytes(module: nn.Module) -> int:
     """Bytes of a module's state: its parameters and persistent buffers."""
     return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
 
 
 def deployed_bytes(policy: Policy, module: nn.Module) -> int:
-    """`Policy.weight_bytes` by deploying a copy that holds no data of the module's."""
-    small = sum(tensor.numel() for tensor in module.state_dict().values()) <= _SMALL
-    copied = copy.deepcopy(module).to_empty(device="cpu" if small else "meta")
-    with torch.no_grad():
-        for tensor in copied.state_dict().values():
-            tensor.zero_()
-    return stored_bytes(policy.deploy(copied))
+    """`Policy.weight_bytes` by deploying a copy that holds no data."""
+    return stored_bytes(policy.deploy(copy.deepcopy(module).to("meta")))
 
 
 @lru_cache(maxsize=4096)
