@@ -35,10 +35,10 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
-from mixnas.evaluators.supernet.judging import SupernetEvaluator  # noqa: E402
+from mixnas.evaluators.supernet.judging import SubnetJudge  # noqa: E402
 from mixnas.evaluators.supernet.sampling import FairSampler  # noqa: E402
 from mixnas.evaluators.supernet.training import SupernetConfig, load_supernet, train_supernet, update  # noqa: E402
-from mixnas.evaluators.tasks.task import by_name  # noqa: E402
+from mixnas.evaluators.tasks.loading import by_name  # noqa: E402
 from mixnas.evaluators.training import parameter_groups  # noqa: E402
 from mixnas.predictors.measuring.device import provenance  # noqa: E402
 from mixnas.search.config import Config, load_config  # noqa: E402
@@ -135,7 +135,7 @@ def equality(args: argparse.Namespace) -> None:
 
 
 def _forward_backward(network: nn.Module, task: Any, x: torch.Tensor, y: torch.Tensor) -> None:
-    task.loss(network(x), y, 0.1).backward()
+    task.training_loss(network(x), y).backward()
 
 
 def _interleaved(calls: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
@@ -162,7 +162,7 @@ def cost(args: argparse.Namespace) -> None:
     config, space, task = embedded()
     settings = config.supernet
     supernet = Supernet(space, task.io, torch.Generator().manual_seed(0))
-    x, y = (t[: settings.batch_size] for t in (task.train.inputs, task.train.targets))
+    x, y = task.train.gather(torch.arange(settings.batch_size))
     rng = np.random.default_rng(0)
     picked = {"largest": supernet.largest(), "smallest": supernet.smallest()}
     picked |= {f"random {i}": space.sample(rng) for i in range(args.architectures)}
@@ -263,13 +263,13 @@ def _evaluation_speed(supernet: Supernet, task: Any, count: int, probe: int) -> 
         unique = list(dict.fromkeys(architectures))
         for architecture in unique:
             supernet.subnet(architecture)
-        alone, together = (SupernetEvaluator(supernet, task, probe=probe) for _ in range(2))
+        alone, together = (SubnetJudge(supernet, task, probe=probe) for _ in range(2))
         started = time.perf_counter()
         for architecture in unique:
-            alone._trail = []
+            alone._trail.leave()
             alone(architecture)
         between = time.perf_counter()
-        together.evaluate_many(unique)
+        together.judge_many(unique)
         ended = time.perf_counter()
         record[name] = {
             "alone_per_second": len(unique) / (between - started),
@@ -288,7 +288,7 @@ def _train_for_kill(path: str) -> None:
     config, space, task = embedded()
     settings = replace(config.supernet, seconds=None, steps=40, checkpoint_every=0.0, processes=1)
     supernet = Supernet(space, task.io, torch.Generator().manual_seed(0))
-    train_supernet(supernet, task, settings, seed=0, checkpoint=path, progress=lambda s, *_: print(s, flush=True))
+    train_supernet(supernet, task, settings, seed=0, checkpoint=path, report=lambda s, *_, **__: print(s, flush=True))
 
 
 def kill(args: argparse.Namespace) -> None:

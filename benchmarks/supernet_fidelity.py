@@ -24,7 +24,7 @@ import torch
 from scipy.stats import kendalltau
 
 from mixnas.evaluators import proxies
-from mixnas.evaluators.supernet.judging import SupernetEvaluator
+from mixnas.evaluators.supernet.judging import SubnetJudge
 from mixnas.evaluators.supernet.training import train_supernet
 from mixnas.evaluators.training import TrainConfig, evaluate, train
 from mixnas.search.config import Config
@@ -176,10 +176,10 @@ def run(
         started = time.perf_counter()
         result = train_supernet(supernet, task, config.supernet, seed=seed)
         between = time.perf_counter()
-        judged = SupernetEvaluator(supernet, task, probe=config.supernet.probe).evaluate_many(architectures)
+        judged = SubnetJudge(supernet, task, probe=config.supernet.probe).judge_many(architectures)
         ended = time.perf_counter()
         losses = np.array([m["loss"] for m in judged])
-        unprobed = np.array([m["loss"] for m in SupernetEvaluator(supernet, task).evaluate_many(architectures)])
+        unprobed = np.array([m["loss"] for m in SubnetJudge(supernet, task).judge_many(architectures)])
         trainings.append(
             {
                 "seed": seed,

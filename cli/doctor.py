@@ -1,7 +1,8 @@
-"""What this machine has, and what follows for mixnas."""
+"""`nas doctor`: what this machine has, and what follows for mixnas."""
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import os
 import platform
@@ -11,7 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mixnas.predictors.measuring.device import device_name
+from mixnas.cli.printing import print_json, print_table
+from mixnas.cli.verbs import Verb
+
+PLACE = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +118,23 @@ def examine() -> list[Finding]:
         _triton(),
     ]
     if _version("torch") is not None:
+        from mixnas.predictors.measuring.device import device_name
+
         findings += [_gpu(), *_cpu(), Finding("device name", device_name(), None, "as in nas latency query --device")]
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     findings.append(Finding("disk", f"{free:.1f} GiB free here", free > 1, "" if free > 1 else "runs need about 1 GiB"))
     return findings
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """What this machine has, what will work, what to install."""
+    findings = examine()
+    if args.json:
+        print_json([{"what": f.what, "found": f.found, "ok": f.ok, "advice": f.advice} for f in findings])
+    else:
+        mark = {True: "ok", False: "missing", None: "-"}
+        print_table(args, ["what", "", "found", "advice"], [[f.what, mark[f.ok], f.found, f.advice] for f in findings])
+    return 0 if all(f.ok is not False or not f.required for f in findings) else 1
+
+
+VERBS = (Verb("doctor", "what this machine has, what will work, what to install", doctor),)

@@ -18,8 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mixnas.evaluators.tasks.task import Task
 from mixnas.search_space import registry
 from mixnas.search_space.architecture import Architecture
+from mixnas.search_space.cost import cost
 from mixnas.search_space.errors import ConfigError, nearest
-from mixnas.search_space.network import Head, Network, cost
+from mixnas.search_space.network import Network
 
 Proxy = Callable[[Network, Task, int, torch.Generator], float]
 """Called with an untrained network, the task, a batch size and a generator on the CPU."""
@@ -112,8 +113,8 @@ def zen(network: Network, task: Task, batch_size: int, generator: torch.Generato
     def divided_by(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         logs.append(inputs[0].double().std(dim=-1).mean().clamp(min=1e-30).log().item())
 
-    body = [module for _, module in network.units() if not isinstance(module, Head)]
-    for module in body:
+    *body, _ = (module for _, module in network.units())  # the head is the last
+    for module in dict.fromkeys(body):  # one that runs again is one module
         for norm in _norms(module):
             norm.register_forward_pre_hook(divided_by)
 
@@ -179,7 +180,7 @@ def score(
 
 def _batch(task: Task, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     chosen = torch.randperm(len(task.train), generator=generator)[:batch_size]
-    return task.train.inputs[chosen], task.train.targets[chosen]
+    return task.train.gather(chosen)
 
 
 def _copy(network: Network) -> Network:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from mixnas.evaluators.tasks.task import Task
-from mixnas.evaluators.training import Progress, TrainConfig, TrainResult, evaluate, train
+from mixnas.evaluators.training import TrainConfig, TrainResult, evaluate, train
 from mixnas.predictors.measuring.measure import (
     CudaClock,
     Latency,
@@ -21,7 +21,9 @@ from mixnas.predictors.measuring.measure import (
     measure_networks,
 )
 from mixnas.search_space.architecture import Architecture
-from mixnas.search_space.network import Network, cost
+from mixnas.search_space.cost import cost
+from mixnas.search_space.network import Network
+from mixnas.search_space.reporting import SILENT, Report
 
 Keep = Callable[[Architecture, Network, dict[str, float]], None]
 """Called with each trained network, on its device and in evaluation mode, and its metrics."""
@@ -41,7 +43,7 @@ class StandaloneEvaluator:
         measure: How to measure latency; None leaves `latency_ms` out.
         reference_ms: The sentinel's reference time. Latencies compare only under the same one, so a search that
             resumes, or runs in several processes, passes on the one it began with; measured if not given.
-        progress: See `mixnas.evaluators.training.Progress`.
+        report: See `mixnas.evaluators.training.train`.
         should_stop: Asked before each training step; `StoppedEarly` is raised when it says so.
         keep: See `Keep`.
     """
@@ -55,7 +57,7 @@ class StandaloneEvaluator:
         seed: int = 0,
         measure: MeasureConfig | None = MeasureConfig(),  # noqa: B008 - frozen
         reference_ms: float | None = None,
-        progress: Progress | None = None,
+        report: Report = SILENT,
         should_stop: Callable[[], bool] | None = None,
         keep: Keep | None = None,
     ) -> None:
@@ -65,7 +67,7 @@ class StandaloneEvaluator:
         self.seed = seed
         self._measure = measure
         self._reference_ms = reference_ms
-        self._progress = progress
+        self._report = report
         self._should_stop = should_stop
         self._keep = keep
         self._rng = np.random.default_rng(seed)
@@ -130,7 +132,7 @@ class StandaloneEvaluator:
             self.config,
             generator=generator,
             device=self.device,
-            progress=self._progress,
+            report=self._report,
             should_stop=self._should_stop,
         )
         return network, result

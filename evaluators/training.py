@@ -1,28 +1,23 @@
-"""Training a network on a task, and judging it on a split.
-
-Candidates are tiny, so a step's time is mostly Python and launches: the whole data set is a pair of tensors, an
-epoch is one permutation, images are augmented many batches at a time and the optimiser is fused.
-"""
+"""Training a network on a task, and judging it on a split."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from mixnas.evaluators.batches import Batches, gather, in_order
 from mixnas.evaluators.tasks.task import Task
 from mixnas.search_space.errors import ConfigError, NasError, StoppedEarly
 from mixnas.search_space.operators.norms import norms_with_running_statistics, reset_running_statistics
+from mixnas.search_space.reporting import SILENT, Report
 
-Progress = Callable[[int, int, float, float | None], None]
-"""Called with (step, steps, loss of a batch, validation score if it was just measured else None)."""
-
-_AUGMENTED_VALUES = 1 << 20  # so many input values are augmented at once: few calls, little memory
 _CHECK_EVERY_ON_GPU = 16  # steps between looks at the loss, each of which waits for the device
 
 
@@ -52,7 +47,6 @@ class TrainConfig:
         weight_decay: Of matrices and convolution kernels; biases, norms and other vectors have none.
         betas: AdamW's two decay rates.
         warmup: Share of the steps over which the learning rate rises.
-        label_smoothing: Share of the target spread over all classes.
         clip: Largest norm of the gradient; 0 for no limit.
         ema: Decay of the moving average of the weights that replaces them at the end; 0 for none.
         augment: Whether the task's augmentation is applied.
@@ -68,13 +62,16 @@ class TrainConfig:
     weight_decay: float = 0.05
     betas: tuple[float, ...] = (0.9, 0.99)
     warmup: float = 0.1
-    label_smoothing: float = 0.1
     clip: float = 1.0
     ema: float = 0.0
     augment: bool = True
     stop_at: float | None = None
     validate_every: int = 0
     mixed_precision: bool = True
+
+    MOVED: ClassVar[dict[str, str]] = {
+        "label_smoothing": "is an option of the task now, for example task: {name: digits, label_smoothing: 0.1}"
+    }
 
     def __post_init__(self) -> None:
         betas = self.betas
@@ -86,7 +83,6 @@ class TrainConfig:
             ("weight_decay", "a number from 0", _between(self.weight_decay, 0, math.inf)),
             ("betas", "two numbers from 0 to below 1", len(betas) == 2 and all(_between(b, 0, 1) for b in betas)),
             ("warmup", "a share from 0 to below 1", _between(self.warmup, 0, 1)),
-            ("label_smoothing", "a share from 0 to below 1", _between(self.label_smoothing, 0, 1)),
             ("clip", "a number from 0", _between(self.clip, 0, math.inf)),
             ("ema", "a decay from 0 to below 1", _between(self.ema, 0, 1)),
             ("augment", "true or false", isinstance(self.augment, bool)),
@@ -132,7 +128,7 @@ def train(
     *,
     generator: torch.Generator,
     device: str | torch.device = "cpu",
-    progress: Progress | None = None,
+    report: Report = SILENT,
     should_stop: Callable[[], bool] | None = None,
 ) -> TrainResult:
     """Train a network in place; it is moved to `device` and left in evaluation mode.
@@ -146,7 +142,8 @@ def train(
         config: How.
         generator: On the CPU; source of the order of examples, augmentation and dropout.
         device: Where.
-        progress: See `Progress`; what it raises ends the training.
+        report: Given `(step, steps, loss=..., score=...)`, the loss of a batch, and the validation score where it was
+            just measured; what it raises ends the training.
         should_stop: Asked before each step.
 
     Raises:
@@ -157,26 +154,21 @@ def train(
     started = time.perf_counter()
     seed = int(torch.randint(1 << 62, (), generator=generator))
     local = torch.Generator(device).manual_seed(seed)
-    inputs, targets = task.train.inputs.to(device), task.train.targets.to(device)
-    batch_size = min(config.batch_size, len(inputs))
-    epoch_steps = len(inputs) // batch_size
-    steps = config.steps or config.epochs * epoch_steps
-    validate_every = config.validate_every or (epoch_steps if config.stop_at is not None else 0)
+    batches = Batches(task.train, config.batch_size, task.augment if config.augment else None, device)
+    steps = config.steps or config.epochs * batches.per_epoch
+    validate_every = config.validate_every or (batches.per_epoch if config.stop_at is not None else 0)
     check_every = 1 if device.type == "cpu" else _CHECK_EVERY_ON_GPU
 
     network.to(device).train()
     parameters: list[Tensor] = [p for p in network.parameters() if p.requires_grad]
-    groups = parameter_groups(network, config.weight_decay)
-    beta1, beta2 = config.betas
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(beta1, beta2), fused=True)
+    optimizer = optimizer_of(network, config)
     average = [p.detach().clone() for p in parameters] if config.ema else []
-    augment = task.augment if config.augment else None
-    data = batches_of(inputs, targets, batch_size, augment, local)
+    data = batches.forever(local)
 
     losses: list[Tensor] = []  # of the last epoch; on the device
     validations: list[tuple[int, float]] = []
     step = 0
-    with global_seed(seed, device):
+    with unchanged_globals(seed, device):
         while step < steps:
             if should_stop is not None and should_stop():
                 raise StoppedEarly(f"training was stopped after {step} of {steps} steps.")
@@ -185,7 +177,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = lr
             with precision_of(config, device):
-                loss = task.loss(network(x), y, config.label_smoothing)
+                loss = task.training_loss(network(x), y)
             optimizer.zero_grad()
             loss.backward()
             if config.clip:
@@ -193,20 +185,16 @@ def train(
             optimizer.step()
             step += 1
             if average:
-                # Short trainings: the average must not remember the initial weights.
-                torch._foreach_lerp_(average, parameters, 1 - min(config.ema, (1 + step) / (10 + step)))
+                update_average(average, parameters, config.ema, step)
             losses.append(loss.detach())
             if step % check_every == 0 or step == steps:
-                _check_finite(losses[-check_every:], step)
-                if progress is not None:
-                    progress(step, steps, losses[-1].item(), None)
-                del losses[:-epoch_steps]
+                report(step, steps, loss=_last_finite(losses[-check_every:], step))
+                del losses[: -batches.per_epoch]
             if validate_every and (step % validate_every == 0 or step == steps):
                 score = evaluate(network, task, "validation", device=device).score
                 network.train()
                 validations.append((step, score))
-                if progress is not None:
-                    progress(step, steps, losses[-1].item(), score)
+                report(step, steps, loss=losses[-1].item(), score=score)
                 if config.stop_at is not None and _reached(score, config.stop_at, task.direction):
                     break
         if average:
@@ -217,7 +205,7 @@ def train(
     return TrainResult(
         steps=step,
         planned_steps=steps,
-        loss=torch.stack(losses[-epoch_steps:]).float().mean().item(),
+        loss=torch.stack(losses[-batches.per_epoch :]).float().mean().item(),
         seconds=time.perf_counter() - started,
         validations=tuple(validations),
     )
@@ -232,24 +220,40 @@ def evaluate(
     device: str | torch.device = "cpu",
     batch_size: int = 512,
 ) -> Metrics:
-    """Score and loss (without label smoothing) of a network in evaluation mode, in which it is left.
+    """The task's metric and honest loss of a network in evaluation mode, in which it is left.
 
     Raises:
-        DivergedError: The loss is NaN or infinite.
+        DivergedError: The loss or the metric is NaN or infinite.
     """
     device = torch.device(device)
     network.to(device).eval()
-    split = getattr(task, split_name)
-    score = loss = 0.0
-    for start in range(0, len(split), batch_size):
-        x = split.inputs[start : start + batch_size].to(device)
-        y = split.targets[start : start + batch_size].to(device)
-        outputs = network(x)
-        score += task.score(outputs, y) * len(x)
-        loss += task.loss(outputs, y).item() * len(x)
+    batches = in_order(getattr(task, split_name), batch_size, device)
+    return judged(task, ((network(x), y) for x, y in batches), f"the {split_name}")
+
+
+def judged(task: Task, answers: Iterable[tuple[Tensor, Tensor]], what: str) -> Metrics:
+    """The task's metric and honest loss of a network's answers.
+
+    Args:
+        task: Whose.
+        answers: Outputs and targets, batch by batch.
+        what: Of what, as a message begins: "the validation".
+
+    Raises:
+        DivergedError: The loss or the metric is NaN or infinite.
+    """
+    metric = task.new_metric()
+    loss, examples = 0.0, 0
+    for outputs, targets in answers:
+        metric.update(outputs, targets)
+        loss += task.loss(outputs, targets).item() * len(targets)
+        examples += len(targets)
     if not math.isfinite(loss):
-        raise DivergedError(f"the {split_name} loss is {loss}. Lower the learning rate.", loss=loss)
-    return Metrics(score / len(split), loss / len(split))
+        raise DivergedError(f"{what} loss is {loss}. Lower the learning rate.", loss=loss)
+    score = float(metric.result())
+    if not math.isfinite(score):
+        raise DivergedError(f"{what} {task.metric} is {score}, with a loss of {loss / examples:.4g}.", loss=loss)
+    return Metrics(score, loss / examples)
 
 
 @torch.no_grad()
@@ -276,10 +280,11 @@ def recalibrate(
     reset_running_statistics(network)
     mode = network.training
     network.train()
-    inputs = task.train.inputs.to(device)
-    order = torch.randperm(len(inputs), generator=generator, device=device)
+    device = torch.device(device)
+    order = torch.randperm(len(task.train), generator=generator, device=device)
     for chunk in order[: batches * batch_size].split(batch_size):
-        network(inputs[chunk])
+        inputs, _ = gather(task.train, chunk, device)
+        network(inputs)
     network.train(mode)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
@@ -295,6 +300,21 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, 
     return [group for group in groups if group["params"]]
 
 
+def optimizer_of(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW over a network's parameters, as configured."""
+    beta1, beta2 = config.betas
+    groups = parameter_groups(network, config.weight_decay)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(beta1, beta2), fused=True)
+
+
+def update_average(average: list[Tensor], parameters: list[Tensor], decay: float, step: int) -> None:
+    """Take the weights behind a step (1, 2, ...) into their moving average, in place.
+
+    The decay rises towards its value: the average of a short training must not remember the initial weights.
+    """
+    torch._foreach_lerp_(average, parameters, 1 - min(decay, (1 + step) / (10 + step)))
+
+
 def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
     """Learning rate of step 0 .. steps - 1: a linear rise over a share of the steps, then a cosine towards 0."""
     rise = warmup * steps
@@ -303,29 +323,13 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - rise) / (steps - rise)))
 
 
-def batches_of(
-    inputs: Tensor,
-    targets: Tensor,
-    batch_size: int,
-    augment: Callable[[Tensor, torch.Generator], Tensor] | None,
-    generator: torch.Generator,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Epoch after epoch of full batches."""
-    used = len(inputs) // batch_size * batch_size
-    at_once = batch_size * max(1, _AUGMENTED_VALUES // (batch_size * inputs[0].numel()))
-    while True:
-        order = torch.randperm(len(inputs), generator=generator, device=inputs.device)[:used]
-        for indices in order.split(at_once):
-            x = inputs[indices]
-            if augment is not None:
-                x = augment(x, generator)
-            yield from zip(x.split(batch_size), targets[indices].split(batch_size), strict=True)
-
-
 @contextlib.contextmanager
-def global_seed(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed PyTorch's global generators, from which dropout draws, and leave them as they were."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+def unchanged_globals(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed PyTorch's global generators, from which dropout draws, and leave them as they were.
+
+    Gradients are switched on within; a task's loss that switches them off leaves them so for nobody else.
+    """
+    with torch.enable_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":
             with torch.cuda.device(device):
@@ -339,11 +343,13 @@ def precision_of(config: TrainConfig, device: torch.device) -> contextlib.Abstra
     return contextlib.nullcontext()
 
 
-def _check_finite(losses: list[Tensor], step: int) -> None:
+def _last_finite(losses: list[Tensor], step: int) -> float:
+    """The last of the losses up to a step; none of them is NaN or infinite."""
     values = [losses[0].item()] if len(losses) == 1 else torch.stack(losses).tolist()
     for at, value in enumerate(values, start=step - len(values) + 1):
         if not math.isfinite(value):
             raise DivergedError(f"the training loss is {value} at step {at}. Lower lr or clip.", step=at, loss=value)
+    return float(values[-1])
 
 
 def _reached(score: float, target: float, direction: str) -> bool:

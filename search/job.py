@@ -247,7 +247,7 @@ class Job:
         return pareto
 
 
-def _fraction(phase: Any, number: int, total: int, step: int, steps: int, *_: object) -> None:
+def _fraction(phase: Any, number: int, total: int, step: int, steps: int, **_: object) -> None:
     """Progress inside one of several networks."""
     phase(round(number + step / steps, 1), total)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from mixnas.evaluators.standalone import StandaloneEvaluator
-from mixnas.evaluators.supernet.judging import SupernetEvaluator, fine_tune
+from mixnas.evaluators.supernet.judging import SubnetJudge, fine_tune
 from mixnas.evaluators.supernet.training import train_supernet
 from mixnas.predictors.latency.predictor import LatencyPredictor
 from mixnas.predictors.latency.profile import ProfileConfig, profile
@@ -172,11 +172,10 @@ class FromSupernet(_Here):
         generator = torch.Generator().manual_seed(config.search.seed)
         self.supernet = Supernet(plan.space, plan.io, generator)
         self._train(open_phase)
-        self._evaluator = SupernetEvaluator(
+        self._judge = SubnetJudge(
             self.supernet,
             plan.task,
             device=self.torch_device,
-            latency=lambda architecture: self.predictor.predict(architecture, plan.io).latency_ms,
             seed=config.search.seed,
             probe=config.supernet.probe,
         )
@@ -215,13 +214,14 @@ class FromSupernet(_Here):
                 seed=self.plan.config.search.seed,
                 device=self.torch_device,
                 checkpoint=self.run.supernet,  # where it ends already, nothing is left to do
-                progress=lambda step, steps, loss, _: phase(step, steps, loss=loss),
+                report=phase,
                 should_stop=self.stop,
             )
 
     def evaluate(self, architecture: Architecture) -> Mapping[str, float]:
         """See `Source`."""
-        return self._evaluator(architecture)
+        latency_ms = self.predictor.predict(architecture, self.plan.io).latency_ms
+        return {**self._judge(architecture), **self.trainer.cost(architecture), "latency_ms": latency_ms}
 
     def finish(self, architecture: Architecture, progress: StepProgress) -> Network:
         """See `Source`: trained on from the inherited weights, or from scratch, as the configuration says."""
@@ -234,7 +234,7 @@ class FromSupernet(_Here):
             generator=torch.Generator().manual_seed(self.plan.config.search.seed),
             inherit=final.weights == "inherited",
             device=self.torch_device,
-            progress=progress,
+            report=progress,  # type: ignore[arg-type]
             should_stop=self.stop,
         )
         return network

@@ -154,7 +154,8 @@ class Head(nn.Module):
     @property
     def linear(self) -> nn.Linear | None:
         """The last layer, where the head ends in one that reads `features`."""
-        return getattr(self.output[0], "linear", None)
+        head = self.output[0]
+        return getattr(head, "linear", None) if hasattr(head, "features") else None
 
     def features(self, x: Tensor) -> Tensor:
         """What `linear` reads."""

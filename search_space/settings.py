@@ -5,7 +5,7 @@ Any dataclass will do: its field types say what is allowed and its defaults are 
 
 Understood field types: int, float, str, bool, None in a union, Literal, `tuple[T, ...]`, `dict[str, T]`, Any (plain
 data, taken as it is), other dataclasses, classes with `from_plain(plain, where)` and `to_plain()`, and `Annotated`
-with `Between` or `Duration`.
+with `Between` or `Duration`. A dataclass may have `MOVED`: what is to be said of a key that it had once.
 """
 
 from __future__ import annotations
@@ -109,7 +109,10 @@ def _build(cls: type[_T], plain: Any, place: _Place) -> _T:
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     if not isinstance(plain, Mapping):
         raise ConfigError(f"{place}: expected a mapping with {', '.join(fields)}; got {plain!r}.")
+    moved: Mapping[str, str] = getattr(cls, "MOVED", {})
     for key in plain:
+        if key in moved:
+            raise ConfigError(f"{place / str(key)}: {key} {moved[key]}.")
         if key not in fields:
             raise ConfigError(
                 f"{place / str(key)}: unknown key {key!r}.{nearest(str(key), fields)} Allowed: {', '.join(fields)}."

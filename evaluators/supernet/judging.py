@@ -1,174 +1,199 @@
-"""Judging thousands of sub-networks with the super-network's weights, and bringing chosen ones to final weights.
-
-The last layer of a super-network serves the features of every sub-network and suits those best that are trained in
-every step. A linear probe (Alain and Bengio 2016, arXiv 1610.01644) judges the features themselves: where it is asked
-for, the last layer of a sub-network is fitted to training examples before it is judged, as running statistics are
-recalibrated.
-"""
+"""Judging thousands of sub-networks with the super-network's weights, and bringing chosen ones to final weights."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixnas.evaluators.tasks.task import Task
-from mixnas.evaluators.training import DivergedError, Progress, TrainConfig, TrainResult, recalibrate, train
+from mixnas.evaluators.batches import gather
+from mixnas.evaluators.supernet.probe import ends_linearly, fitted
+from mixnas.evaluators.tasks.task import Examples, Task
+from mixnas.evaluators.training import TrainConfig, TrainResult, judged, recalibrate, train
 from mixnas.search_space.architecture import Architecture
-from mixnas.search_space.network import Head, Network, Unit, cost, plan
+from mixnas.search_space.errors import ConfigError
+from mixnas.search_space.network import Network
 from mixnas.search_space.operators.norms import has_running_statistics
+from mixnas.search_space.reporting import SILENT, Report
 from mixnas.search_space.supernet import Supernet
+from mixnas.search_space.units import plan
 
 _BATCH_SIZE = 512
-
-# Of the linear probe: steps of L-BFGS, the price of leaving the inherited weights (times the squared distance), and the
-# label smoothing. On 96 architectures, 8 steps, a price from 3e-3 to 0.1 and no smoothing ranked alike.
-_PROBE_STEPS = 15
-_PROBE_STAY = 1e-2
-_PROBE_SMOOTHING = 0.1
+_KEPT_VALUES = 1 << 26  # so many values of inputs, and of activations, are kept at most (4 bytes each)
 
 
-class SupernetEvaluator:
-    """Callable that judges an architecture on the validation split with inherited weights.
+class SubnetJudge:
+    """Callable that judges an architecture on the validation split with inherited weights: its metric and its loss.
 
     Each architecture is judged once; later calls answer from memory. Between two architectures judged in a row, the
-    activations behind the units that they begin with in common are computed once; `evaluate_many` orders its
+    activations behind the units that they begin with in common are computed once; `judge_many` orders its
     architectures so that they have most in common.
 
     Args:
-        supernet: Trained; moved to `device`.
+        supernet: Trained, or to be trained before the first is judged; moved to `device`.
         task: Whose validation split they are judged on.
         device: Where.
-        latency: Latency of an architecture in ms, for example a predictor's; None leaves `latency_ms` out.
         seed: Of the training examples that running statistics are recalibrated on and the probe is fitted to.
         probe: Training examples that a sub-network's last layer is fitted to before it is judged; 0 leaves it.
+
+    Raises:
+        ConfigError: There is a probe, and the head of the networks does not end in a linear layer.
     """
 
     def __init__(
-        self,
-        supernet: Supernet,
-        task: Task,
-        *,
-        device: str | torch.device = "cpu",
-        latency: Callable[[Architecture], float] | None = None,
-        seed: int = 0,
-        probe: int = 0,
+        self, supernet: Supernet, task: Task, *, device: str | torch.device = "cpu", seed: int = 0, probe: int = 0
     ) -> None:
         self.device = torch.device(device)
         self.supernet = supernet.to(self.device)
         self.task = task
         self.seed = seed
-        self._latency = latency
         self._known: dict[str, dict[str, float]] = {}
-        self._targets = task.validation.targets.to(self.device).split(_BATCH_SIZE)
-        probed = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(seed))[:probe]
-        self._probe_targets = task.train.targets[probed].to(self.device)
-        # Batches to be judged on, and behind them those that the probe is fitted to.
-        judged, fitted_to = task.validation.inputs.split(_BATCH_SIZE), task.train.inputs[probed].split(_BATCH_SIZE)
-        self._inputs = tuple(part.to(self.device) for part in (*judged, *(fitted_to if probe else ())))
-        # Units of the last architecture, and behind each the activations of every batch.
-        self._trail: list[tuple[Unit, tuple[Tensor, ...]]] = []
+        self._validation = _Parts(task.validation, torch.arange(len(task.validation)), self.device)
+        self._probed: _Parts | None = None
+        if probe:
+            self._check_head(probe)
+            chosen = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(seed))[:probe]
+            self._probed = _Parts(task.train, chosen, self.device)
+        self._trail = _Trail()
 
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """Names of what a call returns."""
-        latency = [] if self._latency is None else ["latency_ms"]
-        return (self.task.metric, "loss", "params", "macs", "weight_bytes", *latency)
+    def _check_head(self, probe: int) -> None:
+        some = self.supernet.subnet(self.supernet.space.sample(np.random.default_rng(0)))
+        _, head = some.units()[-1]
+        if not ends_linearly(head):
+            raise ConfigError(
+                f"supernet: probe is {probe}, but the head {self.supernet.io.head!r} has no linear last layer to be "
+                "fitted. Set probe: 0."
+            )
 
     def __call__(self, architecture: Architecture) -> dict[str, float]:
-        """Metrics of one architecture; see `metrics`.
+        """The task's metric, by its name, and "loss".
 
         Raises:
-            ConfigError: It is not one of the space.
-            DivergedError: Its loss is NaN or infinite.
+            ConfigError: The architecture is not one of the space.
+            DivergedError: Its loss or metric is NaN or infinite.
         """
         found = self._known.get(architecture.id)
         if found is None:
-            score, loss = self._judge(architecture)
-            found = {self.task.metric: score, "loss": loss}
-            found |= {name: float(value) for name, value in asdict(cost(architecture, self.supernet.io)).items()}
-            if self._latency is not None:
-                found["latency_ms"] = float(self._latency(architecture))
-            self._known[architecture.id] = found
+            found = self._known[architecture.id] = self._judge(architecture)
         return dict(found)
 
-    def evaluate_many(self, architectures: Sequence[Architecture]) -> list[dict[str, float]]:
-        """Metrics of each, in the order given; judged in the order in which most is shared."""
+    def judge_many(self, architectures: Sequence[Architecture]) -> list[dict[str, float]]:
+        """What a call gives for each, in the order given; judged in the order in which most is shared."""
         prefixes = [tuple(map(hash, plan(architecture, self.supernet.io))) for architecture in architectures]
         for i in sorted(range(len(architectures)), key=prefixes.__getitem__):
             self(architectures[i])
         return [self(architecture) for architecture in architectures]
 
     def remember(self, known: Mapping[str, Mapping[str, float]]) -> None:
-        """Take metrics that were found before, by architecture id."""
+        """Take what was found before, by architecture id."""
         self._known.update({identity: dict(metrics) for identity, metrics in known.items()})
 
     def forget(self) -> None:
         """Forget everything: the weights of the super-network have changed."""
-        self._known, self._trail = {}, []
+        self._known = {}
+        self._trail.leave()
 
-    def _judge(self, architecture: Architecture) -> tuple[float, float]:
+    def _judge(self, architecture: Architecture) -> dict[str, float]:
         network = self.supernet.subnet(architecture)
-        if has_running_statistics(network):
+        changing = has_running_statistics(network)
+        if changing:
             # The statistics in the store are those of whatever ran last; no activation behind them can be kept.
             generator = torch.Generator(self.device).manual_seed(self.seed)
             recalibrate(network, self.task, generator=generator, device=self.device)
-            self._trail = []
+            self._trail.leave()
         network.eval()
-        planned = plan(architecture, self.supernet.io)
+        *body, head = (module for _, module in network.units())
+        self._trail.turn_to(plan(architecture, self.supernet.io)[:-1])
+        answer = self._answering(head, body)
+
+        def answers() -> Iterator[tuple[Tensor, Tensor]]:
+            for x, y in self._behind(body, self._validation):
+                yield answer(x), y
+
+        with torch.inference_mode():
+            metrics = judged(self.task, answers(), f"with inherited weights, {architecture.id}'s validation")
+        if changing:
+            self._trail.leave()
+        return {self.task.metric: metrics.score, "loss": metrics.loss}
+
+    def _answering(self, head: nn.Module, body: Sequence[nn.Module]) -> Callable[[Tensor], Tensor]:
+        """The head, or one whose last layer is fitted to the probe's examples."""
+        if self._probed is None:
+            return head
+        assert ends_linearly(head)
+        with torch.inference_mode():
+            examples = [(head.features(x), y) for x, y in self._behind(body, self._probed)]
+        features, targets = zip(*examples, strict=True)
+        last = fitted(head.linear, features, torch.cat(targets), self.task.training_loss)
+        return lambda x: last(head.features(x))
+
+    def _behind(self, body: Sequence[nn.Module], parts: _Parts) -> Iterator[tuple[Tensor, Tensor]]:
+        """Activations behind all units but the head, and targets, part by part."""
+        for i, (x, y) in enumerate(parts):
+            yield self._trail.follow((parts, i), x, body), y
+
+
+class _Parts:
+    """Chosen examples of a split, in parts; on the device where they are few, else gathered each time."""
+
+    def __init__(self, split: Examples, indices: Tensor, device: torch.device) -> None:
+        self._split, self._indices, self._device = split, indices.split(_BATCH_SIZE), device
+        self._kept: list[tuple[Tensor, Tensor]] = []
+        example, _ = split.gather(indices[:1])
+        if len(indices) * example.numel() <= _KEPT_VALUES:
+            self._kept = list(self)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        if self._kept:
+            yield from self._kept
+            return
+        for part in self._indices:
+            yield gather(self._split, part, self._device)
+
+
+class _Trail:
+    """Activations behind the units of the network that ran last, for each part of the data: as many as are kept."""
+
+    def __init__(self) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """Keep nothing."""
+        self._units: Sequence[object] = ()
+        self._behind: dict[object, list[Tensor]] = {}
+        self._values = 0
+
+    def turn_to(self, units: Sequence[object]) -> None:
+        """Keep what lies behind the units that another network begins with too."""
         shared = 0
-        for unit, (known, _) in zip(planned, self._trail, strict=False):
+        for unit, known in zip(units, self._units, strict=False):
             if unit != known:
                 break
             shared += 1
-        with torch.inference_mode():
-            del self._trail[shared:]
-            x = self._trail[-1][1] if self._trail else self._inputs
-            *body, (_, head) = zip(planned, (module for _, module in network.units()), strict=True)
-            for unit, module in body[shared:]:
-                x = tuple(module(part) for part in x)
-                self._trail.append((unit, x))
-            assert isinstance(head, Head)
-            features = [head.features(part) for part in x]
-        last = self._fitted(head.linear, features[len(self._targets) :])
-        with torch.inference_mode():
-            score = loss = 0.0
-            for part, y in zip(features[: len(self._targets)], self._targets, strict=True):
-                outputs = F.linear(part, *last)
-                score += self.task.score(outputs, y) * len(y)
-                loss += self.task.loss(outputs, y).item() * len(y)
-        if has_running_statistics(network):
-            self._trail = []
-        if not math.isfinite(loss):
-            self._trail = []
-            raise DivergedError(
-                f"the validation loss of {architecture.id} is {loss} with inherited weights.", loss=loss
-            )
-        examples = len(self.task.validation)
-        return score / examples, loss / examples
+        for behind in self._behind.values():
+            del behind[shared:]
+        self._units = units
+        self._values = sum(x.numel() for behind in self._behind.values() for x in behind)
 
-    def _fitted(self, linear: nn.Linear, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Weight and bias of a last layer, fitted to the probe's features where there are any."""
-        inherited = (linear.weight.detach(), linear.bias.detach())
-        if not features:
-            return inherited
-        x = torch.cat(list(features))
-        weight, bias = (tensor.clone().requires_grad_() for tensor in inherited)
-        optimizer = torch.optim.LBFGS((weight, bias), max_iter=_PROBE_STEPS, line_search_fn="strong_wolfe")
+    def follow(self, part: object, x: Tensor, body: Sequence[nn.Module]) -> Tensor:
+        """Activations behind the last unit.
 
-        def closure() -> Tensor:
-            optimizer.zero_grad()
-            loss = self.task.loss(F.linear(x, weight, bias), self._probe_targets, _PROBE_SMOOTHING)
-            loss = loss + _PROBE_STAY * (weight - inherited[0]).square().sum()
-            loss.backward()
-            return loss
-
-        optimizer.step(closure)
-        return weight, bias
+        Args:
+            part: Which part of the data.
+            x: Its inputs.
+            body: The modules of the units turned to.
+        """
+        behind = self._behind.setdefault(part, [])
+        if behind:
+            x = behind[-1]
+        for module in body[len(behind) :]:
+            x = module(x)
+            if self._values < _KEPT_VALUES:
+                behind.append(x)
+                self._values += x.numel()
+        return x
 
 
 def fine_tune(
@@ -180,7 +205,7 @@ def fine_tune(
     generator: torch.Generator,
     inherit: bool = True,
     device: str | torch.device = "cpu",
-    progress: Progress | None = None,
+    report: Report = SILENT,
     should_stop: Callable[[], bool] | None = None,
 ) -> tuple[Network, TrainResult]:
     """Train an architecture on from the super-network's weights, or from scratch, as a network of its own.
@@ -193,7 +218,7 @@ def fine_tune(
         generator: On the CPU; source of whatever is drawn.
         inherit: Whether to begin with the super-network's weights rather than with fresh ones.
         device: Where.
-        progress: See `mixnas.evaluators.training.Progress`.
+        report: See `mixnas.evaluators.training.train`.
         should_stop: Asked before each step.
 
     Raises:
@@ -202,7 +227,5 @@ def fine_tune(
         StoppedEarly: `should_stop` said so.
     """
     network = supernet.extract(architecture) if inherit else Network(architecture, supernet.io, generator=generator)
-    result = train(
-        network, task, config, generator=generator, device=device, progress=progress, should_stop=should_stop
-    )
+    result = train(network, task, config, generator=generator, device=device, report=report, should_stop=should_stop)
     return network, result

@@ -1,4 +1,4 @@
-"""Helping processes on this machine, in one `torch.distributed` group with the process that starts them."""
+"""Processes that train together: a `torch.distributed` group, and helpers on this machine that join one."""
 
 from __future__ import annotations
 
@@ -6,16 +6,51 @@ import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
+from torch import Tensor
 
 from mixnas.search_space.errors import NasError
 
 _JOIN_SECONDS = 10.0
+
+
+class Group:
+    """The processes that train together: just this one, or a `torch.distributed` group."""
+
+    def __init__(self) -> None:
+        self.together = dist.is_available() and dist.is_initialized()
+        self.size = dist.get_world_size() if self.together else 1
+        self.rank = dist.get_rank() if self.together else 0
+
+    def agree(self, value: Any) -> Any:
+        """The first process's value, everywhere."""
+        if not self.together:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Give every process the first one's tensors, in place."""
+        if self.together:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+    def average(self, tensors: list[Tensor], extras: Tensor) -> Tensor:
+        """Average tensors in place over the processes; returns the averages of `extras` (1-D)."""
+        if not self.together:
+            return extras
+        flat = torch.cat([*(t.reshape(-1) for t in tensors), extras.to(tensors[0].device)])
+        dist.all_reduce(flat)
+        flat /= self.size
+        *parts, extras = flat.split([*(t.numel() for t in tensors), len(extras)])
+        torch._foreach_copy_(tensors, [part.view_as(t) for part, t in zip(parts, tensors, strict=True)])
+        return extras
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ One-Shot Architecture Search", section 3.2).
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from mixnas.search_space.architecture import Architecture
-from mixnas.search_space.space import SearchSpace
+from mixnas.search_space.space import SearchSpace, Variable
 
 Size = Callable[[Sequence[Any]], Any]
 
@@ -74,10 +75,20 @@ class FairSampler:
         Args:
             size: `max` or `min` to take that of every number; None to have every choice dealt.
         """
-        return self.space.ask(_Deal(self, size))
+        return self.space.walk(functools.partial(self._pick, size))
 
-    def deal(self, name: str, count: int) -> int:
-        """The next card of a place's deck: a position below `count`."""
+    def _pick(self, size: Size | None, variable: Variable) -> int:
+        """A position in the values of a choice: the extreme of numbers where a size is asked for, else dealt."""
+        values = variable.values
+        if size is not None and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+            return values.index(size(values))
+        omitted = values.index("none") if variable.axis == "channel_mixer" and "none" in values else None
+        more = 0 if omitted is None else self.omissions - 1  # cards behind those of the values, all for "none"
+        card = self._deal(variable.name, len(values) + more)
+        return card if omitted is None or card < len(values) else omitted
+
+    def _deal(self, name: str, count: int) -> int:
+        """The next card of a place's deck of `count`."""
         at = self.dealt.get(name, 0)
         self.dealt[name] = at + 1
         shuffle, card = divmod(at, count)
@@ -86,19 +97,3 @@ class FairSampler:
             rng = np.random.default_rng([self.seed, zlib.crc32(name.encode()), shuffle])
             deck = self._decks[name] = (shuffle, rng.permutation(count))
         return int(deck[1][card])
-
-
-class _Deal:
-    """A trial whose suggestions come from the decks."""
-
-    def __init__(self, sampler: FairSampler, size: Size | None) -> None:
-        self._sampler, self._size = sampler, size
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        """See `mixnas.search_space.space.Trial`."""
-        if self._size is not None and all(isinstance(c, int | float) and not isinstance(c, bool) for c in choices):
-            return self._size(choices)
-        cards = list(choices)
-        if name.endswith(".channel_mixer") and "none" in cards:
-            cards += ["none"] * (self._sampler.omissions - 1)
-        return cards[self._sampler.deal(name, len(cards))]

@@ -13,45 +13,44 @@ of every batch.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixnas.evaluators.supernet.processes import processes
+from mixnas.evaluators.batches import Batches
+from mixnas.evaluators.supernet.processes import Group, processes
 from mixnas.evaluators.supernet.sampling import CORNERS, FairSampler
-from mixnas.evaluators.tasks.task import IGNORE, Task
+from mixnas.evaluators.tasks.task import Task
 from mixnas.evaluators.training import (
     DivergedError,
-    Progress,
     TrainConfig,
-    batches_of,
-    global_seed,
     learning_rate,
-    parameter_groups,
+    optimizer_of,
     precision_of,
+    unchanged_globals,
+    update_average,
 )
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import ConfigError, IntegrityError, StoppedEarly
 from mixnas.search_space.formats.safetensors import load_tensors, save_tensors
-from mixnas.search_space.network import IOSpec
+from mixnas.search_space.reporting import SILENT, Report
 from mixnas.search_space.space import SearchSpace
 from mixnas.search_space.supernet import Supernet
+from mixnas.search_space.units import IOSpec
 
 Tensors = dict[str, Tensor]
 
-FORMAT = "mixnas-supernet-1"
+FORMAT = "mixnas-supernet-2"
 
 _PROBE_SHARE = 0.03  # of the time budget is spent on measuring how long a step takes
 _MIN_PROBES = 4
@@ -67,10 +66,11 @@ class SupernetConfig(TrainConfig):
         samples: Sub-networks a step beside the corners.
         corners: Which of the sandwich rule's two every step trains too: "both", "largest" or "none".
         omissions: How often a block's channel mixer is "none", where the space offers that, against each of its other
-            options; above 1, the rest of a network learns to do without (see `fair_sampling`).
-        distillation: Share of the others' loss that compares them with the largest, rather than with the labels.
+            options; above 1, the rest of a network learns to do without (see `FairSampler`).
+        distillation: Share of the others' loss that compares them with the largest, rather than with the targets, in a
+            task that knows how (`Task.distillation`).
         probe: Training examples that the last layer of a sub-network is fitted to before it is judged (see
-            `inherited`), 0 to judge it with the last layer that it inherits. Of no concern to the training.
+            `SubnetJudge`), 0 to judge it with the last layer that it inherits. Of no concern to the training.
         processes: Processes that share each batch, on this machine, as long as the training lasts.
         checkpoint_every: Seconds between checkpoints.
     """
@@ -137,7 +137,7 @@ def train_supernet(
     seed: int,
     device: str | torch.device = "cpu",
     checkpoint: str | Path | None = None,
-    progress: Progress | None = None,
+    report: Report = SILENT,
     should_stop: Callable[[], bool] | None = None,
 ) -> SupernetResult:
     """Train a super-network in place; where the checkpoint exists already, from there on.
@@ -149,7 +149,7 @@ def train_supernet(
         seed: Of all that is drawn.
         device: Where.
         checkpoint: Where the state is kept, atomically; at the end it holds the weights alone (`load_supernet`).
-        progress: See `mixnas.evaluators.training.Progress`; the loss is that of the largest sub-network.
+        report: Given `(step, steps, loss=...)`, the loss of the largest sub-network.
         should_stop: Asked after each step.
 
     Raises:
@@ -160,16 +160,16 @@ def train_supernet(
     """
     training = _Training(supernet, task, config, seed, torch.device(device), checkpoint)
     if config.processes == 1 or dist.is_initialized() or training.finished:
-        return training.run(progress, should_stop)
+        return training.run(report, should_stop)
     with processes(config.processes, _help, supernet.space, supernet.io, task, config, seed, str(device)):
-        return training.run(progress, should_stop)
+        return training.run(report, should_stop)
 
 
 def _help(space: SearchSpace, io: IOSpec, task: Task, config: SupernetConfig, seed: int, device: str) -> None:
     """What a process does that takes a share of the batches."""
     supernet = Supernet(space, io, torch.Generator().manual_seed(0))
     with contextlib.suppress(StoppedEarly):
-        _Training(supernet, task, config, seed, torch.device(device), None).run(None, None)
+        _Training(supernet, task, config, seed, torch.device(device), None).run(SILENT, None)
 
 
 def load_supernet(supernet: Supernet, path: str | Path) -> None:
@@ -182,26 +182,6 @@ def load_supernet(supernet: Supernet, path: str | Path) -> None:
     tensors, metadata = load_tensors(path, FORMAT)
     _check_same(path, metadata, {"space": _space_digest(supernet)})
     _load_store(supernet, {**_part(tensors, "store."), **_part(tensors, "ema.")})
-
-
-def distillation_loss(outputs: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy with the teacher's probabilities, over what is labelled; temperature 1.
-
-    Args:
-        outputs: (B, K) or (B, *size, K) logits.
-        teacher: The same shape; no gradient goes there.
-        targets: (B,) or (B, *size); `IGNORE` where nothing is asked.
-    """
-    losses = -(teacher.detach().softmax(-1) * F.log_softmax(outputs, -1)).sum(-1)
-    labelled = targets != IGNORE
-    return (losses * labelled).sum() / labelled.sum().clamp(min=1)
-
-
-def _distiller(task: Task) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
-    """The task's own `distillation(outputs, teacher, targets)`, else the one above where targets are classes."""
-    own: Callable[[Tensor, Tensor, Tensor], Tensor] | None = getattr(task, "distillation", None)
-    classes = not task.train.targets.is_floating_point() and task.io.num_outputs > 1
-    return own or (distillation_loss if classes else None)
 
 
 def update(optimizer: torch.optim.Optimizer, touched: Sequence[nn.Parameter], clip: float) -> None:
@@ -229,40 +209,6 @@ def update(optimizer: torch.optim.Optimizer, touched: Sequence[nn.Parameter], cl
             p.grad = gradient
 
 
-class _Group:
-    """The processes that train together: just this one, or a `torch.distributed` group."""
-
-    def __init__(self) -> None:
-        self.together = dist.is_available() and dist.is_initialized()
-        self.size = dist.get_world_size() if self.together else 1
-        self.rank = dist.get_rank() if self.together else 0
-
-    def agree(self, value: Any) -> Any:
-        """The first process's value, everywhere."""
-        if not self.together:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
-
-    def share(self, tensors: Iterable[Tensor]) -> None:
-        """Give every process the first one's tensors, in place."""
-        if self.together:
-            for tensor in tensors:
-                dist.broadcast(tensor, src=0)
-
-    def average(self, tensors: list[Tensor], extras: Tensor) -> Tensor:
-        """Average tensors in place over the processes; returns the averages of `extras` (1-D)."""
-        if not self.together:
-            return extras
-        flat = torch.cat([*(t.reshape(-1) for t in tensors), extras.to(tensors[0].device)])
-        dist.all_reduce(flat)
-        flat /= self.size
-        *parts, extras = flat.split([*(t.numel() for t in tensors), len(extras)])
-        torch._foreach_copy_(tensors, [part.view_as(t) for part, t in zip(parts, tensors, strict=True)])
-        return extras
-
-
 class _Training:
     def __init__(
         self,
@@ -275,12 +221,9 @@ class _Training:
     ) -> None:
         self.supernet, self.task, self.config, self.seed, self.device = supernet.to(device), task, config, seed, device
         self.sampler = FairSampler(supernet.space, seed, config.omissions)
-        self.inputs, self.targets = task.train.inputs.to(device), task.train.targets.to(device)
-        self.batch_size = min(config.batch_size, len(self.inputs))
-        self.epoch_steps = len(self.inputs) // self.batch_size
-        self.distil = _distiller(task) if config.distillation else None
+        self.batches = Batches(task.train, config.batch_size, task.augment if config.augment else None, device)
         self.parameters: list[Tensor] = list(supernet.parameters())
-        self.optimizer = self._optimizer()
+        self.optimizer = optimizer_of(supernet, config)
         self.average: list[Tensor] = []
         self.step = 0
         self.steps: int | None = None  # until it is decided
@@ -295,14 +238,9 @@ class _Training:
         """Whether the checkpoint was of a finished training."""
         return self.step == self.steps
 
-    def _optimizer(self) -> torch.optim.Optimizer:
-        groups = parameter_groups(self.supernet, self.config.weight_decay)
-        beta1, beta2 = self.config.betas
-        return torch.optim.AdamW(groups, lr=self.config.lr, betas=(beta1, beta2), fused=True)
-
     # -- the loop ---------------------------------------------------------------------------------------------------
 
-    def run(self, progress: Progress | None, should_stop: Callable[[], bool] | None) -> SupernetResult:
+    def run(self, report: Report, should_stop: Callable[[], bool] | None) -> SupernetResult:
         self._join()
         if self.steps is None:
             self.steps = self._planned_steps()
@@ -312,15 +250,15 @@ class _Training:
         before = self.seconds
         losses: list[float] = []
         stop = False
-        with global_seed(0, self.device):
+        epoch = self.batches.per_epoch
+        with unchanged_globals(0, self.device):
             data = self._data(self.step)
             while self.step < self.steps and not stop:
                 loss, stop = self._step(*next(data), asked=should_stop is not None and should_stop())
-                losses = [*losses[1 - self.epoch_steps :], loss] if self.epoch_steps > 1 else [loss]
+                losses = [*losses[1 - epoch :], loss] if epoch > 1 else [loss]
                 now = time.perf_counter()
                 self.seconds = before + now - started
-                if progress is not None:
-                    progress(self.step, self.steps, loss, None)
+                report(self.step, self.steps, loss=loss)
                 if now - saved >= self.config.checkpoint_every and self.step < self.steps:
                     self._save()
                     saved = time.perf_counter()
@@ -338,10 +276,10 @@ class _Training:
 
     def _join(self) -> None:
         """Begin where the first process of the group is."""
-        self.group = _Group()
-        if self.batch_size % self.group.size:
+        self.group = Group()
+        if self.batches.size % self.group.size:
             raise ConfigError(
-                f"supernet: batch_size {self.batch_size} cannot be shared by {self.group.size} processes. "
+                f"supernet: batch_size {self.batches.size} cannot be shared by {self.group.size} processes. "
                 "Choose a multiple of their number."
             )
         state = self.group.agree((self.step, self.steps, self.seconds, self.finished_loss, self.sampler.state()))
@@ -359,12 +297,10 @@ class _Training:
 
     def _data(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches from a step on; an epoch's order and augmentation come from the seed and the epoch's number."""
-        augment = self.task.augment if self.config.augment else None
-        epoch, skip = divmod(step, self.epoch_steps)
+        epoch, skip = divmod(step, self.batches.per_epoch)
         while True:
             generator = torch.Generator(self.device).manual_seed(_seed(self.seed, 0, epoch))
-            data = batches_of(self.inputs, self.targets, self.batch_size, augment, generator)
-            yield from islice(data, skip, self.epoch_steps)
+            yield from self.batches.epoch(generator, skip=skip, seed_of=functools.partial(_seed, self.seed, 0, epoch))
             epoch, skip = epoch + 1, 0
 
     def _step(self, x: Tensor, y: Tensor, *, asked: bool) -> tuple[float, bool]:
@@ -374,8 +310,7 @@ class _Training:
         loss, stop = self._train(x, y, self.sampler, self.optimizer, lr, asked=asked)
         self.step += 1
         if self.average:
-            decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
-            torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
+            update_average(self.average, self.parameters, self.config.ema, self.step)
         return loss, stop
 
     def _train(
@@ -409,30 +344,32 @@ class _Training:
             network = self.supernet.subnet(architecture).train()
             with precision_of(self.config, self.device):
                 outputs = network(x)
-                if teacher is None or self.distil is None:
-                    loss = self.task.loss(outputs, y, self.config.label_smoothing)
-                else:
-                    share = self.config.distillation
-                    loss = share * self.distil(outputs, teacher, y)
-                    if share < 1:
-                        loss = loss + (1 - share) * self.task.loss(outputs, y, self.config.label_smoothing)
+                loss = self._loss(outputs, teacher, y)
             (loss / len(architectures)).backward()
             if teacher is None:
                 teacher, first = outputs.detach(), loss.item()
         return first
+
+    def _loss(self, outputs: Tensor, teacher: Tensor | None, y: Tensor) -> Tensor:
+        share = 0.0 if teacher is None else self.config.distillation
+        distilled = self.task.distillation(outputs, teacher, y) if teacher is not None and share else None
+        if distilled is None:
+            return self.task.training_loss(outputs, y)
+        loss = share * distilled
+        return loss + (1 - share) * self.task.training_loss(outputs, y) if share < 1 else loss
 
     # -- time -------------------------------------------------------------------------------------------------------
 
     def _planned_steps(self) -> int:
         config = self.config
         if config.seconds is None:
-            return config.steps or config.epochs * self.epoch_steps
+            return config.steps or config.epochs * self.batches.per_epoch
         started = time.perf_counter()
-        sampler, optimizer = FairSampler(self.supernet.space, self.seed + 1, config.omissions), self._optimizer()
+        sampler, optimizer = FairSampler(self.supernet.space, self.seed + 1, config.omissions), optimizer_of(self.supernet, config)
         buffers = [b.clone() for b in self.supernet.buffers()]
         times: list[float] = []
         go_on = True
-        with global_seed(0, self.device):
+        with unchanged_globals(0, self.device):
             data = self._data(0)
             while go_on:
                 begun = time.perf_counter()
@@ -455,7 +392,7 @@ class _Training:
         config = {k: v for k, v in asdict(self.config).items() if k not in ("checkpoint_every", "probe", "processes")}
         return {
             "space": _space_digest(self.supernet),
-            "task": self.task.name,
+            "task": json.dumps([self.task.name, getattr(self.task, "label_smoothing", None)]),
             "config": json.dumps(config, sort_keys=True),
             "seed": str(self.seed),
         }

@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from mixnas.evaluators.tasks.task import Split, Task
-from mixnas.search_space.network import IOSpec
+from mixnas.search_space.units import IOSpec
 
 # The split belongs to the task, not to a run: whatever the run's seed, nobody trains on another's test images.
 _SPLIT_SEED = 20_240_901
@@ -19,12 +19,16 @@ _SHARES = (0.6, 0.2, 0.2)
 class Digits(Task):
     """Digits 0 to 9, split 60 : 20 : 20 within each class, standardised by the training pixels.
 
+    Args:
+        label_smoothing: See `Task`.
+
     Source: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI repository, 1998.
     """
 
     name = "digits"
 
-    def __init__(self) -> None:
+    def __init__(self, *, label_smoothing: float = Task.label_smoothing) -> None:
+        self.label_smoothing = label_smoothing
         images, labels = load_digits(return_X_y=True)
         pixels = (images / 16.0).astype(np.float32).reshape(-1, 8, 8, 1)
         parts = stratified_split(labels, _SHARES, _SPLIT_SEED)
@@ -34,9 +38,9 @@ class Digits(Task):
         self.io = IOSpec(kind="image", size=(8, 8), in_features=1, num_outputs=10, head="pool")
         self._background = float(inputs.min())
 
-    def augment(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+    def augment(self, inputs: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Shift each image by up to one pixel down and across; what comes in is background."""
-        return random_shift(inputs, 1, self._background, generator)
+        return random_shift(inputs, 1, self._background, generator), targets
 
 
 def stratified_split(labels: NDArray[np.integer], shares: tuple[float, ...], seed: int) -> list[Tensor]:

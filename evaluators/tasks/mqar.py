@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mixnas.evaluators.tasks.task import IGNORE, Split, Task
 from mixnas.search_space.errors import ConfigError
-from mixnas.search_space.network import IOSpec
+from mixnas.search_space.units import IOSpec
 
 
 class Mqar(Task):
@@ -29,6 +29,7 @@ class Mqar(Task):
         random_non_queries: Replace filler by random tokens.
         train_size, validation_size, test_size: Number of examples.
         seed: Of the data; each split has its own stream.
+        label_smoothing: See `Task`.
     """
 
     name = "mqar"
@@ -47,7 +48,9 @@ class Mqar(Task):
         validation_size: int = 1_000,
         test_size: int = 2_000,
         seed: int = 0,
+        label_smoothing: float = Task.label_smoothing,
     ) -> None:
+        self.label_smoothing = label_smoothing
         for option, value, low in (
             ("vocab_size", vocab_size, 4),
             ("length", length, 4),
@@ -91,7 +94,7 @@ class Mqar(Task):
             # Few positions are labelled: picking them first saves most of the softmax. On a GPU it would synchronise.
             labelled = targets != IGNORE
             return F.cross_entropy(outputs[labelled], targets[labelled], label_smoothing=label_smoothing)
-        return super().loss(outputs, targets, label_smoothing)
+        return super().loss(outputs, targets, label_smoothing=label_smoothing)
 
 
 def generate(

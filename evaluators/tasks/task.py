@@ -1,33 +1,66 @@
 """Tasks: what a network is trained and judged on.
 
-A task is one small class: three splits of tensors, the shape of a network for them, a loss, and a metric with its
-direction. The search sees `train` and `validation`; `test` is for the final table. Anything that has the
-attributes of `Task` will do, so a user's own, named as `package.module:Class`, need not inherit from it.
+A task is one small class: three splits, the shape of a network for them, a loss, and a metric with its direction. The
+search sees `train` and `validation`; `test` is for the final table. `Task` is a classification, of examples or of
+positions. A task of your own inherits from it, gives `name`, `io` and the splits, and overrides what is different.
 """
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixnas.search_space.network import IOSpec
+from mixnas.search_space.cost import METRICS as COSTS
+from mixnas.search_space.units import IOSpec
 
 IGNORE = -100
 """A target that is not scored, as in `torch.nn.functional.cross_entropy`."""
 
 SPLITS = ("train", "validation", "test")
 
+RESERVED_METRICS = (
+    "loss",
+    *COSTS,
+    *("latency_ms", "latency_low_ms", "latency_high_ms", "energy_mj", "train_steps", "train_seconds"),
+)
+"""What evaluators call their other results: no name for a task's metric."""
+
+
+class Examples(Protocol):
+    """A split: examples that can be counted, and gathered by their numbers.
+
+    The same numbers always give the same examples: the order in which they are asked for, and all that is drawn at
+    random, is decided elsewhere. A training in several processes gives each a pickled copy.
+    """
+
+    def __len__(self) -> int:
+        """Number of examples."""
+
+    def gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of examples.
+
+        Args:
+            indices: (n,) int64 on the CPU, from 0 to `len` - 1, in any order.
+
+        Returns:
+            Inputs (n, *size, features) float, or (n, length) integer tokens; targets (n, *grid, ...), see
+            `IOSpec.grid`.
+        """
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Split:
-    """Examples of one split, whole, in memory.
+    """Examples of one split, whole, in memory. See `Examples` for one that reads or computes them.
 
     Attributes:
         inputs: (N, H, W, C) float for images; (N, L) integer tokens or (N, L, C) float for sequences.
-        targets: (N,) with the "pool" head; (N, *size) with the "token" head, `IGNORE` where nothing is asked.
+        targets: (N,) with the "pool" head; (N, *grid) with a dense one, `IGNORE` where nothing is asked.
     """
 
     inputs: Tensor
@@ -36,36 +69,110 @@ class Split:
     def __len__(self) -> int:
         return len(self.inputs)
 
+    def gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of examples; `indices` (n,) may lie where the tensors are."""
+        return self.inputs[indices], self.targets[indices]
+
+    def to(self, device: str | torch.device) -> Split:
+        """The same examples on a device."""
+        return Split(self.inputs.to(device), self.targets.to(device))
+
+
+class Accumulator(Protocol):
+    """A metric of a split, of which batch after batch is seen."""
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        """Take a batch in."""
+
+    def result(self) -> float:
+        """The metric of all that was taken in."""
+
+
+class MeanScore:
+    """Mean over examples of a score that is itself the mean over a batch.
+
+    Args:
+        score: Gives a number, or a tensor of one.
+    """
+
+    def __init__(self, score: Callable[[Tensor, Tensor], float | Tensor]) -> None:
+        self._score = score
+        self._sum = 0.0
+        self._examples = 0
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        """Take a batch in."""
+        self._sum += float(self._score(outputs, targets)) * len(targets)
+        self._examples += len(targets)
+
+    def result(self) -> float:
+        """The mean so far."""
+        return self._sum / self._examples
+
 
 class Task:
-    """Base of the tasks that come with the package: classification of examples or of positions.
+    """Base of all tasks, and a classification of examples or of positions.
+
+    What may be overridden: `score` for a metric that is a mean over examples, `new_metric` for any other; `loss`, and
+    `training_loss` where training should minimise something else; `augment`; `distillation`.
 
     Attributes:
         name: What the task is called in results.
-        io: Shape of a network for it.
-        metric: Name of what `score` returns.
+        io: Shape of a network for it, and its head.
+        metric: Name of the metric.
         direction: "max" or "min": which way the metric is better.
-        train, validation, test: The splits.
+        label_smoothing: Of a classification: share of the target that training spreads over all classes, from 0 to
+            below 1.
+        train, validation, test: The splits; see `Split`, `Examples`.
     """
 
     name: str
     io: IOSpec
     metric: str = "accuracy"
     direction: str = "max"
-    train: Split
-    validation: Split
-    test: Split
+    label_smoothing: float = 0.1
+    train: Examples
+    validation: Examples
+    test: Examples
+
+    _loss_smooths: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        # A loss of a task's own need not know of smoothing. Decided here, not at every step of a training.
+        cls._loss_smooths = "label_smoothing" in inspect.signature(cls.loss).parameters
 
     def loss(self, outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        """Mean cross-entropy over what is labelled; outputs (B, K) or (B, *size, K)."""
+        """What a network is judged by beside the metric: mean cross-entropy over what is labelled.
+
+        A task's own may leave `label_smoothing` out: only `training_loss` passes it, and only to a loss that has it.
+
+        Args:
+            outputs: (B, K) or (B, *grid, K).
+            targets: (B,) or (B, *grid).
+            label_smoothing: See the class.
+
+        Returns:
+            One number, differentiable.
+        """
         return F.cross_entropy(
             outputs.flatten(0, -2), targets.flatten(), ignore_index=IGNORE, label_smoothing=label_smoothing
         )
 
-    def score(self, outputs: Tensor, targets: Tensor) -> float:
-        """Mean over examples of the share of labelled positions whose largest output is the target.
+    def training_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """What training minimises: `loss`, of a classification with its label smoothing.
 
-        `evaluate` averages the scores of batches, weighted by their number of examples.
+        Args:
+            outputs, targets: As of `loss`; targets as `augment` gives them.
+        """
+        if self._loss_smooths:
+            return self.loss(outputs, targets, label_smoothing=self.label_smoothing)
+        return self.loss(outputs, targets)
+
+    def score(self, outputs: Tensor, targets: Tensor) -> float | Tensor:
+        """Mean over a batch's examples of the share of labelled positions whose largest output is the target.
+
+        A metric that is a mean over examples overrides this: batches are then weighted by their number of examples.
         """
         right = outputs.argmax(-1) == targets
         if targets.ndim == 1:
@@ -75,6 +182,44 @@ class Task:
         share = (right & labelled).flatten(1).sum(1).double() / asked.clamp(min=1)
         return share[asked > 0].mean().item()
 
-    def augment(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
-        """Randomly changed training inputs; `generator` lives on the inputs' device. The base changes nothing."""
-        return inputs
+    def new_metric(self) -> Accumulator:
+        """An accumulator of the metric for one split: the mean of `score` over its examples.
+
+        A metric that is no mean over examples (mean intersection over union, F1, PSNR) overrides this.
+        """
+        return MeanScore(self.score)
+
+    def augment(self, inputs: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Randomly changed training examples. The base changes nothing.
+
+        Args:
+            inputs, targets: Of many examples at once, on the device that is trained on; not to be changed in place.
+            generator: On the same device; the only source of what is drawn.
+
+        Returns:
+            Inputs of the same shape, and the targets that belong to them: where positions move, targets move along.
+        """
+        return inputs, targets
+
+    def distillation(self, outputs: Tensor, teacher: Tensor, targets: Tensor) -> Tensor | None:
+        """What makes a sub-network answer as the largest one; None where it learns from the targets alone.
+
+        Args:
+            outputs, targets: As of `training_loss`.
+            teacher: Outputs of the largest sub-network, of the same shape; no gradient goes there.
+        """
+        classes = not targets.is_floating_point() and targets.shape == outputs.shape[:-1] and outputs.shape[-1] > 1
+        return distillation_loss(outputs, teacher, targets) if classes else None
+
+
+def distillation_loss(outputs: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy with the teacher's probabilities, over what is labelled; temperature 1.
+
+    Args:
+        outputs: (B, K) or (B, *grid, K) logits.
+        teacher: The same shape; no gradient goes there.
+        targets: (B,) or (B, *grid); `IGNORE` where nothing is asked.
+    """
+    losses = -(teacher.detach().softmax(-1) * F.log_softmax(outputs, -1)).sum(-1)
+    labelled = targets != IGNORE
+    return (losses * labelled).sum() / labelled.sum().clamp(min=1)

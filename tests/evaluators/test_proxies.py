@@ -9,8 +9,9 @@ from mixnas.evaluators import proxies
 from mixnas.evaluators.tasks.loading import by_name
 from mixnas.evaluators.tasks.task import Task
 from mixnas.search_space.architecture import Architecture
+from mixnas.search_space.cost import cost
 from mixnas.search_space.errors import ConfigError
-from mixnas.search_space.network import Network, cost
+from mixnas.search_space.network import Network
 
 
 def image_network(depth: int, width: int, **block: object) -> Architecture:

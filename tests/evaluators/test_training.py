@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mixnas.evaluators import batches
+from mixnas.evaluators.tasks.digits import Digits
 from mixnas.evaluators.tasks.loading import by_name
 from mixnas.evaluators.tasks.task import Split, Task
 from mixnas.evaluators.training import (
@@ -18,10 +20,13 @@ from mixnas.evaluators.training import (
     recalibrate,
     train,
 )
-from mixnas.search.config import load_config
+from mixnas.search.config import Config, load_config
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import ConfigError, StoppedEarly
 from mixnas.search_space.network import Network
+from mixnas.search_space.reporting import SILENT
+from mixnas.search_space.settings import build
+from tests.evaluators.streamed import HalfFlipped, Signs
 
 SMALL = {
     "stem": {"name": "conv", "stride": 2},
@@ -126,29 +131,41 @@ def test_weights_that_are_not_finite_are_no_metric(digits: Task) -> None:
         evaluate(network, digits)
 
 
-def test_should_stop_and_progress(digits: Task) -> None:
-    seen: list[tuple[int, int, float, float | None]] = []
+class Watch:
+    """A report that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[float, float | None, dict[str, object]]] = []
+        self.phase = SILENT.phase
+
+    def __call__(self, done: float, total: float | None = None, **info: object) -> None:
+        self.seen.append((done, total, info))
+
+
+def test_should_stop_and_report(digits: Task) -> None:
+    watch = Watch()
     with pytest.raises(StoppedEarly, match="after 5 of 34 steps"):
         train_small(
             digits,
             TrainConfig(steps=34),
-            progress=lambda *state: seen.append(state),
-            should_stop=lambda: len(seen) == 5,
+            report=watch,
+            should_stop=lambda: len(watch.seen) == 5,
         )
-    assert [state[:2] for state in seen] == [(step, 34) for step in range(1, 6)]
-    assert all(math.isfinite(state[2]) and state[3] is None for state in seen)
+    assert [told[:2] for told in watch.seen] == [(step, 34) for step in range(1, 6)]
+    assert all(set(info) == {"loss"} and math.isfinite(info["loss"]) for *_, info in watch.seen)
 
 
-def test_what_progress_raises_ends_the_training(digits: Task) -> None:
+def test_what_report_raises_ends_the_training(digits: Task) -> None:
     class PrunedError(Exception):
         pass
 
-    def report(step: int, steps: int, loss: float, score: float | None) -> None:
-        if score is not None:
-            raise PrunedError(step)
+    class Pruner(Watch):
+        def __call__(self, done: float, total: float | None = None, **info: object) -> None:
+            if "score" in info:
+                raise PrunedError(f"{done}: {info['score']}")
 
-    with pytest.raises(PrunedError, match="3"):
-        train_small(digits, TrainConfig(steps=10, validate_every=3), progress=report)
+    with pytest.raises(PrunedError, match=r"3: 0\.\d+"):
+        train_small(digits, TrainConfig(steps=10, validate_every=3), report=Pruner())
 
 
 def test_validation_at_the_last_step_is_not_made_twice(digits: Task) -> None:
@@ -162,9 +179,9 @@ def test_only_training_examples_are_seen_and_each_once_an_epoch() -> None:
     class Watched(Task):
         name = "watched"
 
-        def augment(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        def augment(self, inputs: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
             seen.append(inputs.clone())
-            return inputs
+            return inputs, targets
 
     task = Watched()
     digits = by_name("digits")
@@ -251,3 +268,106 @@ def test_learning_rate_rises_then_falls_to_zero() -> None:
 def test_configuration_is_checked(options: dict[str, object], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         TrainConfig(**options)
+
+
+# -- what a task decides -----------------------------------------------------------------------------------------
+
+
+def signs_network(task: Task) -> Network:
+    """Of one pixel, it can tell the sign."""
+    plain = {"stem": {"name": "conv", "kernel_size": 1, "stride": 1}, "stages": [{"width": 8, "blocks": [
+        {"mixer": "identity", "channel_mixer": "mlp"}]}]}  # fmt: skip
+    return Network(Architecture.from_dict(plain), task.io, generator=torch.Generator().manual_seed(0))
+
+
+def signs_trained(task: Task, config: TrainConfig) -> tuple[Network, float]:
+    network, result = train_small(task, config, network=signs_network(task))
+    return network, result.loss
+
+
+def test_a_streamed_dense_task_is_learned_and_targets_that_stay_behind_show() -> None:
+    config = TrainConfig(epochs=16, batch_size=32, lr=2e-2)
+    right, half = (signs_trained(task, config) for task in (Signs(), HalfFlipped()))
+    task = Signs()
+    assert evaluate(right[0], task).score > 0.95 > 0.7 > evaluate(signs_network(task), task).score
+    # A quarter of the answers are wrong in the training of the other.
+    assert right[1] < 0.35 and half[1] > 0.5
+
+
+def test_a_stream_gives_the_weights_that_the_same_tensors_give(monkeypatch) -> None:
+    monkeypatch.setattr(batches, "_GATHERED_VALUES", 3 * 32 * 30)  # an epoch of five batches in two parts
+    streamed, held = Signs(), Signs()
+    held.train = Split(*held.train.gather(torch.arange(len(held.train))))
+    config = TrainConfig(epochs=3, batch_size=32, ema=0.9)
+    (first, a), (second, b) = (signs_trained(task, config) for task in (streamed, held))
+    assert a == b
+    for x, y in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(x, y)
+
+
+def test_a_metric_that_is_no_mean_of_batches_does_not_depend_on_them() -> None:
+    task = Signs()
+    network, _ = signs_trained(task, TrainConfig(steps=4, batch_size=32))
+    whole, *pieces = (evaluate(network, task, batch_size=size) for size in (1000, 64, 7, 1))
+    assert 0 < whole.score < 1
+    assert [piece.score for piece in pieces] == [whole.score] * 3  # exactly
+    assert all(piece.loss == pytest.approx(whole.loss, rel=1e-5) for piece in pieces)
+
+
+def test_smoothing_is_in_the_training_loss_alone() -> None:
+    config = TrainConfig(steps=30)
+    (smooth, _), (honest, _) = (train_small(Digits(label_smoothing=s), config) for s in (0.1, 0.0))
+    assert not torch.equal(next(smooth.parameters()), next(honest.parameters()))
+    judged = [evaluate(smooth, Digits(label_smoothing=s)) for s in (0.1, 0.0)]
+    assert judged[0] == judged[1]
+
+
+def test_where_label_smoothing_went_is_said() -> None:
+    with pytest.raises(ConfigError, match=r"train\.label_smoothing: label_smoothing is an option of the task now"):
+        build(Config, {"train": {"label_smoothing": 0.1}}, "old.yaml")
+
+
+class OwnLoss(Digits):
+    """Counts what it is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        self.calls += 1
+        return outputs.square().mean()
+
+
+def test_a_loss_of_ones_own_is_trained_on(digits: Task) -> None:
+    task = OwnLoss()
+    network, result = train_small(task, TrainConfig(steps=20, lr=2e-2))
+    assert task.calls == 20
+    x, _ = task.train.gather(torch.arange(50))
+    assert network(x).square().mean() < 0.5 * small_network()(x).square().mean()
+    assert result.loss < 1
+
+
+class SwitchesOff(Digits):
+    def loss(self, outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        value = super().loss(outputs, targets, label_smoothing)
+        torch.set_grad_enabled(False)
+        return value
+
+
+def test_gradients_that_a_loss_switches_off_are_on_again_for_others() -> None:
+    with pytest.raises(RuntimeError):
+        train_small(SwitchesOff(), TrainConfig(steps=3))
+    assert torch.is_grad_enabled()
+    evaluate(small_network(), SwitchesOff())
+    assert torch.is_grad_enabled()
+
+
+class NoScore(Digits):
+    def score(self, outputs: Tensor, targets: Tensor) -> float:
+        return math.nan
+
+
+def test_a_metric_that_is_not_finite_is_named() -> None:
+    with pytest.raises(DivergedError, match="the validation accuracy is nan"):
+        evaluate(small_network(), NoScore())

@@ -1,8 +1,14 @@
 from __future__ import annotations
 
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
-from mixnas.search_space import registry
+from mixnas.search_space import operators, registry
 from mixnas.search_space.errors import ConfigError, NasError
 from mixnas.search_space.registry import Knob, register
 
@@ -23,8 +29,37 @@ def test_every_operator_names_its_paper_and_describes_its_class():
             assert operator.paper and operator.build.__doc__, f"{axis} {name}"
 
 
-def test_names_match_a_pattern():
-    assert registry.names("mixer", "*attention") >= ["attention"]
+def written_in_files() -> set[tuple[str, str]]:
+    """Axis and name of every operator that a file below `operators/` registers, as its text says."""
+    found = set()
+    for path in Path(operators.__path__[0]).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "register":
+                axis, name = (ast.literal_eval(argument) for argument in node.args)
+                found.add((axis, name))
+    return found
+
+
+def test_what_is_listed_is_what_the_files_register():
+    code = (
+        "import json; from mixnas.search_space import registry as r; print(json.dumps({a: r.names(a) for a in r.AXES}))"
+    )
+    # In a process of its own: other tests register operators in this one.
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    listed = json.loads(answer.stdout)
+    wanted = written_in_files()
+    assert len(wanted) > 25
+    assert listed == {axis: sorted(name for a, name in wanted if a == axis) for axis in registry.AXES}
+
+
+def test_names_are_those_of_one_axis_that_match_a_pattern(monkeypatch: pytest.MonkeyPatch):
+    registry.load()
+    monkeypatch.setattr(registry, "_operators", {})
+    for axis, name in (("mixer", "attention"), ("mixer", "slot_attention"), ("mixer", "attend"), ("gate", "attention")):
+        register(axis, name, paper="-")(type("Made", (), {}))
+    assert registry.names("mixer") == ["attend", "attention", "slot_attention"]
+    assert registry.names("mixer", "*attention") == ["attention", "slot_attention"]
+    assert registry.names("gate", "*attention") == ["attention"]
     assert registry.names("mixer", "nothing*") == []
 
 

@@ -11,7 +11,19 @@ from torch.nn import functional as F
 
 from mixnas.evaluators.tasks.loading import by_name
 from mixnas.evaluators.tasks.mqar import generate
-from mixnas.evaluators.tasks.task import IGNORE, SPLITS
+from mixnas.evaluators.tasks.task import IGNORE, SPLITS, Task
+from tests.contracts.task import DenseTaskContract
+
+
+class TestMqar(DenseTaskContract):
+    def make(self) -> Task:
+        return by_name("mqar", vocab_size=24, length=16, pairs=2, train_size=64, validation_size=64, test_size=64)
+
+    def truth(self, inputs: torch.Tensor) -> torch.Tensor:
+        """What stood behind the same key in the pairs."""
+        rows = [dict(zip(row[0:4:2], row[1:4:2], strict=True)) for row in inputs.tolist()]
+        answers = [[book.get(key, IGNORE) for key in row] for book, row in zip(rows, inputs.tolist(), strict=True)]
+        return torch.tensor(answers)
 
 
 def _answers(inputs: torch.Tensor, targets: torch.Tensor) -> list[tuple[int, int, int]]:
@@ -96,5 +108,10 @@ def test_splits_share_no_example_and_depend_on_the_seed_alone() -> None:
 def test_loss_is_the_cross_entropy_of_the_labelled_positions() -> None:
     task = by_name("mqar", vocab_size=64, length=32, pairs=4, train_size=7, validation_size=1, test_size=1)
     outputs = torch.randn(7, 32, 64, generator=torch.Generator().manual_seed(0))
-    expected = F.cross_entropy(outputs.transpose(1, 2), task.train.targets, ignore_index=IGNORE, label_smoothing=0.2)
-    torch.testing.assert_close(task.loss(outputs, task.train.targets, 0.2), expected)
+    for smoothing in (0.0, 0.2):
+        expected = F.cross_entropy(
+            outputs.transpose(1, 2), task.train.targets, ignore_index=IGNORE, label_smoothing=smoothing
+        )
+        torch.testing.assert_close(task.loss(outputs, task.train.targets, smoothing), expected)
+    task.label_smoothing = 0.2
+    torch.testing.assert_close(task.training_loss(outputs, task.train.targets), expected)

@@ -1,4 +1,4 @@
-"""The operator catalogue beside the checkout (`<repository>/../shared/operators`): deterministic fill and fixtures."""
+"""The operator catalogue's test vectors: its deterministic fill, and those of its fixtures that lie in tests/data."""
 
 from __future__ import annotations
 
@@ -7,19 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor
 
-OPERATORS = Path(__file__).resolve().parents[5] / "shared" / "operators"
+FIXTURES = Path(__file__).resolve().parents[3] / "data" / "operators"
 
 
 def load(name: str) -> tuple[dict[str, Any], Tensor, Tensor, dict[str, Tensor]]:
-    """Configuration, input, output and weights of a fixture; skips the test where the catalogue is absent."""
-    path = OPERATORS / "fixtures" / f"{name}.npz"
-    if not path.exists():
-        pytest.skip(f"the operator catalogue is not beside this checkout ({path.name} not found)")
-    with np.load(path, allow_pickle=False) as stored:
+    """Configuration, input, output and weights of a fixture."""
+    with np.load(FIXTURES / f"{name}.npz", allow_pickle=False) as stored:
         weights = {key[2:]: torch.from_numpy(stored[key]) for key in stored.files if key.startswith("w.")}
         config = json.loads(str(stored["cfg"]))
         return config, torch.from_numpy(stored["x"]), torch.from_numpy(stored["y"]), weights

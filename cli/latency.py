@@ -1,0 +1,271 @@
+"""`nas latency ...`: the devices there are, measuring this one, and what networks take on one of them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from mixnas.cli.printing import colored, print_json, print_table
+from mixnas.cli.verbs import DEFAULT_CONFIG, Group, Verb, config_name, configured, load_space, settings
+from mixnas.search_space.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mixnas.predictors.latency.predictor import LatencyPredictor
+    from mixnas.search.run.directory import Run
+
+PLACE = 3
+
+
+# -- nas latency devices --------
+
+
+def devices_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `nas latency devices`."""
+    parser.add_argument("--tables", metavar="DIR", help="look in this directory only")
+
+
+def devices(args: argparse.Namespace) -> int:
+    """The devices that can be asked."""
+    from mixnas.predictors.latency.predictor import installed, summary
+
+    found = [summary(path) for _, _, path in installed(args.tables)]
+    if args.json:
+        print_json(found)
+        return 0
+    rows = []
+    for s in found:
+        accuracy = s["accuracy"]
+        error = f"{accuracy['mape_percent']:.1f}%" if "mape_percent" in accuracy else "-"
+        rows.append([s["device"], s["runtime"], str(s["threads"]), str(s["num_units"]), str(s["num_networks"]), error])
+    columns = ["device", "runtime", "threads", "units", "networks", "mean error on held-out networks"]
+    print_table(args, columns, rows)
+    return 0
+
+
+# -- nas latency profile --------
+
+
+def profile_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `nas latency profile`."""
+    configured(parser)
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument("--runtime", default="eager", help="eager, compiled, onnxruntime or graph (default: eager)")
+    parser.add_argument("--budget", default="3m", metavar="T", help="time for everything (default: 3m)")
+    parser.add_argument("--tables", metavar="DIR", help="where to keep the table (default: the user's cache directory)")
+
+
+def profile(args: argparse.Namespace) -> int:
+    """Measure this machine and fit its predictor."""
+    from mixnas.predictors.latency import profile as profiling
+    from mixnas.search.run.progress import make_progress
+    from mixnas.search_space.settings import parse_duration
+
+    config, space, io = load_space(args)
+    budget = parse_duration(args.budget, "--budget")
+    measure = config.latency.measure(config.latency.passes)
+    progress = make_progress("quiet" if args.quiet else "auto", color=colored(args))
+    with progress, progress.phase("profile", budget, unit="s", seconds=budget) as phase:
+        predictor = profiling.profile(
+            space,
+            io,
+            device=args.device,
+            runtime=args.runtime,
+            directory=args.tables,
+            config=profiling.ProfileConfig(budget_s=budget, measure=measure),
+            plain=config.space,
+            progress=lambda share, text: phase(round(share * budget), measured=text.removesuffix(" measured")),
+        )
+    if args.json:
+        print_json({"device": predictor.device, "runtime": predictor.runtime, "accuracy": predictor.accuracy})
+    else:
+        print(f"{predictor.device} ({predictor.runtime}): {predictor.accuracy}")
+    return 0
+
+
+# -- nas latency query --------
+
+
+def query_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `nas latency query`."""
+    parser.add_argument("run", metavar="RUN", nargs="?", help="the front of this run")
+    configured(parser)
+    parser.add_argument("--device", help="which device (default: this machine, or the run's)")
+    parser.add_argument(
+        "--runtime", help="eager, compiled, onnxruntime or graph (default: the configuration's or run's, eager)"
+    )
+    parser.add_argument("--arch", metavar="FILE", help="an architecture file")
+    parser.add_argument("--sample", type=int, metavar="N", help="so many random architectures of the space in -c")
+    parser.add_argument("--tables", metavar="DIR", help="look in this directory only")
+    parser.add_argument(
+        "--estimate", action="store_true", help="of an NVIDIA GPU that nobody measured, from its data sheet"
+    )
+
+
+def query(args: argparse.Namespace) -> int:
+    """Predicted latency. No torch where the device was profiled for what is asked: that is what makes it quick."""
+    if (args.arch is not None) + (args.run is not None) + (args.sample is not None) != 1:
+        raise ConfigError("nas latency query: give one of --arch FILE, --sample N (with -c SPACE), or a RUN.")
+    device, rows = _query_space(args) if args.run is None else _query_run(args)
+    _print_latencies(args, rows, device)
+    return 0
+
+
+def _query_space(args: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
+    """The device, and a row for the architecture file or for each sampled architecture."""
+    from mixnas.predictors.latency import query as asking
+    from mixnas.predictors.latency.predictor import LatencyPredictor
+    from mixnas.search_space.files import load_yaml
+
+    device = asking.device_or_here(args.device)
+    config = _plain_config(args)
+    if args.estimate:
+        predictor = _estimate(args, device)
+    else:
+        predictor = LatencyPredictor.load(device, runtime_tag(args.runtime, config), args.tables)
+    if args.sample is not None:
+        return device, asking.ask_sample(predictor, config, args.sample, args.seed or 0, config_name(args))
+    answer = asking.ask(predictor, load_yaml(args.arch), str(args.arch))
+    return device, [{"id": str(args.arch), **asking.to_plain(answer)}]
+
+
+def _query_run(args: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
+    """The device, and a row for each network of the run's front: predicted, and measured where it was."""
+    from mixnas.predictors.latency import query as asking
+    from mixnas.search.run.directory import Run
+
+    run = Run.open(args.run, args.runs)
+    pareto = run.pareto()
+    own_device = str(pareto.get("device") or run.manifest["device"])
+    device = asking.device_or_here(args.device or own_device)
+    measured = measured_front(pareto, run.config()) if device == own_device else {}
+    predictor: LatencyPredictor | None
+    try:
+        if args.estimate:
+            args.config = args.config or run.path / "config.yaml"
+            predictor = _estimate(args, device)
+        else:
+            predictor = run_predictor(run, device, args.runtime, args.tables)
+    except ConfigError:
+        if not measured or args.device is not None or args.runtime is not None or args.estimate:
+            raise
+        predictor = None  # a stand-alone search measured its front, and nobody has profiled this machine yet
+    if predictor is None:
+        return device, [{"id": identity, "measured_ms": ms} for identity, ms in measured.items()]
+    rows = []
+    for member in pareto["front"]:
+        identity = member["id"]
+        row = {"id": identity, **asking.to_plain(asking.ask(predictor, member["architecture"], identity))}
+        rows.append(row | ({"measured_ms": measured[identity]} if identity in measured else {}))
+    return device, rows
+
+
+def _plain_config(args: argparse.Namespace) -> dict[str, Any]:
+    """The configuration as plain data with `--set` applied: reading it in full would import torch."""
+    from mixnas.search_space.files import load_yaml
+    from mixnas.search_space.settings import apply_overrides
+
+    plain = load_yaml(args.config or DEFAULT_CONFIG) or {}
+    if not isinstance(plain, Mapping):
+        raise ConfigError(f"{config_name(args)}: expected a mapping at the top; got {plain!r}.")
+    return apply_overrides({"space": plain} if "stages" in plain else plain, settings(args))[0]
+
+
+def _estimate(args: argparse.Namespace, device: str) -> LatencyPredictor:
+    """A GPU's predictor from its data sheet, for the space of -c."""
+    from mixnas.predictors.latency.estimate import estimate
+
+    config, space, io = load_space(args)
+    batch = config.latency.batch_size
+    return estimate(device, space, io, runtime=args.runtime or "eager", batch_size=batch, plain=config.space)
+
+
+def _print_latencies(args: argparse.Namespace, rows: list[dict[str, Any]], device: str) -> None:
+    if args.json:
+        print_json(rows)
+        return
+    columns = {
+        "id": "architecture",
+        "latency_ms": "predicted ms",
+        "low_ms": "90% interval",
+        "measured_ms": "measured ms",
+    }
+    present = [key for key in columns if any(key in row for row in rows)]
+    cells = []
+    for row in rows:
+        texts = {key: f"{row[key]:.3f}" for key in present if isinstance(row.get(key), float)} | {"id": row["id"]}
+        if "low_ms" in row:
+            texts["low_ms"] = f"{row['low_ms']:.3f} to {row['high_ms']:.3f}"
+        cells.append([texts.get(key, "-") for key in present])
+    print_table(args, [columns[key] for key in present], cells, title=device)
+    if len(rows) == 1 and rows[0].get("units"):
+        units = [[u["name"], u["role"], f"{u['latency_ms']:.4f}"] for u in rows[0]["units"]]
+        print_table(args, ["unit", "role", "ms"], units)
+    for row in rows:
+        for text in row.get("outside", []):
+            print(f"{row['id']}: outside the measured range: {text}", file=sys.stderr)
+        if row.get("estimate"):
+            print(f"{row['id']}: an estimate: this device was never measured", file=sys.stderr)
+
+
+# -- which predictor answers --------
+
+
+def runtime_tag(runtime: str | None, config: Mapping[str, Any]) -> str:
+    """A runtime and batch size as predictors are looked up by them (`table.tagged`).
+
+    Args:
+        runtime: As asked for; with its batch size ("graph-b32") it stands. None is that of the configuration.
+        config: Plain data of a configuration file or of a run's.
+    """
+    from mixnas.predictors.measuring.table import tagged
+
+    latency = config.get("latency") or {}
+    runtime = runtime or latency.get("runtime", "eager")
+    return runtime if "-b" in runtime else tagged(runtime, int(latency.get("batch_size", 1)))
+
+
+def measured_front(pareto: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, float]:
+    """Measured latency in ms of the members of a front; empty when its latencies are predicted.
+
+    Args:
+        pareto: What `pareto.json` holds; one that a search in progress wrote does not say how latency was come by.
+        config: Plain data of the run's configuration.
+    """
+    standalone = config["search"]["evaluator"] == "standalone"
+    if pareto.get("latency", "measured" if standalone else "predicted") != "measured":
+        return {}
+    return {m["id"]: m["metrics"]["latency_ms"] for m in pareto["front"] if "latency_ms" in m["metrics"]}
+
+
+def run_predictor(run: Run, device: str, runtime: str | None, tables: str | None) -> LatencyPredictor:
+    """The predictor that answers for a run's networks: the run's own, else an installed one.
+
+    Args:
+        run: Whose runtime and batch size count where `runtime` is None.
+        device: A device's name.
+        runtime: Another runtime than the run's.
+        tables: A directory to look in instead.
+
+    Raises:
+        ConfigError: Nobody measured that.
+    """
+    from mixnas.predictors.latency.predictor import LatencyPredictor, installed
+
+    tag = runtime_tag(runtime, run.config())
+    own = any((found, of) == (device, tag) for found, of, _ in installed(run.latency))
+    return LatencyPredictor.load(device, tag, run.latency if own and tables is None else tables)
+
+
+VERBS = (
+    Group(
+        "latency",
+        "measure and predict latency",
+        (
+            Verb("devices", "the devices whose measured tables are installed", devices, devices_arguments),
+            Verb("profile", "measure this machine and fit its predictor", profile, profile_arguments),
+            Verb("query", "predicted latency with its interval", query, query_arguments),
+        ),
+    ),
+)

@@ -1,0 +1,240 @@
+"""`nas search`, `resume`, `status` and `front`: a run from its start to its answer."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from mixnas.cli.overview import overview
+from mixnas.cli.printing import colored, number, print_json, print_table
+from mixnas.cli.verbs import Verb, budgeted, config_name, configured, load_config
+from mixnas.search_space.errors import StoppedEarly
+
+if TYPE_CHECKING:
+    from mixnas.search.config import Config
+    from mixnas.search.run.directory import Run
+    from mixnas.search.study.results import TrialRecord
+
+PLACE = 1
+
+
+# -- nas search --------
+
+
+def search_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `nas search`."""
+    configured(parser)
+    budgeted(parser)
+    parser.add_argument("--name", metavar="RUN", help="name of the run (default: task, date and time)")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, say what would be done, start nothing"
+    )
+
+
+def search(args: argparse.Namespace) -> int:
+    """A whole search."""
+    from mixnas.search.job import Plan, new_run
+
+    config = load_config(args)
+    source = config_name(args)
+    if args.dry_run:
+        plan = Plan(config, source)
+        lines = [
+            f"task          {config.task.name}: {plan.io.kind}, input {'x'.join(map(str, plan.io.size))}",
+            f"space         {plan.space.size():,} architectures, {len(plan.space.variables)} choices",
+            f"objectives    {', '.join(map(str, plan.objectives))}",
+            f"constraints   {', '.join(map(str, plan.constraints)) or 'none'}",
+            f"search        {config.search.trials} trials by {config.search.strategy}, {config.search.evaluator}",
+            "nothing was started (--dry-run)",
+        ]
+        print("\n".join(lines))
+        return 0
+    return _execute(args, new_run(config, root=args.runs, name=args.name, source=source), config)
+
+
+def _execute(args: argparse.Namespace, run: Run, config: Config) -> int:
+    """Carry out what is left of a run, and print its front."""
+    from mixnas.search.job import Job
+    from mixnas.search.run.progress import make_progress
+    from mixnas.search.run.stopping import StopSignal
+
+    def heard() -> None:
+        print("stopping after what is in progress; Ctrl-C again aborts at once", file=sys.stderr)
+
+    def told(record: TrialRecord) -> None:
+        text = f"trial {record.number} {record.status} {record.id} {record.failure}"
+        print(text.rstrip(), file=sys.stderr, flush=True)
+
+    progress = make_progress("quiet" if args.quiet else "auto", color=colored(args))
+    if not args.quiet:
+        print(f"run {run.path}", file=sys.stderr)
+    job = Job(run, config, progress=progress, stop=StopSignal(heard), on_trial=told if args.verbose else None)
+    try:
+        pareto = job.execute()
+    except StoppedEarly as stopped:
+        raise StoppedEarly(f"{stopped} Go on with: nas resume {run.name}") from stopped
+    if args.json:
+        print_json(pareto)
+        return 0
+    _print_front(args, pareto, pareto["front"])
+    if not args.quiet:
+        print(f"take one away: nas export {run.name}    see the front again: nas front {run.name}", file=sys.stderr)
+    return 0
+
+
+# -- nas resume --------
+
+
+def resume_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `nas resume`."""
+    parser.add_argument("run", metavar="RUN")
+    configured(parser)
+    budgeted(parser)
+
+
+def resume(args: argparse.Namespace) -> int:
+    """Go on with a run."""
+    from mixnas.search.run.directory import Run
+
+    run = Run.open(args.run, args.runs)
+    args.config = args.config or run.path / "config.yaml"
+    config = load_config(args)
+    run.write_config(config.to_plain())
+    return _execute(args, run, config)
+
+
+# -- nas status --------
+
+
+def status_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `nas status`."""
+    parser.add_argument("run", metavar="RUN", nargs="?")
+
+
+def status(args: argparse.Namespace) -> int:
+    """All runs, or one."""
+    return _all_runs(args) if args.run is None else _one_run(args)
+
+
+def _all_runs(args: argparse.Namespace) -> int:
+    from mixnas.search.run.directory import list_runs
+
+    found = list_runs(args.runs)
+    if args.json:
+        print_json([run.to_plain() for run in found])
+        return 0
+    if not found:
+        print(f"no runs in {args.runs}. Start one: nas search", file=sys.stderr)
+        return 0
+    rows = [
+        [r.name, r.state, f"{r.done}/{r.trials}" if r.trials else str(r.done), str(r.failed), r.created, r.problem]
+        for r in found
+    ]
+    print_table(args, ["run", "state", "trials", "failed", "created", "problem"], rows)
+    return 0
+
+
+def _one_run(args: argparse.Namespace) -> int:
+    from mixnas.search.run.directory import Run
+    from mixnas.search.run.progress import format_seconds
+
+    run = Run.open(args.run, args.runs)
+    now, phases = overview(run), run.manifest["phases"]
+    one = now.status
+    if args.json:
+        print_json({**one.to_plain(), "hypervolume": now.hypervolume, "best": now.best, "phases": phases})
+        return 0
+    print(
+        f"{one.name}: {one.state}, {one.done} of {one.trials} trials done, {one.failed} failed, {one.running} running"
+    )
+    for name, value in now.best.items():
+        print(f"best {name}: {number(value)}")
+    if now.hypervolume is not None:
+        print(f"hypervolume: {now.hypervolume:.4f}")
+    if now.seconds_left is not None:
+        print(f"time left in the search: about {format_seconds(now.seconds_left)}")
+    for phase in phases:
+        print(f"phase {phase['name']}: {format_seconds(phase['seconds'])}")
+    return 0
+
+
+# -- nas front --------
+
+
+def front_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `nas front`."""
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument(
+        "--where", metavar="EXPR", help='only members that satisfy this, e.g. "latency_ms<2 and params<1e4"'
+    )
+    parser.add_argument("--csv", action="store_true", help="as CSV")
+
+
+def front(args: argparse.Namespace) -> int:
+    """The Pareto front of a run."""
+    from mixnas.search.run.directory import Run
+    from mixnas.search.study.objectives import parse_filter
+
+    pareto = Run.open(args.run, args.runs).pareto()
+    members = pareto["front"]
+    if args.where:
+        known = sorted({name for member in members for name in member["metrics"]})
+        wanted = parse_filter(args.where, known=known)
+        members = [member for member in members if wanted.holds(member["metrics"])]
+    if args.json:
+        print_json({**pareto, "front": members})
+    elif args.csv:
+        _print_csv(members)
+    else:
+        _print_front(args, pareto, members)
+    if not members:
+        print("no member of the front satisfies that", file=sys.stderr)
+        return 3
+    return 0
+
+
+def _print_csv(members: list[dict[str, Any]]) -> None:
+    metrics = list(dict.fromkeys(name for member in members for name in member["metrics"]))
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["id", *metrics, "predicted_latency_ms", "architecture"])
+    for m in members:
+        predicted = m.get("predicted", {}).get("latency_ms", "")
+        architecture = json.dumps(m["architecture"], separators=(",", ":"))
+        writer.writerow([m["id"], *(m["metrics"].get(n, "") for n in metrics), predicted, architecture])
+
+
+def _print_front(args: argparse.Namespace, pareto: dict[str, Any], members: list[dict[str, Any]]) -> None:
+    from mixnas.search_space.architecture import Architecture
+
+    metric, final = pareto["metric"], pareto.get("final", False)
+    columns = ["id", metric, *([f"test {metric}", "in search"] if final else [])]
+    columns += [f"{pareto.get('latency', '')} ms".strip(), "90% interval", *(["predicted ms"] if final else [])]
+    columns += ["params", "macs", "architecture"]
+    rows = []
+    for m in members:
+        values = m["metrics"]
+        row = [m["id"] + (" *" if m["id"] == pareto.get("knee") else ""), f"{values[metric]:.4f}"]
+        if final:
+            row += [f"{values[f'test_{metric}']:.4f}", f"{m['searched'][metric]:.4f}"]
+        low, high = values.get("latency_low_ms"), values.get("latency_high_ms")
+        row.append(f"{values['latency_ms']:.3f}" if "latency_ms" in values else "-")
+        row.append("-" if low is None or high is None else f"{low:.3f} to {high:.3f}")
+        if final:
+            predicted = m["predicted"].get("latency_ms", m["searched"].get("latency_ms"))
+            row.append("-" if predicted is None else f"{predicted:.3f}")
+        row += [number(values["params"]), number(values["macs"])]
+        rows.append([*row, str(Architecture.from_dict(m["architecture"]))])
+    device = f" on {pareto['device']}" if "device" in pareto else ""
+    title = f"{pareto['run']}: Pareto front{device}, {len(rows)} networks (* the knee)"
+    print_table(args, columns, rows, title=title)
+
+
+VERBS = (
+    Verb("search", "a whole search; with no arguments, the embedded default", search, search_arguments, aborted=4),
+    Verb("resume", "go on where a stopped or killed search was", resume, resume_arguments, aborted=4),
+    Verb("status", "all runs, or one run: trials, best so far, hypervolume, time left", status, status_arguments),
+    Verb("front", "the Pareto front of a run", front, front_arguments),
+)

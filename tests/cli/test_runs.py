@@ -1,0 +1,151 @@
+"""`nas search`, `resume`, `status` and `front` on one small real search."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from .command import CONFIG, nas, ok, read_csv
+
+
+def test_the_printed_table_is_pareto_json(searched: Path):
+    pareto = json.loads((searched / "runs" / "first" / "pareto.json").read_text())
+    printed = (searched / "printed").read_text()
+    assert pareto["final"] and pareto["latency"] == "measured"
+    assert f"{len(pareto['front'])} networks" in printed
+    for member in pareto["front"]:
+        (line,) = [line for line in printed.splitlines() if line.strip().startswith(member["id"])]
+        metrics = member["metrics"]
+        for text in (f"{metrics['accuracy']:.4f}", f"{metrics['test_accuracy']:.4f}", f"{metrics['latency_ms']:.3f}"):
+            assert text in line
+        assert metrics["latency_low_ms"] <= metrics["latency_ms"] <= metrics["latency_high_ms"]
+
+
+def test_front_as_json_csv_and_filtered(searched: Path):
+    runs = ("--runs", searched / "runs")
+    front = json.loads(ok("front", "first", "--json", *runs))["front"]
+    rows = list(csv.DictReader(io.StringIO(ok("front", "first", "--csv", *runs))))
+    assert [row["id"] for row in rows] == [member["id"] for member in front]
+    cheapest = min(member["metrics"]["params"] for member in front)
+    few = json.loads(ok("front", "first", "--json", "--where", f"params <= {cheapest}", *runs))["front"]
+    assert [member["metrics"]["params"] for member in few] == [cheapest]
+    assert nas("front", "first", "--where", "params < 1", *runs).returncode == 3
+    wrong = nas("front", "first", "--where", "parms < 1", *runs)
+    assert wrong.returncode == 2 and "Did you mean 'params'?" in wrong.stderr
+
+
+def test_status(searched: Path):
+    runs = ("--runs", searched / "runs")
+    assert "first" in ok("status", *runs)
+    one = json.loads(ok("status", "first", "--json", *runs))
+    assert one["state"] == "finished" and one["done"] == 6 and one["best"]["accuracy"] > 0
+    missing = nas("status", "frist", *runs)
+    assert missing.returncode == 2 and "Did you mean 'first'?" in missing.stderr
+
+
+def test_every_trial_is_in_the_table(searched: Path):
+    rows = read_csv(searched / "runs" / "first" / "trials.csv")
+    assert sum(row["status"] == "done" for row in rows) == 6
+    done = [row["id"] for row in rows if row["status"] == "done"]
+    assert len(set(done)) == 6
+
+
+def test_resume_with_more_trials_goes_on_and_repeats_nothing(searched: Path, tmp_path: Path):
+    shutil.copytree(searched / "runs" / "first", tmp_path / "more")
+    before = {row["id"] for row in read_csv(tmp_path / "more" / "trials.csv")}
+    ok("resume", "more", "--trials", "9", "--runs", tmp_path, "-q")
+    rows = read_csv(tmp_path / "more" / "trials.csv")
+    done = [row["id"] for row in rows if row["status"] == "done"]
+    assert len(done) == len(set(done)) == 9 and before <= set(done)
+    changed = nas("resume", "more", "--set", "space.stages.0.width=[4, 16]", "--runs", tmp_path)
+    assert changed.returncode == 2 and "+  - width: [4, 16]" in changed.stderr.replace("+- width", "+  - width")
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "says"),
+    [
+        ("task: digit", 2, "Did you mean 'digits'?"),
+        ("serach: {trials: 3}", 2, "Did you mean 'search'?"),
+        ("search: {trials: 0}", 2, "search.trials"),
+        ("search: {strategy: nsga}", 2, "Did you mean 'nsga"),
+        ("constraints: ['params <= 10']", 3, "params goes from"),
+        ("constraints: ['parms <= 10']", 2, "Did you mean 'params'?"),
+        ("objectives: {acuracy: max}", 2, "Did you mean 'accuracy'?"),
+        ("device: nvidia-h100", 2, "nvidia-h100"),
+        ("a: &x 1\nb: *x", 2, "alias"),
+    ],
+)
+def test_what_is_wrong_is_refused_before_work_starts(tmp_path: Path, text: str, status: int, says: str):
+    key = text.split(":")[0]
+    kept = [line for line in CONFIG.splitlines() if not line.startswith(f"{key}:")]
+    path = tmp_path / "config.yaml"
+    path.write_text("\n".join([*kept, text]))
+    result = nas("search", "-c", path, "--runs", tmp_path / "runs", "--name", "never")
+    assert result.returncode == status and says in result.stderr, result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list((tmp_path / "runs").glob("*/study.journal"))
+
+
+class Interrupting(io.StringIO):
+    """A stream that presses Ctrl-C, so many times, as soon as the search says that its second trial is done."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.left = times
+
+    def write(self, text: str) -> int:
+        written = super().write(text)
+        if text.startswith("trial 1 done"):
+            while self.left:
+                self.left -= 1
+                signal.raise_signal(signal.SIGINT)
+        return written
+
+
+def test_a_stopped_search_ends_with_status_4_and_says_how_to_go_on(tmp_path: Path):
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    runs = ("--runs", tmp_path / "runs")
+    asked = ("search", "-c", tmp_path / "config.yaml", "--name", "stopped", "-v", *runs)
+    stopped = nas(*asked, stderr=Interrupting(times=1))
+    assert stopped.returncode == 4 and "Go on with: nas resume stopped" in stopped.stderr
+    assert "stopping after what is in progress" in stopped.stderr
+    assert json.loads(ok("status", "stopped", "--json", *runs))["state"] == "stopped"
+    so_far = json.loads(ok("front", "stopped", "--json", *runs))
+    assert so_far["trials"]["done"] == 2 and "final" not in so_far
+    assert nas("export", "stopped", *runs).returncode == 1  # it has not come to its final networks
+    ok("resume", "stopped", "-q", *runs)
+    assert json.loads(ok("status", "stopped", "--json", *runs))["done"] == 6
+
+
+def test_an_aborted_search_ends_with_status_4_and_can_be_resumed(tmp_path: Path):
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    runs = ("--runs", tmp_path / "runs")
+    asked = ("search", "-c", tmp_path / "config.yaml", "--name", "aborted", "-v", *runs)
+    aborted = nas(*asked, stderr=Interrupting(times=2))
+    assert aborted.returncode == 4 and "nas: aborted" in aborted.stderr
+    ok("resume", "aborted", "-q", *runs)
+    assert json.loads(ok("status", "aborted", "--json", *runs))["done"] == 6
+
+
+def test_a_damaged_run_ends_with_status_5(searched: Path, tmp_path: Path):
+    shutil.copytree(searched / "runs" / "first", tmp_path / "damaged")
+    pareto = tmp_path / "damaged" / "pareto.json"
+    pareto.write_text(pareto.read_text()[:-20])
+    answer = nas("front", "damaged", "--runs", tmp_path)
+    assert answer.returncode == 5 and "pareto.json: damaged" in answer.stderr
+    (tmp_path / "damaged" / "manifest.json").write_text("{}")
+    assert nas("status", "damaged", "--runs", tmp_path).returncode == 5
+    assert "damaged" in ok("status", "--runs", tmp_path)  # the list of all runs says what is wrong with one
+
+
+def test_dry_run_says_what_would_be_done_and_starts_nothing(tmp_path: Path):
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    said = ok("search", "--dry-run", "-c", tmp_path / "config.yaml", "--trials", 9, "--runs", tmp_path / "runs")
+    assert "84 architectures" in said and "9 trials by nsga2, standalone" in said and "nothing was started" in said
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,62 @@
+"""`nas space ...` and `nas ops`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from mixnas.search_space import registry
+
+from .command import CONFIG, nas, ok
+
+
+def test_space_verbs(tmp_path: Path):
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG)
+    assert ok("space", "size", path).strip() == str(2 * (6 + 36))
+    shown = json.loads(ok("space", "show", path, "--json"))
+    low, high = (shown["corners"]["params"][end]["value"] for end in ("smallest", "largest"))
+    assert shown["size"] == 84 and low < high
+    assert "stages.0.blocks.1.mixer" in ok("space", "show", path)
+    sample = tmp_path / "architecture.yaml"
+    sample.write_text(ok("space", "sample", path, "--seed", 3))
+    assert ok("space", "size", sample).strip() == "1"
+    assert "84 architectures" in ok("space", "check", path)
+
+
+def test_a_space_whose_constraints_nothing_meets_ends_with_status_3(tmp_path: Path):
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG)
+    for verb in ("show", "check"):
+        answer = nas("space", verb, path, "--set", "constraints=['params <= 10']")
+        assert answer.returncode == 3 and "params goes from" in answer.stderr
+
+
+def test_samples_are_of_the_space_and_of_their_seed(tmp_path: Path):
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG)
+    asked = ("space", "sample", path, "-n", 3, "--json")
+    rows = json.loads(ok(*asked, "--seed", 3))
+    assert rows == json.loads(ok(*asked, "--seed", 3)) != json.loads(ok(*asked, "--seed", 4))
+    assert {row["stages"][0]["width"] for row in rows} <= {4, 8} and all(row["params"] > 0 for row in rows)
+    printed = ok("space", "sample", path, "-n", 3, "--seed", 3)
+    assert all(row["id"] in printed for row in rows)
+
+
+def test_ops_lists_every_operator_axis_by_axis():
+    listed = json.loads(ok("ops", "--json"))
+    assert [(op["axis"], op["name"]) for op in listed] == [
+        (axis, name) for axis in registry.AXES for name in registry.names(axis)
+    ]
+    assert {"attention", "dwconv", "swiglu", "se", "bf16"} <= {op["name"] for op in listed}
+    dwconv = next(op for op in listed if op["name"] == "dwconv")
+    assert dwconv["kinds"] == ["image", "sequence", "causal"] and "arXiv 2203.06717" in dwconv["paper"]
+    assert dwconv["knobs"]["kernel_size"]["default"] == 7
+
+
+def test_ops_by_a_pattern_of_names_or_an_axis():
+    assert "arXiv" in ok("ops", "*attention*")
+    gates = json.loads(ok("ops", "gate", "--json"))
+    assert [op["name"] for op in gates] == registry.names("gate")
+    unknown = nas("ops", "atention")
+    assert unknown.returncode == 2 and "Did you mean 'attention'?" in unknown.stderr
