@@ -1,0 +1,1 @@
+def bring(out): pass
