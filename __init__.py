@@ -20,10 +20,9 @@ _PUBLIC = {
     "Supernet": "mixnas.search_space.supernet",
     "Task": "mixnas.evaluators.tasks.task",
     "load_network": "mixnas.search_space.formats.safetensors",
-    "search": "mixnas.search.job",
 }
 
-__all__ = ["__version__", *_PUBLIC]
+__all__ = ["__version__", *_PUBLIC, "search"]
 
 if TYPE_CHECKING:
     from mixnas.evaluators.tasks.task import Task as Task
@@ -39,6 +38,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "search":  # the package itself, which may be called
+        return importlib.import_module("mixnas.search")
     if name in _PUBLIC:
         return getattr(importlib.import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

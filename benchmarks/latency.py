@@ -166,8 +166,9 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="keep the table and the predictor in this directory")
     args = parser.parse_args()
 
-    plain = load_yaml(ROOT / args.config)["space"]
-    space = SearchSpace.from_dict(plain)
+    config = load_yaml(ROOT / args.config)
+    plain = {"task": config["task"], "space": config["space"]}
+    space = SearchSpace.from_dict(config["space"])
     config = MeasureConfig(passes=args.passes)
     with tempfile.TemporaryDirectory() as temporary, fixed_threads(config.threads):
         tables = args.keep or Path(temporary)

@@ -57,16 +57,15 @@ def _run(config: Config, source: Path, folder: Path, name: str) -> tuple[list[Po
             points.append(Point(time.time() - started, record.architecture, dict(record.metrics)))
 
     run = new_run(config, root=folder, name=name, source=str(source))
-    pareto = Job(run, config, progress=make_progress("quiet"), stop=StopSignal(), on_trial=on_trial).execute()
+    front = Job(run, config, progress=make_progress("quiet"), stop=StopSignal(), on_trial=on_trial).execute()
     seconds = time.time() - started
-    for entry in [*pareto["front"], *pareto["others"]]:
-        found = next((point for point in points if point.architecture.id == entry["id"]), None)
+    for member in (*front.members, *front.others):
+        found = next((point for point in points if point.architecture.id == member.id), None)
         if found is not None:
-            found.metrics |= {k: v for k, v in entry["metrics"].items() if k.startswith("test_")}
+            found.metrics |= {k: v for k, v in member.metrics.items() if k.startswith("test_")}
             continue
-        written = (run.path / "networks" / f"{entry['id']}.safetensors").stat().st_mtime
-        architecture = Architecture.from_dict(entry["architecture"])
-        points.append(Point(written - started, architecture, dict(entry["metrics"])))
+        written = (run.networks / f"{member.id}.safetensors").stat().st_mtime
+        points.append(Point(written - started, Architecture.from_dict(member.architecture), member.values))
     phases = {phase["name"]: phase["seconds"] for phase in run.manifest["phases"]}
     return sorted(points, key=lambda point: point.seconds), seconds, phases
 
@@ -121,7 +120,7 @@ def run(args: argparse.Namespace, results: Path, say: Callable[[str], None]) -> 
             runs.append({"kind": "super-network", "seed": seed, "points": points, "seconds": seconds, "phases": phases})
             say(f"seed {seed}: super-network {seconds:.0f} s, {len(points)} networks")
             settings = [f"search.seed={seed}", "search.evaluator=standalone", "search.strategy=nsga2",
-                        "search.population_size=20", "search.trials=100000", f"search.time={seconds:.1f}"]  # fmt: skip
+                        "search.trials=100000", f"search.time={seconds:.1f}"]  # fmt: skip
             points, seconds, phases = _run(
                 load_config(source, settings=settings), source, Path(folder), f"standalone-{seed}"
             )

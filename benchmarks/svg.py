@@ -10,6 +10,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mixnas.search.run.front import Front
 
 COLORS = ("#2563eb", "#dc2626", "#059669", "#9333ea", "#d97706", "#475569")
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _BOTTOM = 720, 440, 70, 20, 55
@@ -120,14 +124,14 @@ def chart(series: Sequence[Series], *, title: str, x: str, y: str, x_log: bool =
     return "\n".join([*out, "</svg>"]) + "\n"
 
 
-def front_chart(pareto: dict, searched: Sequence[tuple[float, float]]) -> str:  # type: ignore[type-arg]
+def front_chart(front: Front, searched: Sequence[tuple[float, float]]) -> str:
     """A run's front, over all that its search looked at.
 
     A front in more than these two objectives is no line here: the line goes through what is best within its latency.
     """
-    metric = pareto["metric"]
-    better = max if pareto["objectives"][metric] == "max" else min
-    members = sorted((m["metrics"] for m in pareto["front"]), key=lambda m: m["latency_ms"])
+    metric = front.metric
+    better = max if front.objectives[metric] == "max" else min
+    members = sorted((m.values for m in front.members), key=lambda m: m["latency_ms"])
     final = [(m["latency_ms"], m[f"test_{metric}"]) for m in members]
     errors = [(m["latency_low_ms"], m["latency_high_ms"]) for m in members]
     steps: list[tuple[float, float]] = []
@@ -147,7 +151,7 @@ def front_chart(pareto: dict, searched: Sequence[tuple[float, float]]) -> str:  
             Series("final networks: test split, measured; label: parameters", final, x_error=errors, labels=labels),
             Series("the best within a latency", [*steps, (final[-1][0], steps[-1][1])], line=True, marks=False),
         ],
-        title=f"{metric} against latency on {pareto['device']}",
+        title=f"{metric} against latency on {front.device}",
         x="latency, ms (logarithmic)",
         y=metric,
         x_log=True,
@@ -166,11 +170,11 @@ def main() -> None:
     parser.add_argument("-o", "--output", required=True)
     args = parser.parse_args()
     run = Run.open(args.run)
-    pareto = run.pareto()
+    front = run.front()
     results = read_results(run.journal, parse_objectives(run.manifest["fixed"]["objectives"]))
     done = [r.metrics for r in results.records if r.status == "done"]
-    searched = [(m["latency_ms"], m[pareto["metric"]]) for m in done]
-    atomic_write(args.output, front_chart(pareto, searched))
+    searched = [(m["latency_ms"], m[front.metric]) for m in done]
+    atomic_write(args.output, front_chart(front, searched))
 
 
 if __name__ == "__main__":

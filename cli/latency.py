@@ -14,6 +14,7 @@ from mixnas.search_space.errors import ConfigError
 if TYPE_CHECKING:
     from mixnas.predictors.latency.predictor import LatencyPredictor
     from mixnas.search.run.directory import Run
+    from mixnas.search.run.front import Front
 
 PLACE = 3
 
@@ -74,8 +75,8 @@ def profile(args: argparse.Namespace) -> int:
             runtime=args.runtime,
             directory=args.tables,
             config=profiling.ProfileConfig(budget_s=budget, measure=measure),
-            plain=config.space,
-            progress=lambda share, text: phase(round(share * budget), measured=text.removesuffix(" measured")),
+            plain={"task": config.task.to_plain(), "space": config.space},
+            report=phase,
         )
     if args.json:
         print_json({"device": predictor.device, "runtime": predictor.runtime, "accuracy": predictor.accuracy})
@@ -124,9 +125,16 @@ def _query_space(args: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
         predictor = _estimate(args, device)
     else:
         predictor = LatencyPredictor.load(device, runtime_tag(args.runtime, config), args.tables)
+    if args.sample is None and args.config is None:  # an architecture alone: of the one input that was profiled
+        space, io = None, None
+    elif (known := predictor.stored_space({key: config.get(key) for key in ("task", "space")})) is not None:
+        space, io = known.space, known.io
+    else:  # the input is part of the question, and only the task knows it
+        _, space, io = load_space(args)
     if args.sample is not None:
-        return device, asking.ask_sample(predictor, config, args.sample, args.seed or 0, config_name(args))
-    answer = asking.ask(predictor, load_yaml(args.arch), str(args.arch))
+        assert space is not None and io is not None
+        return device, asking.ask_sample(predictor, space, args.sample, args.seed or 0, io)
+    answer = asking.ask(predictor, load_yaml(args.arch), str(args.arch), io)
     return device, [{"id": str(args.arch), **asking.to_plain(answer)}]
 
 
@@ -136,10 +144,10 @@ def _query_run(args: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
     from mixnas.search.run.directory import Run
 
     run = Run.open(args.run, args.runs)
-    pareto = run.pareto()
-    own_device = str(pareto.get("device") or run.manifest["device"])
+    front = run.front()
+    own_device = front.device or str(run.manifest["device"])
     device = asking.device_or_here(args.device or own_device)
-    measured = measured_front(pareto, run.config()) if device == own_device else {}
+    measured = measured_front(front) if device == own_device else {}
     predictor: LatencyPredictor | None
     try:
         if args.estimate:
@@ -154,10 +162,9 @@ def _query_run(args: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
     if predictor is None:
         return device, [{"id": identity, "measured_ms": ms} for identity, ms in measured.items()]
     rows = []
-    for member in pareto["front"]:
-        identity = member["id"]
-        row = {"id": identity, **asking.to_plain(asking.ask(predictor, member["architecture"], identity))}
-        rows.append(row | ({"measured_ms": measured[identity]} if identity in measured else {}))
+    for member in front.members:
+        row = {"id": member.id, **asking.to_plain(asking.ask(predictor, member.architecture, member.id))}
+        rows.append(row | ({"measured_ms": measured[member.id]} if member.id in measured else {}))
     return device, rows
 
 
@@ -226,17 +233,11 @@ def runtime_tag(runtime: str | None, config: Mapping[str, Any]) -> str:
     return runtime if "-b" in runtime else tagged(runtime, int(latency.get("batch_size", 1)))
 
 
-def measured_front(pareto: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, float]:
-    """Measured latency in ms of the members of a front; empty when its latencies are predicted.
-
-    Args:
-        pareto: What `pareto.json` holds; one that a search in progress wrote does not say how latency was come by.
-        config: Plain data of the run's configuration.
-    """
-    standalone = config["search"]["evaluator"] == "standalone"
-    if pareto.get("latency", "measured" if standalone else "predicted") != "measured":
+def measured_front(front: Front) -> dict[str, float]:
+    """Measured latency in ms of the members of a front; empty when its latencies are predicted."""
+    if front.latency != "measured":
         return {}
-    return {m["id"]: m["metrics"]["latency_ms"] for m in pareto["front"] if "latency_ms" in m["metrics"]}
+    return {m.id: m.metrics["latency_ms"] for m in front.members}
 
 
 def run_predictor(run: Run, device: str, runtime: str | None, tables: str | None) -> LatencyPredictor:
@@ -253,7 +254,7 @@ def run_predictor(run: Run, device: str, runtime: str | None, tables: str | None
     """
     from mixnas.predictors.latency.predictor import LatencyPredictor, installed
 
-    tag = runtime_tag(runtime, run.config())
+    tag = run.latency_tag if runtime is None else runtime_tag(runtime, run.config())
     own = any((found, of) == (device, tag) for found, of, _ in installed(run.latency))
     return LatencyPredictor.load(device, tag, run.latency if own and tables is None else tables)
 

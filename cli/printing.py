@@ -7,9 +7,14 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _PIPE_WIDTH = 200  # a file or a pipe has no width of its own
+_BETWEEN = 3  # characters between two columns
+_LEAST_TEXT = 12  # characters of a column that is wrapped
 
 
 def colored(args: argparse.Namespace) -> bool:
@@ -17,25 +22,49 @@ def colored(args: argparse.Namespace) -> bool:
     return not (args.no_color or os.environ.get("NO_COLOR"))
 
 
+def _make_console(args: argparse.Namespace, least: int = 0) -> Console:
+    """stdout; `least` characters wide where the terminal is narrower, which then wraps the lines itself."""
+    from rich.console import Console
+
+    console = Console(no_color=not colored(args), highlight=False, soft_wrap=False)
+    console.width = max(least, console.width if sys.stdout.isatty() else _PIPE_WIDTH)
+    return console
+
+
+def line_width(args: argparse.Namespace) -> int:
+    """Characters that fit on a line."""
+    return _make_console(args).width
+
+
 def print_table(
     args: argparse.Namespace, columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = ""
 ) -> None:
-    """Print a table; columns of numbers stand to the right."""
+    """Print a table; columns of numbers stand to the right.
+
+    Where it is too wide, texts are wrapped; what names a row (the first column) and numbers are never cut.
+    """
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(*columns, title=escape(title) or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    kept = []  # columns whose cells stay whole, and how wide they are with and without their headers on one line
     for i, column in enumerate(table.columns):
         cells = [row[i] for row in rows]
-        if cells and all(cell[:1].isdigit() or cell in ("", "-") for cell in cells):
-            column.justify = "right"
-            column.no_wrap = True
+        numbers = bool(cells) and all(cell[:1].isdigit() or cell in ("", "-") for cell in cells)
+        column.justify = "right" if numbers else "left"
+        column.overflow = "fold"
+        if numbers or i == 0:
+            cells_width = max(map(len, cells), default=1)
+            header = columns[i]
+            kept.append((column, max(cells_width, len(header)), max(cells_width, *map(len, header.split() or [""]))))
+    rest = _BETWEEN * len(columns) + _LEAST_TEXT * (len(columns) - len(kept))
+    fits = rest + sum(width for _, width, _ in kept) <= line_width(args)
+    for column, width, least in kept:
+        column.width = width if fits else least
     for row in rows:
         table.add_row(*map(escape, row))
-    width = None if sys.stdout.isatty() else _PIPE_WIDTH
-    Console(no_color=not colored(args), highlight=False, width=width, soft_wrap=False).print(table)
+    _make_console(args, 0 if fits else rest + sum(least for _, _, least in kept)).print(table)
 
 
 def print_json(obj: Any) -> None:

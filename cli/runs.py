@@ -6,19 +6,24 @@ import argparse
 import csv
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from mixnas.cli.overview import overview
-from mixnas.cli.printing import colored, number, print_json, print_table
-from mixnas.cli.verbs import Verb, budgeted, config_name, configured, load_config
+from mixnas.cli.printing import colored, line_width, number, print_json, print_table
+from mixnas.cli.verbs import Verb, budgeted, config_name, configured, load_config, settings
 from mixnas.search_space.errors import StoppedEarly
 
 if TYPE_CHECKING:
     from mixnas.search.config import Config
     from mixnas.search.run.directory import Run
+    from mixnas.search.run.front import Front, Member
     from mixnas.search.study.results import TrialRecord
 
 PLACE = 1
+
+_WIDE = 150  # characters that a front's numbers and its architectures take side by side
 
 
 # -- nas search --------
@@ -36,18 +41,21 @@ def search_arguments(parser: argparse.ArgumentParser) -> None:
 
 def search(args: argparse.Namespace) -> int:
     """A whole search."""
-    from mixnas.search.job import Plan, new_run
+    from mixnas.search.job import new_run
+    from mixnas.search.problem import Problem
+    from mixnas.search.strategies import STRATEGIES
 
     config = load_config(args)
     source = config_name(args)
     if args.dry_run:
-        plan = Plan(config, source)
+        problem = Problem(config, source)
+        strategy = STRATEGIES.name_of(config.search.strategy)
         lines = [
-            f"task          {config.task.name}: {plan.io.kind}, input {'x'.join(map(str, plan.io.size))}",
-            f"space         {plan.space.size():,} architectures, {len(plan.space.variables)} choices",
-            f"objectives    {', '.join(map(str, plan.objectives))}",
-            f"constraints   {', '.join(map(str, plan.constraints)) or 'none'}",
-            f"search        {config.search.trials} trials by {config.search.strategy}, {config.search.evaluator}",
+            f"task          {config.task.name}: {problem.io.kind}, input {'x'.join(map(str, problem.io.size))}",
+            f"space         {problem.space.size():,} architectures, {len(problem.space.variables)} choices",
+            f"objectives    {', '.join(map(str, problem.objectives))}",
+            f"constraints   {', '.join(map(str, problem.constraints)) or 'none'}",
+            f"search        {config.search.trials} trials by {strategy}, {config.search.evaluator}",
             "nothing was started (--dry-run)",
         ]
         print("\n".join(lines))
@@ -73,13 +81,13 @@ def _execute(args: argparse.Namespace, run: Run, config: Config) -> int:
         print(f"run {run.path}", file=sys.stderr)
     job = Job(run, config, progress=progress, stop=StopSignal(heard), on_trial=told if args.verbose else None)
     try:
-        pareto = job.execute()
+        found = job.execute()
     except StoppedEarly as stopped:
         raise StoppedEarly(f"{stopped} Go on with: nas resume {run.name}") from stopped
     if args.json:
-        print_json(pareto)
+        print_json(found.to_plain())
         return 0
-    _print_front(args, pareto, pareto["front"])
+    _print_front(args, found, found.members)
     if not args.quiet:
         print(f"take one away: nas export {run.name}    see the front again: nas front {run.name}", file=sys.stderr)
     return 0
@@ -97,12 +105,9 @@ def resume_arguments(parser: argparse.ArgumentParser) -> None:
 
 def resume(args: argparse.Namespace) -> int:
     """Go on with a run."""
-    from mixnas.search.run.directory import Run
+    from mixnas.search.job import reopen
 
-    run = Run.open(args.run, args.runs)
-    args.config = args.config or run.path / "config.yaml"
-    config = load_config(args)
-    run.write_config(config.to_plain())
+    run, config = reopen(args.run, args.runs, config=args.config, settings=settings(args))
     return _execute(args, run, config)
 
 
@@ -178,58 +183,64 @@ def front(args: argparse.Namespace) -> int:
     from mixnas.search.run.directory import Run
     from mixnas.search.study.objectives import parse_filter
 
-    pareto = Run.open(args.run, args.runs).pareto()
-    members = pareto["front"]
+    found = Run.open(args.run, args.runs).front()
+    members = found.members
     if args.where:
-        known = sorted({name for member in members for name in member["metrics"]})
+        known = sorted({name for member in members for name in member.values})
         wanted = parse_filter(args.where, known=known)
-        members = [member for member in members if wanted.holds(member["metrics"])]
+        members = tuple(member for member in members if wanted.holds(member.values))
     if args.json:
-        print_json({**pareto, "front": members})
+        print_json(replace(found, members=members).to_plain())
     elif args.csv:
         _print_csv(members)
     else:
-        _print_front(args, pareto, members)
+        _print_front(args, found, members)
     if not members:
         print("no member of the front satisfies that", file=sys.stderr)
         return 3
     return 0
 
 
-def _print_csv(members: list[dict[str, Any]]) -> None:
-    metrics = list(dict.fromkeys(name for member in members for name in member["metrics"]))
+def _print_csv(members: Sequence[Member]) -> None:
+    metrics = list(dict.fromkeys(name for member in members for name in member.values))
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["id", *metrics, "predicted_latency_ms", "architecture"])
     for m in members:
-        predicted = m.get("predicted", {}).get("latency_ms", "")
-        architecture = json.dumps(m["architecture"], separators=(",", ":"))
-        writer.writerow([m["id"], *(m["metrics"].get(n, "") for n in metrics), predicted, architecture])
+        predicted = "" if m.predicted is None else m.predicted.ms
+        architecture = json.dumps(m.architecture, separators=(",", ":"))
+        writer.writerow([m.id, *(m.values.get(n, "") for n in metrics), predicted, architecture])
 
 
-def _print_front(args: argparse.Namespace, pareto: dict[str, Any], members: list[dict[str, Any]]) -> None:
+def _print_front(args: argparse.Namespace, found: Front, members: Sequence[Member]) -> None:
     from mixnas.search_space.architecture import Architecture
 
-    metric, final = pareto["metric"], pareto.get("final", False)
+    metric, final = found.metric, found.final
     columns = ["id", metric, *([f"test {metric}", "in search"] if final else [])]
-    columns += [f"{pareto.get('latency', '')} ms".strip(), "90% interval", *(["predicted ms"] if final else [])]
-    columns += ["params", "macs", "architecture"]
-    rows = []
+    columns += [f"{found.latency} ms".strip(), "90% interval", *(["predicted ms"] if final else [])]
+    columns += ["params", "macs"]
+    rows, names = [], []
     for m in members:
-        values = m["metrics"]
-        row = [m["id"] + (" *" if m["id"] == pareto.get("knee") else ""), f"{values[metric]:.4f}"]
+        values = m.values
+        row = [m.id + (" *" if m.id == found.knee else ""), f"{values[metric]:.4f}"]
         if final:
-            row += [f"{values[f'test_{metric}']:.4f}", f"{m['searched'][metric]:.4f}"]
+            row += [f"{values[f'test_{metric}']:.4f}", f"{m.searched[metric]:.4f}"]
         low, high = values.get("latency_low_ms"), values.get("latency_high_ms")
         row.append(f"{values['latency_ms']:.3f}" if "latency_ms" in values else "-")
         row.append("-" if low is None or high is None else f"{low:.3f} to {high:.3f}")
         if final:
-            predicted = m["predicted"].get("latency_ms", m["searched"].get("latency_ms"))
+            predicted = m.searched.get("latency_ms") if m.predicted is None else m.predicted.ms
             row.append("-" if predicted is None else f"{predicted:.3f}")
-        row += [number(values["params"]), number(values["macs"])]
-        rows.append([*row, str(Architecture.from_dict(m["architecture"]))])
-    device = f" on {pareto['device']}" if "device" in pareto else ""
-    title = f"{pareto['run']}: Pareto front{device}, {len(rows)} networks (* the knee)"
+        rows.append([*row, number(values["params"]), number(values["macs"])])
+        names.append(str(Architecture.from_dict(m.architecture)))
+    device = f" on {found.device}" if found.device else ""
+    title = f"{found.run}: Pareto front{device}, {len(rows)} networks (* the knee)"
+    if line_width(args) >= _WIDE:
+        rows = [[*row, name] for row, name in zip(rows, names, strict=True)]
+        print_table(args, [*columns, "architecture"], rows, title=title)
+        return
     print_table(args, columns, rows, title=title)
+    for m, name in zip(members, names, strict=True):
+        print(f"{m.id}  {name}")
 
 
 VERBS = (

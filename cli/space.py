@@ -90,7 +90,7 @@ def sample(args: argparse.Namespace) -> int:
     """Random architectures with their costs."""
     import numpy as np
 
-    from mixnas.search_space.network import cost
+    from mixnas.search_space.cost import cost
 
     _, space, io = _load_checked(args)
     rng = np.random.default_rng(args.seed or 0)

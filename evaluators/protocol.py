@@ -1,19 +1,29 @@
 """What an evaluator is: whatever knows the metrics of architectures, cheaply or by work.
 
-An evaluator knows nothing of run directories, locks, signals or studies. `spec` makes it again in another process.
+An evaluator knows nothing of run directories, locks, signals or studies; what it keeps it keeps in files and folders
+that it is given. Making one does no work: `prepare` does. `spec` makes it again in another process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import gc
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
 from mixnas.search_space.architecture import Architecture
-from mixnas.search_space.network import Network
-from mixnas.search_space.reporting import Report
+from mixnas.search_space.errors import StoppedEarly
+from mixnas.search_space.reporting import SILENT, Report
+
+if TYPE_CHECKING:
+    from mixnas.search_space.network import Network  # imports torch, which an evaluator need not have
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +59,10 @@ class Outcome:
     """What came of a request: metrics, or the reason of its failure.
 
     Attributes:
-        metrics: All finite; empty where it failed.
+        metrics: Those of `Evaluator.metrics`, and whatever else is worth keeping; empty where it failed.
         failure: Empty where it did not.
         seconds: Wall-clock time.
-        network: The trained network, where the evaluator makes one worth keeping.
+        network: The network with its final weights, on the CPU, where evaluating made it.
     """
 
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -66,23 +76,35 @@ class Evaluator(Protocol):
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
-        """Every metric that it gives, by name."""
+        """Every metric that objectives and constraints may name; an outcome has all of them."""
 
-    def prepare(self, report: Report) -> None:
-        """Do what has to be done once (profile, train a super-network). Safe to repeat; what is done is not done again.
+    @property
+    def finishing(self) -> str:
+        """What `finish` does, in a few words."""
+
+    def prepare(self, report: Report = SILENT, should_stop: Callable[[], bool] | None = None) -> None:
+        """Do what has to be done once (profile, train a super-network), each part as a phase of the report.
+
+        Safe to repeat: what is done already, by this evaluator or an earlier one, is not done again, and is no phase.
 
         Raises:
-            StoppedEarly: It was asked to stop.
+            StoppedEarly: `should_stop` said so; what was done until then is kept.
         """
 
     def cheap(self, matrix: np.ndarray) -> dict[str, np.ndarray]:
         """The cheap metrics of encoded architectures (rows, variables), each (rows,)."""
 
     def evaluate(self, requests: Sequence[Request]) -> list[Outcome]:
-        """Evaluate; an outcome for each request, in order. What goes wrong in one fails that one."""
+        """Evaluate; an outcome for each request, in order. What goes wrong in one fails that one (see `attempt`)."""
 
-    def finish(self, architecture: Architecture, report: Report) -> Network:
-        """The network with its final weights, in evaluation mode."""
+    def finish(
+        self, architecture: Architecture, report: Report = SILENT, should_stop: Callable[[], bool] | None = None
+    ) -> Network:
+        """The network with its final weights, in evaluation mode.
+
+        Raises:
+            StoppedEarly: `should_stop` said so.
+        """
 
     @property
     def spec(self) -> EvaluatorSpec:
@@ -94,3 +116,38 @@ class EvaluatorSpec(Protocol):
 
     def open(self) -> Evaluator:
         """Make the evaluator; `prepare` then finds what was prepared before."""
+
+
+def attempt(evaluate: Callable[[Request], Outcome], request: Request) -> Outcome:
+    """The outcome of one request; whatever goes wrong in it becomes the reason of its failure.
+
+    Raises:
+        StoppedEarly: It was asked to stop.
+    """
+    started = time.perf_counter()
+    try:
+        found = evaluate(request)
+        return Outcome(found.metrics, found.failure, time.perf_counter() - started, found.network)
+    except StoppedEarly:
+        raise
+    except Exception as error:
+        failure = _reason(error)
+        _logger.debug("architecture %s failed", request.architecture.id, exc_info=True)
+    if failure.startswith("out of memory"):
+        _free_memory()
+    return Outcome({}, failure, time.perf_counter() - started)
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    # torch.OutOfMemoryError by its name, so that an evaluator without torch does not import it
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return f"out of memory: {text[:300]}".rstrip(": ")
+    return f"{type(error).__name__}: {text[:500]}".rstrip(": ")
+
+
+def _free_memory() -> None:
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -2,164 +2,175 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 
+from mixnas.evaluators.costs import SpaceCosts, costs
+from mixnas.evaluators.metrics import metrics_of
+from mixnas.evaluators.protocol import Metric, Outcome, Request, attempt
+from mixnas.evaluators.tasks.loading import by_name
 from mixnas.evaluators.tasks.task import Task
 from mixnas.evaluators.training import TrainConfig, TrainResult, evaluate, train
-from mixnas.predictors.measuring.measure import (
-    CudaClock,
-    Latency,
-    MeasureConfig,
-    cpu_clock,
-    forward_call,
-    make_sentinel,
-    measure_networks,
-)
+from mixnas.predictors.latency.source import LatencySource, LatencySpec
 from mixnas.search_space.architecture import Architecture
-from mixnas.search_space.cost import cost
+from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.network import Network
 from mixnas.search_space.reporting import SILENT, Report
+from mixnas.search_space.space import SearchSpace
 
-Keep = Callable[[Architecture, Network, dict[str, float]], None]
-"""Called with each trained network, on its device and in evaluation mode, and its metrics."""
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StandaloneSpec:
+    """What a `StandaloneEvaluator` is made from.
+
+    Attributes:
+        task: The task as in a configuration: a name, or a mapping with options.
+        space: The search space as in a configuration.
+        train: How networks are trained.
+        seed: Of the initial weights, the order of examples and the augmentation.
+        latency: What latency is measured of; None leaves it out.
+        device: Where networks are trained, "cpu" or a CUDA device; None for where latency is measured, or a CPU.
+    """
+
+    task: str | Mapping[str, Any]
+    space: Mapping[str, Any]
+    train: TrainConfig
+    seed: int = 0
+    latency: LatencySpec | None = None
+    device: str | None = None
+
+    def open(self) -> StandaloneEvaluator:
+        """Make the evaluator."""
+        return StandaloneEvaluator(self)
 
 
 class StandaloneEvaluator:
-    """Callable that trains an architecture from scratch and returns its metrics.
+    """Trains each architecture from scratch; an `Evaluator`.
 
     Every architecture is trained with the same seed, hence on the same batches: differences between two of them are
     then theirs rather than those of luck.
 
     Args:
-        task: What to train on. The test split is read by `test` alone.
-        config: How to train.
-        device: "cpu" or a CUDA device; training and measuring happen there.
-        seed: Of the initial weights, the order of examples and the augmentation.
-        measure: How to measure latency; None leaves `latency_ms` out.
-        reference_ms: The sentinel's reference time. Latencies compare only under the same one, so a search that
-            resumes, or runs in several processes, passes on the one it began with; measured if not given.
-        report: See `mixnas.evaluators.training.train`.
-        should_stop: Asked before each training step; `StoppedEarly` is raised when it says so.
-        keep: See `Keep`.
+        spec: What it is made from.
+        task: The spec's task, where it was made already. The test split is not read.
+        space: The spec's space, likewise.
+        latency: The spec's latency, likewise.
+
+    Raises:
+        ConfigError: The device that latency refers to is not this machine.
     """
+
+    finishing = "judge on the test split"  # a trial ends with the final weights
 
     def __init__(
         self,
-        task: Task,
-        config: TrainConfig,
+        spec: StandaloneSpec,
         *,
-        device: str | torch.device = "cpu",
-        seed: int = 0,
-        measure: MeasureConfig | None = MeasureConfig(),  # noqa: B008 - frozen
-        reference_ms: float | None = None,
-        report: Report = SILENT,
-        should_stop: Callable[[], bool] | None = None,
-        keep: Keep | None = None,
+        task: Task | None = None,
+        space: SearchSpace | None = None,
+        latency: LatencySource | None = None,
     ) -> None:
-        self.task = task
-        self.config = config
-        self.device = torch.device(device)
-        self.seed = seed
-        self._measure = measure
-        self._reference_ms = reference_ms
-        self._report = report
-        self._should_stop = should_stop
-        self._keep = keep
-        self._rng = np.random.default_rng(seed)
-        self._sentinel = None if measure is None else make_sentinel(str(self.device))
-        self._clock = CudaClock(graph=False) if self.device.type == "cuda" else cpu_clock
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """Names of what a call returns."""
-        names = [self.task.metric, "loss", "params", "macs", "weight_bytes", "train_steps", "train_seconds"]
-        latency = [] if self._measure is None else ["latency_ms", "latency_low_ms", "latency_high_ms"]
-        return (*names, *latency)
-
-    @property
-    def reference_ms(self) -> float:
-        """The sentinel's reference time, to be passed on to whoever continues this search."""
-        if self._reference_ms is None:
-            assert self._sentinel is not None, "latency is not measured"
-            (itself,) = measure_networks(
-                [self._sentinel], rng=self._rng, config=self._measure, sentinel=self._sentinel, clock=self._clock
+        self._spec = spec
+        self.task = task or by_name(spec.task)
+        self.space = space or SearchSpace.from_dict(spec.space)
+        self._costs = SpaceCosts(self.space, self.task.io)
+        self.latency: LatencySource | None = latency or (None if spec.latency is None else spec.latency.open())
+        if self.latency is not None and not self.latency.here:
+            raise ConfigError(
+                f"device {self.latency.device!r} is not this machine, so networks cannot be measured on it during the "
+                "search. Use search.evaluator: supernet, which predicts latency, or device: auto."
             )
-            self._reference_ms = itself.latency_ms / itself.ratio
-        return self._reference_ms
+        self.device = torch.device(spec.device or (self.latency.torch_device if self.latency is not None else "cpu"))
 
-    def __call__(self, architecture: Architecture) -> dict[str, float]:
-        """Metrics on the validation split, cost and latency; see `metrics`.
+    @property
+    def spec(self) -> StandaloneSpec:
+        """See `Evaluator`."""
+        return replace(self._spec, latency=None if self.latency is None else self.latency.spec)
 
-        Raises:
-            ConfigError: The architecture does not fit the task.
-            DivergedError: Training or validation gave NaN or infinity.
-            StoppedEarly: `should_stop` said so.
-        """
-        network, result = self.train(architecture)
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        """See `Evaluator`. An outcome also has train_steps, train_seconds and the ends of the latency's interval."""
+        return metrics_of(self.task, latency=self.latency is not None)
+
+    def prepare(self, report: Report = SILENT, should_stop: Callable[[], bool] | None = None) -> None:
+        """Fix the sentinel's reference time, under which all latencies of a search compare."""
+        if self.latency is not None:
+            _ = self.latency.reference_ms
+
+    def cheap(self, matrix: np.ndarray) -> dict[str, np.ndarray]:
+        """See `Evaluator`."""
+        return self._costs.of(matrix)
+
+    def evaluate(self, requests: Sequence[Request]) -> list[Outcome]:
+        """See `Evaluator`."""
+        return [attempt(self._evaluate, request) for request in requests]
+
+    def _evaluate(self, request: Request) -> Outcome:
+        network, result = self.train(request.architecture, fidelity=request.fidelity)
         judged = evaluate(network, self.task, "validation", device=self.device)
         metrics = {
             self.task.metric: judged.score,
             "loss": judged.loss,
-            **self.cost(architecture),
+            **costs(request.architecture, self.task.io),
             "train_steps": float(result.steps),
             "train_seconds": result.seconds,
         }
-        if self._measure is not None:
-            (latency,) = self.latencies([network])
-            metrics["latency_ms"] = latency.latency_ms
+        if self.latency is not None:
+            (latency,) = self.latency.measure([network])
+            metrics["latency_ms"] = latency.ms
             metrics["latency_low_ms"] = latency.low_ms
             metrics["latency_high_ms"] = latency.high_ms
-        if self._keep is not None:
-            self._keep(architecture, network, metrics)
-        return metrics
+        return Outcome(metrics, network=network.cpu() if request.fidelity == 1 else None)
 
-    def cost(self, architecture: Architecture) -> dict[str, float]:
-        """Parameters, multiply-accumulates and weight bytes: exact, and known before anything is trained."""
-        return {name: float(value) for name, value in asdict(cost(architecture, self.task.io)).items()}
+    def train(
+        self,
+        architecture: Architecture,
+        *,
+        fidelity: float = 1.0,
+        report: Report = SILENT,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> tuple[Network, TrainResult]:
+        """Build and train; the network depends on nothing but its arguments and, on a CPU, the number of threads.
 
-    def train(self, architecture: Architecture, seed: int | None = None) -> tuple[Network, TrainResult]:
-        """Build and train; the network depends on nothing but its arguments and, on a CPU, the number of threads."""
-        generator = torch.Generator().manual_seed(self.seed if seed is None else seed)
+        Args:
+            architecture: Which.
+            fidelity: Share of the steps.
+            report: Told of the steps.
+            should_stop: Asked before each step.
+
+        Raises:
+            ConfigError: The architecture does not fit the task.
+            DivergedError: Training gave NaN or infinity.
+            StoppedEarly: `should_stop` said so.
+        """
+        generator = torch.Generator().manual_seed(self._spec.seed)
         network = Network(architecture, self.task.io, generator=generator)
         result = train(
             network,
             self.task,
-            self.config,
+            self._shortened(fidelity),
             generator=generator,
             device=self.device,
-            report=self._report,
-            should_stop=self._should_stop,
+            report=report,
+            should_stop=should_stop,
         )
         return network, result
 
-    def test(self, network: torch.nn.Module) -> dict[str, float]:
-        """Metric and loss on the test split, as `test_...`: for the final table, after all choices are made."""
-        judged = evaluate(network, self.task, "test", device=self.device)
-        return {f"test_{self.task.metric}": judged.score, "test_loss": judged.loss}
+    def _shortened(self, fidelity: float) -> TrainConfig:
+        config = self._spec.train
+        if fidelity == 1:
+            return config
+        examples = len(self.task.train)
+        steps = config.steps or config.epochs * (examples // min(config.batch_size, examples))
+        return replace(config, steps=max(1, round(fidelity * steps)))
 
-    def latencies(self, networks: Sequence[Network], measure: MeasureConfig | None = None) -> list[Latency]:
-        """Measure networks as deployed, together in shuffled passes; the networks are left as they are.
-
-        Args:
-            networks: Trained or not: weights have no influence on time.
-            measure: Other than the evaluator's own, for example more passes for the final table.
-        """
-        measure = measure or self._measure or MeasureConfig()
-        generator = torch.Generator().manual_seed(self.seed)
-        calls = []
-        for network in networks:
-            inputs = self.task.io.example(measure.batch_size, generator=generator).to(self.device)
-            calls.append(forward_call(copy.deepcopy(network).deploy().to(self.device), inputs))
-        return measure_networks(
-            calls,
-            rng=self._rng,
-            config=measure,
-            sentinel=self._sentinel,
-            reference_ms=self.reference_ms,
-            clock=self._clock,
-        )
+    def finish(
+        self, architecture: Architecture, report: Report = SILENT, should_stop: Callable[[], bool] | None = None
+    ) -> Network:
+        """See `Evaluator`: trained as in the search. Whoever kept that network need not ask for it."""
+        network, _ = self.train(architecture, report=report, should_stop=should_stop)
+        return network.cpu().eval()

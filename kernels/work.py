@@ -35,10 +35,14 @@ _told: Callable[[Work], None] | None = None
 _inside = False
 
 
-def counted(macs: Callable[..., int]) -> Callable[[_Function], _Function]:
+def counted(macs: Callable[..., int], bits: int | None = None) -> Callable[[_Function], _Function]:
     """Decorate a public kernel function: `macs(*args, **kwargs)` counts what a call with these arguments multiplies.
 
     Outside `watching` a call costs one comparison more.
+
+    Args:
+        macs: See above.
+        bits: Of the narrowest operand, where the tensors' types do not tell: 4 of packed weights.
     """
 
     def decorate(function: _Function) -> _Function:
@@ -47,7 +51,8 @@ def counted(macs: Callable[..., int]) -> Callable[[_Function], _Function]:
             if _told is None or _inside:
                 return function(*args, **kwargs)
             tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
-            _told(Work(function.__name__, macs(*args, **kwargs), 8 * min(t.element_size() for t in tensors)))
+            narrowest = bits if bits is not None else 8 * min(t.element_size() for t in tensors)
+            _told(Work(function.__name__, macs(*args, **kwargs), narrowest))
             with _within():
                 return function(*args, **kwargs)
 

@@ -9,33 +9,19 @@ from typing import Annotated, Any, Literal
 
 from mixnas.evaluators.supernet.training import SupernetConfig
 from mixnas.evaluators.training import TrainConfig
+from mixnas.predictors.latency.source import LatencySpec
 from mixnas.predictors.measuring.device import DEFAULT_THREADS
 from mixnas.predictors.measuring.measure import MeasureConfig
+from mixnas.predictors.measuring.table import RUNTIMES
+from mixnas.search.engines import Engine
+from mixnas.search.engines.local import LocalEngine
+from mixnas.search.naming import Named
+from mixnas.search.strategies import Strategy
+from mixnas.search.strategies.evolution import NSGA2
 from mixnas.search.study.objectives import Comparison, Objective, parse_constraints, parse_objectives
-from mixnas.search_space.errors import ConfigError
+from mixnas.search_space.errors import ConfigError, nearest
 from mixnas.search_space.files import dump_yaml, load_yaml
 from mixnas.search_space.settings import Between, Seconds, load, to_plain
-
-
-@dataclass(frozen=True, slots=True)
-class Named:
-    """Something chosen by name, with its options: `digits`, or `{name: digits, seed: 1}`."""
-
-    name: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def from_plain(cls, plain: Any, where: str) -> Named:
-        """Read the short or the long form."""
-        if isinstance(plain, str):
-            return cls(plain)
-        if not isinstance(plain, Mapping) or not isinstance(plain.get("name"), str):
-            raise ConfigError(f"{where}: expected a name or {{name: ..., option: value}}; got {plain!r}.")
-        return cls(plain["name"], {key: value for key, value in plain.items() if key != "name"})
-
-    def to_plain(self) -> str | dict[str, Any]:
-        """The shorter form that says it all."""
-        return {"name": self.name, **self.options} if self.options else self.name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,21 +29,21 @@ class SearchConfig:
     """How to search.
 
     Attributes:
-        strategy: The sampler (`samplers.STRATEGIES`).
+        strategy: What proposes architectures: a name of `strategies.STRATEGIES`, or {name: ..., its options}.
         trials: Evaluations, done or failed.
         time: Wall-clock limit of the search phase in seconds, None for none.
         seed: Of the strategy and everything else that draws numbers.
-        evaluator: What an architecture's metrics come from: trained from scratch ("standalone"), or taken from the
-            super-network ("supernet").
-        population_size: Of the evolutionary strategies.
+        evaluator: What an architecture's metrics come from: taken from the super-network ("supernet"), or trained from
+            scratch ("standalone"); a name of `evaluators.EVALUATORS`.
+        engine: What carries out the trials: a name of `engines.ENGINES`, or {name: ..., its options}.
     """
 
-    strategy: Literal["nsga2", "nsga3", "tpe", "gp", "random"] = "nsga2"
+    strategy: Strategy = field(default_factory=NSGA2)
     trials: Annotated[int, Between(1)] = 120
     time: Seconds | None = None
     seed: Annotated[int, Between(0)] = 0
-    evaluator: Literal["supernet", "standalone"] = "standalone"
-    population_size: Annotated[int, Between(2)] = 20
+    evaluator: str = "supernet"
+    engine: Engine = field(default_factory=LocalEngine)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +54,7 @@ class LatencyConfig:
         profile: Time for profiling this machine before a search that predicts latency, the fit included.
         passes: Passes over a network when a search measures it.
         final_passes: Passes over the final candidates.
+        runtime: Through which networks run: "eager", "compiled", "onnxruntime" or "graph".
         threads: Threads inside an operator.
         batch_size: Inputs per forward.
     """
@@ -75,8 +62,30 @@ class LatencyConfig:
     profile: Seconds = 45.0
     passes: Annotated[int, Between(1)] = 3
     final_passes: Annotated[int, Between(1)] = 7
+    runtime: str = "eager"
     threads: Annotated[int, Between(1)] = DEFAULT_THREADS
     batch_size: Annotated[int, Between(1)] = 1
+
+    def __post_init__(self) -> None:
+        if self.runtime not in RUNTIMES:
+            raise ConfigError(
+                f"runtime: {self.runtime!r} is not allowed.{nearest(self.runtime, RUNTIMES)} "
+                f"Allowed: {', '.join(RUNTIMES)}."
+            )
+
+    def spec(self, device: str, seed: int, directory: Path | None, reference_ms: float | None) -> LatencySpec:
+        """Which latency a search goes by; see `LatencySpec` for the arguments."""
+        return LatencySpec(
+            device=device,
+            runtime=self.runtime,
+            threads=self.threads,
+            batch_size=self.batch_size,
+            directory=directory,
+            profile_s=self.profile,
+            passes=self.passes,
+            seed=seed,
+            reference_ms=reference_ms,
+        )
 
     def measure(self, passes: int) -> MeasureConfig:
         """The settings of one measurement."""
@@ -115,7 +124,7 @@ class Config:
         latency: Measuring and predicting latency.
     """
 
-    task: Named = Named("digits")
+    task: Named = field(default_factory=lambda: Named("digits"))
     device: str = "auto"
     objectives: dict[str, Literal["max", "min"]] = field(
         default_factory=lambda: {"accuracy": "max", "latency_ms": "min", "params": "min"}
@@ -149,13 +158,34 @@ class Config:
         return dump_yaml(self.to_plain())
 
 
+def read_config(plain: Any, source: str | Path, *, settings: Iterable[str] = ()) -> Config:
+    """A configuration from plain data, with `--set` settings.
+
+    Raises:
+        ConfigError: With the source, the key, what was given and what is allowed.
+    """
+    return load(Config, plain, source, settings=settings, resolve=lambda changed: _check_moved(changed, str(source)))
+
+
+def _check_moved(plain: dict[str, Any], source: str) -> dict[str, Any]:
+    """Say of settings that stood elsewhere in earlier versions where they are now."""
+    search = plain.get("search")
+    if isinstance(search, Mapping) and "population_size" in search:
+        size = search["population_size"]
+        raise ConfigError(
+            f"{source}: search.population_size has moved to its strategy. Write search: {{strategy: {{name: nsga2, "
+            f"population_size: {size}}}}}."
+        )
+    return plain
+
+
 def load_config(path: str | Path, *, settings: Iterable[str] = ()) -> Config:
     """Read a configuration file and apply `--set` settings.
 
     Raises:
-        ConfigError: With the file, the key, what was given and what is allowed.
+        ConfigError: See `read_config`.
     """
     plain = load_yaml(path)
     if isinstance(plain, dict) and "stages" in plain:  # a space or an architecture alone
         plain = {"space": plain}
-    return load(Config, plain, path, settings=settings)
+    return read_config(plain, path, settings=settings)

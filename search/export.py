@@ -11,6 +11,7 @@ import torch
 from mixnas.evaluators.tasks.loading import by_name
 from mixnas.evaluators.training import evaluate
 from mixnas.search.run.directory import Run
+from mixnas.search.run.front import Front, Member
 from mixnas.search.study.objectives import parse_filter
 from mixnas.search_space.errors import ConfigError, IntegrityError, NasError, nearest
 from mixnas.search_space.files import atomic_write, write_json
@@ -32,32 +33,29 @@ if __name__ == "__main__":
 '''
 
 
-def pick_members(pareto: dict[str, Any], pick: str | None, where: str | None) -> list[dict[str, Any]]:
+def pick_members(front: Front, pick: str | None, where: str | None) -> list[Member]:
     """Members of a final front: one by its id (or the start of it), those that satisfy a filter, or the knee.
 
     Raises:
         ConfigError: No such id, or nothing satisfies the filter.
         NasError: The run has no final front yet.
     """
-    if not pareto.get("final"):
-        raise NasError(f"{pareto['run']}: the search has not come to its final networks. nas resume {pareto['run']}")
-    front = pareto["front"]
+    if not front.final:
+        raise NasError(f"{front.run}: the search has not come to its final networks. nas resume {front.run}")
     if pick is not None:
-        found = [m for m in [*front, *pareto["others"]] if m["id"].startswith(pick)]
+        found = [m for m in (*front.members, *front.others) if m.id.startswith(pick)]
         if len(found) != 1:
-            ids = [m["id"] for m in front]
+            ids = [m.id for m in front.members]
             problem = "stands for several networks" if found else "is none of the final networks"
             raise ConfigError(f"{pick!r} {problem}.{nearest(pick, ids)} The front: {', '.join(ids)}.")
         return found
     if where is not None:
-        wanted = parse_filter(where, known=sorted({name for m in front for name in m["metrics"]}))
-        found = [m for m in front if wanted.holds(m["metrics"])]
+        wanted = parse_filter(where, known=sorted({name for m in front.members for name in m.values}))
+        found = [m for m in front.members if wanted.holds(m.values)]
         if not found:
-            raise ConfigError(
-                f"--where: no network of the front satisfies {where!r}. See them: nas front {pareto['run']}"
-            )
+            raise ConfigError(f"--where: no network of the front satisfies {where!r}. See them: nas front {front.run}")
         return found
-    return [m for m in front if m["id"] == pareto["knee"]]
+    return [m for m in front.members if m.id == front.knee]
 
 
 def export_run(run: Run, *, pick: str | None = None, where: str | None = None, output: str | None = None) -> list[Path]:
@@ -78,11 +76,16 @@ def export_run(run: Run, *, pick: str | None = None, where: str | None = None, o
         IntegrityError: The exported network does not score what the front says.
     """
     written = []
-    for member in pick_members(run.pareto(), pick, where):
-        folder = (Path(output) if output else run.exports) / member["id"]
-        network = load_network(run.path / "networks" / f"{member['id']}.safetensors")
-        card = {"run": run.name, "task": run.manifest["fixed"]["task"], "versions": run.manifest["versions"],
-                **{k: member[k] for k in ("id", "metrics", "predicted")}}  # fmt: skip
+    for member in pick_members(run.front(), pick, where):
+        folder = (Path(output) if output else run.exports) / member.id
+        network = load_network(run.networks / f"{member.id}.safetensors")
+        plain = member.to_plain()
+        card: dict[str, Any] = {
+            "run": run.name,
+            "task": run.manifest["fixed"]["task"],
+            "versions": run.manifest["versions"],
+            **{key: plain[key] for key in ("id", "metrics", "latency", "predicted") if key in plain},
+        }
         save_network(folder / "model.safetensors", network, card)
         atomic_write(folder / "architecture.yaml", network.architecture.to_yaml())
         atomic_write(folder / "load.py", _LOADER)

@@ -1,19 +1,31 @@
-"""After the search: which candidates are trained on, what came of them, and the front that is the answer."""
+"""After the search: which candidates get their final weights, how long they take, and the front that is the answer."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import moocore
 import numpy as np
 
+from mixnas.evaluators.costs import costs
+from mixnas.evaluators.protocol import Evaluator
+from mixnas.evaluators.tasks.task import Task
+from mixnas.evaluators.training import evaluate
+from mixnas.predictors.latency.source import LatencySource
+from mixnas.predictors.measuring.value import Latency
+from mixnas.search.run.front import Front, Member
 from mixnas.search.study.objectives import Comparison, Objective
 from mixnas.search.study.pareto import as_minimised, knee, non_dominated
 from mixnas.search.study.results import Results, TrialRecord
-from mixnas.search_space.architecture import Architecture
+from mixnas.search_space.errors import StoppedEarly
+from mixnas.search_space.formats.safetensors import load_network, read_extra, save_network
+from mixnas.search_space.network import Network
+from mixnas.search_space.reporting import Report
 
 
 def choose_finalists(results: Results, count: int) -> list[TrialRecord]:
@@ -38,44 +50,140 @@ def choose_finalists(results: Results, count: int) -> list[TrialRecord]:
     return [front[i] for i in sorted(chosen)]
 
 
-@dataclass(frozen=True)
-class Finalist:
-    """A candidate that was trained to the end and measured.
+class FinalNetworks:
+    """Finalists with their final weights, each a file with its metrics on the validation and the test split.
 
-    Attributes:
-        architecture: Which.
-        trial: Number of its trial in the study.
-        metrics: Final: on the validation split (objectives and constraints refer to these), on the test split
-            (`test_...`), measured latency with its interval, costs.
-        searched: What the search went by: inherited or stand-alone metrics, predicted or measured latency.
-        predicted: Predicted latency with its interval, where a predictor answered.
+    Args:
+        folder: Where the files are; a trial's network may lie there already, without metrics.
+        task: Judges them. The test split is looked at here and nowhere else.
+        task_plain: The task as in the configuration, kept in the files.
     """
 
-    architecture: Architecture
-    trial: int
-    metrics: Mapping[str, float]
-    searched: Mapping[str, float] = field(default_factory=dict)
-    predicted: Mapping[str, Any] = field(default_factory=dict)
+    def __init__(self, folder: Path, task: Task, task_plain: Any) -> None:
+        self._folder, self._task, self._task_plain = folder, task, task_plain
 
-    def to_plain(self) -> dict[str, Any]:
-        """An entry of `pareto.json`."""
-        return {
-            "id": self.architecture.id,
-            "trial": self.trial,
-            "metrics": dict(self.metrics),
-            "searched": dict(self.searched),
-            "predicted": dict(self.predicted),
-            "architecture": self.architecture.to_dict(),
+    def path(self, identity: str) -> Path:
+        """The file of an architecture."""
+        return self._folder / f"{identity}.safetensors"
+
+    def finish(
+        self, records: Sequence[TrialRecord], evaluator: Evaluator, report: Report, should_stop: Callable[[], bool]
+    ) -> list[Network]:
+        """Bring finalists to their final weights, those that are not.
+
+        Args:
+            records: Their trials.
+            evaluator: Finishes them.
+            report: Told of it, as a phase, where there is something to do.
+            should_stop: Asked before each and while one is trained.
+
+        Raises:
+            StoppedEarly: `should_stop` said so; those that were finished are kept.
+        """
+        paths = [self.path(record.id) for record in records]
+        left = [i for i, path in enumerate(paths) if not (path.exists() and "test" in read_extra(path))]
+        if left:
+            total = len(records)
+            with report.phase(evaluator.finishing, total, unit="networks", initial=total - len(left)) as phase:
+                for done, i in enumerate(left, total - len(left)):
+                    if should_stop():
+                        raise StoppedEarly(f"stopped after {done} of {total} candidates.")
+                    if paths[i].exists():
+                        network = load_network(paths[i])
+                    else:
+                        network = evaluator.finish(records[i].architecture, _Within(phase, done, total), should_stop)
+                    save_network(paths[i], network, self._judge(network))
+                    phase(done + 1)
+        return [load_network(path) for path in paths]
+
+    def _judge(self, network: Network) -> dict[str, Any]:
+        extra: dict[str, Any] = {"task": self._task_plain}
+        for split in ("validation", "test"):
+            judged = evaluate(network, self._task, split)
+            extra[split] = {self._task.metric: judged.score, "loss": judged.loss}
+        return extra
+
+    def member(self, record: TrialRecord, latency: Latency, predicted: Latency | None) -> Member:
+        """A finished network as a member of the front."""
+        extra = read_extra(self.path(record.id))
+        metrics = {
+            **extra["validation"],
+            **{f"test_{name}": value for name, value in extra["test"].items()},
+            **costs(record.architecture, self._task.io),
+            "latency_ms": latency.ms,
         }
+        return replace(
+            searched_member(record), metrics=metrics, latency=latency, predicted=predicted, searched=record.metrics
+        )
+
+
+class _Within:
+    """Progress inside one of several networks."""
+
+    def __init__(self, phase: Report, number: int, total: int) -> None:
+        self._phase, self._number, self._total = phase, number, total
+
+    def __call__(self, done: float, total: float | None = None, **info: object) -> None:
+        """See `Report`."""
+        self._phase(round(self._number + (done / total if total else 0), 1), self._total)
+
+    @contextmanager
+    def phase(
+        self,
+        name: str,
+        total: float | None = None,
+        *,
+        unit: str = "",
+        seconds: float | None = None,
+        initial: float = 0,
+    ) -> Iterator[Report]:
+        """See `Report`."""
+        yield self
+
+
+def measure_finalists(
+    networks: Sequence[Network], latency: LatencySource, passes: int, known: Front | None, report: Report
+) -> list[Latency]:
+    """Latency of final networks: measured, where the device is this machine, else predicted.
+
+    Args:
+        networks: Together: latencies that are compared are measured in the same passes.
+        latency: Measures or predicts.
+        passes: Over all networks.
+        known: A front whose networks were measured before, in this run; where it has all of them, nothing is measured.
+        report: Told of the measuring, as a phase.
+    """
+    if not latency.here:
+        return [latency.predict(network.architecture, network.io) for network in networks]
+    members = () if known is None or not known.final else (*known.members, *known.others)
+    before = {m.id: m.latency for m in members if m.latency is not None and m.latency.kind == "measured"}
+    found = [before.get(network.architecture.id) for network in networks]
+    if all(found):
+        return [one for one in found if one is not None]
+    with report.phase("measure", len(networks), unit="networks") as phase:
+        measured = latency.measure(networks, passes)
+        phase(len(networks))
+    return measured
+
+
+def searched_member(record: TrialRecord) -> Member:
+    """A trial as a member of the front by what the search went by."""
+    return Member(
+        id=record.id,
+        trial=record.number,
+        architecture=json.loads(record.architecture_json),
+        metrics=record.metrics,
+        seconds=record.seconds,
+    )
 
 
 def final_front(
-    finalists: Sequence[Finalist], objectives: Sequence[Objective], constraints: Sequence[Comparison]
-) -> dict[str, Any]:
-    """The finalists as plain data: the feasible ones that no other dominates, and the rest with the reason.
+    finalists: Sequence[Member], objectives: Sequence[Objective], constraints: Sequence[Comparison]
+) -> tuple[tuple[Member, ...], tuple[Member, ...], str | None]:
+    """The feasible finalists that no other dominates, and the rest with the reason.
 
     Returns:
-        "front" (best of the first objective first), "others" (each with a "reason"), "knee" (an id or None).
+        The front (best of the first objective first), the others, and the id of the knee.
     """
     values = np.array([[f.metrics[o.name] for o in objectives] for f in finalists]).reshape(-1, len(objectives))
     broken = {i: [c for c in constraints if not c.holds(f.metrics)] for i, f in enumerate(finalists)}
@@ -86,14 +194,6 @@ def final_front(
     for i, finalist in enumerate(finalists):
         if i not in front:
             reason = f"violates {', '.join(map(str, broken[i]))}" if broken[i] else "dominated"
-            others.append({**finalist.to_plain(), "reason": reason})
-    return {
-        "front": [finalists[i].to_plain() for i in front],
-        "others": others,
-        "knee": finalists[front[knee(values[front], objectives)]].architecture.id if front else None,
-    }
-
-
-def architecture_of(record: TrialRecord) -> Architecture:
-    """The architecture of a finished trial."""
-    return Architecture.from_dict(json.loads(record.architecture_json), f"trial {record.number}")
+            others.append(replace(finalist, reason=reason))
+    members = tuple(finalists[i] for i in front)
+    return members, tuple(others), members[knee(values[front], objectives)].id if front else None

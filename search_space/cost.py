@@ -6,7 +6,7 @@ the sum of its operators and a network the sum of its units, so a whole space co
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -23,6 +23,8 @@ from mixnas.search_space.registry import BETWEEN, Context
 from mixnas.search_space.units import IOSpec, Unit, plan
 
 METRICS = ("params", "macs", "weight_bytes")
+PACKED_PRODUCTS = ("_weight_int8pack_mm", "_weight_int4pack_mm", "_weight_int4pack_mm_for_cpu")
+"""ATen's products with a weight that is stored in fewer bits than it is multiplied in."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def aten_macs(name: str, operands: tuple[Any, ...], output: Any) -> int:
         output: The result.
     """
     tensors = [operand for operand in operands if isinstance(operand, Tensor)]
-    if name in ("mm", "bmm", "_int_mm", "matmul", "linear"):
+    if name in ("mm", "bmm", "_int_mm", "matmul", "linear", *PACKED_PRODUCTS):
         return output.numel() * int(tensors[0].shape[-1])
     if name in ("addmm", "baddbmm"):
         return output.numel() * int(tensors[1].shape[-1])
@@ -55,7 +57,8 @@ def aten_macs(name: str, operands: tuple[Any, ...], output: Any) -> int:
     if name in ("dot", "vdot"):
         return tensors[0].numel()
     if name in ("convolution", "_convolution", "convolution_overrideable"):
-        return output.numel() * tensors[1][0].numel()
+        transposed = operands[6]
+        return (tensors[0] if transposed else output).numel() * tensors[1][0].numel()
     if name.startswith("_scaled_dot_product") or name == "scaled_dot_product_attention":
         query, key, value = tensors[:3]
         return query[..., 0].numel() * int(key.shape[-2]) * (int(query.shape[-1]) + int(value.shape[-1]))
@@ -129,14 +132,19 @@ def unit_cost(unit: Unit) -> Cost:
     return total
 
 
-def cost(architecture: Architecture, io: IOSpec) -> Cost:
-    """Cost of a whole network. A block with recursion has its weights once and computes as often as it runs."""
+def cost_of(units: Iterable[tuple[str, Unit]]) -> Cost:
+    """Cost of units by name; one that stands several times has its weights once and computes each time."""
     params = macs = weight_bytes = 0
     counted = set()
-    for name, unit in plan(architecture, io):
+    for name, unit in units:
         own = unit_cost(unit)
         macs += own.macs
         if name not in counted:
             counted.add(name)
             params, weight_bytes = params + own.params, weight_bytes + own.weight_bytes
     return Cost(params, macs, weight_bytes)
+
+
+def cost(architecture: Architecture, io: IOSpec) -> Cost:
+    """Cost of a whole network. A block with recursion has its weights once and computes as often as it runs."""
+    return cost_of(plan(architecture, io))

@@ -224,23 +224,34 @@ def plan(
     return tuple(units)
 
 
-def describe(unit: Unit) -> dict[str, float]:
-    """A unit's settings as numbers: its width and grid, which operators it has, and their knobs.
-
-    Names: "role=token", "width", "tokens", "mixer=dwconv", "mixer.dwconv.kernel_size" and so on; absent ones are zero.
-    """
-    described: dict[str, float] = {
+def describe_frame(unit: Unit) -> dict[str, float]:
+    """What `describe` says of a unit whatever its operators are."""
+    return {
         f"role={unit.role}": 1.0,
         "width_in": float(unit.before.width),
         "width": float(unit.after.width),
         "tokens": float(unit.after.tokens),
         "tokens_in": float(unit.before.tokens),
     }
+
+
+def describe_op(axis: str, op: Op) -> dict[str, float]:
+    """What `describe` says of one operator of a unit."""
+    described = {f"{axis}={op.name}": 1.0}
+    for knob, value in op.knobs:
+        if isinstance(value, str):
+            described[f"{axis}.{op.name}.{knob}={value}"] = 1.0
+        else:
+            described[f"{axis}.{op.name}.{knob}"] = float(value)
+    return described
+
+
+def describe(unit: Unit) -> dict[str, float]:
+    """A unit's settings as numbers: its width and grid, which operators it has, and their knobs.
+
+    Names: "role=token", "width", "tokens", "mixer=dwconv", "mixer.dwconv.kernel_size" and so on; absent ones are zero.
+    """
+    described = describe_frame(unit)
     for axis, op in unit.choices:
-        described[f"{axis}={op.name}"] = 1.0
-        for knob, value in op.knobs:
-            if isinstance(value, str):
-                described[f"{axis}.{op.name}.{knob}={value}"] = 1.0
-            else:
-                described[f"{axis}.{op.name}.{knob}"] = float(value)
+        described |= describe_op(axis, op)
     return described

@@ -81,10 +81,14 @@ class SubnetJudge:
 
     def judge_many(self, architectures: Sequence[Architecture]) -> list[dict[str, float]]:
         """What a call gives for each, in the order given; judged in the order in which most is shared."""
-        prefixes = [tuple(map(hash, plan(architecture, self.supernet.io))) for architecture in architectures]
-        for i in sorted(range(len(architectures)), key=prefixes.__getitem__):
+        for i in self.order(architectures):
             self(architectures[i])
         return [self(architecture) for architecture in architectures]
+
+    def order(self, architectures: Sequence[Architecture]) -> list[int]:
+        """Positions in the order in which neighbours have most in common."""
+        prefixes = [tuple(map(hash, plan(architecture, self.supernet.io))) for architecture in architectures]
+        return sorted(range(len(architectures)), key=prefixes.__getitem__)
 
     def remember(self, known: Mapping[str, Mapping[str, float]]) -> None:
         """Take what was found before, by architecture id."""

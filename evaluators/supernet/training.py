@@ -172,6 +172,18 @@ def _help(space: SearchSpace, io: IOSpec, task: Task, config: SupernetConfig, se
         _Training(supernet, task, config, seed, torch.device(device), None).run(SILENT, None)
 
 
+def is_trained(checkpoint: str | Path) -> bool:
+    """Whether a checkpoint exists and is that of a training that has ended.
+
+    Raises:
+        IntegrityError: It is damaged.
+    """
+    if not Path(checkpoint).exists():
+        return False
+    facts = json.loads(load_tensors(checkpoint, FORMAT)[1]["facts"])
+    return bool(facts["step"] == facts["steps"])
+
+
 def load_supernet(supernet: Supernet, path: str | Path) -> None:
     """Give a super-network the weights of a checkpoint: the averaged ones where it keeps an average.
 
@@ -365,7 +377,8 @@ class _Training:
         if config.seconds is None:
             return config.steps or config.epochs * self.batches.per_epoch
         started = time.perf_counter()
-        sampler, optimizer = FairSampler(self.supernet.space, self.seed + 1, config.omissions), optimizer_of(self.supernet, config)
+        sampler = FairSampler(self.supernet.space, self.seed + 1, config.omissions)
+        optimizer = optimizer_of(self.supernet, config)
         buffers = [b.clone() for b in self.supernet.buffers()]
         times: list[float] = []
         go_on = True

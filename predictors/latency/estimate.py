@@ -3,7 +3,7 @@
 Each operation takes its launch, and then its arithmetic or its traffic, whichever binds. Arithmetic runs in waves: a
 multiprocessor that waits for the last wave's others does nothing. The blocks of a Triton kernel, and how many of them
 fit on a multiprocessor, are known from its launch table and from what the ahead-of-time compiler counted
-(`features.work_of`). What a kernel reaches of a GPU's peak is not known without measuring it, so the shares below are
+(`counting`). What a kernel reaches of a GPU's peak is not known without measuring it, so the shares below are
 round numbers, and the interval is wide.
 """
 
@@ -14,15 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from mixnas.predictors.latency.fit import SpaceToFit
 from mixnas.predictors.latency.gpus import GPUS
-from mixnas.predictors.latency.lookup import SpaceTable
+from mixnas.predictors.latency.lookup import SpaceUnits
 from mixnas.predictors.latency.model import Composition, UnitModel
-from mixnas.predictors.latency.predictor import LatencyPredictor, Profiled
+from mixnas.predictors.latency.predictor import LatencyPredictor, Profiled, plain_digest
 from mixnas.predictors.latency.trees import Trees
-from mixnas.predictors.units import describe, io_fields
 from mixnas.search_space.errors import ConfigError, nearest
 from mixnas.search_space.space import SearchSpace
+from mixnas.search_space.units import IOSpec
 
 _SHARES = {"arithmetic_ms": 0.5, "bandwidth_ms": 0.7}
 _LAUNCH_MS = {"eager": 6e-3, "graph": 2e-3}
@@ -30,14 +29,14 @@ _HALF_WIDTH = math.log(3.0)
 
 
 def estimate(
-    device: str, space: SearchSpace, io: Any, *, runtime: str = "graph", batch_size: int = 1, plain: Any = None
+    device: str, space: SearchSpace, io: IOSpec, *, runtime: str = "graph", batch_size: int = 1, plain: Any = None
 ) -> LatencyPredictor:
     """A predictor of a GPU from its data sheet. Its answers have `estimate` set; it cannot be saved.
 
     Args:
         device: One of `GPUS`.
         space: Whose units are counted.
-        io: The task's `IOSpec`.
+        io: The task's input.
         runtime: "graph" or "eager".
         batch_size: Inputs per forward.
         plain: As in `profile`.
@@ -45,7 +44,7 @@ def estimate(
     Raises:
         ConfigError: A GPU whose data sheet is not here, or a runtime that is not a GPU's.
     """
-    from mixnas.predictors.latency.features import work_of
+    from mixnas.predictors.latency.features import Works
 
     if device not in GPUS:
         raise ConfigError(
@@ -55,20 +54,26 @@ def estimate(
     if runtime not in _LAUNCH_MS:
         raise ConfigError(f"runtime {runtime!r} of a GPU: allowed are {', '.join(_LAUNCH_MS)}.")
     gpu, launch = GPUS[device], _LAUNCH_MS[runtime]
-    to_fit = SpaceToFit.of(space, io_fields(io), plain)
-    works = [work_of(key, batch_size, gpu=gpu) for key in to_fit.keys]
-    names = sorted({name for work in works for name in work})
-    settings = [describe(key) for key in to_fit.keys]
-    setting_names = sorted({name for s in settings for name in s})
-    empty = np.empty(0, dtype=np.int64)
-    trees = Trees(0.0, 0.0, 0, empty, empty, np.empty(0), empty, empty, np.empty(0))
+    own = SpaceUnits(space, io, () if plain is None else (plain_digest(plain),))
+    units, works = own.units, Works(batch_size, gpu=gpu)
     milliseconds = {"launches": launch} | {name: 1 / share for name, share in _SHARES.items()}
-    coefficients = np.array([milliseconds.get(name, 0.0) for name in names])
-    columns = np.array([[s.get(name, 0.0) for name in setting_names] for s in settings])
+    unit_ms = np.empty(len(units))
+    extremes = []
+    for part, some in units.chunks():
+        counted, buildable = works.of_all(some)
+        floor = counted.select(list(milliseconds)) @ np.array(list(milliseconds.values()))
+        unit_ms[part] = np.where(buildable, np.maximum(floor, 1e-6), np.nan)
+        settings = some.described()
+        extremes += [settings.values.min(axis=0), settings.values.max(axis=0)]
     model = UnitModel(
-        tuple(names), coefficients, tuple(setting_names), trees, math.inf, columns.min(axis=0), columns.max(axis=0)
+        tuple(milliseconds),
+        np.array(list(milliseconds.values())),
+        settings.names,
+        Trees.none(),
+        math.inf,
+        np.min(extremes, axis=0),
+        np.max(extremes, axis=0),
     )
-    unit_ms = model.physical(works)
     meta = {
         "device": device,
         "runtime": runtime,
@@ -85,8 +90,7 @@ def estimate(
         "operators": [],
         "num_units": 0,
         "num_networks": 0,
-        "spaces": [{"written_as": list(to_fit.written_as)}],
     }
     composition = Composition(1.0, np.zeros(1), 0.0, np.empty(0))
-    profiled = Profiled(to_fit.keys, unit_ms, unit_ms, np.zeros(len(unit_ms), dtype=bool))
-    return LatencyPredictor(meta, model, composition, profiled, [SpaceTable(space, to_fit.io, to_fit.parts)])
+    profiled = Profiled(units, unit_ms, unit_ms, np.zeros(len(unit_ms), dtype=bool))
+    return LatencyPredictor(meta, model, composition, profiled, (own,))

@@ -3,66 +3,90 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
-from mixnas.predictors.latency.lookup import Part, SpaceTable, build_parts
-from mixnas.predictors.latency.model import Composition, FitConfig, UnitModel, blend, half_width
-from mixnas.predictors.latency.predictor import LatencyPredictor, Profiled, categorical, plain_digest
+from mixnas.predictors.latency.features import Works
+from mixnas.predictors.latency.lookup import SpaceUnits
+from mixnas.predictors.latency.model import Columns, Composition, FitConfig, UnitModel, blend, half_width
+from mixnas.predictors.latency.predictor import LatencyPredictor, Profiled, categorical
+from mixnas.predictors.latency.unit_rows import UnitRows
 from mixnas.predictors.measuring.table import MeasurementTable
-from mixnas.predictors.units import (
-    Key,
-    architecture_from_canonical,
-    describe,
-    key_from_plain,
-    registry_size_after,
-    walk,
-)
+from mixnas.search_space.architecture import BLOCK_AXES, Architecture
 from mixnas.search_space.errors import ConfigError
-from mixnas.search_space.grammar import BLOCK_AXES
-from mixnas.search_space.space import SearchSpace
-
-WorkOf = Callable[[Key], Mapping[str, float] | None]
+from mixnas.search_space.units import IOSpec, SizeAfter, Unit, describe, plan, registry_size_after
 
 
 @dataclass(frozen=True)
-class SpaceToFit:
-    """A space that the predictor shall tabulate: its parts and units (`build_parts`), and how it was written."""
+class Networks:
+    """The measured networks of a table in terms of units.
 
-    space: SearchSpace
-    io: Mapping[str, Any]
-    parts: list[Part]
-    keys: list[Key]
-    written_as: tuple[str, ...] = ()
+    Attributes:
+        units: The units that occur in them.
+        counts: (networks, units) how often each runs in each.
+        latency_ms: (networks,) measured.
+        judging: (networks,) which of them a predictor is judged by, see `MeasurementTable.judging`.
+    """
+
+    units: UnitRows
+    counts: np.ndarray
+    latency_ms: np.ndarray
+    judging: np.ndarray
 
     @classmethod
-    def of(cls, space: SearchSpace, io: Mapping[str, Any], plain: Any = None) -> SpaceToFit:
-        """Enumerate a space's units.
+    def of(cls, table: MeasurementTable, size_after: SizeAfter = registry_size_after) -> Networks:
+        """All that a table holds."""
+        found = table.measurements("network")
+        planned = []
+        for identity in found:
+            plain = table.subjects[identity].config
+            architecture, io = Architecture.from_canonical(plain["architecture"]), IOSpec.from_plain(plain["io"])
+            planned.append([unit for _, unit in plan(architecture, io, size_after)])
+        units = UnitRows.of(unit for network in planned for unit in network)
+        counts = np.zeros((len(planned), len(units)))
+        for n, network in enumerate(planned):
+            for unit in network:
+                counts[n, units.find(unit)] += 1
+        latency_ms = np.array([measured.latency.ms for measured in found.values()])
+        return cls(units, counts, latency_ms, table.judging(found))
 
-        Args:
-            space: The space.
-            io: `units.io_fields` of the task's `IOSpec`.
-            plain: What stood under `space:` in its file; a query of the same text then needs no torch.
-        """
-        parts, keys = build_parts(space, lambda architecture: walk(architecture, io, registry_size_after))
-        return cls(space, dict(io), parts, keys, () if plain is None else (plain_digest(plain),))
+
+@dataclass(frozen=True)
+class _Alone:
+    """The measured units of a table, by themselves."""
+
+    units: list[Unit]
+    works: list[Mapping[str, float]]
+    ms: np.ndarray
+    spread: np.ndarray
+
+    @classmethod
+    def of(cls, table: MeasurementTable) -> _Alone:
+        found = table.measurements("unit")
+        subjects = [table.subjects[identity] for identity in found]
+        latencies = [measured.latency for measured in found.values()]
+        return cls(
+            [Unit.from_plain(what.config) for what in subjects],
+            [what.work for what in subjects],
+            np.array([latency.ms for latency in latencies]),
+            np.array([math.log(latency.high_ms / latency.low_ms) / 2 / 1.645 for latency in latencies]),
+        )
 
 
 def fit(
     table: MeasurementTable,
-    spaces: Sequence[SpaceToFit],
-    work_of: WorkOf,
+    spaces: Sequence[SpaceUnits],
+    works: Works,
     config: FitConfig | None = None,
 ) -> LatencyPredictor:
     """Fit a predictor on everything that a table holds.
 
     Args:
         table: Of a device; a table of the interpreter is refused.
-        spaces: Spaces to tabulate for `predict_many`.
-        work_of: Counts of a unit that was not measured (`features.work_of`); None when it cannot be built.
+        spaces: Spaces whose units it shall know.
+        works: Counts units that were not measured, as those of the table were counted.
         config: How.
 
     Raises:
@@ -70,65 +94,47 @@ def fit(
     """
     config = config or FitConfig()
     table.require_device()
-    units = table.latencies("unit")
-    networks = table.latencies("network")
-    if len(networks) < config.min_networks:
+    count = len(table.measurements("network"))
+    if count < config.min_networks:
         raise ConfigError(
-            f"{table.csv_path}: {len(networks)} measured networks; a fit needs {config.min_networks}. "
-            "Profile for longer."
+            f"{table.csv_path}: {count} measured networks; a fit needs {config.min_networks}. Profile for longer: "
+            "give `latency.profile` (or --budget) more time."
         )
-
-    # Units by themselves.
-    measured_keys = [key_from_plain(table.subjects[identity].config) for identity in units]
-    works: dict[Key, Mapping[str, float]] = {
-        key: table.subjects[identity].work for key, identity in zip(measured_keys, units, strict=True)
-    }
-    alone = np.array([latency.latency_ms for latency in units.values()])
-    model = UnitModel.fit([works[key] for key in measured_keys], [describe(k) for k in measured_keys], alone, config)
+    alone = _Alone.of(table)
+    settings = Columns.of([describe(unit) for unit in alone.units])
+    model = UnitModel.fit(Columns.of(alone.works), settings, alone.ms, config)
 
     # Every unit that a space or a measured network has.
-    walked = []
-    for identity in networks:
-        plain = table.subjects[identity].config
-        architecture = architecture_from_canonical(plain["architecture"])
-        walked.append([key for _, key in walk(architecture, plain["io"], registry_size_after)])
-    keys = list(dict.fromkeys([*measured_keys, *(k for s in spaces for k in s.keys), *(k for w in walked for k in w)]))
-    row = {key: i for i, key in enumerate(keys)}
-    buildable = np.ones(len(keys), dtype=bool)
-    for key in keys:
-        if key not in works:
-            counted = work_of(key)
-            buildable[row[key]] = counted is not None
-            works[key] = counted or {}
-    settings = [describe(key) for key in keys]
-    predicted = model.predict([works[key] for key in keys], settings)
-    measured = np.full(len(keys), np.nan)
-    measured_spread = np.full(len(keys), math.inf)
-    measured[: len(alone)] = alone
-    measured_spread[: len(alone)] = [math.log(u.high_ms / u.low_ms) / 2 / 1.645 for u in units.values()]
-    unit_ms = blend(predicted, measured, model.spread, measured_spread)
+    networks = Networks.of(table)
+    measured_units = UnitRows.of(alone.units)
+    units = measured_units.joined(networks.units, *(space.units for space in spaces))
+    measured_ms, spread = np.full(len(units), np.nan), np.full(len(units), math.inf)
+    measured_ms[: len(measured_units)], spread[: len(measured_units)] = alone.ms, alone.spread
+    unit_ms = np.empty(len(units))
+    buildable = np.ones(len(units), dtype=bool)
+    for part, some in units.chunks():
+        counted, buildable[part] = works.of_all(some)
+        unit_ms[part] = model.predict(counted, some.described())
+    unit_ms = blend(unit_ms, measured_ms, model.spread, spread)
 
     # Networks from units: one part fits, the other calibrates.
-    counts = np.zeros((len(walked), len(keys)))
-    for n, in_network in enumerate(walked):
-        for key in in_network:
-            counts[n, row[key]] += 1
-    latency = np.array([measured_latency.latency_ms for measured_latency in networks.values()])
-    categories = [*sorted({name for s in settings for name in s if "=" in name}), "width"]
-    groups = categorical(settings, categories)
+    in_them = units.find_all(networks.units)
+    settings = networks.units.described()
+    categories = [*sorted(name for name in units.described_names() if "=" in name), "width"]
+    operators = [name for name in categories if name.partition("=")[0] in BLOCK_AXES]
+    groups, has = categorical(settings, categories), settings.select(operators) > 0
     # Networks that were drawn by size help to fit, but an interval for uniform ones is calibrated on uniform ones.
-    judging = table.judging(networks)
-    order = np.random.default_rng(config.seed).permutation(len(latency))
-    candidates = order[judging[order]]
+    order = np.random.default_rng(config.seed).permutation(count)
+    candidates = order[networks.judging[order]]
     held_out = candidates[: max(1, round(config.calibration_share * len(candidates)))]
     seen = order[~np.isin(order, held_out)]
-    operators = [name for name in categories if name.partition("=")[0] in BLOCK_AXES]
-    has = np.array([[name in s for name in operators] for s in settings]).reshape(len(keys), len(operators))
-    composition = Composition.fit(counts[seen], unit_ms, groups, has, latency[seen])
-    in_network_ms = composition.apply(unit_ms, groups)
-    error = np.log(composition.network_ms(counts, in_network_ms, has) / latency)
+    composition = Composition.fit(networks.counts[seen], unit_ms[in_them], groups, has, networks.latency_ms[seen])
+    predicted = composition.network_ms(networks.counts, composition.apply(unit_ms[in_them], groups), has)
+    error = np.log(predicted / networks.latency_ms)
 
-    in_network_ms = np.where(buildable, in_network_ms, np.nan)
+    in_network_ms = np.empty(len(units))
+    for part, some in units.chunks():
+        in_network_ms[part] = composition.apply(unit_ms[part], categorical(some.described(), categories))
     meta = {
         "device": table.device,
         "runtime": table.runtime,
@@ -136,28 +142,18 @@ def fit(
         "batch": table.batch,
         "half_width": half_width(error[held_out], config),
         "coverage": config.coverage,
-        "accuracy": accuracy(np.exp(error[held_out]) * latency[held_out], latency[held_out]),
+        "accuracy": accuracy(predicted[held_out], networks.latency_ms[held_out]),
         "provenance": table.header["provenance"],
         "rows_digest": table.rows_digest,
         "fit": asdict(config),
         "categories": categories,
         "operators": operators,
-        "num_units": len(units),
-        "num_networks": len(networks),
-        "spaces": [{"written_as": list(space.written_as)} for space in spaces],
+        "num_units": len(measured_units),
+        "num_networks": count,
     }
-    tables = [
-        SpaceTable(s.space, s.io, _repoint(s.parts, np.array([row[k] for k in s.keys], dtype=np.int64))) for s in spaces
-    ]
-    profiled = Profiled(keys, np.where(buildable, unit_ms, np.nan), in_network_ms, np.isfinite(measured))
-    return LatencyPredictor(meta, model, composition, profiled, tables)
-
-
-def _repoint(parts: Sequence[Part], rows: np.ndarray) -> list[Part]:
-    """Parts whose `units` point into the predictor's list of units instead of the space's own."""
-    return [
-        Part(p.name, p.columns, p.strides, p.offset, p.cells, np.where(p.units >= 0, rows[p.units], -1)) for p in parts
-    ]
+    unknown = np.where(buildable, 0.0, np.nan)
+    profiled = Profiled(units, unit_ms + unknown, in_network_ms + unknown, np.isfinite(measured_ms))
+    return LatencyPredictor(meta, model, composition, profiled, spaces)
 
 
 def accuracy(predicted: np.ndarray, measured: np.ndarray) -> dict[str, float | int]:

@@ -191,17 +191,17 @@ def matmul_busy(rows: float, columns: float, multiprocessors: int) -> float:
     return rows * columns / min(padded(tile) for tile in _TILES)
 
 
-def floors_ms(gpu: GPU, macs: float, moved: float, element_bytes: int, busy: float) -> tuple[float, float]:
+def floors_ms(gpu: GPU, macs: float, moved: float, bits: int, busy: float) -> tuple[float, float]:
     """Least milliseconds of one operation by its arithmetic and by its traffic; zeros without a data sheet.
 
     Args:
         gpu: On which.
         macs: Multiply-accumulates.
         moved: Bytes.
-        element_bytes: Of the narrowest operand: which unit does the arithmetic.
+        bits: Of the narrowest operand: which unit does the arithmetic.
         busy: See `Spread`.
     """
     if not gpu.bandwidth:
         return 0.0, 0.0
-    rate = {1: gpu.int8, 2: gpu.half}.get(element_bytes, gpu.fp32)
+    rate = gpu.int8 if bits <= 8 else gpu.half if bits == 16 else gpu.fp32
     return 2e3 * macs / (rate * 1e12 * busy), 1e3 * moved / (gpu.bandwidth * 1e12)

@@ -1,37 +1,238 @@
 """Latency of many encoded architectures at once: every part of a network becomes one number looked up in a table.
 
-What a part of a network is (its unit) depends on a few variables of the space. `SpaceTable` holds, per part, an index
-that is linear in the encoded vector, so that the indices of all parts of a million architectures are one matrix
-product; then each part is one gather. No network, unit or architecture is built.
+`parts` says which unit stands in which cell; here the cells get their milliseconds. The indices of all parts of a
+million architectures are one matrix product; then each part is one gather. No network, unit or architecture is built.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from math import prod
+from dataclasses import asdict, fields, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from mixnas.predictors.units import Key
-from mixnas.search_space.architecture import Architecture
+from mixnas.predictors.latency.parts import Parts, Place, build_parts, places
+from mixnas.predictors.latency.unit_rows import UnitRows
 from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.grammar import BlockChoice, OpChoice, OpOption, SpaceTree, StageChoice
-from mixnas.search_space.space import INACTIVE, SearchSpace
+from mixnas.search_space.space import SearchSpace
+from mixnas.search_space.units import IOSpec, SizeAfter, registry_size_after
 
-MAX_CELLS = 1 << 23
-MAX_UNITS = 20_000
-_CHUNK = 1 << 14
-_DIGIT = 12
+MAX_CELLS = 1 << 22
+"""Cells of all tables of a space together: 4 bytes each, and 8 for every 64 operators. Single precision holds them."""
+
+_CHUNK = 1 << 18  # values of architectures at a time: as many as stay in a core's cache
+_LEAST = 512  # architectures at a time
+_GROUP = 4  # parts whose indices are one matrix product
+_WORD = 64  # operators whose presence one integer tells
+_DIGIT = 12  # of them that are looked up at once
 
 
-def signature(space: SearchSpace, io: Mapping[str, Any]) -> str:
-    """What a table of a space is good for: the space's choices and the input."""
-    return hashlib.sha256(f"{space.tree!r} {sorted(io.items())!r}".encode()).hexdigest()[:16]
+def network_input(io: IOSpec) -> IOSpec:
+    """An input as far as it decides what a network takes: without the grid of the task's targets."""
+    return replace(io, out_size=None)
+
+
+class SpaceUnits:
+    """A space with an input, and which unit stands where in its networks (worked out when it is first asked for).
+
+    Attributes:
+        space: The space.
+        io: What its networks read and answer, see `network_input`.
+        written_as: Digests of the texts that it was written as (`predictor.plain_digest`).
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        io: IOSpec,
+        written_as: tuple[str, ...] = (),
+        size_after: SizeAfter = registry_size_after,
+    ) -> None:
+        self.space, self.io, self.written_as = space, network_input(io), written_as
+        self._size_after = size_after
+
+    @cached_property
+    def parts(self) -> Parts:
+        """See `parts.build_parts`.
+
+        Raises:
+            ConfigError: See `check_tables`.
+        """
+        _check(self.space, places(self.space, self.io, self._size_after))
+        return build_parts(self.space, self.io, self._size_after)
+
+    @property
+    def units(self) -> UnitRows:
+        """The distinct units of its networks."""
+        return self.parts.units
+
+    def is_of(self, space: SearchSpace, io: IOSpec) -> bool:
+        """Whether it is of this space and input."""
+        return self.io == network_input(io) and (self.space is space or self.space.tree == space.tree)
+
+
+class SpaceTable:
+    """The look-up tables of a space's networks.
+
+    Args:
+        of: The space.
+        unit_ms: (units,) latency of each of `of.units` in a network; NaN where one cannot be built.
+        has: (units, operators) boolean: which of the operators that are told by their presence each unit has.
+        presence_ms: (operators,) what a network with the operator takes beside that, once.
+    """
+
+    def __init__(self, of: SpaceUnits, unit_ms: np.ndarray, has: np.ndarray, presence_ms: np.ndarray) -> None:
+        self.space = of.space
+        parts, tables = of.parts.parts, of.parts.tables
+        lifts = list(dict.fromkeys((variable, lift) for part in parts for variable, lift, _ in part.lifts))
+        self._lifted = np.array([variable for variable, _ in lifts], dtype=np.intp)
+        self._lift_starts = _starts([len(lift) for _, lift in lifts])[:, None] + 1
+        self._lift = np.array([position for _, lift in lifts for position in lift], dtype=np.float32)
+        first_lift = len(self.space.variables)
+        strides = np.zeros((len(parts), first_lift + len(lifts)), dtype=np.float32)
+        for p, part in enumerate(parts):
+            for variable, stride in part.linear:
+                strides[p, variable] = stride
+            for variable, lift, stride in part.lifts:
+                strides[p, first_lift + lifts.index((variable, lift))] = stride
+        # Few columns decide a part; a few parts at a time have most of them in common.
+        self._groups = []
+        for first in range(0, len(parts), _GROUP):
+            group = slice(first, first + _GROUP)
+            used = np.flatnonzero(strides[group].any(axis=0))
+            self._groups.append((group, used, np.ascontiguousarray(strides[group][:, used])))
+        sizes = [len(cells.units) for cells in tables]
+        starts = _starts(sizes)
+        self._starts = np.array([starts[part.table] for part in parts])[:, None]
+        units, times = (np.concatenate([getattr(cells, name) for cells in tables]) for name in ("units", "times"))
+        self._ms = (np.append(unit_ms, 0.0)[units] * times).astype(np.float32)  # row -1: the part is not there
+        self._words = []
+        for word in _words(has):
+            bits = np.append(word, np.uint64(0))[units]
+            some = [
+                p for p, part in enumerate(parts) if bits[starts[part.table] :][: len(tables[part.table].units)].any()
+            ]
+            self._words.append((bits, np.array(some, dtype=np.intp)))
+        self._presence = [_digits(presence_ms[w * _WORD : (w + 1) * _WORD]) for w in range(len(self._words))]
+
+    def predict_many(self, encoded: np.ndarray) -> np.ndarray:
+        """Encoded architectures of the space (rows, variables) to milliseconds (rows,)."""
+        encoded = np.asarray(encoded)
+        if encoded.ndim != 2 or encoded.shape[1] != len(self.space.variables):
+            raise ConfigError(
+                f"encoded architectures of shape {encoded.shape}; this space has {len(self.space.variables)} variables."
+            )
+        result = np.empty(len(encoded))
+        count = max(_CHUNK // max(encoded.shape[1], 1), _LEAST)
+        starts = range(0, len(encoded), count)
+        workers = min(4, os.cpu_count() or 1, max(len(starts), 1))
+
+        def work(first: int) -> None:
+            scratch = _Scratch(self, count)
+            for start in starts[first::workers]:
+                rows = encoded[start : start + count]
+                if len(rows) < count:
+                    scratch = _Scratch(self, len(rows))
+                result[start : start + count] = self._predict(rows, scratch)
+
+        if workers == 1:
+            work(0)
+        else:  # NumPy lets go of the interpreter in each of these operations
+            with ThreadPoolExecutor(workers) as pool:
+                list(pool.map(work, range(workers)))
+        return result
+
+    def _predict(self, rows: np.ndarray, scratch: _Scratch) -> np.ndarray:
+        values, columns, index, total = scratch.values, scratch.columns, scratch.index, scratch.total
+        np.copyto(scratch.rows, rows, casting="same_kind")
+        np.copyto(values, scratch.rows.T)
+        np.maximum(values, 0, out=scratch.active)
+        columns[: len(values)] = scratch.active
+        if len(self._lifted):
+            at = values[self._lifted] + self._lift_starts
+            self._lift.take(at, mode="clip", out=columns[len(values) :])
+        for group, used, strides in self._groups:
+            np.matmul(strides, columns[used], out=scratch.cells[group])
+        # Single precision is exact here: an index is below 2^24.
+        np.copyto(index, scratch.cells, casting="unsafe")
+        index += self._starts
+        self._ms.take(index, mode="clip", out=scratch.ms).sum(axis=0, out=total)
+        for (bits, some), digits in zip(self._words, self._presence, strict=True):
+            mask = np.bitwise_or.reduce(bits.take(index[some], mode="clip"), axis=0)
+            for place, by_bits in enumerate(digits):
+                digit = (mask >> np.uint64(_DIGIT * place)) & np.uint64(len(by_bits) - 1)
+                total += by_bits.take(digit.astype(np.intp), mode="clip")
+        return total
+
+
+class _Scratch:
+    """What a thread works in, for so many architectures at a time: memory asked for anew each time costs more."""
+
+    def __init__(self, table: SpaceTable, count: int) -> None:
+        variables, parts = len(table.space.variables), len(table._starts)
+        self.rows = np.empty((count, variables), dtype=np.int16)
+        self.values, self.active = (np.empty((variables, count), dtype=np.int16) for _ in range(2))
+        self.columns = np.empty((variables + len(table._lifted), count), dtype=np.float32)
+        self.cells, self.ms = (np.empty((parts, count), dtype=np.float32) for _ in range(2))
+        self.index = np.empty((parts, count), dtype=np.intp)
+        self.total = np.empty(count, dtype=np.float32)
+
+
+def _starts(sizes: Sequence[int]) -> np.ndarray:
+    """Where each of several arrays starts that stand one behind the other."""
+    return np.cumsum([0, *sizes])[:-1]
+
+
+def _words(has: np.ndarray) -> list[np.ndarray]:
+    """Which operators units have, as bits of words (units,): the first `_WORD` operators in the first."""
+    words = []
+    for start in range(0, has.shape[1], _WORD):
+        word = np.zeros(len(has), dtype=np.uint64)
+        for bit, column in enumerate(has[:, start : start + _WORD].T):
+            word |= column.astype(np.uint64) << np.uint64(bit)
+        words.append(word)
+    return words
+
+
+def _digits(presence_ms: np.ndarray) -> list[np.ndarray]:
+    """For each `_DIGIT` bits of a word, the sum of what they stand for, by their value."""
+    tables = []
+    for start in range(0, len(presence_ms), _DIGIT):
+        values = presence_ms[start : start + _DIGIT]
+        bits = np.arange(1 << len(values))[:, None] >> np.arange(len(values)) & 1
+        tables.append((bits @ values).astype(np.float32))
+    return tables
+
+
+def check_tables(space: SearchSpace, io: IOSpec) -> None:
+    """Refuse a space whose look-up tables would not fit in memory, before anything is profiled.
+
+    Raises:
+        ConfigError: They have more than `MAX_CELLS` cells; the message says where, and what to do.
+    """
+    _check(space, places(space, io, registry_size_after))
+
+
+def _check(space: SearchSpace, found: Iterable[Place]) -> None:
+    tables = {place.fill: place for place in reversed(list(found))}  # of places that share a table the first
+    total = sum(place.cells for place in tables.values())
+    if total <= MAX_CELLS:
+        return
+    largest = max(tables.values(), key=lambda place: place.cells)
+    digits = sorted(largest.digits, key=lambda digit: digit.size, reverse=True)
+    factors = " x ".join(f"{len(digit.values)} of {digit.axis}" for digit in digits if len(digit.values) > 1)
+    axis = digits[0].axis
+    where = axis if axis in ("norm", "stem") or largest.stage is None else f"stages[{largest.stage}], {axis}"
+    raise ConfigError(
+        f"{space.source}: the tables that latency is looked up in would have {total:,} cells; allowed are "
+        f"{MAX_CELLS:,}. {largest.name} alone has {largest.cells:,}: {factors}. Give fewer choices at {where} (each "
+        "combination of an operator's knobs is one), or fewer widths, policies or norms."
+    )
 
 
 def tree_to_plain(tree: SpaceTree) -> dict[str, Any]:
@@ -47,311 +248,12 @@ def tree_from_plain(plain: Mapping[str, Any]) -> SpaceTree:
         return OpChoice(options, tuple(p["labels"]))
 
     def block(p: Mapping[str, Any]) -> BlockChoice:
-        axes = {axis: op(p[axis]) for axis in ("mixer", "gate", "channel_mixer", "quant")}
-        return BlockChoice(**axes, recursion=tuple(p["recursion"]))
+        ops = {f.name: p[f.name] for f in fields(BlockChoice) if f.name != "recursion"}
+        chosen = {name: None if choice is None else op(choice) for name, choice in ops.items()}
+        return BlockChoice(**chosen, recursion=tuple(p["recursion"]))  # type: ignore[arg-type]
 
     def stage(p: Mapping[str, Any]) -> StageChoice:
         blocks = tuple(block(b) for b in p["blocks"])
         return StageChoice(tuple(p["width"]), op(p["downsample"]), tuple(p["depth"]), blocks, p["shared"])
 
     return SpaceTree(op(plain["stem"]), op(plain["norm"]), tuple(stage(s) for s in plain["stages"]))
-
-
-@dataclass(frozen=True)
-class Part:
-    """One part of a network.
-
-    Attributes:
-        name: Its place, as in `Unit.name`.
-        columns: Variables that decide its unit.
-        strides: (columns,) index = offset + strides @ values, inactive values being -1.
-        offset: See strides.
-        cells: (entries,) the indices that occur.
-        units: (entries,) row of the unit list that each stands for; -1 where the part does not exist.
-    """
-
-    name: str
-    columns: np.ndarray
-    strides: np.ndarray
-    offset: int
-    cells: np.ndarray
-    units: np.ndarray
-
-
-class SpaceTable:
-    """The look-up tables of one space and input. Made by `build_parts`; bound to unit latencies by `bind`."""
-
-    def __init__(self, space: SearchSpace, io: Mapping[str, Any], parts: list[Part]) -> None:
-        self.space, self.io, self.parts = space, dict(io), parts
-        self.signature = signature(space, self.io)
-        self._strides = np.zeros((len(space.variables), len(parts)), dtype=np.float32)
-        for p, part in enumerate(parts):
-            self._strides[part.columns, p] = part.strides
-        self._tables: list[np.ndarray] = []
-        self._masks: list[np.ndarray | None] = []
-        self._presence: list[tuple[int, np.ndarray]] = []
-
-    def bind(self, unit_ms: np.ndarray, masks: Sequence[int], presence_ms: np.ndarray) -> None:
-        """Fill the tables.
-
-        Args:
-            unit_ms: (units,) latency of each unit in a network.
-            masks: (units,) the operators of each unit as bits.
-            presence_ms: (operators,) what a network with the operator takes beside that, once.
-        """
-        if len(presence_ms) > 63:
-            raise ConfigError(f"{len(presence_ms)} operators on the axes of a block; at most 63 are told apart.")
-        width = np.uint16 if len(presence_ms) <= 16 else np.uint64
-        extended = np.append(unit_ms, 0.0)  # row -1: the part does not exist
-        bits = np.array([*masks, 0], dtype=width)
-        self._tables, self._masks = [], []
-        for part in self.parts:
-            table = np.full(int(part.cells.max()) + 1, np.nan, dtype=np.float32)
-            table[part.cells] = extended[part.units]
-            self._tables.append(table)
-            own = np.zeros(len(table), dtype=width)
-            own[part.cells] = bits[part.units]
-            self._masks.append(own if own.any() else None)
-        self._presence = []
-        for first in range(0, len(presence_ms), _DIGIT):
-            values = presence_ms[first : first + _DIGIT]
-            digits = np.arange(1 << len(values))[:, None] >> np.arange(len(values)) & 1
-            self._presence.append((first, (digits @ values).astype(np.float32)))
-
-    def predict_many(self, encoded: np.ndarray) -> np.ndarray:
-        """Encoded architectures (rows, variables) to milliseconds (rows,). NaN for a vector not of this space."""
-        encoded = np.asarray(encoded)
-        if encoded.ndim != 2 or encoded.shape[1] != len(self.space.variables):
-            raise ConfigError(
-                f"encoded architectures of shape {encoded.shape}; this space has {len(self.space.variables)} variables."
-            )
-        result = np.empty(len(encoded))
-        starts = range(0, len(encoded), _CHUNK)
-
-        def work(start: int) -> None:
-            result[start : start + _CHUNK] = self._predict(encoded[start : start + _CHUNK])
-
-        if len(starts) < 2:
-            for start in starts:
-                work(start)
-        else:  # NumPy lets go of the interpreter in each of these operations
-            with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-                list(pool.map(work, starts))
-        return result
-
-    def _predict(self, rows: np.ndarray) -> np.ndarray:
-        # Single precision is exact here: an index is below 2^23.
-        offsets = np.array([part.offset for part in self.parts], dtype=np.float32)
-        index = np.ascontiguousarray((rows.astype(np.float32) @ self._strides + offsets).T, dtype=np.intp)
-        total = np.zeros(len(rows), dtype=np.float32)
-        mask: np.ndarray | None = None
-        for table, bits, own in zip(self._tables, self._masks, index, strict=True):
-            total += table.take(own, mode="clip")
-            if bits is not None:
-                found = bits.take(own, mode="clip")
-                mask = found if mask is None else np.bitwise_or(mask, found, out=mask)
-        for first, values in self._presence if mask is not None else ():
-            assert mask is not None
-            digit = (mask >> mask.dtype.type(first)) & mask.dtype.type(len(values) - 1)
-            total += values.take(digit.astype(np.intp), mode="clip")
-        return total
-
-    def to_plain(self) -> dict[str, Any]:
-        """What the file's JSON holds of it; arrays are kept apart by `to_arrays`."""
-        parts = [{"name": part.name, "offset": part.offset} for part in self.parts]
-        return {"tree": tree_to_plain(self.space.tree), "io": self.io, "signature": self.signature, "parts": parts}
-
-    def to_arrays(self, prefix: str) -> dict[str, np.ndarray]:
-        """Arrays by name."""
-        return {
-            f"{prefix}.{p}.{field}": getattr(part, field)
-            for p, part in enumerate(self.parts)
-            for field in ("columns", "strides", "cells", "units")
-        }
-
-    @classmethod
-    def restore(cls, plain: Mapping[str, Any], arrays: Mapping[str, np.ndarray], prefix: str) -> SpaceTable:
-        """The inverse of `to_plain` and `to_arrays`."""
-        space = SearchSpace(tree_from_plain(plain["tree"]), "stored space")
-        parts = []
-        for p, part in enumerate(plain["parts"]):
-            fields = {f: arrays[f"{prefix}.{p}.{f}"] for f in ("columns", "strides", "cells", "units")}
-            parts.append(Part(name=part["name"], offset=int(part["offset"]), **fields))
-        table = cls(space, plain["io"], parts)
-        if table.signature != plain["signature"]:
-            raise ValueError("a stored space is not what its signature says")
-        return table
-
-
-def _indexing(space: SearchSpace, columns: list[int]) -> tuple[np.ndarray, int, int]:
-    """Strides, offset and number of cells of an index that differs wherever active values differ.
-
-    A choice of operator and the knobs under it are one digit: `c x option + sum(stride x knob)`. Inactive knobs are -1
-    and so add a constant per option; with c at least twice the most settings an option has, options do not overlap.
-    """
-    variables = space.variables
-    inside = set(columns)
-    children: dict[int, list[int]] = {c: [] for c in columns}
-    tops = []
-    for c in columns:
-        parent = variables[c].parent
-        is_knob = parent in inside and not variables[parent].name.endswith(".depth")
-        if is_knob:
-            children[parent].append(c)
-        else:
-            tops.append(c)
-    strides = dict.fromkeys(columns, 0)
-    offset, cells = 0, 1
-    for top in tops:
-        reach = 1
-        by_option: dict[frozenset[int], int] = {}
-        for knob in children[top]:
-            options = variables[knob].parent_options
-            strides[knob] = by_option.get(options, 1)
-            by_option[options] = strides[knob] * len(variables[knob].values)
-            reach = max(reach, by_option[options])
-        step = 2 * reach if children[top] else 1
-        lowest = step + sum(strides[knob] for knob in children[top])  # of an inactive choice
-        digits = lowest + step * len(variables[top].values)
-        strides[top] = step
-        for c in (top, *children[top]):
-            strides[c] *= cells
-        offset += lowest * cells
-        cells *= digits
-    return np.array([strides[c] for c in columns], dtype=np.int64), offset, cells
-
-
-def _assignments(space: SearchSpace, columns: list[int]) -> np.ndarray:
-    """Every combination of values of these variables that can occur, (rows, columns), inactive ones -1."""
-    rows: list[dict[int, int]] = [{}]
-    for c in columns:
-        variable = space.variables[c]
-        extended = []
-        for row in rows:
-            alive = (
-                variable.parent < 0 or variable.parent not in columns or row[variable.parent] in variable.parent_options
-            )
-            extended += [{**row, c: v} for v in (range(len(variable.values)) if alive else (INACTIVE,))]
-        rows = extended
-    return np.array([[row[c] for c in columns] for row in rows], dtype=np.int64).reshape(len(rows), len(columns))
-
-
-Walk = Callable[[Architecture], list[tuple[str, Key]]]
-
-
-def _under(space: SearchSpace, *prefixes: str) -> set[int]:
-    """The variables at these paths and below."""
-    return {i for i, v in enumerate(space.variables) if any(f"{v.name}.".startswith(f"{p}.") for p in prefixes)}
-
-
-def _deciding(space: SearchSpace, name: str, sizes_vary: list[bool]) -> list[int]:
-    """The variables that decide the unit at a place."""
-    stages = space.tree.stages
-
-    def under(*prefixes: str) -> set[int]:
-        return _under(space, *prefixes)
-
-    def size_of(stage: int) -> set[int]:
-        return under("stem", *(f"stages.{s}.downsample" for s in range(stage + 1))) if sizes_vary[stage] else set()
-
-    if name == "stem":
-        found = under("stem", "stages.0.width")
-    elif name == "head":
-        last = len(stages) - 1
-        found = under("norm", f"stages.{last}.width") | size_of(last)
-    else:
-        s = int(name.split(".")[1])
-        if name.endswith(".downsample"):
-            found = under(name, f"stages.{s}.width", f"stages.{s - 1}.width")
-            found |= size_of(s - 1) if s else under("stem")
-        else:
-            b = int(name.split(".")[3])
-            own = under(f"stages.{s}.block" if stages[s].shared else name)
-            found = own | under("norm", f"stages.{s}.width") | size_of(s)
-            if b >= min(stages[s].depth) and (stages[s].shared or not own):  # otherwise its own variables tell
-                found |= under(f"stages.{s}.depth")
-    return sorted(found)
-
-
-def _sizes_vary(space: SearchSpace, walk_one: Walk) -> list[bool]:
-    """Per stage, whether its token grid depends on which stem and downsamples are chosen."""
-    result = []
-    for s in range(len(space.tree.stages)):
-        columns = _under(space, "stem", *(f"stages.{i}.downsample" for i in range(s + 1)))
-        sizes = set()
-        for values in _assignments(space, sorted(columns)):
-            vector = np.zeros(len(space.variables), dtype=np.int64)
-            vector[sorted(columns)] = values
-            sizes.add(dict(walk_one(space.decode(np.maximum(vector, 0))))[f"stages.{s}.blocks.0"].before.size)
-        result.append(len(sizes) > 1)
-    return result
-
-
-def _num_assignments(space: SearchSpace, columns: list[int]) -> int:
-    total = 1
-    for c in columns:
-        variable = space.variables[c]
-        if variable.parent in columns and not space.variables[variable.parent].name.endswith(".depth"):
-            continue
-        knobs = [k for k in columns if space.variables[k].parent == c]
-        total *= sum(
-            prod(len(space.variables[k].values) for k in knobs if v in space.variables[k].parent_options)
-            for v in range(len(variable.values))
-        )
-    return total
-
-
-def build_parts(space: SearchSpace, walk_one: Walk) -> tuple[list[Part], list[Key]]:
-    """Enumerate what can stand at each place of a space's networks.
-
-    Args:
-        space: The space.
-        walk_one: An architecture to its units by place.
-
-    Returns:
-        The parts, and the list of distinct units that their `units` point into.
-
-    Raises:
-        ConfigError: The parts have more than `MAX_UNITS` settings, or an index would be too long.
-    """
-    variables = space.variables
-    deepest = np.array([len(v.values) - 1 if v.name.endswith(".depth") else 0 for v in variables], dtype=np.int64)
-    for i, variable in enumerate(variables):
-        if variable.name.endswith(".depth"):
-            deepest[i] = int(np.argmax(variable.values))
-    vary = _sizes_vary(space, walk_one)
-    names = ["stem"]
-    for s, stage in enumerate(space.tree.stages):
-        names += [f"stages.{s}.downsample"] + [f"stages.{s}.blocks.{b}" for b in range(max(stage.depth))]
-    names.append("head")
-    keys: dict[Key, int] = {}
-    parts = []
-    entries = 0
-    for name in names:
-        columns = _deciding(space, name, vary)
-        strides, offset, cells = _indexing(space, columns)
-        entries += _num_assignments(space, columns)
-        if cells > MAX_CELLS or entries > MAX_UNITS:
-            raise ConfigError(
-                f"{space.source}: the parts of its networks have too many settings to tabulate (at {name}: {entries}, "
-                f"allowed are {MAX_UNITS}). Give choices to fewer knobs, or share them in a stage."
-            )
-        found: dict[int, int] = {}
-        for values in _assignments(space, columns):
-            vector = deepest.copy()
-            vector[columns] = values
-            key = dict(walk_one(space.decode(np.maximum(vector, 0)))).get(name)
-            found[offset + int(strides @ values)] = -1 if key is None else keys.setdefault(key, len(keys))
-        own = [c for c in columns if variables[c].name.startswith(f"{name}.")]
-        if (
-            ".blocks." in name and own
-        ):  # the block may not be there: its variables are inactive, whatever the others are
-            for values in _assignments(space, [c for c in columns if c not in own]):
-                row = np.full(len(columns), INACTIVE, dtype=np.int64)
-                row[[i for i, c in enumerate(columns) if c not in own]] = values
-                found.setdefault(offset + int(strides @ row), -1)
-        cells_found = np.array(list(found), dtype=np.int64)
-        parts.append(
-            Part(name, np.array(columns, dtype=np.int64), strides, offset, cells_found, np.array(list(found.values())))
-        )
-    return parts, list(keys)

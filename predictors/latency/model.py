@@ -71,19 +71,48 @@ def half_width(errors: np.ndarray, config: FitConfig) -> float:
     return math.hypot(inside, NormalDist().inv_cdf((1 + config.coverage) / 2) * config.between_runs)
 
 
-def matrix(rows: Sequence[Numbers], names: Sequence[str]) -> np.ndarray:
-    """(rows, names); what a row lacks is zero."""
-    index = {name: i for i, name in enumerate(names)}
-    result = np.zeros((len(rows), len(names)))
-    for r, row in enumerate(rows):
-        for name, value in row.items():
+@dataclass(frozen=True)
+class Columns:
+    """Numbers of many things by name.
+
+    Attributes:
+        names: Of the columns.
+        values: (rows, names).
+    """
+
+    names: tuple[str, ...]
+    values: np.ndarray
+
+    @classmethod
+    def of(cls, rows: Sequence[Numbers]) -> Columns:
+        """From a mapping for each row; what a row lacks is zero."""
+        names = sorted({name for row in rows for name in row})
+        index = {name: i for i, name in enumerate(names)}
+        values = np.zeros((len(rows), len(names)))
+        for r, row in enumerate(rows):
+            for name, value in row.items():
+                values[r, index[name]] = value
+        return cls(tuple(names), values)
+
+    @classmethod
+    def summed(cls, parts: Sequence[Sequence[Numbers]], rows: np.ndarray) -> Columns:
+        """Row r is the sum over p of `parts[p][rows[r, p]]`."""
+        every = cls.of([numbers for part in parts for numbers in part])
+        values = np.zeros((len(rows), len(every.names)))
+        start = 0
+        for part, index in zip(parts, rows.T, strict=True):
+            values += every.values[start + index]
+            start += len(part)
+        return cls(every.names, values)
+
+    def select(self, names: Sequence[str]) -> np.ndarray:
+        """(rows, names): these columns in this order, zero where one is missing."""
+        index = {name: i for i, name in enumerate(self.names)}
+        result = np.zeros((len(self.values), len(names)))
+        for i, name in enumerate(names):
             if name in index:
-                result[r, index[name]] = value
-    return result
-
-
-def _names(rows: Sequence[Numbers]) -> list[str]:
-    return sorted({name for row in rows for name in row})
+                result[:, i] = self.values[:, index[name]]
+        return result
 
 
 @dataclass(frozen=True)
@@ -109,31 +138,29 @@ class UnitModel:
     high: np.ndarray
 
     @classmethod
-    def fit(
-        cls, works: Sequence[Numbers], settings: Sequence[Numbers], latency_ms: np.ndarray, config: FitConfig
-    ) -> UnitModel:
+    def fit(cls, works: Columns, settings: Columns, latency_ms: np.ndarray, config: FitConfig) -> UnitModel:
         """Fit to measured units.
 
         Args:
-            works: Counts of each unit, `features.count_work`.
-            settings: Settings of each unit, `features.describe`.
+            works: Counts of each unit, `features.Works`.
+            settings: Settings of each unit, `units.describe`.
             latency_ms: (units,).
             config: How.
 
         Raises:
             ConfigError: Fewer than 8 units.
         """
-        if len(works) < 8:
-            raise ConfigError(f"{len(works)} measured units are too few to fit; measure at least 8 (a longer budget).")
-        work_names, setting_names = _names(works), _names(settings)
-        coefficients = np.zeros(len(work_names))
-        physical = [i for i, name in enumerate(work_names) if not name.startswith(ABOUT)]
-        coefficients[physical] = _fit_physics(matrix(works, [work_names[i] for i in physical]), latency_ms)
-        described = matrix(settings, setting_names)
-        half = cls(
-            tuple(work_names), coefficients, tuple(setting_names), _NO_TREES, math.inf,
-            described.min(axis=0), described.max(axis=0),
-        )  # fmt: skip
+        count = len(latency_ms)
+        if count < 8:
+            raise ConfigError(
+                f"{count} measured units are too few to fit; measure at least 8 (a longer budget, `latency.profile`)."
+            )
+        physical = np.array([not name.startswith(ABOUT) for name in works.names])
+        coefficients = np.zeros(len(works.names))
+        coefficients[physical] = _fit_physics(works.values[:, physical], latency_ms)
+        described = settings.values
+        low, high = described.min(axis=0), described.max(axis=0)
+        half = cls(works.names, coefficients, settings.names, Trees.none(), math.inf, low, high)
         features, floor = half._features(works, settings)
         target = np.log(latency_ms / floor)
 
@@ -148,29 +175,26 @@ class UnitModel:
                 seed=config.seed,
             )
 
-        order = np.random.default_rng(config.seed).permutation(len(works))
+        order = np.random.default_rng(config.seed).permutation(count)
         errors = []
         for fold in np.array_split(order, 4):
             rest = np.setdiff1d(order, fold)
             errors.append(grow(rest).predict(features[fold]) - target[fold])
         spread = float(np.sqrt((np.concatenate(errors) ** 2).mean()))
-        return cls(
-            half.work_names, coefficients, half.setting_names, grow(np.arange(len(works))), spread, half.low, half.high
-        )
+        return cls(works.names, coefficients, settings.names, grow(np.arange(count)), spread, low, high)
 
-    def physical(self, works: Sequence[Numbers]) -> np.ndarray:
+    def physical(self, works: Columns) -> np.ndarray:
         """Milliseconds by the physical model alone."""
-        floor = matrix(works, self.work_names) @ self.coefficients
-        return np.maximum(floor, 1e-6)
+        return np.maximum(works.select(self.work_names) @ self.coefficients, 1e-6)
 
-    def _features(self, works: Sequence[Numbers], settings: Sequence[Numbers]) -> tuple[np.ndarray, np.ndarray]:
+    def _features(self, works: Columns, settings: Columns) -> tuple[np.ndarray, np.ndarray]:
         floor = self.physical(works)
-        columns = [matrix(works, self.work_names), matrix(settings, self.setting_names), np.log(floor)[:, None]]
+        columns = [works.select(self.work_names), settings.select(self.setting_names), np.log(floor)[:, None]]
         return np.hstack(columns), floor
 
-    def predict(self, works: Sequence[Numbers], settings: Sequence[Numbers]) -> np.ndarray:
+    def predict(self, works: Columns, settings: Columns) -> np.ndarray:
         """Milliseconds of each unit by itself."""
-        if not works:
+        if not len(works.values):
             return np.empty(0)
         features, floor = self._features(works, settings)
         return floor * np.exp(self.trees.predict(features))
@@ -186,9 +210,6 @@ class UnitModel:
             elif not self.low[i] <= value <= self.high[i]:
                 found.append(f"{name} {value:g} is outside {self.low[i]:g} to {self.high[i]:g}")
         return [text for text in found if text]
-
-
-_NO_TREES = Trees(0.0, 0.0, 0, *(np.empty(0, dtype=int),) * 6)
 
 
 def _fit_physics(work: np.ndarray, latency_ms: np.ndarray) -> np.ndarray:
@@ -222,7 +243,7 @@ class Composition:
         scale: See above.
         weights: (settings,) see above.
         constant_ms: See above.
-        presence_ms: (operators,) added once to a network that has the operator in any block.
+        presence_ms: (operators,) added once to a network that has the operator in any branch.
         base: Applied to `unit_ms` first: of a transferred predictor, that of the device that it came from.
     """
 

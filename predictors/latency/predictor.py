@@ -17,19 +17,20 @@ from typing import Any
 import numpy as np
 
 from mixnas.predictors.latency.gpus import GPU, GPUS
-from mixnas.predictors.latency.lookup import SpaceTable, signature
-from mixnas.predictors.latency.model import Composition, UnitModel
+from mixnas.predictors.latency.lookup import SpaceTable, SpaceUnits, network_input, tree_from_plain, tree_to_plain
+from mixnas.predictors.latency.model import Columns, Composition, UnitModel
 from mixnas.predictors.latency.trees import Trees
-from mixnas.predictors.measuring.table import tagged
-from mixnas.predictors.units import Key, describe, io_fields, key_from_plain, key_to_plain, walk
-from mixnas.search_space.architecture import Architecture, Block, Op
+from mixnas.predictors.latency.unit_rows import UnitRows
+from mixnas.predictors.measuring.table import outdated, tagged
+from mixnas.predictors.measuring.value import Latency
+from mixnas.search_space.architecture import Architecture, Op
 from mixnas.search_space.errors import ConfigError, IntegrityError, nearest
 from mixnas.search_space.files import atomic_create
-from mixnas.search_space.grammar import BLOCK_AXES
-from mixnas.search_space.registry import Context
+from mixnas.search_space.registry import BETWEEN, Context
 from mixnas.search_space.space import SearchSpace
+from mixnas.search_space.units import IOSpec, Unit, describe, plan, registry_size_after
 
-FORMAT = 2  # 1 had another sentinel
+FORMAT = 3  # 1 had another sentinel; in 2 a unit was a whole block
 SHIPPED = Path(__file__).parents[1] / "tables"
 OUTSIDE_FACTOR = 3.0
 """How much wider (on a logarithmic scale) the interval of a network is that holds a unit outside the measured range."""
@@ -54,24 +55,18 @@ class UnitLatency:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """A predicted latency.
+    """A predicted latency and what it is made of.
 
     Attributes:
-        latency_ms: Of the whole network.
-        low_ms: Lower end of the interval (90%, calibrated on networks that the fit had not seen).
-        high_ms: Upper end.
-        units: The breakdown; sums to `latency_ms`.
-        outside: What lies outside the measured range, in words; empty when nothing does.
+        latency: Of the whole network; its interval (90%) is calibrated on networks that the fit had not seen.
+        units: The breakdown; sums to `latency.ms`.
         device: The device.
         runtime: "eager", "compiled", "onnxruntime" or "graph".
         estimate: True when the device was never measured.
     """
 
-    latency_ms: float
-    low_ms: float
-    high_ms: float
+    latency: Latency
     units: tuple[UnitLatency, ...]
-    outside: tuple[str, ...]
     device: str
     runtime: str
     estimate: bool = False
@@ -82,20 +77,28 @@ class Profiled:
     """What a predictor knows of the units of the spaces that it was profiled for.
 
     Attributes:
-        keys: The units.
+        units: The units.
         alone_ms: (units,) by themselves; NaN where a unit cannot be built.
         in_network_ms: (units,) in a network: what is added up.
         measured: (units,) whether the unit itself was measured.
     """
 
-    keys: list[Key]
+    units: UnitRows
     alone_ms: np.ndarray
     in_network_ms: np.ndarray
     measured: np.ndarray
 
 
 class LatencyPredictor:
-    """Predicts latency on one device through one runtime."""
+    """Predicts latency on one device through one runtime.
+
+    Attributes:
+        meta: What it is and how it was made, plain data.
+        model: Of a unit by itself.
+        composition: From units to networks.
+        profiled: The units that it was fitted for.
+        spaces: The spaces that it was fitted for.
+    """
 
     def __init__(
         self,
@@ -103,19 +106,16 @@ class LatencyPredictor:
         model: UnitModel,
         composition: Composition,
         profiled: Profiled,
-        spaces: Sequence[SpaceTable],
+        spaces: Sequence[SpaceUnits],
     ) -> None:
         self.meta, self.model, self.composition, self.profiled = meta, model, composition, profiled
-        self.spaces = list(spaces)
-        self._bit = {name: 1 << i for i, name in enumerate(meta["operators"])}
-        self._masks = [self._mask_of(key) for key in profiled.keys]
-        self._presence: dict[int, float] = {0: 0.0}
-        for space in self.spaces:
-            space.bind(profiled.in_network_ms, self._masks, composition.presence_ms)
+        self.spaces = tuple(spaces)
+        self._presence = dict(zip(meta["operators"], composition.presence_ms.tolist(), strict=True))
         self._in_network: list[float] = profiled.in_network_ms.tolist()
-        self._rows: dict[Key, int] | None = None
-        self._sizes: dict[tuple[str, Op, Context], tuple[int, ...]] = {}
-        self._extra: dict[Key, tuple[float, tuple[str, ...]]] = {}
+        self._sizes: dict[tuple[str, Op, str, tuple[int, ...]], tuple[int, ...]] = {}
+        self._extra: dict[Unit, tuple[float, tuple[str, ...]]] = {}
+        self._works: Any = None  # a `features.Works`, which needs torch
+        self._tables: list[tuple[SpaceUnits, SpaceTable]] = []
 
     # -- what it is ---------------------------------------------------------------------------------------------------
 
@@ -149,148 +149,166 @@ class LatencyPredictor:
         """Errors on the calibration networks, which the fit had not seen."""
         return dict(self.meta["accuracy"])
 
-    def _mask_of(self, key: Key) -> int:
-        """The operators of a unit as bits."""
-        if not isinstance(key.op, Block):
-            return 0
-        mask = 0
-        for axis in BLOCK_AXES:
-            mask |= self._bit.get(f"{axis}={getattr(key.op, axis).name}", 0)
-        return mask
-
-    def _presence_ms(self, mask: int) -> float:
-        """What the operators of a mask add to a network, once."""
-        found = self._presence.get(mask)
-        if found is None:
-            values = self.composition.presence_ms
-            found = self._presence[mask] = float(sum(v for i, v in enumerate(values) if mask >> i & 1))
-        return found
+    @property
+    def inputs(self) -> tuple[IOSpec, ...]:
+        """The distinct inputs that it was profiled for."""
+        return tuple(dict.fromkeys(space.io for space in self.spaces))
 
     # -- asking -------------------------------------------------------------------------------------------------------
 
-    def _size_after(self, role: str, op: Op, before: Context) -> tuple[int, ...]:
-        size = self._sizes.get((role, op, before))
-        if size is None:
-            from mixnas.predictors.units import registry_size_after
+    def size_after(self, axis: str, op: Op, before: Context) -> tuple[int, ...]:
+        """The token grid behind a stem, a downsample or a head: as profiled, else as the operator says (torch)."""
+        if not self._sizes:
+            units = self.profiled.units
+            between = np.array([frame.role in BETWEEN for frame in units.frames])
+            for unit in units.take(between[units.rows[:, 0]]):
+                self._sizes[unit.role, unit.op(unit.role), unit.before.kind, unit.before.size] = unit.after.size
+        key = (axis, op, before.kind, before.size)
+        if key not in self._sizes:
+            self._sizes[key] = registry_size_after(axis, op, before)
+        return self._sizes[key]
 
-            size = self._sizes[role, op, before] = registry_size_after(role, op, before)
-        return size
+    def plan(self, architecture: Architecture, io: IOSpec) -> tuple[tuple[str, Unit], ...]:
+        """`units.plan`, without torch where everything was profiled."""
+        return plan(architecture, io, self.size_after)
 
-    def _row_of(self) -> dict[Key, int]:
-        if self._rows is None:
-            self._rows = {key: i for i, key in enumerate(self.profiled.keys)}
-            for key in self.profiled.keys:
-                if isinstance(key.op, Op):
-                    self._sizes[key.role, key.op, key.before] = key.after.size
-        return self._rows
-
-    def knows(self, architecture: Architecture, io: Any = None) -> bool:
+    def knows(self, architecture: Architecture, io: IOSpec | None = None) -> bool:
         """Whether every unit of the architecture was among those that the predictor was profiled for."""
-        rows = self._row_of()
-        return all(key in rows for _, key in walk(architecture, self._io(io), self._size_after))
+        return all(self.profiled.units.find(unit) >= 0 for _, unit in self.plan(architecture, self.input_of(io)))
 
-    def _io(self, io: Any) -> Mapping[str, Any]:
-        if io is None:
-            if not self.spaces:
-                raise ConfigError(f"{self.device}: the predictor knows no task's input; give `io`.")
-            return self.spaces[0].io
-        return io if isinstance(io, Mapping) else io_fields(io)
+    def input_of(self, io: IOSpec | None) -> IOSpec:
+        """The input that is asked about; the only one where none is given.
 
-    def predict(self, architecture: Architecture, io: Any = None) -> Prediction:
+        Raises:
+            ConfigError: None is given, and it was profiled for none or for several.
+        """
+        if io is not None:
+            return network_input(io)
+        if len(self.inputs) != 1:
+            known = "; ".join(map(_input, self.inputs)) or "none"
+            raise ConfigError(
+                f"{self.device}: an architecture's latency depends on its input, and the predictor was profiled for "
+                f"{known}. Give `io`."
+            )
+        return self.inputs[0]
+
+    def predict(self, architecture: Architecture, io: IOSpec | None = None) -> Prediction:
         """Latency of one architecture.
 
         Args:
             architecture: Which.
-            io: The task's `IOSpec`; that of the first profiled space if not given.
+            io: The task's input; may be left out where the predictor was profiled for only one.
 
         Returns:
             The prediction with its interval and breakdown. A unit that was not profiled is counted and predicted by the
-            model (this imports torch the first time); one outside the measured range is reported, the interval widened.
+            model (this imports torch the first time). An input that was not profiled and a unit outside the measured
+            range are reported, the interval widened.
+
+        Raises:
+            ConfigError: See `input_of`; or a unit can neither be found nor built.
         """
-        rows = self._row_of()
+        io = self.input_of(io)
+        outside = dict.fromkeys([] if io in self.inputs else [f"input: {_input(io)} was not profiled"])
         units: list[UnitLatency] = []
-        outside: list[str] = []
+        seen: set[str] = set()
         total = 0.0
-        seen = 0
-        for name, key in walk(architecture, self._io(io), self._size_after):
-            row = rows.get(key)
-            if row is None:
-                ms, texts = self._predict_unknown(key)
-                outside += [f"{name}: {text}" for text in texts]
-                mask = self._mask_of(key)
+        for name, unit in self.plan(architecture, io):
+            row = self.profiled.units.find(unit)
+            if row < 0:
+                ms, texts = self._unknown(unit)
+                outside |= dict.fromkeys(f"{name}: {text}" for text in texts)
             else:
-                ms, mask = self._in_network[row], self._masks[row]
-            ms += self._presence_ms(mask & ~seen)  # the first unit with an operator carries what its presence costs
-            seen |= mask
-            units.append(UnitLatency(name, key.role, ms))
+                ms = self._in_network[row]
+            for axis, op in unit.choices:  # the first unit with an operator carries what its presence costs
+                operator = f"{axis}={op.name}"
+                if operator in self._presence and operator not in seen:
+                    seen.add(operator)
+                    ms += self._presence[operator]
+            units.append(UnitLatency(name, unit.role, ms))
             total += ms
-        half = self.half_width * (OUTSIDE_FACTOR if outside else 1.0)
-        spread = math.exp(half)
-        return Prediction(
-            total,
-            total / spread,
-            total * spread,
-            tuple(units),
-            tuple(outside),
-            self.device,
-            self.runtime,
-            self.estimate,
-        )
+        spread = math.exp(self.half_width * (OUTSIDE_FACTOR if outside else 1.0))
+        latency = Latency(total, total / spread, total * spread, "predicted", tuple(outside))
+        return Prediction(latency, tuple(units), self.device, self.runtime, self.estimate)
 
-    def _predict_unknown(self, key: Key) -> tuple[float, tuple[str, ...]]:
-        found = self._extra.get(key)
-        if found is None:
-            from mixnas.predictors.latency.features import work_of
+    def _unknown(self, unit: Unit) -> tuple[float, tuple[str, ...]]:
+        """Milliseconds in a network of a unit that was not profiled, and what of it lies outside the measured range."""
+        if unit not in self._extra:
+            self.works.of(unit)  # says why, where it cannot be built
+            ms = float(self._predicted(UnitRows.of([unit]))[0])
+            self._extra[unit] = ms, tuple(self.model.outside(describe(unit)))
+        return self._extra[unit]
 
-            settings = describe(key)
+    @property
+    def works(self) -> Any:
+        """Counts units as those were that it was fitted to, a `features.Works`; imports torch."""
+        if self._works is None:
+            from mixnas.predictors.latency.features import Works
+
             gpu = GPU(**self.meta["gpu"]) if self.meta.get("gpu") else None
-            alone = self.model.predict([work_of(key, int(self.meta["batch"]), gpu=gpu)], [settings])
-            ms = float(self.composition.apply(alone, categorical([settings], self.meta["categories"]))[0])
-            found = self._extra[key] = ms, tuple(self.model.outside(settings))
-        return found
+            self._works = Works(int(self.meta["batch"]), gpu=gpu)
+        return self._works
 
-    def unit_ms(self, key: Key) -> float:
-        """What one unit takes in a network; NaN where it cannot be built."""
-        row = self._row_of().get(key)
-        return self._in_network[row] if row is not None else self._predict_unknown(key)[0]
+    def _predicted(self, units: UnitRows) -> np.ndarray:
+        """Milliseconds in a network, by the model alone; NaN where a unit cannot be built."""
+        result = np.empty(len(units))
+        for part, some in units.chunks():
+            works, buildable = self.works.of_all(some)
+            settings = some.described()
+            alone = self.model.predict(works, settings)
+            in_network = self.composition.apply(alone, categorical(settings, self.meta["categories"]))
+            result[part] = np.where(buildable, in_network, np.nan)
+        return result
 
-    def table_of(self, space: SearchSpace, io: Any = None) -> SpaceTable:
-        """The look-up tables of a space; made now when the space was not profiled (this imports torch)."""
-        fields = io_fields(io) if io is not None and not isinstance(io, Mapping) else io
-        for table in self.spaces:
-            same_input = fields is None or table.io == dict(fields)
-            if same_input and (space is table.space or signature(space, table.io) == table.signature):
+    def units_ms(self, units: UnitRows) -> np.ndarray:
+        """(units,) what each takes in a network; NaN where it cannot be built."""
+        rows = self.profiled.units.find_all(units)
+        result = np.append(self.profiled.in_network_ms, np.nan)[rows]
+        unknown = np.flatnonzero(rows < 0)
+        if len(unknown):
+            result[unknown] = self._predicted(units.take(unknown))
+        return result
+
+    def table_of(self, space: SearchSpace, io: IOSpec | None = None) -> SpaceTable:
+        """The look-up tables of a space, made when they are first asked for; this imports torch where the space was not
+        profiled."""
+        io = self.input_of(io)
+        for known, table in self._tables:
+            if known.is_of(space, io):
                 return table
-        from mixnas.predictors.latency.lookup import build_parts
-
-        fields = self._io(io)
-        parts, keys = build_parts(space, lambda architecture: walk(architecture, fields, self._size_after))
-        ms = np.array([self.unit_ms(key) for key in keys])
-        table = SpaceTable(space, fields, parts)
-        table.bind(ms, [self._mask_of(key) for key in keys], self.composition.presence_ms)
-        self.spaces.append(table)
+        own = (known for known in self.spaces if known.is_of(space, io))
+        found = next(own, None) or SpaceUnits(space, io, size_after=self.size_after)
+        operators = self.meta["operators"]
+        has = np.empty((len(found.units), len(operators)), dtype=bool)
+        for part, some in found.units.chunks():
+            has[part] = some.described().select(operators) > 0
+        table = SpaceTable(found, self.units_ms(found.units), has, self.composition.presence_ms)
+        self._tables.append((found, table))
         return table
 
-    def predict_many(self, encoded: np.ndarray, space: SearchSpace, io: Any = None) -> np.ndarray:
+    def predict_many(self, encoded: np.ndarray, space: SearchSpace, io: IOSpec | None = None) -> np.ndarray:
         """Latency of encoded architectures.
 
         Args:
             encoded: Integer matrix (rows, variables) as `space.sample_many` or `space.encode_many` gives.
             space: The space that they are encoded in.
-            io: The task's `IOSpec`; that of the profiled space if not given.
+            io: As in `predict`.
 
         Returns:
             (rows,) milliseconds. The interval of each is x exp(+-`half_width`).
         """
         return self.table_of(space, io).predict_many(encoded)
 
-    def stored_space(self, plain: Any) -> SpaceTable | None:
-        """The profiled space that was written as `plain` (what stands under `space:`), without torch; or None."""
+    def stored_space(self, plain: Any, io: IOSpec | None = None) -> SpaceUnits | None:
+        """The profiled space that was written as `plain`, `{task: ..., space: ...}`, without torch; or None.
+
+        Args:
+            plain: See above.
+            io: Its input; may be left out where only one of that text was profiled.
+        """
         wanted = plain_digest(plain)
-        for table, stored in zip(self.spaces, self.meta["spaces"], strict=False):
-            if wanted in stored["written_as"]:
-                return table
-        return None
+        own = None if io is None else network_input(io)
+        found = [known for known in self.spaces if wanted in known.written_as and own in (None, known.io)]
+        return found[0] if len(found) == 1 else None
 
     # -- files --------------------------------------------------------------------------------------------------------
 
@@ -303,18 +321,17 @@ class LatencyPredictor:
         if self.estimate:
             raise ConfigError(f"{self.device}: an estimate is not kept among the measured devices.")
         model, trees = self.model, self.model.trees
-        stored = self.spaces[: len(self.meta["spaces"])]
         meta = {
             **self.meta,
             "format": FORMAT,
-            "keys": [key_to_plain(key) for key in self.profiled.keys],
+            "units": self.profiled.units.to_plain(),
             "work_names": list(model.work_names),
             "setting_names": list(model.setting_names),
             "spread": model.spread,
             "compositions": [{"scale": c.scale, "constant_ms": c.constant_ms} for c in self.composition.chain()],
             "spaces": [
-                {**table.to_plain(), "written_as": entry["written_as"]}
-                for table, entry in zip(stored, self.meta["spaces"], strict=True)
+                {"tree": tree_to_plain(s.space.tree), "io": s.io.to_plain(), "written_as": list(s.written_as)}
+                for s in self.spaces
             ],
         }
         arrays = {
@@ -322,6 +339,7 @@ class LatencyPredictor:
             "low": model.low,
             "high": model.high,
             **trees.to_arrays("trees"),
+            "units": self.profiled.units.rows,
             "alone_ms": self.profiled.alone_ms,
             "in_network_ms": self.profiled.in_network_ms,
             "measured": self.profiled.measured,
@@ -329,8 +347,6 @@ class LatencyPredictor:
         for c, composition in enumerate(self.composition.chain()):
             arrays[f"composition{c}.weights"] = composition.weights
             arrays[f"composition{c}.presence_ms"] = composition.presence_ms
-        for s, table in enumerate(stored):
-            arrays |= table.to_arrays(f"space{s}")
         arrays["meta"] = np.frombuffer(json.dumps(meta, allow_nan=False).encode(), dtype=np.uint8)
         arrays["digest"] = np.frombuffer(_digest(arrays), dtype=np.uint8)
 
@@ -347,7 +363,7 @@ class LatencyPredictor:
         """Read a predictor file.
 
         Raises:
-            IntegrityError: It is damaged, truncated or something else.
+            IntegrityError: It is damaged, truncated, something else, or of an earlier version.
         """
         path = Path(path)
         try:
@@ -367,10 +383,20 @@ class LatencyPredictor:
                     composition,
                 )
             assert composition is not None
-            keys = [key_from_plain(plain) for plain in meta.pop("keys")]
-            profiled = Profiled(keys, arrays["alone_ms"], arrays["in_network_ms"], arrays["measured"])
-            spaces = [SpaceTable.restore(plain, arrays, f"space{s}") for s, plain in enumerate(meta["spaces"])]
-            return cls(meta, model, composition, profiled, spaces)
+            units = UnitRows.from_plain(meta.pop("units"), arrays["units"])
+            profiled = Profiled(units, arrays["alone_ms"], arrays["in_network_ms"], arrays["measured"])
+            stored = meta.pop("spaces")
+            predictor = cls(meta, model, composition, profiled, ())
+            predictor.spaces = tuple(
+                SpaceUnits(
+                    SearchSpace(tree_from_plain(plain["tree"]), "stored space"),
+                    IOSpec.from_plain(plain["io"]),
+                    tuple(plain["written_as"]),
+                    predictor.size_after,
+                )
+                for plain in stored
+            )
+            return predictor
         except IntegrityError:
             raise
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, AssertionError) as error:
@@ -434,15 +460,15 @@ def plain_digest(plain: Any) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def categorical(settings: Sequence[Mapping[str, float]], names: Sequence[str]) -> np.ndarray:
+def categorical(settings: Columns, names: Sequence[str]) -> np.ndarray:
     """(units, names): the settings that the composition corrects for; widths in units of 64 channels."""
-    from mixnas.predictors.latency.model import matrix
+    return settings.select(names) / np.array([1.0 if "=" in name else 64.0 for name in names])
 
-    result = matrix(settings, names)
-    for i, name in enumerate(names):
-        if "=" not in name:
-            result[:, i] /= 64
-    return result
+
+def _input(io: IOSpec) -> str:
+    """An input in words."""
+    size, reads = "x".join(map(str, io.size)), "tokens" if io.tokens else "features"
+    return f"{io.kind} {size} of {io.in_features} {reads}, {io.num_outputs} outputs ({io.head})"
 
 
 def _digest(arrays: Mapping[str, np.ndarray]) -> bytes:
@@ -475,6 +501,8 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     if "digest" not in arrays or "meta" not in arrays or arrays["digest"].tobytes() != _digest(arrays):
         raise _damaged(path, "its digest does not fit")
     meta = json.loads(arrays["meta"].tobytes())
+    if isinstance(meta.get("format"), int) and meta["format"] < FORMAT:
+        raise IntegrityError(outdated(path, "a latency predictor", f"format {meta['format']}"))
     if meta.get("format") != FORMAT:
         raise _damaged(path, f"format {meta.get('format')}, this version reads {FORMAT}")
     return arrays, meta

@@ -18,47 +18,44 @@ from typing import Any
 import numpy as np
 import torch
 
-from mixnas.predictors.latency import features
-from mixnas.predictors.latency.fit import SpaceToFit, fit
+from mixnas.predictors.latency.features import Works, deployed_unit, example_input
+from mixnas.predictors.latency.fit import fit
 from mixnas.predictors.latency.gpus import gpu_of
-from mixnas.predictors.latency.lookup import SpaceTable
-from mixnas.predictors.latency.model import FitConfig, matrix
-from mixnas.predictors.latency.predictor import LatencyPredictor, installed, user_directory
-from mixnas.predictors.latency.selection import draw_by_size, unit_sizes
+from mixnas.predictors.latency.lookup import SpaceTable, SpaceUnits
+from mixnas.predictors.latency.model import Columns, FitConfig
+from mixnas.predictors.latency.predictor import LatencyPredictor, installed, plain_digest, user_directory
+from mixnas.predictors.latency.selection import amounts, cover, disagreement, draw_by_size, sample_rows, unit_sizes
 from mixnas.predictors.latency.transfer import MIN_NETWORKS, nearest_source, transfer
-from mixnas.predictors.latency.trees import Trees
+from mixnas.predictors.latency.unit_rows import POLICY, UnitRows
 from mixnas.predictors.measuring import runtimes
 from mixnas.predictors.measuring.device import INTERPRETER, device_name, provenance
 from mixnas.predictors.measuring.measure import (
     Call,
     MeasureConfig,
+    Measurement,
     Meter,
     fixed_threads,
-    make_sentinel,
     measuring,
-    sentinel_module,
     windows_of,
 )
+from mixnas.predictors.measuring.sentinel import make_sentinel, sentinel_module
 from mixnas.predictors.measuring.table import BY_SIZE, MeasurementTable, Subject, subject, tagged
-from mixnas.predictors.units import (
-    Key,
-    architecture_from_canonical,
-    describe,
-    io_fields,
-    key_from_plain,
-    key_to_plain,
-)
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import ConfigError, IntegrityError, StoppedEarly
-from mixnas.search_space.network import IOSpec, Network
+from mixnas.search_space.network import Network
+from mixnas.search_space.operators.quantization.policy import policy_of
+from mixnas.search_space.reporting import SILENT, Report
 from mixnas.search_space.space import SearchSpace
+from mixnas.search_space.units import IOSpec, Unit, describe
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[float, str], None]
-
 _KEEP_S = 15.0
 """Seconds of measurements that a kill may lose."""
+_CANDIDATES = 2000
+"""Units, at most, among which those to measure next are chosen; of more a sample, in which every operator occurs."""
+_FIRST_UNITS = 24
+"""With fewer measured units the next are chosen such that all operators occur: the model knows too little to choose."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +67,7 @@ class ProfileConfig:
         network_share: Share of the measuring time that goes to whole networks. All of it, where building one takes
             seconds (a compiler) and another device's or runtime's predictor can be transferred from.
         by_size_share: Share of those networks that are drawn such that small and large ones occur about equally
-            (`drawing`); the others are drawn uniformly. None in a space that `max_networks` nearly covers.
+            (`selection`); the others are drawn uniformly. None in a space that `max_networks` nearly covers.
         max_networks: Whole networks per space, at most; with these and every unit measured, profiling ends early.
         min_units: With fewer measured units, the predictor is transferred from another, where there is one.
         measure: How each is measured.
@@ -103,7 +100,6 @@ class Profiler:
         plain: Any = None,
     ) -> None:
         self.space, self.io, self.config, self.runtime = space, io, config, runtime
-        self.fields = io_fields(io)
         threads = config.measure.threads
         self.name = device if device == INTERPRETER else device_name(device, threads)
         here = device_name("auto", threads), device_name("cpu", threads), INTERPRETER
@@ -116,17 +112,16 @@ class Profiler:
         runtimes.require(runtime, self.torch_device)
         self.clock = runtimes.clock_of(runtime, self.torch_device)
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.works: dict[Key, Mapping[str, float] | None] = {}
+        self.works = Works(config.measure.batch_size, self.torch_device, self.gpu)
         self.directory = Path(directory)
         self.meter = Meter(config.measure, sentinel=self._sentinel(), clock=self.clock)
         self.table = MeasurementTable.create_or_open(
             self.directory, self.name, runtime, threads, self._reference_ms(), config.measure.batch_size
         )
         self._provenance: int | None = None
-        for what in self.table.subjects.values():
-            if what.kind == "unit":
-                self.works[key_from_plain(what.config)] = what.work
-        self.to_fit = SpaceToFit.of(space, self.fields, plain)
+        self.known = SpaceUnits(space, io, () if plain is None else (plain_digest(plain),))
+        self.left_out: dict[str, str] = {}  # subjects that turned out not to run here, and why
+        self._rows: dict[str, int] = {}  # of the space's units by subject
         self.rng = np.random.default_rng([config.seed, len(self.table.subjects)])
         self._cost = {"unit": 0.05, "network": 0.1}  # seconds per subject, corrected by what is seen
 
@@ -143,42 +138,76 @@ class Profiler:
 
     # -- subjects -----------------------------------------------------------------------------------------------------
 
-    def work_of(self, key: Key) -> Mapping[str, float] | None:
-        """Counts of a unit; None when it cannot be built where it stands."""
-        if key not in self.works:
-            try:
-                batch = self.config.measure.batch_size
-                self.works[key] = features.work_of(key, batch, self.torch_device, self.gpu)
-            except ConfigError as error:
-                log.info("left out of the profile: %s", error)
-                self.works[key] = None
-        return self.works[key]
+    @functools.cached_property
+    def amounts(self) -> np.ndarray:
+        """(units, 2) operations and multiply-accumulates of the space's units; NaN where one cannot be measured."""
+        units = self.known.units
+        found = np.empty((len(units), 2))
+        for part, some in units.chunks():
+            counted, buildable = self.works.of_all(some)
+            found[part] = np.where(buildable[:, None], amounts(counted), np.nan)
+        for number, policy in enumerate(units.slots[POLICY]):
+            reason = "" if policy is None else policy_of(policy[1]).why_not(self.torch_device, self.runtime)
+            if policy is not None and reason:
+                log.info("left out of the profile: policy %s: %s", policy[1], reason)
+                found[units.rows[:, 1 + POLICY] == number] = np.nan
+        return found
 
-    def unit_subject(self, key: Key) -> Subject | None:
-        """What the table calls a unit; None when it cannot be built."""
-        work = self.work_of(key)
-        batch = self.config.measure.batch_size
-        return None if work is None else subject("unit", key_to_plain(key), work, batch)
+    def unit_subject(self, row: int) -> Subject:
+        """What the table calls a unit of the space."""
+        unit = self.known.units[row]
+        what = subject("unit", unit.to_plain(), self.works.of(unit), self.config.measure.batch_size)
+        self._rows[what.id] = row
+        return what
+
+    def _row_of(self, what: Subject) -> int:
+        """The row of a unit among the space's; -1 where it is another space's."""
+        if what.id not in self._rows:
+            self._rows[what.id] = self.known.units.find(Unit.from_plain(what.config))
+        return self._rows[what.id]
 
     def network_subject(self, architecture: Architecture, work: Mapping[str, float] | None = None) -> Subject:
         """What the table calls a whole network; `work` says how it was drawn."""
-        config = {"architecture": architecture.to_dict(), "io": self.fields}
+        config = {"architecture": architecture.to_dict(), "io": self.io.to_plain()}
         return subject("network", config, work or {}, self.config.measure.batch_size)
 
     def call_of(self, what: Subject) -> Call:
         """The forward of a subject through the runtime, on random inputs."""
         batch = self.config.measure.batch_size
         if what.kind == "unit":
-            key = key_from_plain(what.config)
-            module = features.deployed_unit(key, self.torch_device)
-            inputs = features.example_input(key, batch, self.generator, self.torch_device)
+            unit = Unit.from_plain(what.config)
+            name = f"the {unit.role} unit of {', '.join(str(op) for _, op in unit.choices)}"
+            module = deployed_unit(unit, self.torch_device)
+            inputs = example_input(unit, batch, self.generator, self.torch_device)
         else:
-            module = Network(
-                architecture_from_canonical(what.config["architecture"]), self.io, generator=self.generator
-            )
+            architecture = Architecture.from_canonical(what.config["architecture"])
+            name = f"network {architecture.id}"
+            module = Network(architecture, self.io, generator=self.generator)
             module = module.eval().requires_grad_(False).deploy().to(self.torch_device)
             inputs = self.io.example(batch, generator=self.generator).to(self.torch_device)
-        return runtimes.prepare(module, inputs, self.runtime, self.config.measure.threads)
+        call = runtimes.prepare(module, inputs, self.runtime, self.config.measure.threads, name)
+        if self.torch_device == "cuda":  # now rather than in its first window: whether its memory suffices
+            with torch.inference_mode():
+                call()
+            torch.cuda.synchronize()
+        return call
+
+    def _built(self, subjects: Sequence[Subject], until: float) -> tuple[list[Subject], list[Call]]:
+        """The subjects that could be built before `until` (at least one), and their calls."""
+        built: list[Subject] = []
+        calls: list[Call] = []
+        for what in subjects:
+            if calls and (time.monotonic() > until or self._memory_is_low()):
+                break
+            try:
+                calls.append(self.call_of(what))
+                built.append(what)
+            except (ConfigError, torch.cuda.OutOfMemoryError) as error:
+                log.warning("left out of the profile: %s", error)
+                self.left_out[what.id] = str(error)
+                if self.torch_device == "cuda":
+                    torch.cuda.empty_cache()
+        return built, calls
 
     def measure(
         self,
@@ -203,12 +232,8 @@ class Profiler:
             record = provenance(kind, self.config.measure.threads) | {"device": self.name, "runtime": self.runtime}
             self._provenance = self.table.add_provenance(record)
         begun = time.monotonic()
-        calls: list[Call] = []
-        for what in subjects:
-            # Half of the time at most for building (a compiler may take seconds a unit), the rest for measuring.
-            if calls and (time.monotonic() > begun + (deadline - begun) / 2 or self._memory_is_low()):
-                break
-            calls.append(self.call_of(what))
+        # Half of the time at most for building (a compiler may take seconds a unit), the rest for measuring.
+        subjects, calls = self._built(subjects, begun + (deadline - begun) / 2)
         rows = []
         kept = time.monotonic()
         seen: set[int] = set()
@@ -247,75 +272,67 @@ class Profiler:
 
     # -- choosing -----------------------------------------------------------------------------------------------------
 
-    def _unmeasured(self) -> list[tuple[Key, Subject]]:
-        passes = self.config.measure.passes
-        result = []
-        for key in self.to_fit.keys:
-            what = self.unit_subject(key)
-            if what is not None and self.table.accepted(what.id) < passes:
-                result.append((key, what))
-        return result
+    def _unmeasured(self) -> np.ndarray:
+        """Rows of the space's units that can be measured and are not yet."""
+        due = np.isfinite(self.amounts[:, 0])
+        due[[self._rows[identity] for identity in self.left_out if identity in self._rows]] = False
+        for what in self.table.subjects.values():
+            if what.kind == "unit" and self.table.accepted(what.id) >= self.config.measure.passes:
+                row = self._row_of(what)
+                if row >= 0:
+                    due[row] = False
+        return np.flatnonzero(due)
 
     def choose_units(self, count: int) -> list[Subject]:
         """The units to measure next: those of which the model is least sure; at first such that all operators occur."""
-        candidates = self._unmeasured()
-        if len(candidates) <= count:
-            return [what for _, what in candidates]
-        order = self.rng.permutation(len(candidates))
-        latencies = self.table.latencies("unit")
-        if len(latencies) < 24:
-            return [candidates[i][1] for i in _covering([describe(candidates[i][0]) for i in order], count, order)]
-        unsure = self._disagreement([key for key, _ in candidates], latencies)
-        ranked = np.argsort(-unsure)
-        return [candidates[i][1] for i in ranked[:count]]
+        rows = self._unmeasured()
+        if len(rows) > count:
+            rows = rows[sample_rows(self.known.units.take(rows), max(_CANDIDATES, count), self.rng)]
+            candidates = self.known.units.take(rows)
+            measured = self.table.measurements("unit")
+            if len(measured) < _FIRST_UNITS:
+                chosen = cover(candidates.described(), count)
+            else:
+                chosen = np.argsort(-self._disagreement(candidates, measured), kind="stable")[:count]
+            rows = rows[chosen]
+        return [self.unit_subject(row) for row in rows]
 
-    def _disagreement(self, keys: Sequence[Key], latencies: Mapping[str, Any]) -> np.ndarray:
-        """Standard deviation between small models, each fitted on another part of what was measured."""
-        measured = [self.table.subjects[identity] for identity in latencies]
-        settings = [describe(key_from_plain(what.config)) for what in measured]
-        names = sorted({name for row in settings for name in row})
-        work_names = sorted({name for what in measured for name in what.work})
-        known = np.hstack([matrix(settings, names), matrix([what.work for what in measured], work_names)])
-        target = np.log([latency.latency_ms for latency in latencies.values()])
-        wanted = np.hstack(
-            [
-                matrix([describe(key) for key in keys], names),
-                matrix([self.works[key] or {} for key in keys], work_names),
-            ]
-        )
-        votes = []
-        for seed in range(4):
-            rows = np.random.default_rng(seed).integers(0, len(target), len(target))
-            votes.append(
-                Trees.fit(known[rows], target[rows], num_trees=40, depth=3, rate=0.2, subsample=1.0, seed=seed).predict(
-                    wanted
-                )
-            )
-        return np.std(votes, axis=0)
+    def _disagreement(self, candidates: UnitRows, measured: Mapping[str, Measurement]) -> np.ndarray:
+        """How unsure one can be of each candidate after what was measured."""
+        subjects = [self.table.subjects[identity] for identity in measured]
+        settings = Columns.of([describe(Unit.from_plain(what.config)) for what in subjects])
+        works = Columns.of([what.work for what in subjects])
+        target = np.log([each.latency.ms for each in measured.values()])
+        own, _ = self.works.of_all(candidates)
+        wanted = np.hstack([candidates.described().select(settings.names), own.select(works.names)])
+        return disagreement(np.hstack([settings.values, works.values]), target, wanted)
 
     def choose_networks(self, count: int) -> list[Subject]:
         """Networks to measure next: those begun, then random ones, a share of them drawn by size."""
-        passes = self.config.measure.passes
+        io = self.io.to_plain()
         own = [
             what
             for what in self.table.subjects.values()
             if what.kind == "network"
-            and what.config["io"] == self.fields
-            and self.space.contains(architecture_from_canonical(what.config["architecture"]))
+            and what.config["io"] == io
+            and self.space.contains(Architecture.from_canonical(what.config["architecture"]))
         ]
-        begun = [what for what in own if self.table.accepted(what.id) < passes]
+        begun = [
+            what
+            for what in own
+            if self.table.accepted(what.id) < self.config.measure.passes and what.id not in self.left_out
+        ]
         count = min(count, self.config.max_networks - len(own) + len(begun))
         found = {what.id: what for what in begun[:count]}
-        known = {what.id for what in own}
+        known = {what.id for what in own} | set(self.left_out)
         by_size = int(self._by_size_share * max(count - len(found), 0))
 
         def add(matrix: np.ndarray, work: Mapping[str, float], limit: int) -> None:
-            for vector in matrix:
+            for vector in matrix[np.isfinite(self._size_of(matrix))]:
                 if len(found) >= limit:
                     break
-                architecture = self.space.decode(vector)
-                what = self.network_subject(architecture, work)
-                if what.id not in known and all(self.work_of(key) is not None for key in self._keys_of(architecture)):
+                what = self.network_subject(self.space.decode(vector), work)
+                if what.id not in known:
                     found.setdefault(what.id, what)
 
         add(self.space.sample_many(2 * max(count - by_size, 0), self.rng), {}, count - by_size)
@@ -329,21 +346,14 @@ class Profiler:
 
     @functools.cached_property
     def _size_of(self) -> Callable[[np.ndarray], np.ndarray]:
-        table = SpaceTable(self.space, self.fields, self.to_fit.parts)
-        sizes = unit_sizes([self.work_of(key) for key in self.to_fit.keys])
-        table.bind(sizes, [0] * len(sizes), np.empty(0))
-        return table.predict_many
-
-    def _keys_of(self, architecture: Architecture) -> list[Key]:
-        from mixnas.predictors.units import registry_size_after, walk
-
-        return [key for _, key in walk(architecture, self.fields, registry_size_after)]
+        nothing = np.empty((len(self.known.units), 0), dtype=bool)
+        return SpaceTable(self.known, unit_sizes(self.amounts), nothing, np.empty(0)).predict_many
 
     def run(
         self,
         deadline: float,
         share: float,
-        progress: Progress | None = None,
+        tick: Callable[[], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> None:
         """Measure in rounds until `deadline`, until everything is measured, or until told to stop.
@@ -351,17 +361,9 @@ class Profiler:
         Args:
             deadline: On the clock of `time.monotonic`.
             share: Of the time for whole networks.
-            progress: See `profile`.
+            tick: Called after each window and round.
             should_stop: See `profile`.
         """
-        begun = time.monotonic()
-
-        def tick() -> None:
-            if progress is not None:
-                kinds = [what.kind for what in self.table.subjects.values()]
-                text = f"{kinds.count('unit')} units, {kinds.count('network')} networks measured"
-                progress(min(1.0, (time.monotonic() - begun) / max(deadline - begun, 1e-9)), text)
-
         rounds = 0
         while (left := deadline - time.monotonic()) > 1.0:
             if should_stop is not None and should_stop():
@@ -378,21 +380,8 @@ class Profiler:
             mixed = [subjects[i] for i in self.rng.permutation(len(subjects))]
             self.measure(mixed, time.monotonic() + slot, should_stop, tick)
             rounds += 1
-            tick()
-
-
-def _covering(settings: Sequence[Mapping[str, float]], count: int, labels: np.ndarray) -> list[int]:
-    """Greedy choice of `count` rows such that rare settings occur often; returns their labels."""
-    seen: dict[tuple[str, float], int] = {}
-    chosen: list[int] = []
-    left = list(range(len(settings)))
-    for _ in range(count):
-        best = max(left, key=lambda i: sum(1.0 / (1 + seen.get(item, 0)) ** 2 for item in settings[i].items()))
-        left.remove(best)
-        chosen.append(int(labels[best]))
-        for item in settings[best].items():
-            seen[item] = seen.get(item, 0) + 1
-    return chosen
+            if tick is not None:
+                tick()
 
 
 def profile(
@@ -404,7 +393,7 @@ def profile(
     directory: str | Path | None = None,
     config: ProfileConfig | None = None,
     plain: Any = None,
-    progress: Progress | None = None,
+    report: Report = SILENT,
     should_stop: Callable[[], bool] | None = None,
 ) -> LatencyPredictor:
     """Measure a space on this device and fit its predictor; goes on from what the device's table holds already.
@@ -416,8 +405,8 @@ def profile(
         runtime: "eager", "compiled", "onnxruntime" or "graph".
         directory: Where the table and the predictor are kept; `latency.user_directory()` if not given.
         config: Budget and settings.
-        plain: What stood under `space:` in the file, so that a query of the same text needs no torch.
-        progress: Called with the share of the budget that is spent, and a text.
+        plain: `{task: ..., space: ...}` as they stood in the file, so that a query of the same needs no torch.
+        report: Told the seconds spent, the budget's, and how many units and networks were measured.
         should_stop: Asked between measurements; what was measured until then is kept.
 
     Returns:
@@ -432,25 +421,42 @@ def profile(
     place = Path(directory) if directory is not None else user_directory()
     with fixed_threads(config.measure.threads):
         profiler = Profiler(space, io, device=device, runtime=runtime, directory=place, config=config, plain=plain)
-        others = _spaces_before(place, profiler)
-        for key in (key for other in others for key in other.keys):
-            profiler.work_of(key)  # the fit needs it, and has few seconds at the end
+
+        def tick() -> None:
+            kinds = [what.kind for what in profiler.table.subjects.values()]
+            spent = min(time.monotonic() - begun, config.budget_s)
+            report(spent, config.budget_s, units=kinds.count("unit"), networks=kinds.count("network"))
+
+        others = _spaces_before(profiler)
+        for other in others:  # the fit needs their counts, and has few seconds at the end
+            for _, some in other.units.chunks():
+                profiler.works.of_all(some)
         sources = _sources(place, profiler) if runtime in ("compiled", "onnxruntime") else []
         share = 1.0 if sources else config.network_share
         # The fit takes some seconds, most of them scikit-learn's import.
-        profiler.run(begun + config.budget_s - min(8.0, 0.25 * config.budget_s), share, progress, should_stop)
+        profiler.run(begun + config.budget_s - min(8.0, 0.25 * config.budget_s), share, tick, should_stop)
     if should_stop is not None and should_stop():
         raise StoppedEarly(f"profiling was stopped. What was measured is kept in {place}.")
     kinds = [what.kind for what in profiler.table.subjects.values()]
     if sources and kinds.count("unit") < config.min_units and kinds.count("network") >= MIN_NETWORKS:
         predictor = transfer(profiler.table, nearest_source(profiler.table, sources, config.fit), config.fit)
     else:
-        predictor = fit(profiler.table, [profiler.to_fit, *others], profiler.work_of, config.fit)
-        if profiler.gpu is not None:
-            predictor.meta["gpu"] = profiler.gpu.to_plain()
+        predictor = _fitted(profiler, [profiler.known, *others])
     predictor.save(place)
-    if progress is not None:
-        progress(1.0, "fitted")
+    tick()
+    return predictor
+
+
+def _fitted(profiler: Profiler, spaces: Sequence[SpaceUnits]) -> LatencyPredictor:
+    try:
+        predictor = fit(profiler.table, spaces, profiler.works, profiler.config.fit)
+    except ConfigError as error:
+        if not profiler.left_out:
+            raise
+        reason = next(iter(profiler.left_out.values()))
+        raise ConfigError(f"{error} {len(profiler.left_out)} were left out, the first because: {reason}") from error
+    if profiler.gpu is not None:
+        predictor.meta["gpu"] = profiler.gpu.to_plain()
     return predictor
 
 
@@ -459,14 +465,18 @@ def _sources(directory: Path, profiler: Profiler) -> list[LatencyPredictor]:
     found = []
     for device, runtime, path in [*installed(directory), *installed()]:
         if (device, runtime) != (profiler.name, tagged(profiler.runtime, profiler.table.batch)):
-            predictor = LatencyPredictor.open(path)
-            if any(t.space.tree == profiler.space.tree and t.io == profiler.fields for t in predictor.spaces):
+            try:
+                predictor = LatencyPredictor.open(path)
+            except IntegrityError as error:
+                log.warning("%s It is not transferred from.", error)
+                continue
+            if any(known.is_of(profiler.space, profiler.io) for known in predictor.spaces):
                 found.append(predictor)
     return found
 
 
-def _spaces_before(directory: Path, profiler: Profiler) -> list[SpaceToFit]:
-    """The spaces that the device's predictor already tabulates, apart from this one."""
+def _spaces_before(profiler: Profiler) -> list[SpaceUnits]:
+    """The spaces that the device's predictor already knows, apart from this one."""
     path = profiler.table.csv_path.with_suffix(".npz")
     if not path.exists():
         return []
@@ -475,10 +485,4 @@ def _spaces_before(directory: Path, profiler: Profiler) -> list[SpaceToFit]:
     except IntegrityError as error:
         log.warning("%s It is fitted anew from its table.", error)
         return []
-    mine = profiler.to_fit
-    found = []
-    for table, entry in zip(before.spaces, before.meta["spaces"], strict=True):
-        if table.io == mine.io and table.space.tree == mine.space.tree:
-            continue
-        found.append(SpaceToFit(table.space, table.io, table.parts, before.profiled.keys, tuple(entry["written_as"])))
-    return found
+    return [known for known in before.spaces if not known.is_of(profiler.space, profiler.io)]

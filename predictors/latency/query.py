@@ -10,10 +10,10 @@ import numpy as np
 
 from mixnas.predictors.latency.predictor import LatencyPredictor, Prediction
 from mixnas.predictors.measuring.device import device_name
-from mixnas.predictors.units import architecture_from_canonical
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.space import SearchSpace
+from mixnas.search_space.units import IOSpec
 
 
 def device_or_here(device: str | None) -> str:
@@ -21,53 +21,62 @@ def device_or_here(device: str | None) -> str:
     return device_name() if device in (None, "auto") else str(device)
 
 
-def ask(predictor: LatencyPredictor, plain: Any, source: str) -> Prediction:
+def ask(predictor: LatencyPredictor, plain: Any, source: str, io: IOSpec | None = None) -> Prediction:
     """The prediction for an architecture as plain data.
 
     Args:
         predictor: Whom to ask.
         plain: What an architecture file holds (with or without `space:` at the top).
         source: Name for messages.
+        io: The task's input; may be left out where the predictor was profiled for only one.
 
     Raises:
-        ConfigError: Not an architecture.
+        ConfigError: Not an architecture; or no input is given and there is not exactly one.
     """
     if isinstance(plain, Mapping) and "space" in plain:
         plain = plain["space"]
+    io = predictor.input_of(io)
     try:
-        architecture = architecture_from_canonical(plain)
-        if not predictor.knows(architecture):  # then nothing vouches for it yet
+        architecture = Architecture.from_canonical(plain)
+        if not predictor.knows(architecture, io):  # then nothing vouches for it yet
             raise KeyError
     except (KeyError, TypeError, AttributeError, ValueError):
         architecture = Architecture.from_dict(plain, source)
-    return predictor.predict(architecture)
+    return predictor.predict(architecture, io)
 
 
-def ask_sample(predictor: LatencyPredictor, config: Any, count: int, seed: int, source: str) -> list[dict[str, Any]]:
+def ask_sample(
+    predictor: LatencyPredictor, space: SearchSpace, count: int, seed: int, io: IOSpec
+) -> list[dict[str, Any]]:
     """Predictions for random architectures of a space.
 
     Args:
         predictor: Whom to ask.
-        config: What a configuration file holds; its `space:` is sampled.
+        space: Where from.
         count: How many.
         seed: Of the sample.
-        source: Name for messages.
+        io: The task's input.
     """
     if count < 1:
         raise ConfigError(f"--sample {count}: give a whole number from 1.")
-    plain = config["space"] if isinstance(config, Mapping) and "space" in config else config
-    table = predictor.stored_space(plain)
-    space = SearchSpace.from_dict(plain, f"{source}: space") if table is None else table.space
-    matrix = space.sample_many(count, np.random.default_rng(seed))
     rows = []
-    for vector in matrix:
+    for vector in space.sample_many(count, np.random.default_rng(seed)):
         architecture = space.decode(vector)
-        rows.append({"id": architecture.id, **to_plain(predictor.predict(architecture)),
-                     "architecture": architecture.to_dict()})  # fmt: skip
+        answer = to_plain(predictor.predict(architecture, io))
+        rows.append({"id": architecture.id, **answer, "architecture": architecture.to_dict()})
     return rows
 
 
 def to_plain(prediction: Prediction) -> dict[str, Any]:
     """Plain data for JSON."""
-    return {**dataclasses.asdict(prediction), "outside": list(prediction.outside),
-            "units": [dataclasses.asdict(unit) for unit in prediction.units]}  # fmt: skip
+    latency = prediction.latency
+    return {
+        "latency_ms": latency.ms,
+        "low_ms": latency.low_ms,
+        "high_ms": latency.high_ms,
+        "outside": list(latency.outside),
+        "units": [dataclasses.asdict(unit) for unit in prediction.units],
+        "device": prediction.device,
+        "runtime": prediction.runtime,
+        "estimate": prediction.estimate,
+    }

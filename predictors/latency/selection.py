@@ -1,16 +1,20 @@
-"""Drawing networks of every size: random choices give middling networks, and hardly ever the smallest or the largest.
+"""What to measure: which units, and networks of every size.
 
-Each network starts as a random one and is led to a size of its own, and the sizes are spread evenly over the space's
-range on a logarithmic scale: one random choice after another is drawn anew, and kept unless it leads away.
+Random choices give middling networks, and hardly ever the smallest or the largest. So each network starts as a random
+one and is led to a size of its own, and the sizes are spread evenly over the space's range on a logarithmic scale: one
+random choice after another is drawn anew, and kept unless it leads away.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
+from mixnas.predictors.latency.model import Columns
+from mixnas.predictors.latency.trees import Trees
+from mixnas.predictors.latency.unit_rows import UnitRows
 from mixnas.search_space.space import INACTIVE, SearchSpace
 
 _SWEEPS = 25  # proposals per choice, at most
@@ -20,18 +24,74 @@ _SCOUTS = 8
 SizeOf = Callable[[np.ndarray], np.ndarray]
 
 
-def unit_sizes(works: Sequence[Mapping[str, float] | None]) -> np.ndarray:
-    """Operations and multiply-accumulates of units, each in those of the mean unit; NaN where one cannot be built.
+def sample_rows(units: UnitRows, count: int, rng: np.random.Generator) -> np.ndarray:
+    """So many random rows of these units, in random order, in which every operator, policy and frame occurs."""
+    order = rng.permutation(len(units))
+    if len(units) <= count:
+        return order
+    # Of each the first few that there are; more than `count` only where there are more operators than that.
+    each = max(1, count // (2 * sum(map(len, (units.frames, *units.slots)))))
+    chosen = np.zeros(len(units), dtype=bool)
+    for column in units.rows[order].T:
+        by_value = np.argsort(column, kind="stable")
+        values = column[by_value]
+        rank = np.arange(len(values)) - np.searchsorted(values, values)
+        chosen[by_value[rank < each]] = True
+    rest = np.flatnonzero(~chosen)
+    chosen[rest[: max(0, count - int(chosen.sum()))]] = True
+    return order[chosen]
 
-    Operations that only change a view do not count. Operations decide what a small network takes, arithmetic a large.
+
+def cover(settings: Columns, count: int) -> np.ndarray:
+    """Greedy choice of `count` rows such that rare settings occur often."""
+    items = np.zeros(settings.values.shape, dtype=np.int64)
+    start = 0
+    for column, values in enumerate(settings.values.T):
+        found, which = np.unique(values, return_inverse=True)
+        items[:, column] = start + which
+        start += len(found)
+    there = settings.values != 0
+    seen = np.zeros(start)
+    left = np.ones(len(items), dtype=bool)
+    chosen: list[int] = []
+    for _ in range(min(count, len(items))):
+        gain = ((1.0 / (1 + seen[items]) ** 2) * there).sum(axis=1)
+        best = int(np.argmax(np.where(left, gain, -1.0)))
+        left[best] = False
+        chosen.append(best)
+        seen[items[best][there[best]]] += 1
+    return np.array(chosen, dtype=np.int64)
+
+
+def disagreement(known: np.ndarray, target: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """(candidates,) standard deviation between small models, each fitted on another part of what was measured.
+
+    Args:
+        known: (measured, columns).
+        target: (measured,) logarithms of milliseconds.
+        wanted: (candidates, columns).
     """
-    sizes = np.full((len(works), 2), np.nan)
-    for row, work in enumerate(works):
-        if work is not None:
-            calls = sum(v for name, v in work.items() if name.endswith(".calls") and name != "view.calls")
-            macs = sum(v for name, v in work.items() if name.endswith(".macs") and ".rounds." not in name)
-            sizes[row] = calls, macs
-    return np.asarray((sizes / np.maximum(np.nanmean(sizes, axis=0), 1e-9)).sum(axis=1))
+    votes = []
+    for seed in range(4):
+        rows = np.random.default_rng(seed).integers(0, len(target), len(target))
+        trees = Trees.fit(known[rows], target[rows], num_trees=40, depth=3, rate=0.2, subsample=1.0, seed=seed)
+        votes.append(trees.predict(wanted))
+    return np.asarray(np.std(votes, axis=0))
+
+
+def amounts(works: Columns) -> np.ndarray:
+    """(units, 2) operations, those that only change a view apart, and multiply-accumulates."""
+    calls = [n.endswith(".calls") and n != "view.calls" for n in works.names]
+    macs = [n.endswith(".macs") and ".rounds." not in n for n in works.names]
+    return np.stack([works.values[:, np.array(kind, dtype=bool)].sum(axis=1) for kind in (calls, macs)], axis=1)
+
+
+def unit_sizes(found: np.ndarray) -> np.ndarray:
+    """Sizes of units from their `amounts`, each in those of the mean unit; NaN where those are.
+
+    Operations decide what a small network takes, arithmetic a large.
+    """
+    return np.asarray((found / np.maximum(np.nanmean(found, axis=0), 1e-9)).sum(axis=1))
 
 
 def draw_by_size(space: SearchSpace, size_of: SizeOf, count: int, rng: np.random.Generator) -> np.ndarray:

@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from mixnas.predictors.latency.fit import accuracy
-from mixnas.predictors.latency.lookup import SpaceTable
+from mixnas.predictors.latency.fit import Networks, accuracy
 from mixnas.predictors.latency.model import Composition, FitConfig, half_width
 from mixnas.predictors.latency.predictor import LatencyPredictor, Profiled, categorical
+from mixnas.predictors.latency.unit_rows import UnitRows
 from mixnas.predictors.measuring.table import MeasurementTable
-from mixnas.predictors.units import Key, architecture_from_canonical, describe, registry_size_after, walk
 from mixnas.search_space.errors import ConfigError
 
 MIN_NETWORKS = 4
@@ -28,7 +27,7 @@ MIN_NETWORKS = 4
 class _Measured:
     """A table's networks in terms of a source's units."""
 
-    keys: list[Key]
+    units: UnitRows
     unit_ms: np.ndarray
     settings: np.ndarray
     has: np.ndarray
@@ -36,37 +35,32 @@ class _Measured:
     latency_ms: np.ndarray
     judging: np.ndarray
 
+    @classmethod
+    def of(cls, table: MeasurementTable, source: LatencyPredictor) -> _Measured:
+        table.require_device()
+        found = Networks.of(table, source.size_after)
+        if len(found.latency_ms) < MIN_NETWORKS:
+            raise ConfigError(
+                f"{table.csv_path}: {len(found.latency_ms)} measured networks; a transfer needs {MIN_NETWORKS}. "
+                "Profile for longer: give `latency.profile` (or --budget) more time."
+            )
+        settings = found.units.described()
+        return cls(
+            found.units,
+            source.units_ms(found.units),
+            categorical(settings, source.meta["categories"]),
+            settings.select(source.meta["operators"]) > 0,
+            found.counts,
+            found.latency_ms,
+            found.judging,
+        )
+
     def fit(self, rows: np.ndarray) -> Composition:
         return Composition.fit(self.counts[rows], self.unit_ms, self.settings, self.has, self.latency_ms[rows])
 
     def predict(self, composition: Composition, rows: np.ndarray) -> np.ndarray:
         in_network = composition.apply(self.unit_ms, self.settings)
         return composition.network_ms(self.counts[rows], in_network, self.has)
-
-
-def _measured(table: MeasurementTable, source: LatencyPredictor) -> _Measured:
-    table.require_device()
-    found = table.latencies("network")
-    if len(found) < MIN_NETWORKS:
-        raise ConfigError(f"{table.csv_path}: {len(found)} measured networks; a transfer needs {MIN_NETWORKS}.")
-    walked = []
-    for identity in found:
-        plain = table.subjects[identity].config
-        architecture = architecture_from_canonical(plain["architecture"])
-        walked.append([key for _, key in walk(architecture, plain["io"], registry_size_after)])
-    keys = list(dict.fromkeys([*source.profiled.keys, *(key for units in walked for key in units)]))
-    row = {key: i for i, key in enumerate(keys)}
-    counts = np.zeros((len(walked), len(keys)))
-    for n, units in enumerate(walked):
-        for key in units:
-            counts[n, row[key]] += 1
-    settings = [describe(key) for key in keys]
-    operators = source.meta["operators"]
-    has = np.array([[name in s for name in operators] for s in settings]).reshape(len(keys), len(operators))
-    unit_ms = np.array([source.unit_ms(key) for key in keys])
-    latency = np.array([value.latency_ms for value in found.values()])
-    judging = table.judging(found)
-    return _Measured(keys, unit_ms, categorical(settings, source.meta["categories"]), has, counts, latency, judging)
 
 
 def _folds(count: int, seed: int) -> list[np.ndarray]:
@@ -95,7 +89,7 @@ def nearest_source(
     seed = (config or FitConfig()).seed
 
     def error(source: LatencyPredictor) -> float:
-        measured = _measured(table, source)
+        measured = _Measured.of(table, source)
         return float(np.abs(_cross_validated(measured, seed) / measured.latency_ms - 1).mean())
 
     return min(sources, key=error)
@@ -114,17 +108,20 @@ def transfer(table: MeasurementTable, source: LatencyPredictor, config: FitConfi
         `meta["transferred_from"]` names the source.
     """
     config = config or FitConfig()
-    measured = _measured(table, source)
+    measured = _Measured.of(table, source)
     latency = measured.latency_ms
     predicted = _cross_validated(measured, config.seed)
     judging = measured.judging
     error = np.log(predicted / latency)[judging]
     own = measured.fit(np.arange(len(latency)))
     composition = Composition(own.scale, own.weights, own.constant_ms, own.presence_ms, source.composition)
-    keys = measured.keys
-    in_network = own.apply(measured.unit_ms, measured.settings)
-    alone = np.full(len(keys), np.nan)
-    alone[: len(source.profiled.alone_ms)] = source.profiled.alone_ms
+    units = source.profiled.units.joined(measured.units)
+    known = len(source.profiled.units)
+    alone = np.append(source.profiled.alone_ms, np.full(len(units) - known, np.nan))
+    in_network = np.empty(len(units))
+    for part, some in units.chunks():
+        settings = categorical(some.described(), source.meta["categories"])
+        in_network[part] = own.apply(source.units_ms(some), settings)
     meta: dict[str, Any] = source.meta | {
         "device": table.device,
         "runtime": table.runtime,
@@ -139,9 +136,8 @@ def transfer(table: MeasurementTable, source: LatencyPredictor, config: FitConfi
         "num_networks": len(latency),
         "transferred_from": f"{source.device} ({source.runtime})",
     }
-    tables = [SpaceTable(s.space, s.io, s.parts) for s in source.spaces[: len(source.meta["spaces"])]]
-    profiled = Profiled(keys, alone, in_network, np.zeros(len(keys), dtype=bool))
-    return LatencyPredictor(meta, source.model, composition, profiled, tables)
+    profiled = Profiled(units, alone, in_network, np.zeros(len(units), dtype=bool))
+    return LatencyPredictor(meta, source.model, composition, profiled, source.spaces)
 
 
 def transfer_curve(
@@ -159,7 +155,7 @@ def transfer_curve(
     Returns:
         Per size: "networks", "mape_percent", "within_10_percent", "kendall_tau", means over the repeats.
     """
-    measured = _measured(table, source)
+    measured = _Measured.of(table, source)
     result = []
     for size in sizes:
         if size >= len(measured.latency_ms):

@@ -37,6 +37,11 @@ class Trees:
     value: np.ndarray
 
     @classmethod
+    def none(cls) -> Trees:
+        """Of no tree: predicts zero."""
+        return cls(0.0, 0.0, 0, *(np.empty(0, dtype=np.int64),) * 6)
+
+    @classmethod
     def fit(
         cls,
         features: np.ndarray,

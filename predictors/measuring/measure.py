@@ -24,6 +24,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mixnas.predictors.measuring.device import DEFAULT_THREADS
+from mixnas.predictors.measuring.sentinel import make_sentinel
+from mixnas.predictors.measuring.value import Latency
+from mixnas.search_space.reporting import SILENT, Report
 
 if TYPE_CHECKING:
     import torch
@@ -68,22 +71,18 @@ class MeasureConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Latency:
-    """A measured latency.
+class Measurement:
+    """A measured latency and how it came about.
 
     Attributes:
-        latency_ms: `ratio` times the sentinel's reference time.
-        low_ms: Lower end of the 90% interval, which includes the sentinel's scatter.
-        high_ms: Upper end.
+        latency: `ratio` times the sentinel's reference time; its interval includes the sentinel's scatter.
         ratio: Time in units of the sentinel's.
         passes: Accepted windows.
         windows_dropped: Windows in which the machine drifted.
         threads: Threads inside an operator.
     """
 
-    latency_ms: float
-    low_ms: float
-    high_ms: float
+    latency: Latency
     ratio: float
     passes: int
     windows_dropped: int
@@ -243,47 +242,6 @@ def measuring(threads: int) -> Iterator[None]:
             gc.enable()
 
 
-def sentinel_module(device: str = "cpu") -> tuple[torch.nn.Module, torch.Tensor]:
-    """The sentinel: four fixed MetaFormer-like blocks of 32 channels on one 8 x 8 grid, about 0.2 ms on a CPU.
-
-    On a GPU, where that would be launches only, eight 56 x 56 grids.
-
-    It never changes: latencies of different days are comparable because they are ratios to the same network. It has the
-    mix of a searched network (token mixing, projections, normalisation, activation, the interpreter's share) but no
-    convolution, whose time on a CPU depends on the process as that of nothing else does (see `cpu_clock`).
-    """
-    import torch
-    from torch import nn
-
-    shape = (8, 56, 56, 32) if device.startswith("cuda") else (1, 8, 8, 32)
-    side = shape[2]
-
-    class Block(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.norm, self.norm2 = nn.LayerNorm(32), nn.LayerNorm(32)
-            self.mix = nn.Linear(side, side)  # along each row
-            self.up, self.down = nn.Linear(32, 96), nn.Linear(96, 32)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = x + self.mix(self.norm(x).transpose(2, 3)).transpose(2, 3)
-            return x + self.down(nn.functional.gelu(self.up(self.norm2(x))))
-
-    generator = torch.Generator().manual_seed(0)
-    with torch.device("meta"):  # nothing is drawn from the global generator
-        network = nn.Sequential(*(Block() for _ in range(4)))
-    network = network.to_empty(device="cpu").eval().requires_grad_(False)
-    for parameter in network.parameters():
-        parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-    network = network.to(device)
-    return network, torch.randn(shape, generator=generator).to(device)
-
-
-def make_sentinel(device: str = "cpu") -> Call:
-    """The eager forward of `sentinel_module`."""
-    return forward_call(*sentinel_module(device))
-
-
 def forward_call(module: torch.nn.Module, inputs: torch.Tensor) -> Call:
     """The eager forward of a module as a callable without arguments; puts the module in evaluation mode."""
     module.eval().requires_grad_(False)
@@ -329,7 +287,7 @@ def windows_of(
     calls: Sequence[Call],
     meter: Meter,
     rng: np.random.Generator,
-    progress: Callable[[int, int], None] | None = None,
+    report: Report = SILENT,
     should_stop: Callable[[], bool] | None = None,
 ) -> Iterator[Window]:
     """Windows of all calls: `passes` shuffled passes, then passes over what was dropped. Run inside `measuring`.
@@ -338,7 +296,7 @@ def windows_of(
         calls: One forward each.
         meter: What takes the windows.
         rng: Shuffles.
-        progress: Called with the number of windows accepted so far and wanted in all.
+        report: Told how many windows are accepted, of how many that are wanted.
         should_stop: Asked before each window.
 
     Yields:
@@ -355,8 +313,7 @@ def windows_of(
             window = meter.window(calls[index], int(index), pass_index)
             missing[index] -= window.accepted
             yield window
-            if progress is not None:
-                progress(wanted - int(missing.sum()), wanted)
+            report(wanted - int(missing.sum()), wanted)
         if not len(due):
             return
 
@@ -368,8 +325,8 @@ def _student(degrees: float) -> float:
     return float(np.interp(degrees, np.arange(1, 11), _T95)) if degrees <= 10 else 1.645 + 1.65 / degrees
 
 
-def summarise(windows: Iterable[Window], count: int, config: MeasureConfig, reference_ms: float) -> list[Latency]:
-    """One latency per network from its windows.
+def summarise(windows: Iterable[Window], count: int, config: MeasureConfig, reference_ms: float) -> list[Measurement]:
+    """One measurement per network from its windows.
 
     The spread of a few passes is a poor estimate of a variance, so each network's is shrunk towards that of all
     (weight of 4 degrees of freedom). The interval adds the sentinel's own scatter between the two ends of a window.
@@ -399,9 +356,8 @@ def summarise(windows: Iterable[Window], count: int, config: MeasureConfig, refe
     freedom = sum(len(values) - 1 for values in logs)
     pooled = sum(float(((v - v.mean()) ** 2).sum()) for v in logs) / freedom if freedom else 0.0
     drifts = np.array([math.log(w.after_ns / w.before_ns) for group in chosen for w in group])
-    sentinel_variance = (
-        float((drifts**2).mean()) / 4
-    )  # of a mean of two readings, each with half the variance of their difference
+    # Of a mean of two readings, each with half the variance of their difference.
+    sentinel_variance = float((drifts**2).mean()) / 4
     results = []
     for group, values, all_windows in zip(chosen, logs, groups, strict=True):
         n = len(values)
@@ -410,15 +366,12 @@ def summarise(windows: Iterable[Window], count: int, config: MeasureConfig, refe
         variance += sum(w.drift**2 for w in group if not w.accepted) / n**2
         half = _student(4 + n - 1) * math.sqrt(variance + sentinel_variance / n)
         ratio = math.exp(float(values.mean()))
-        latency = ratio * reference_ms
-        accepted_count = sum(w.accepted for w in group)
+        ms = ratio * reference_ms
         results.append(
-            Latency(
-                latency_ms=latency,
-                low_ms=latency * math.exp(-half),
-                high_ms=latency * math.exp(half),
+            Measurement(
+                Latency(ms, ms * math.exp(-half), ms * math.exp(half), "measured"),
                 ratio=ratio,
-                passes=accepted_count,
+                passes=sum(w.accepted for w in group),
                 windows_dropped=sum(not w.accepted for w in all_windows),
                 threads=config.threads,
             )
@@ -437,9 +390,9 @@ def measure_networks(
     sentinel: Call | None = None,
     reference_ms: float | None = None,
     clock: Clock = cpu_clock,
-    progress: Callable[[int, int], None] | None = None,
+    report: Report = SILENT,
     keep: Callable[[Window], None] | None = None,
-) -> list[Latency]:
+) -> list[Measurement]:
     """Measure networks against the sentinel, so that they can be compared although the machine's speed drifts.
 
     Args:
@@ -450,17 +403,17 @@ def measure_networks(
         reference_ms: The sentinel's reference time, from the device's table. If not given, the median reading of this
             call: then latencies compare within this call only.
         clock: `cpu_clock` or a `CudaClock`.
-        progress: Called with windows accepted so far and wanted in all.
+        report: See `windows_of`.
         keep: Called with every window as it is taken, raw samples included.
 
     Returns:
-        A `Latency` per network, in the order given.
+        A `Measurement` per network, in the order given.
     """
     config = config or MeasureConfig()
     windows = []
     with measuring(config.threads):
         meter = Meter(config, sentinel=sentinel, clock=clock)
-        for window in windows_of(networks, meter, rng, progress):
+        for window in windows_of(networks, meter, rng, report):
             windows.append(window)
             if keep is not None:
                 keep(window)

@@ -1,6 +1,7 @@
 """The runtimes that a network may be deployed through, each as a callable to be timed.
 
-The order of two networks can differ between them, so latency is measured, kept and predicted per runtime.
+The order of two networks can differ between them, so latency is measured, kept and predicted per runtime. No runtime's
+time counts before its outputs agree with eager PyTorch's.
 """
 
 from __future__ import annotations
@@ -11,13 +12,22 @@ import shutil
 import tempfile
 import warnings
 from pathlib import Path
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from mixnas.predictors.measuring.measure import Call, Clock, CudaClock, cpu_clock, forward_call
-from mixnas.predictors.measuring.table import RUNTIMES
 from mixnas.search_space.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+RUNTIMES = ("eager", "compiled", "onnxruntime", "graph")
+"""eager PyTorch, torch.compile, ONNX Runtime (CPU), and a CUDA graph of the eager forward (GPU)."""
+
+TOLERANCES = {"float16": 2e-2, "bfloat16": 6e-2, "int8": 6e-2, "uint8": 6e-2}
+"""How far outputs may be from eager's, relative to the greatest of them, by the type of the coarsest weights: there one
+rounding that falls otherwise shows."""
+TOLERANCE = 2e-3
+"""The same where all are float32."""
 
 
 def missing(runtime: str, device: str = "cpu") -> str:
@@ -53,26 +63,58 @@ def clock_of(runtime: str, device: str = "cpu") -> Clock:
     return CudaClock(graph=runtime == "graph") if device.startswith("cuda") else cpu_clock
 
 
-def prepare(module: nn.Module, inputs: Tensor, runtime: str, threads: int) -> Call:
-    """The forward of a module on fixed inputs through a runtime, compiled and warm.
+def prepare(module: nn.Module, inputs: Tensor, runtime: str, threads: int, name: str = "the network") -> Call:
+    """The forward of a module on fixed inputs through a runtime, compiled, warm, and right.
 
     Args:
         module: In evaluation mode, deployed, on the inputs' device.
         inputs: What it reads.
         runtime: One of `RUNTIMES`.
         threads: Threads inside an operator (ONNX Runtime keeps its own; the others are torch's, set by `measuring`).
+        name: What it is, for messages.
+
+    Raises:
+        ConfigError: The runtime is not available here, or it does not answer what eager answers.
     """
     require(runtime, inputs.device.type)
     if runtime == "eager":
         return forward_call(module, inputs)
     if runtime == "compiled":
-        return _compiled(module, inputs)
-    if runtime == "graph":
-        return _graph(module, inputs)
-    return _onnxruntime(module, inputs, threads)
+        call = _compiled(module, inputs)
+    elif runtime == "graph":
+        call = _graph(module, inputs)
+    else:
+        call = _onnxruntime(module, inputs, threads)
+    _compare(call, module, inputs, runtime, name)
+    return call
+
+
+def _compare(call: Call, module: nn.Module, inputs: Tensor, runtime: str, name: str) -> None:
+    """Refuse a runtime whose outputs are not eager's."""
+    import torch
+
+    with torch.inference_mode():
+        wanted = module(inputs).double()
+        answer: Any = call()
+        found = torch.as_tensor(answer[0] if isinstance(answer, list | tuple) else answer).to(wanted)
+    stored = {str(tensor.dtype).removeprefix("torch.") for tensor in (*module.parameters(), *module.buffers())}
+    allowed = max((TOLERANCES.get(dtype, TOLERANCE) for dtype in stored), default=TOLERANCE)
+    if found.shape != wanted.shape:
+        difference = f"outputs of shape {tuple(found.shape)} instead of {tuple(wanted.shape)}"
+    else:
+        largest = float((found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12))
+        if largest <= allowed:
+            return
+        difference = f"outputs up to {largest:.2g} away, relative to the greatest; {allowed:g} is allowed"
+    raise ConfigError(
+        f"runtime {runtime!r} does not compute {name} as eager PyTorch does: {difference}. It is not measured; use "
+        "another runtime, or leave the operator out."
+    )
 
 
 def _compiled(module: nn.Module, inputs: Tensor) -> Call:
+    import torch
+
     # Exported first: each module then has code of its own, so Dynamo's cache holds one entry per forward. Compiled as
     # they stand, all units would share one code object, and the guards of all would be tried on every call.
     with torch.no_grad():
@@ -85,6 +127,8 @@ def _compiled(module: nn.Module, inputs: Tensor) -> Call:
 
 
 def _graph(module: nn.Module, inputs: Tensor) -> Call:
+    import torch
+
     with torch.inference_mode():
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -105,6 +149,7 @@ def _graph(module: nn.Module, inputs: Tensor) -> Call:
 
 def _onnxruntime(module: nn.Module, inputs: Tensor, threads: int) -> Call:
     import onnxruntime
+    import torch
 
     exporter = logging.getLogger("torch.onnx")
     level = exporter.level

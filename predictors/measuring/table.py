@@ -20,20 +20,19 @@ from typing import Any
 import numpy as np
 
 from mixnas.predictors.measuring.device import INTERPRETER
-from mixnas.predictors.measuring.measure import MAX_DRIFT, Latency, MeasureConfig, Window, summarise
+from mixnas.predictors.measuring.measure import MAX_DRIFT, MeasureConfig, Measurement, Window, summarise
+from mixnas.predictors.measuring.runtimes import RUNTIMES
 from mixnas.search_space.errors import ConfigError, IntegrityError, nearest
 from mixnas.search_space.files import write_json
 
-SCHEMA = 2  # 1 had another sentinel
-RUNTIMES = ("eager", "compiled", "onnxruntime", "graph")
-"""eager PyTorch, torch.compile, ONNX Runtime (CPU), and a CUDA graph of the eager forward (GPU)."""
+SCHEMA = 3  # 1 had another sentinel; in 2 a unit was a whole block, and its work was counted whole
 
 BY_SIZE = "drawn.by_size"
-"""In the `work` of a network that was drawn by its size (`drawing`), not uniformly like those that are asked about."""
+"""In the `work` of a network that was drawn by its size, not uniformly like those that are asked about."""
 
 COLUMNS = {
     "subject": "12 hexadecimal digits: the content hash of what was measured, with its batch size",
-    "kind": "unit (one part of a network) or network (a whole one)",
+    "kind": "unit (a stem, downsample, branch of a block, or head) or network (a whole one)",
     "config": "JSON: the unit or the canonical architecture with its input; on a subject's first row only",
     "work": "JSON: operations, multiply-accumulates, bytes by kind of one forward; on a subject's first row only",
     "batch": "inputs per forward",
@@ -103,7 +102,7 @@ class MeasurementTable:
 
     @property
     def runtime(self) -> str:
-        """One of `RUNTIMES`."""
+        """One of `runtimes.RUNTIMES`."""
         return str(self.header["runtime"])
 
     @property
@@ -159,7 +158,7 @@ class MeasurementTable:
 
         Raises:
             ConfigError: There is none.
-            IntegrityError: It is damaged.
+            IntegrityError: It is damaged, or of an earlier version, in which other things were measured.
         """
         csv_path, json_path = table_paths(Path(directory), device, tag)
         if not csv_path.exists() or not json_path.exists():
@@ -167,6 +166,8 @@ class MeasurementTable:
         try:
             header = json.loads(json_path.read_text())
             own = tagged(header["runtime"], header["batch"])
+            if header["schema"] < SCHEMA:
+                raise IntegrityError(outdated(csv_path, "a table of measurements", f"schema {header['schema']}"))
             if header["schema"] != SCHEMA or header["device"] != device or own != tag:
                 raise IntegrityError(
                     f"{json_path}: is the table of {header['device']} ({own}), schema {header['schema']}; "
@@ -240,8 +241,8 @@ class MeasurementTable:
             file.flush()
             os.fsync(file.fileno())
 
-    def latencies(self, kind: str, config: MeasureConfig | None = None) -> dict[str, Latency]:
-        """The latency of every subject of a kind, from all its windows."""
+    def measurements(self, kind: str, config: MeasureConfig | None = None) -> dict[str, Measurement]:
+        """Every subject of a kind by its id, each from all its windows."""
         config = config or MeasureConfig(threads=self.threads)
         ids = [identity for identity, what in self.subjects.items() if what.kind == kind]
         windows = [
@@ -276,6 +277,17 @@ class MeasurementTable:
                 f"{self.csv_path}: these timings are the interpreter's, no device's; nothing is fitted on them. "
                 "Profile on the device itself."
             )
+
+
+def outdated(path: Path, what: str, version: str) -> str:
+    """The sentence that refuses what an earlier version wrote about a device."""
+    device, _, tag = path.stem.rpartition(".")
+    runtime = tag.partition("-b")[0]
+    command = f"nas latency profile --device {device}" + ("" if runtime == "eager" else f" --runtime {runtime}")
+    return (
+        f"{path}: {what} of an earlier version ({version}), in which whole blocks were measured instead of their two "
+        f"branches; delete {path.stem}.* there and measure again with `{command}`."
+    )
 
 
 def _cut_torn_line(path: Path) -> None:

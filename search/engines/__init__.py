@@ -1,0 +1,54 @@
+"""Engines: what carries out the trials of a search. One file each.
+
+An engine is a frozen dataclass, whose fields are its options, with a loop round one `Session`:
+
+    @ENGINES.register("mine")
+    @dataclass(frozen=True, kw_only=True, slots=True)
+    class Mine(Engine):
+        workers: int = 2
+
+        def run(self, session, evaluator): ...
+
+It asks the session for proposals, has them evaluated wherever it likes (`evaluator.spec` makes the evaluator again in
+another process), and gives the outcomes back, in any order, from the thread that it was called in. The session holds
+the budget, the study and all else that engines would otherwise each have to get right. Where somebody else owns the
+loop, as Ray Tune does, its `suggest` is `session.next(1)` and its `on_trial_complete` is `session.done`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from mixnas.evaluators.protocol import Evaluator
+from mixnas.search.engines.session import Session
+from mixnas.search.naming import Registry
+
+
+class Engine(ABC):
+    """See the module."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def run(self, session: Session, evaluator: Evaluator) -> None:
+        """Carry out what the session proposes, until it proposes nothing more and nothing is in flight.
+
+        Whatever it raises, the session (which is entered) marks what was in flight as interrupted.
+
+        Args:
+            session: Gives proposals and takes outcomes.
+            evaluator: Prepared.
+        """
+
+    @classmethod
+    def from_plain(cls, plain: Any, where: str) -> Engine:
+        """Read `name`, or `{name: ..., option: value}`."""
+        return ENGINES.read(plain, where)
+
+    def to_plain(self) -> str | dict[str, Any]:
+        """The inverse, every option written out."""
+        return ENGINES.to_plain(self)
+
+
+ENGINES: Registry[Engine] = Registry("engine", __name__)

@@ -3,7 +3,10 @@
 runs/<name>/config.yaml     the configuration as resolved
             manifest.json   format, versions, seed, device, commit, when, phases with their seconds
             study.journal   the Optuna study
-            trials.csv, pareto.json, supernet.safetensors, exports/
+            trials.csv      every trial
+            pareto.json     the front (`search.run.front`)
+            latency/        this machine's profile, where latency is predicted
+            supernet.safetensors, networks/, exports/
 """
 
 from __future__ import annotations
@@ -24,12 +27,20 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from mixnas.predictors.measuring.table import tagged
+from mixnas.search.run.front import Front
 from mixnas.search_space.errors import ConfigError, IntegrityError, NasError, nearest
 from mixnas.search_space.files import atomic_write, dump_yaml, load_yaml, write_json
 
-FORMAT = 1
+if TYPE_CHECKING:
+    from mixnas.predictors.latency.predictor import LatencyPredictor
+
+FORMAT = 2
+"""Since 2, latency is that of branches, not of whole blocks. A run of format 1 can be looked at, not gone on with."""
+_READABLE = (1, FORMAT)
+
 # What the trials of a run depend on: a resumed run may change its budget, not these.
 FIXED_KEYS = ("task", "objectives", "constraints", "space")
 
@@ -125,7 +136,7 @@ class Run:
             config: The resolved configuration as plain data.
             name: Of the run; by default the prefix, date and time, made unique.
             prefix: Of the default name, for example the task's name.
-            facts: More for the manifest (seed, device).
+            facts: More for the manifest (seed; device and latency, see `check_latency`).
 
         Raises:
             ConfigError: The name is taken, or no name for a directory.
@@ -190,9 +201,9 @@ class Run:
             written = manifest["format"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise IntegrityError(f"{manifest_path}: damaged: not the manifest of a run.") from error
-        if written != FORMAT:
+        if written not in _READABLE:
             raise ConfigError(
-                f"{path}: has format {written}; this version of mixnas reads format {FORMAT}. "
+                f"{path}: has format {written}; this version of mixnas reads formats up to {FORMAT}. "
                 f"Open it with the version that wrote it ({manifest.get('versions', {}).get('mixnas', 'unknown')})."
             )
         return cls(path, manifest)
@@ -218,6 +229,11 @@ class Run:
     def latency(self) -> Path:
         """The measurement table and the predictor that a search with predicted latency profiled."""
         return self.path / "latency"
+
+    @property
+    def networks(self) -> Path:
+        """Networks with trained weights, one file each."""
+        return self.path / "networks"
 
     @property
     def exports(self) -> Path:
@@ -304,28 +320,78 @@ class Run:
         self.check_fixed(config)
         atomic_write(self.path / "config.yaml", dump_yaml(dict(config)))
 
-    def write_tables(self, csv_text: str, pareto: Mapping[str, Any]) -> None:
-        """Write `trials.csv` and `pareto.json` (`Results.to_csv`, `Results.to_plain`, with whatever was added)."""
+    def write_tables(self, csv_text: str, front: Front) -> None:
+        """Write `trials.csv` (`Results.to_csv`) and `pareto.json`."""
         atomic_write(self.path / "trials.csv", csv_text)
-        write_json(self.path / "pareto.json", pareto)
+        front.write(self.path / "pareto.json")
 
-    def pareto(self) -> dict[str, Any]:
-        """What `pareto.json` holds.
+    # -- results ----------------------------------------------------------------------------------------------------
+
+    @property
+    def has_front(self) -> bool:
+        """Whether a front has been written."""
+        return (self.path / "pareto.json").exists()
+
+    def front(self) -> Front:
+        """The front that was written last.
 
         Raises:
-            NasError: The run has not come that far.
+            NasError: None has been written yet.
             IntegrityError: The file is damaged.
         """
-        path = self.path / "pareto.json"
         try:
-            plain = json.loads(path.read_text(encoding="utf-8"))
+            return Front.read(self.path / "pareto.json")
         except FileNotFoundError:
             raise NasError(f"{self.path}: no front has been written yet. 'nas resume {self.name}' goes on.") from None
-        except ValueError as error:
-            raise IntegrityError(f"{path}: damaged: not JSON.") from error
-        if not isinstance(plain, dict):
-            raise IntegrityError(f"{path}: damaged: not a front.")
-        return plain
+
+    @property
+    def latency_tag(self) -> str:
+        """Runtime and batch size of its latency, as predictors are looked up by them."""
+        if "latency" in self.manifest:
+            return str(self.manifest["latency"])
+        return tagged("eager", int(self.config()["latency"]["batch_size"]))  # all that format 1 had
+
+    def predictor(self) -> LatencyPredictor:
+        """The latency predictor that the search went by; needs no torch.
+
+        Raises:
+            ConfigError: There is none: the search measured, and nobody has profiled its device since.
+        """
+        from mixnas.predictors.latency.predictor import LatencyPredictor
+
+        directory = self.latency if self.latency.is_dir() else None
+        return LatencyPredictor.load(self.manifest["device"], self.latency_tag, directory)
+
+    # -- going on ---------------------------------------------------------------------------------------------------
+
+    def check_resumable(self) -> None:
+        """Refuse to go on with a run of an earlier format.
+
+        Raises:
+            ConfigError: Its latencies would not compare with those of this version.
+        """
+        if self.manifest["format"] != FORMAT:
+            raise ConfigError(
+                f"{self.path}: was begun by an earlier version, whose latency tables measured whole blocks; its trials "
+                "cannot be gone on with. Its front can be seen and exported; start a new run with its config.yaml."
+            )
+
+    def check_latency(self, device: str, tag: str) -> None:
+        """Refuse to go on with a run under another latency than it was begun with.
+
+        Args:
+            device: The device's standard name.
+            tag: Runtime and batch size, as `predictors.measuring.table.tagged` writes them.
+
+        Raises:
+            ConfigError: The device, the runtime or the batch size is another.
+        """
+        before = self.manifest["device"], self.latency_tag
+        if before != (device, tag):
+            raise ConfigError(
+                f"{self.path}: latency in this run is that of {before[0]} ({before[1]}), and now {device} ({tag}) is "
+                "asked for: they do not compare. Go on where and as it was begun, or start a new run."
+            )
 
     def check_fixed(self, config: Mapping[str, Any]) -> None:
         """Refuse a configuration under which the trials so far would mean something else.

@@ -1,11 +1,11 @@
 """Progress of a run: a bar with the time left on a terminal, a line now and then elsewhere, nothing when quiet.
 
-A run has several phases (profile, train the super-network, search, fine-tune, measure). A phase is a callable,
-`phase(done, total, **info)`, so that what is being watched needs to know nothing of this module:
+A run has several phases (profile, train the super-network, search, fine-tune, measure). A phase is a `Report`, so that
+what is being watched needs to know nothing of this module:
 
     with make_progress("auto") as progress:
         with progress.phase("train supernet", total=steps, unit="steps") as phase:
-            train(..., progress=phase)      # calls progress(step, steps, loss=0.3) as often as it likes
+            train(..., report=phase)      # calls report(step, steps, loss=0.3) as often as it likes
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def format_seconds(seconds: float) -> str:
 
 
 class Phase:
-    """One phase of a run; call it with how much is done. Used in a `with` statement.
+    """One phase of a run, a `search_space.reporting.Report`. Used in a `with` statement.
 
     Args:
         progress: What it belongs to.
@@ -68,6 +68,18 @@ class Phase:
             self.total = float(total)
         self.info.update(info)
         self._progress._changed(self)
+
+    def phase(
+        self,
+        name: str,
+        total: float | None = None,
+        *,
+        unit: str = "",
+        seconds: float | None = None,
+        initial: float = 0,
+    ) -> Phase:
+        """A part of this phase, shown beside it."""
+        return self._progress.phase(name, total, unit=unit, seconds=seconds, initial=initial)
 
     def __enter__(self) -> Phase:
         self._progress._begin(self)

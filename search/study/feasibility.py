@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mixnas.search.study.objectives import Comparison
+from mixnas.search_space.cost import METRICS
 from mixnas.search_space.enumeration import Corner, cost_corner
 from mixnas.search_space.errors import InfeasibleError
-from mixnas.search_space.network import IOSpec
 from mixnas.search_space.space import SearchSpace
-
-COSTS = ("params", "macs", "weight_bytes")
+from mixnas.search_space.units import IOSpec
 
 Corners = Mapping[str, Mapping[str, Corner]]
 
@@ -22,7 +21,7 @@ def corners(space: SearchSpace, io: IOSpec) -> Corners:
             "smallest": cost_corner(space, io, metric, largest=False),
             "largest": cost_corner(space, io, metric, largest=True),
         }
-        for metric in COSTS
+        for metric in METRICS
     }
 
 

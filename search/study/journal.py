@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from optuna.storages.journal import BaseJournalBackend
-from optuna.storages.journal._storage import JournalOperation
 from optuna.trial import TrialState
 
+from mixnas.search.study.optuna_internals import JournalOperation
 from mixnas.search_space.errors import IntegrityError, NasError
 
 _logger = logging.getLogger(__name__)
@@ -55,9 +55,8 @@ def sound_size(path: str | Path) -> int:
     Raises:
         IntegrityError: A line that is no record stands before one that is: not a torn end, but damage.
     """
-    data = (
-        Path(path).read_bytes().partition(b"\0")[0]
-    )  # zeros, which JSON cannot hold, are blocks that a power cut lost
+    # zeros, which JSON cannot hold, are blocks that a power cut lost
+    data = Path(path).read_bytes().partition(b"\0")[0]
     end = data.rfind(b"\n") + 1
     while end:
         start = data.rfind(b"\n", 0, end - 1) + 1
@@ -212,6 +211,10 @@ class JournalFile(BaseJournalBackend):
             self._size += len(data)
             self._pending.clear()
             self.synced = False
+
+    def __reduce__(self) -> Any:
+        """A copy in another process would be a second writer."""
+        raise TypeError(f"{self.path}: a journal has one writer and cannot be pickled. Open it for reading instead.")
 
     def close(self) -> None:
         """Flush and close; a second time does nothing."""

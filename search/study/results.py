@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -152,31 +151,9 @@ class Results:
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(["trial", "id", "status", "pareto", "feasible", *metrics, "seconds", "failure", "architecture"])
-        for r in self.records:
+        for r in sorted(self.records, key=lambda r: r.number):  # several may have been in flight together
             done = r.status == "done"
             cells = [r.number in front, self.feasible(r)] if done else ["", ""]
             values = [r.metrics.get(name, "") for name in metrics]
             writer.writerow([r.number, r.id, r.status, *cells, *values, r.seconds, r.failure, r.architecture_json])
         return out.getvalue()
-
-    def to_plain(self) -> dict[str, Any]:
-        """The front as plain data: what `pareto.json` holds."""
-        best = self.knee()
-        return {
-            "objectives": {o.name: o.direction for o in self.objectives},
-            "constraints": [str(c) for c in self.constraints],
-            "trials": {status: self.counts[status] for status in ("done", "failed", "duplicate", "infeasible")},
-            "hypervolume": self.hypervolume(),
-            "reference": None if self.reference is None else list(self.reference.point),
-            "knee": None if best is None else best.id,
-            "front": [
-                {
-                    "id": record.id,
-                    "trial": record.number,
-                    "metrics": dict(record.metrics),
-                    "seconds": record.seconds,
-                    "architecture": json.loads(record.architecture_json),
-                }
-                for record in self.front()
-            ],
-        }

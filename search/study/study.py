@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -13,12 +13,15 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.samplers._ga import BaseGASampler
 from optuna.trial import FrozenTrial, TrialState
 
-from mixnas.search.strategies.samplers import make_sampler, trial_generator
+from mixnas.evaluators.protocol import Request
+from mixnas.search.strategies import Batching, Cheap, Question, Strategy
+from mixnas.search.strategies.drawing import trial_generator
+from mixnas.search.strategies.evolution import NSGA2
 from mixnas.search.study.journal import JournalFile
 from mixnas.search.study.objectives import Comparison, Objective
+from mixnas.search.study.optuna_internals import assign_generation, fail
 from mixnas.search.study.pareto import Reference
 from mixnas.search.study.results import INTERRUPTED, Results, Status, TrialRecord
 from mixnas.search_space.architecture import Architecture
@@ -32,8 +35,6 @@ MAX_REFUSED_IN_A_ROW = 20
 _RANDOM_DRAWS = 2000
 _ENUMERABLE = 50_000  # spaces up to this size are searched through to the last architecture
 
-Precheck = Callable[[Architecture], Mapping[str, float]]
-
 
 class SpaceExhausted(NasError):  # noqa: N818 - not a failure: everything has been evaluated
     """Every architecture of the space that may be evaluated has been."""
@@ -41,15 +42,20 @@ class SpaceExhausted(NasError):  # noqa: N818 - not a failure: everything has be
 
 @dataclass(frozen=True)
 class Proposal:
-    """An architecture to evaluate, and the Optuna trial that holds it."""
+    """What is to be evaluated, and the Optuna trial that holds it."""
 
     trial: optuna.Trial
-    architecture: Architecture
+    request: Request
 
     @property
     def number(self) -> int:
         """The trial's number."""
         return self.trial.number
+
+    @property
+    def architecture(self) -> Architecture:
+        """Which architecture."""
+        return self.request.architecture
 
 
 def _record(trial: FrozenTrial) -> TrialRecord:
@@ -109,20 +115,21 @@ def _check_objectives(study: optuna.Study, objectives: Sequence[Objective], jour
 class SearchStudy:
     """Asks for architectures and takes their results. One process at a time (the run directory's lock).
 
+    Several proposals may be in flight: what was asked for and not yet told is not asked for again.
+
     Args:
         journal: The study's file; it is made, repaired or continued as needed. Trials that a killed process left
             running are marked as failed with the reason "interrupted", and may be evaluated again.
         space: Where architectures come from.
         objectives: In order.
         constraints: Feasible trials satisfy all.
-        strategy: A key of `samplers.STRATEGIES`.
+        strategy: What proposes architectures.
         seed: Of the strategy.
-        population_size: Of the evolutionary strategies.
-        precheck: Metrics of an architecture that are known without evaluating it (parameters, multiply-accumulates).
-            One that violates a constraint on those is not evaluated and does not count toward the budget.
+        cheap: Metrics that are known without evaluating (parameters, multiply-accumulates, predicted latency). What
+            violates a constraint on those is not evaluated and does not count toward the budget.
 
     Raises:
-        ConfigError: The study in the file has other objectives, or the strategy does not exist.
+        ConfigError: The study in the file has other objectives.
         IntegrityError: The file is damaged.
     """
 
@@ -133,22 +140,22 @@ class SearchStudy:
         objectives: Sequence[Objective],
         constraints: Sequence[Comparison] = (),
         *,
-        strategy: str = "nsga2",
+        strategy: Strategy = NSGA2(),  # noqa: B008 - frozen
         seed: int = 0,
-        population_size: int = 20,
-        precheck: Precheck | None = None,
+        cheap: Cheap | None = None,
     ) -> None:
         self.space = space
         self.seed = seed
-        self._precheck = precheck
+        self._cheap = cheap
+        known = {} if cheap is None else cheap(space.encode_many([]))
+        self._constraints_beforehand = [c for c in constraints if c.metric in known]
         self._seen: dict[str, int] = {}  # architecture id -> trial that evaluates or evaluated it
         self._infeasible: dict[str, str] = {}  # architecture id -> the constraint that rules it out
         self._refused_in_a_row = 0
         self._enumeration: Iterator[Architecture] | None = None
         self._size = space.size()
-        sampler = make_sampler(
-            strategy, space, seed=seed, population_size=population_size, acceptable=lambda a: self._refusal(a) is None
-        )
+        question = Question(space, tuple(objectives), tuple(constraints), seed)
+        sampler = strategy.make(question, cheap, lambda architecture: self._refusal(architecture) is None)
         self._backend = JournalFile(journal)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.optuna_study = optuna.create_study(
@@ -193,10 +200,8 @@ class SearchStudy:
         self._backend.close()
 
     def _mark_interrupted(self) -> None:
-        storage = self.optuna_study._storage
         for trial in self.optuna_study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            storage.set_trial_user_attr(trial._trial_id, "failure", INTERRUPTED)
-            storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+            fail(self.optuna_study, trial, failure=INTERRUPTED)
             _logger.info("trial %d was interrupted; its architecture may be evaluated again", trial.number)
 
     def _store_reference(self) -> None:
@@ -205,6 +210,12 @@ class SearchStudy:
             self.optuna_study.set_user_attr("reference", {"point": list(reference.point), "span": list(reference.span)})
 
     # -- asking -----------------------------------------------------------------------------------------------------
+
+    def begin_batch(self, count: int) -> None:
+        """Say that `count` architectures will be asked for in a row: some strategies decide them together."""
+        sampler = self.optuna_study.sampler
+        if isinstance(sampler, Batching):
+            sampler.begin_batch(self.optuna_study, count)
 
     def ask(self) -> Proposal:
         """The next architecture to evaluate: one that was not evaluated before and is not known to be infeasible.
@@ -221,10 +232,8 @@ class SearchStudy:
                 self.optuna_study.enqueue_trial(self.space.params_of(self._unseen()))
             trial = self.optuna_study.ask()
             architecture = self.space.ask(trial)
-            sampler = self.optuna_study.sampler
-            if forced and isinstance(sampler, BaseGASampler):
-                # a generation is given by sample_relative, which is not called for an enqueued trial
-                sampler.get_trial_generation(self.optuna_study, trial._cached_frozen_trial)
+            if forced:
+                assign_generation(self.optuna_study, trial)
             trial.set_user_attr("id", architecture.id)
             trial.set_user_attr("architecture", architecture.to_json())
             refusal = self._refusal(architecture)
@@ -232,17 +241,18 @@ class SearchStudy:
                 self._refused_in_a_row = 0
                 self._seen[architecture.id] = trial.number
                 self._backend.flush()  # so that `nas status`, and a resume after a crash, see that it is running
-                return Proposal(trial, architecture)
+                return Proposal(trial, Request(architecture))
             self._refuse(trial, architecture, refusal)
 
     def _refusal(self, architecture: Architecture) -> str | None:
         if architecture.id in self._seen:
             return "duplicate"
-        if self._precheck is None:
+        if not self._constraints_beforehand:
             return None
         if architecture.id not in self._infeasible:
-            metrics = self._precheck(architecture)
-            violated = [c for c in self.results.constraints if c.metric in metrics and not c.holds(metrics)]
+            assert self._cheap is not None
+            metrics = {n: float(v[0]) for n, v in self._cheap(self.space.encode_many([architecture])).items()}
+            violated = [c for c in self._constraints_beforehand if not c.holds(metrics)]
             self._infeasible[architecture.id] = (
                 f"{violated[0].metric} is {metrics[violated[0].metric]:g}, constraint {violated[0]}" if violated else ""
             )
@@ -275,7 +285,7 @@ class SearchStudy:
             for architecture in self._enumeration:
                 if self._refusal(architecture) is None:
                     return architecture
-        if self.results.evaluated:
+        if self._seen:
             raise SpaceExhausted(
                 f"no architecture is left to evaluate: {self._size} in the space, {len(self._seen)} evaluated, "
                 "the others found violate a constraint."

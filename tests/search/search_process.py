@@ -2,29 +2,27 @@
 
 Started once, it imports everything and then forks a child for each line on stdin, so that a test may kill many
 searches without paying for their imports. A line is JSON: {"journal", "trials", "seconds" (of an evaluation),
-"strategy", "reported" (a file that gets a line per reported trial)}. It answers with the child's process id, and with
-its wait status when it has ended.
+"strategy" (as in a configuration), "reported" (a file that gets a line per reported trial)}. It answers with the
+child's process id, and with its wait status when it has ended.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import sys
 import time
-from pathlib import Path
 
-from mixnas.search.engines.engine import Budget, LocalEngine
+from mixnas.search.engines.local import LocalEngine
+from mixnas.search.engines.session import Budget
 from mixnas.search.run.stopping import StopSignal
+from mixnas.search.strategies import STRATEGIES
 from mixnas.search.study.objectives import parse_constraints, parse_objectives
 from mixnas.search.study.study import SearchStudy
 from mixnas.search_space.errors import NasError
 from mixnas.search_space.space import SearchSpace
-
-_spec = importlib.util.spec_from_file_location("search_conftest", Path(__file__).with_name("conftest.py"))
-conftest = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(conftest)
+from tests.contracts.engine import carry_out
+from tests.search.problems import SPACE, FromFunction, analytic
 
 
 def search(space, journal, trials, seconds, strategy, reported):
@@ -34,18 +32,19 @@ def search(space, journal, trials, seconds, strategy, reported):
         time.sleep(seconds)
         if int(architecture.id, 16) % 7 == 0:
             raise ValueError("every seventh architecture or so fails")
-        return conftest.analytic(architecture)
+        return analytic(architecture)
 
     def on_trial(record):
         os.write(log, f"{record.number} {record.id} {record.status}\n".encode())
 
     objectives = parse_objectives({"accuracy": "max", "latency_ms": "min", "params": "min"})
     constraints = parse_constraints(["params <= 1e4"])
-    options = {"strategy": strategy, "seed": 11, "population_size": 8}
+    options = {"strategy": STRATEGIES.read(strategy, "strategy"), "seed": 11}
     try:
         with StopSignal() as stop, SearchStudy(journal, space, objectives, constraints, **options) as study:
             os.write(log, b"started\n")
-            LocalEngine().run(study, evaluator, Budget(trials=trials), stop=stop, on_trial=on_trial)
+            budget = Budget(trials=trials)
+            carry_out(LocalEngine(), study, FromFunction(evaluator), budget, stop=stop, on_trial=on_trial)
     except NasError as error:
         return error.exit_status
     except KeyboardInterrupt:
@@ -54,7 +53,7 @@ def search(space, journal, trials, seconds, strategy, reported):
 
 
 def main():
-    space = SearchSpace.from_dict(conftest.SPACE)
+    space = SearchSpace.from_dict(SPACE)
     for line in sys.stdin:
         arguments = json.loads(line)
         child = os.fork()

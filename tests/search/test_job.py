@@ -1,31 +1,32 @@
-"""The main job with a super-network: every phase, stopped and resumed, on real data in small."""
+"""The main job: every phase, stopped and resumed, on real data in small; old runs; what a run refuses."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import mixnas
 from mixnas.evaluators.training import evaluate
-from mixnas.search.config import Config
-from mixnas.search.finish import choose_finalists, final_front
-from mixnas.search.job import Job, Plan, new_run, search
+from mixnas.search.config import Config, read_config
+from mixnas.search.job import Job, new_run, reopen
+from mixnas.search.problem import Problem
 from mixnas.search.run.directory import Run
 from mixnas.search.run.progress import Progress
 from mixnas.search.run.stopping import StopSignal
-from mixnas.search.study.objectives import parse_constraints, parse_objectives
-from mixnas.search.study.results import Results, TrialRecord
-from mixnas.search_space.errors import InfeasibleError, StoppedEarly
+from mixnas.search_space.architecture import Architecture
+from mixnas.search_space.errors import ConfigError, InfeasibleError, StoppedEarly
 from mixnas.search_space.formats.safetensors import load_network
-from mixnas.search_space.settings import load
 
+V1 = Path(__file__).parents[1] / "data" / "v1"
 PLAIN: dict[str, Any] = {
     "task": "digits",
-    "search": {"trials": 30, "evaluator": "supernet", "population_size": 8},
+    "search": {"trials": 30, "strategy": {"name": "nsga2", "population_size": 8}},
     "supernet": {"steps": 12, "checkpoint_every": 0},
     "final": {"candidates": 3, "train": {"steps": 10}},
-    "latency": {"profile": 12, "passes": 1, "final_passes": 2},
+    "latency": {"profile": 12, "passes": 1, "final_passes": 2, "batch_size": 2},
     "space": {
         "stem": "conv",
         "stages": [
@@ -55,67 +56,124 @@ class _StopIn(Progress):
             self.stop.request()
 
 
-def _config(**changes: Any) -> Config:
-    return load(Config, PLAIN | changes, "test")
+STANDALONE = {**PLAIN, "search": {"trials": 5, "evaluator": "standalone"}, "train": {"steps": 3}}
+
+
+def _config(plain: dict[str, Any] = PLAIN, **changes: Any) -> Config:
+    return read_config(plain | changes, "test")
+
+
+def _job(run: Run, config: Config, progress: Progress | None = None, stop: StopSignal | None = None) -> Job:
+    return Job(run, config, progress=progress or Progress(), stop=stop or StopSignal())
+
+
+def _phases(run: Run) -> list[str]:
+    return [entry["name"] for entry in run.manifest["phases"]]
 
 
 def test_a_search_stopped_in_every_phase_ends_as_it_would_have(tmp_path: Path):
+    """With batches of two inputs: their predictor was looked up as that of one, so that no such search was resumed."""
     config = _config()
-    run = new_run(config, root=tmp_path, name="stopped", source="test")
+    new_run(config, root=tmp_path, name="stopped", source="test")
     for phase in ("profile", "train supernet", "search", "fine-tune"):
+        run, config = reopen("stopped", tmp_path)
         stop = StopSignal()
         with pytest.raises(StoppedEarly, match=r"resumed|stopped"):
-            Job(run, config, progress=_StopIn(phase, stop), stop=stop).execute()
-        run = Run.open("stopped", tmp_path)
-        assert run.status().state == "stopped"
-    pareto = Job(run, config, progress=Progress(), stop=StopSignal()).execute()
-    assert run.status().state == "finished" and pareto == run.pareto()
-    assert pareto["final"] and pareto["latency"] == "measured" and 1 <= len(pareto["front"]) <= 3
-    assert pareto["trials"]["done"] == 30
+            _job(run, config, _StopIn(phase, stop), stop).execute()
+        assert Run.open("stopped", tmp_path).status().state == "stopped"
+    run, config = reopen("stopped", tmp_path)
+    front = _job(run, config).execute()
+    assert run.status().state == "finished" and front == run.front()
+    assert front.final and front.latency == "measured" and 1 <= len(front.members) <= 3
+    assert front.trials["done"] == 30
     # what was finished was not done again
-    finished = [entry["name"] for entry in run.manifest["phases"]]
-    assert finished.count("train supernet") >= 1 and finished[-1] == "measure"
+    assert _phases(run) == ["profile", "train supernet", "search", "fine-tune", "measure"]
 
-    for member in pareto["front"]:
-        network = load_network(run.path / "networks" / f"{member['id']}.safetensors")
-        judged = evaluate(network, Plan(config).task, "validation")
-        assert judged.score == pytest.approx(member["metrics"]["accuracy"])
-        assert member["predicted"]["low_ms"] < member["predicted"]["latency_ms"] < member["predicted"]["high_ms"]
-        assert member["searched"]["latency_ms"] == pytest.approx(member["predicted"]["latency_ms"])
+    for member in front.members:
+        network = load_network(run.networks / f"{member.id}.safetensors")
+        judged = evaluate(network, Problem(config).task, "validation")
+        assert judged.score == pytest.approx(member.metrics["accuracy"])
+        assert member.latency is not None and member.metrics["latency_ms"] == member.latency.ms
+        predicted = member.predicted
+        assert predicted is not None and predicted.low_ms < predicted.ms < predicted.high_ms
+        assert member.searched["latency_ms"] == pytest.approx(predicted.ms)
+    assert run.predictor().tag == run.manifest["latency"] == "eager-b2"
+
+    # a finished run has nothing left to do
+    run, config = reopen("stopped", tmp_path)
+    assert _job(run, config).execute() == front
+    assert len(_phases(run)) == 5
+    # and with more trials, only what these ask for
+    run, config = reopen("stopped", tmp_path, settings=["search.trials=34"])
+    more = _job(run, config).execute()
+    assert more.trials["done"] == 34 and _phases(run)[5:6] == ["search"]
+    assert set(_phases(run)[6:]) <= {"fine-tune", "measure"}
+
+
+def test_a_stand_alone_search_keeps_the_weights_of_its_front(tmp_path: Path):
+    config = _config(STANDALONE)
+    run = new_run(config, root=tmp_path, name="r", source="test")
+    stop = StopSignal()
+    with pytest.raises(StoppedEarly):
+        _job(run, config, _StopIn("judge on the test split", stop), stop).execute()
+    assert not run.front().final and run.front().latency == "measured"
+    kept = {path.stem for path in run.networks.iterdir()}
+    assert kept == {member.id for member in run.front().members}
+    run, config = reopen("r", tmp_path)
+    front = _job(run, config).execute()
+    assert _phases(run) == ["search", "judge on the test split", "measure"]
+    for member in front.members:
+        # the weights that the trial ended with: its metrics, to the last digit
+        assert member.searched["accuracy"] == member.metrics["accuracy"] and member.predicted is None
+    with pytest.raises(ConfigError, match="no measurements of device"):
+        run.predictor()
 
 
 def test_constraints_that_no_trial_meets_end_with_a_reason(tmp_path: Path):
-    config = _config(constraints=["accuracy >= 1"], search={"trials": 4, "evaluator": "standalone"},
-                     train={"steps": 2})  # fmt: skip
+    config = _config(STANDALONE, constraints=["accuracy >= 1"], search={"trials": 4, "evaluator": "standalone"})
     run = new_run(config, root=tmp_path, name="none", source="test")
     with pytest.raises(InfeasibleError, match="none of 4 trials satisfies the constraints accuracy >= 1"):
-        Job(run, config, progress=Progress(), stop=StopSignal()).execute()
-    assert (run.path / "trials.csv").exists()
+        _job(run, config).execute()
+    assert (run.path / "trials.csv").exists() and run.front().members == ()
 
 
-def _records(values: list[tuple[float, float]]) -> Results:
-    objectives = parse_objectives({"accuracy": "max", "latency_ms": "min"})
-    records = [
-        TrialRecord(i, "done", f"{i:012d}", "{}", {"accuracy": a, "latency_ms": ms}) for i, (a, ms) in enumerate(values)
-    ]
-    return Results(objectives, (), records)
+def test_searching_twice_in_one_process(tmp_path: Path):
+    """The package `mixnas.search`, once it was imported, stood in the way of the function."""
+    runs = [mixnas.search(STANDALONE, name=name, runs=tmp_path, progress="quiet") for name in ("first", "second")]
+    assert [run.name for run in runs] == ["first", "second"]
+    assert [[m.id for m in run.front().members] != [] for run in runs] == [True, True]
 
 
-def test_finalists_span_the_front():
-    front = [(0.1 * i, 0.1 * i * i) for i in range(1, 10)]
-    results = _records([*front, (0.3, 5.0)])  # the last is dominated
-    chosen = choose_finalists(results, 4)
-    values = [(record.metrics["accuracy"], record.metrics["latency_ms"]) for record in chosen]
-    assert len(set(values)) == 4 and front[0] in values and front[-1] in values and (0.3, 5.0) not in values
-    assert len(choose_finalists(results, 99)) == 9
+def test_another_latency_is_refused_before_work_starts(tmp_path: Path):
+    new_run(_config(), root=tmp_path, name="r", source="test")
+    run, config = reopen("r", tmp_path, settings=["latency.batch_size=4"])
+    with pytest.raises(ConfigError, match=r"is that of .*\(eager-b2\), and now .* \(eager-b4\) is asked for"):
+        _job(run, config)
 
 
-def test_the_final_front_says_why_the_others_are_not_on_it(tmp_path: Path):
-    run = search(PLAIN | {"search": {"trials": 5, "evaluator": "standalone"}, "train": {"steps": 3}},
-                 name="r", runs=tmp_path, progress="quiet")  # fmt: skip
-    pareto = run.pareto()
-    reasons = {other["reason"] for other in pareto["others"]}
-    assert reasons <= {"dominated"}
-    assert final_front([], parse_objectives({"a": "max"}), parse_constraints([])) == {
-        "front": [], "others": [], "knee": None,
-    }  # fmt: skip
+# -- runs of the first format --------
+
+
+@pytest.fixture
+def old_runs(tmp_path: Path) -> Path:
+    shutil.copytree(V1, tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+@pytest.mark.parametrize("name", ["finished", "half", "standalone"])
+def test_an_old_run_is_not_gone_on_with(old_runs: Path, name: str):
+    with pytest.raises(ConfigError, match=r"measured whole blocks; its trials cannot be gone on with"):
+        reopen(name, old_runs)
+    with pytest.raises(ConfigError, match="measured whole blocks"):
+        _job(Run.open(name, old_runs), _config())
+
+
+def test_an_old_run_is_looked_at(old_runs: Path):
+    status = Run.open("half", old_runs).status()
+    assert (status.state, status.done, status.trials) == ("stopped", 11, 40)
+    for name in ("finished", "standalone"):
+        run = Run.open(name, old_runs)
+        assert run.status().state == "finished" and run.front().final
+        for member in run.front().members:
+            assert (run.networks / f"{member.id}.safetensors").exists()
+            assert Architecture.from_dict(member.architecture).id == member.id

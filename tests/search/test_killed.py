@@ -16,19 +16,21 @@ import pytest
 from mixnas.search.study.study import read_results
 
 pytestmark = pytest.mark.chaos
+NSGA2 = {"name": "nsga2", "population_size": 8}
 
 
 class Searches:
     """Starts searches through `search_process.py`."""
 
     def __init__(self):
-        command = [sys.executable, str(Path(__file__).with_name("search_process.py"))]
+        command = [sys.executable, "-m", "tests.search.search_process"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        root = Path(__file__).parents[2]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=root
         )
 
-    def start(self, journal, reported, *, trials, seconds=0.002, strategy="nsga2"):
+    def start(self, journal, reported, *, trials, seconds=0.002, strategy=NSGA2):
         arguments = {"journal": str(journal), "reported": str(reported), "trials": trials}
         print(json.dumps({**arguments, "seconds": seconds, "strategy": strategy}), file=self.process.stdin, flush=True)
         return int(self.process.stdout.readline())
@@ -64,7 +66,7 @@ def wait_for(condition, seconds=60):
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize("strategy", ["nsga2", "random"])
+@pytest.mark.parametrize("strategy", [NSGA2, "random"], ids=["nsga2", "random"])
 def test_ten_times_killed_nothing_reported_is_lost_nothing_evaluated_twice(
     tmp_path, searches, strategy, objectives, constraints
 ):

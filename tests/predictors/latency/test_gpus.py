@@ -11,10 +11,10 @@ import torch
 
 from mixnas.kernels import configs, dispatch
 from mixnas.kernels.tools import resources
-from mixnas.predictors.latency import features
+from mixnas.predictors.latency import counting
 from mixnas.predictors.latency import profile as profile_module
 from mixnas.predictors.latency.estimate import estimate
-from mixnas.predictors.latency.features import work_of
+from mixnas.predictors.latency.features import Works
 from mixnas.predictors.latency.gpus import (
     GPU,
     GPUS,
@@ -26,13 +26,14 @@ from mixnas.predictors.latency.gpus import (
     matmul_busy,
     occupancy,
 )
-from mixnas.predictors.latency.model import ABOUT, FitConfig, UnitModel
+from mixnas.predictors.latency.lookup import SpaceUnits
+from mixnas.predictors.latency.model import ABOUT, Columns, FitConfig, UnitModel
 from mixnas.predictors.latency.predictor import LatencyPredictor
 from mixnas.predictors.latency.profile import ProfileConfig
 from mixnas.predictors.measuring.measure import MeasureConfig
-from mixnas.predictors.units import io_fields, registry_size_after, walk
-from mixnas.search_space.network import IOSpec
+from mixnas.search_space.cost import unit_cost
 from mixnas.search_space.space import SearchSpace
+from mixnas.search_space.units import IOSpec
 
 H200 = GPUS["nvidia-h200"]
 PUBLISHED = Path(os.environ.get("MIXNAS_SHARED_DATA", Path(__file__).parents[4] / "shared" / "data"))
@@ -71,9 +72,11 @@ def test_blocks_spread_over_multiprocessors():
 
 
 def test_floors():
-    arithmetic, bandwidth = floors_ms(H200, 67e9 / 2, 4.8e9, 4, 0.5)
+    arithmetic, bandwidth = floors_ms(H200, 67e9 / 2, 4.8e9, 32, 0.5)
     assert arithmetic == pytest.approx(2.0) and bandwidth == pytest.approx(1.0)
-    assert floors_ms(GPU("unknown", 0, 0, 0, 0, 100, 90), 1e9, 1e9, 4, 1.0) == (0.0, 0.0)
+    assert floors_ms(GPU("unknown", 0, 0, 0, 0, 100, 90), 1e9, 1e9, 32, 1.0) == (0.0, 0.0)
+    half, packed = (floors_ms(H200, 1e9, 1.0, bits, 1.0)[0] for bits in (16, 4))
+    assert arithmetic > half > packed == floors_ms(H200, 1e9, 1.0, 8, 1.0)[0]
     assert gpu_of("cpu-some-1t") is None and gpu_of("nvidia-h200") is H200
     assert all(gpu.arch in LIMITS for gpu in GPUS.values())
 
@@ -92,21 +95,18 @@ PLAIN = {
 }
 
 
-def _keys(size=(32, 32)):
-    space, io = SearchSpace.from_dict(PLAIN), io_fields(IOSpec("image", size, 3, 10))
-    found = {}
-    for vector in space.sample_many(40, np.random.default_rng(0)):
-        for _, key in walk(space.decode(vector), io, registry_size_after):
-            found[key] = None
-    return list(found)
+def _units(size=(32, 32)):
+    return list(SpaceUnits(SearchSpace.from_dict(PLAIN), IOSpec("image", size, 3, 10)).units)
 
 
 def test_a_units_launches_are_known_without_a_gpu():
     launched = set()
-    for key in _keys():
-        on_cpu, on_gpu = work_of(key, 1), work_of(key, 1, gpu=H200)
-        assert not any(name.startswith((ABOUT, "launches", "mixnas")) for name in on_cpu)
-        assert on_gpu == work_of(key, 1, gpu=H200), "counts do not depend on values"
+    here, there = Works(), Works(gpu=H200)
+    for unit in _units():
+        on_cpu, on_gpu = here.of(unit), there.of(unit)
+        assert not any(name.startswith((ABOUT, "launches", "mixnas", "raw.")) for name in on_cpu)
+        assert on_gpu == Works(gpu=H200).of(unit), "counts do not depend on values"
+        assert not any(name.startswith("raw.") for name in on_gpu)
         kernels = {name.removesuffix(".launches") for name in on_gpu if name.endswith(".launches")}
         launched |= kernels
         assert on_gpu["launches"] >= sum(on_gpu[f"{kernel}.launches"] for kernel in kernels)
@@ -115,26 +115,29 @@ def test_a_units_launches_are_known_without_a_gpu():
         assert all(on_gpu[f"{k}.waves"] >= on_gpu[f"{k}.launches"] for k in kernels)
         assert all(on_gpu[f"{k}.rounds.bytes"] >= on_gpu[f"{k}.bytes"] for k in kernels)
         assert on_gpu[f"{ABOUT}registers"] >= 16 and 1 <= on_gpu[f"{ABOUT}resident_warps"] <= 64
-        assert 0 <= on_gpu[f"{ABOUT}tail"] < 1 and 0 < on_gpu[f"{ABOUT}blocks_busy"] <= 1
+        assert 0 <= on_gpu.get(f"{ABOUT}tail", 0) < 1 and 0 < on_gpu[f"{ABOUT}blocks_busy"] <= 1
     assert {"norm_forward", "depthwise_forward", "glu_forward"} <= launched
     assert dispatch.choose(torch.zeros(1)) == "aten", "counting leaves the choice of implementation as it was"
 
 
 def test_counts_by_shapes_alone_are_those_of_a_real_forward(monkeypatch):
-    real = features._count
-    large = _keys((64, 64))  # large enough that every way of counting is taken
-    by_shapes = [work_of(key, 16, gpu=H200) for key in large]
-    monkeypatch.setattr(features, "_count", lambda module, inputs, shapes_only: real(module, inputs))
-    assert by_shapes == [work_of(key, 16, gpu=H200) for key in large]
+    real = counting._Counter
+    large = _units((64, 64))  # large enough that every way of counting is taken
+    works = Works(16, gpu=H200)
+    by_shapes = [works.of(unit) for unit in large]
+    monkeypatch.setattr(counting, "_Counter", lambda shapes_only: real(False))
+    works = Works(16, gpu=H200)
+    assert by_shapes == [works.of(unit) for unit in large]
 
 
-def test_blocks_grow_with_the_batch():
-    (key,) = [k for k in _keys() if k.role == "block" and "dwconv" in str(k) and k.before.width == 64][:1]
-    one, many = work_of(key, 1, gpu=H200), work_of(key, 256, gpu=H200)
+def test_work_grows_with_the_batch():
+    (unit, *_) = [u for u in _units() if u.role == "token" and "dwconv" in str(u) and u.before.width == 64]
+    one, many = Works(1, gpu=H200).of(unit), Works(256, gpu=H200).of(unit)
     assert many["depthwise_forward.waves"] > one["depthwise_forward.waves"]
     assert many[f"{ABOUT}blocks_busy"] > one[f"{ABOUT}blocks_busy"]
-    # The dwconv multiplies; norm and gate only scale and add.
+    # The convolution multiplies; the norm only scales and adds.
     assert one["depthwise_forward.rounds.macs"] > 0 and "norm_forward.rounds.macs" not in one
+    assert one["kernel.depthwise_conv2d.macs"] == unit_cost(unit).macs
 
 
 IMAGES = IOSpec("image", (16, 16), 3, 10)
@@ -145,11 +148,11 @@ def test_an_estimate_counts_what_it_was_not_made_for_alike():
     other = SearchSpace.from_dict({**PLAIN, "norm": "rms"})
     architecture = other.sample(np.random.default_rng(0))
     here, there = estimate("nvidia-a100", other, IMAGES), estimate("nvidia-a100", space, IMAGES)
-    assert there.predict(architecture).latency_ms == pytest.approx(here.predict(architecture).latency_ms)
+    assert there.predict(architecture).latency.ms == pytest.approx(here.predict(architecture).latency.ms)
     # The smallest networks are all launches: the data sheet's rates do not matter, what a launch costs does.
     small = space.decode(np.zeros(len(space.variables), dtype=int))
-    latencies = [estimate(name, space, IMAGES).predict(small).latency_ms for name in ("nvidia-t4", "nvidia-h200")]
-    eager = estimate("nvidia-h200", space, IMAGES, runtime="eager").predict(small).latency_ms
+    latencies = [estimate(name, space, IMAGES).predict(small).latency.ms for name in ("nvidia-t4", "nvidia-h200")]
+    eager = estimate("nvidia-h200", space, IMAGES, runtime="eager").predict(small).latency.ms
     assert latencies[0] < 1.5 * latencies[1] and eager > 2.5 * latencies[1]
 
 
@@ -163,7 +166,7 @@ def test_a_gpus_numbers_travel_with_its_predictor(tmp_path, monkeypatch):
     assert GPU(**again.meta["gpu"]) == H200
     assert {"norm_forward.waves", f"{ABOUT}tail", "launches"} <= set(again.model.work_names)
     unseen = SearchSpace.from_dict({**PLAIN, "norm": "rms"}).sample(np.random.default_rng(0))
-    assert again.predict(unseen).latency_ms == predictor.predict(unseen).latency_ms > 0
+    assert again.predict(unseen).latency.ms == predictor.predict(unseen).latency.ms > 0
 
 
 @pytest.mark.skipif(not dispatch.HAS_TRITON, reason="Triton isn't installed")
@@ -210,17 +213,18 @@ def test_the_form_recovers_a_made_up_gpu():
         truth.append(2e-3 + 5e-4 * work["k.waves"] + 2e-9 * work["k.rounds.bytes"])
     latency = np.array(truth) * np.exp(rng.normal(0, 0.01, 400))
     settings = [{"role=k": 1.0}] * 400
-    few = UnitModel.fit(works[:40], settings[:40], latency[:40], FitConfig(num_trees=5))
-    assert np.abs(few.physical(works[40:]) / np.array(truth[40:]) - 1).mean() < 0.01
+    some = Columns.of(settings[:40])
+    few = UnitModel.fit(Columns.of(works[:40]), some, latency[:40], FitConfig(num_trees=5))
+    assert np.abs(few.physical(Columns.of(works[40:])) / np.array(truth[40:]) - 1).mean() < 0.01
     plain = [{name: work[name] for name in ("k.launches", "k.bytes")} for work in works]
-    without = UnitModel.fit(plain[:40], settings[:40], latency[:40], FitConfig(num_trees=5))
-    assert np.abs(without.physical(plain[40:]) / np.array(truth[40:]) - 1).mean() > 0.03
+    without = UnitModel.fit(Columns.of(plain[:40]), some, latency[:40], FitConfig(num_trees=5))
+    assert np.abs(without.physical(Columns.of(plain[40:])) / np.array(truth[40:]) - 1).mean() > 0.03
 
 
 def test_what_only_describes_has_no_coefficient():
     rng = np.random.default_rng(0)
     works = [{"k.launches": float(n), f"{ABOUT}registers": float(rng.integers(16, 255))} for n in range(1, 40)]
-    model = UnitModel.fit(works, [{}] * 39, np.arange(1, 40) * 1e-3, FitConfig(num_trees=5))
+    model = UnitModel.fit(Columns.of(works), Columns.of([{}] * 39), np.arange(1, 40) * 1e-3, FitConfig(num_trees=5))
     assert dict(zip(model.work_names, model.coefficients > 0, strict=True)) == {
         "k.launches": True,
         f"{ABOUT}registers": False,
@@ -266,8 +270,15 @@ def published_errors(count=3000, seed=0):
     latency = np.array([float(row["Latency"]) for row in rows])
     order = np.random.default_rng(seed).permutation(len(rows))
     seen, rest = order[:count], order[count:]
-    model = UnitModel.fit([works[i] for i in seen], [settings[i] for i in seen], latency[seen], FitConfig())
-    unseen = [works[i] for i in rest], [settings[i] for i in rest]
+    work, setting = Columns.of(works), Columns.of(settings)
+    model, unseen = (
+        (Columns(work.names, work.values[seen]), Columns(setting.names, setting.values[seen])),
+        (
+            Columns(work.names, work.values[rest]),
+            Columns(setting.names, setting.values[rest]),
+        ),
+    )
+    model = UnitModel.fit(*model, latency[seen], FitConfig())
     raw = np.array([list(row.values()) for row in settings])
     forest = RandomForestRegressor(n_estimators=30, random_state=0).fit(raw[seen], latency[seen])
 

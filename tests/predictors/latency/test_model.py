@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mixnas.predictors.latency.model import Composition, FitConfig, UnitModel, blend, conformal_quantile, matrix
+from mixnas.predictors.latency.model import Columns, Composition, FitConfig, UnitModel, blend, conformal_quantile
 from mixnas.predictors.latency.trees import Trees
 from mixnas.search_space.errors import ConfigError
 
@@ -30,7 +30,7 @@ def made_up(count, rng):
         works.append({"matmul.calls": float(calls), "matmul.macs": macs, "matmul.bytes": macs / 10})
         settings.append({"mixer=dwconv" if wide else "mixer=attention": 1.0, "width": float(rng.choice([16, 32]))})
         truth.append((calls * 0.005 + macs * 2e-7) * (1.2 if wide else 0.9))
-    return works, settings, np.array(truth)
+    return Columns.of(works), Columns.of(settings), np.array(truth)
 
 
 def test_physics_and_trees_recover_a_device():
@@ -43,8 +43,11 @@ def test_physics_and_trees_recover_a_device():
     assert 0.005 < model.spread < 0.06
     # The physical model carries on where trees cannot: a tenth of the work of anything measured, and ten times it.
     for factor in (0.1, 10):
-        scaled = [{name: value * factor for name, value in unseen[0].items()}]
-        ratio = model.predict(scaled, unseen_settings[:1])[0] / unseen_truth[0]
+        scaled, same = (
+            Columns(unseen.names, unseen.values[:1] * factor),
+            Columns(unseen_settings.names, unseen_settings.values[:1]),
+        )
+        ratio = model.predict(scaled, same)[0] / unseen_truth[0]
         assert ratio == pytest.approx(factor, rel=0.4)
 
 
@@ -91,5 +94,12 @@ def test_conformal_coverage():
     assert conformal_quantile(np.ones(5), 0.9) == np.inf
 
 
-def test_matrix_keeps_only_named_columns():
-    assert matrix([{"a": 1.0, "c": 3.0}, {}], ["a", "b"]).tolist() == [[1.0, 0.0], [0.0, 0.0]]
+def test_columns_keep_only_what_is_named():
+    assert Columns.of([{"a": 1.0, "c": 3.0}, {}]).select(["a", "b"]).tolist() == [[1.0, 0.0], [0.0, 0.0]]
+
+
+def test_columns_add_up():
+    parts = [[{"a": 1.0}, {"a": 2.0, "b": 1.0}], [{}, {"b": 10.0, "c": 5.0}]]
+    found = Columns.summed(parts, np.array([[0, 1], [1, 1], [1, 0]]))
+    assert found.names == ("a", "b", "c")
+    assert found.values.tolist() == [[1, 10, 5], [2, 11, 5], [2, 1, 0]]

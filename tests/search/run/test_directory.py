@@ -8,10 +8,13 @@ import sys
 
 import pytest
 
-from mixnas.search.engines.engine import Budget, LocalEngine
+from mixnas.search.engines.local import LocalEngine
+from mixnas.search.engines.session import Budget
 from mixnas.search.run.directory import FORMAT, Run, commit, list_runs, versions
 from mixnas.search.study.study import SearchStudy
 from mixnas.search_space.errors import ConfigError, IntegrityError, NasError
+from tests.contracts.engine import carry_out
+from tests.search.run.fronts import front_of
 
 CONFIG = {
     "task": "digits",
@@ -51,7 +54,9 @@ def test_other_formats_and_damage(tmp_path):
     run = Run.create(tmp_path, CONFIG, name="r")
     manifest = run.path / "manifest.json"
     manifest.write_text(json.dumps({**run.manifest, "format": FORMAT + 1}))
-    with pytest.raises(ConfigError, match=f"has format {FORMAT + 1}; this version of mixnas reads format {FORMAT}"):
+    with pytest.raises(
+        ConfigError, match=f"has format {FORMAT + 1}; this version of mixnas reads formats up to {FORMAT}"
+    ):
         Run.open("r", tmp_path)
     for damaged in ("{", "[]", "{}", ""):
         manifest.write_text(damaged)
@@ -59,10 +64,20 @@ def test_other_formats_and_damage(tmp_path):
             Run.open("r", tmp_path)
     assert "damaged" in list_runs(tmp_path)[0].problem
     with pytest.raises(NasError, match="no front has been written"):
-        run.pareto()
+        run.front()
+    assert not run.has_front
     (run.path / "pareto.json").write_text('{"front": [')
     with pytest.raises(IntegrityError, match=r"pareto\.json: damaged"):
-        run.pareto()
+        run.front()
+
+
+def test_another_latency_is_refused(tmp_path):
+    run = Run.create(tmp_path, CONFIG, name="r", device="cpu-x-1t", latency="eager-b8")
+    run.check_resumable()
+    run.check_latency("cpu-x-1t", "eager-b8")
+    for other in (("cpu-y-1t", "eager-b8"), ("cpu-x-1t", "eager")):
+        with pytest.raises(ConfigError, match=rf"is that of cpu-x-1t \(eager-b8\), and now {other[0]} \({other[1]}\)"):
+            run.check_latency(*other)
 
 
 def test_a_changed_space_is_refused_with_the_difference(tmp_path):
@@ -111,16 +126,16 @@ def test_one_process_at_a_time_and_a_dead_one_leaves_no_lock(tmp_path):
 def test_a_run_from_search_to_tables(tmp_path, space, objectives, constraints, evaluator):
     run = Run.create(tmp_path, CONFIG, name="r")
     with run, SearchStudy(run.journal, space, objectives, constraints) as study:
-        LocalEngine().run(study, evaluator, Budget(trials=12))
+        carry_out(LocalEngine(), study, evaluator, Budget(trials=12))
         status = run.status()
         assert (status.state, status.done, status.failed, status.running, status.trials) == ("running", 12, 0, 0, 12)
         run.add_phase("search", 1.23456)
-        run.write_tables(study.results.to_csv(), study.results.to_plain())
+        run.write_tables(study.results.to_csv(), front_of(study.results))
         run.finish(device="cpu-y-1t")
     again = Run.open("r", tmp_path)
     assert again.manifest["phases"][0]["seconds"] == 1.235 and again.manifest["device"] == "cpu-y-1t"
     assert again.status().state == "finished"
-    assert len(again.pareto()["front"]) == len(study.results.front())
+    assert again.front() == front_of(study.results) and len(again.front().members) == len(study.results.front())
     assert (run.path / "trials.csv").read_text().count("\n") == 13
     assert [p.name for p in run.path.iterdir() if p.name.startswith(".") and p.name != ".lock"] == []
     Run.create(tmp_path, CONFIG, name="later")

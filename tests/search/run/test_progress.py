@@ -6,6 +6,7 @@ import pytest
 
 from mixnas.search.run.progress import BarProgress, LineProgress, Progress, format_seconds, make_progress
 from mixnas.search_space.errors import ConfigError
+from mixnas.search_space.reporting import Report
 
 
 class Terminal(io.StringIO):
@@ -36,6 +37,16 @@ def test_phases_in_every_mode(kind):
         ("train supernet", 50, 50), ("search", 90, 120), ("measure", 1, None),
     ]  # fmt: skip
     assert all(phase.seconds >= 0 for phase in progress.phases)
+
+
+def test_a_phase_is_a_report_and_has_parts():
+    stream = io.StringIO()
+    with LineProgress(stream, interval=0) as progress, progress.phase("prepare") as report:
+        part: Report = report
+        with part.phase("profile", 45, unit="s", seconds=45) as inner:
+            inner(12, units=3)
+    assert [line.split(":")[0] for line in stream.getvalue().splitlines()] == ["profile", "profile", "prepare"]
+    assert "12/45 s, units 3" in stream.getvalue()
 
 
 def test_lines():

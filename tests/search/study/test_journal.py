@@ -7,10 +7,12 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from mixnas.search.engines.engine import Budget, LocalEngine
+from mixnas.search.engines.local import LocalEngine
+from mixnas.search.engines.session import Budget
 from mixnas.search.study.journal import JournalFile, count_states, repair, sound_size
 from mixnas.search.study.study import SearchStudy, read_results
 from mixnas.search_space.errors import IntegrityError, NasError
+from tests.contracts.engine import carry_out
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +20,7 @@ def finished(tmp_path_factory, space, objectives, constraints, evaluator):
     """Bytes of the journal of a search of 12 trials."""
     path = tmp_path_factory.mktemp("finished") / "study.journal"
     with SearchStudy(path, space, objectives, constraints) as study:
-        LocalEngine().run(study, evaluator, Budget(trials=12))
+        carry_out(LocalEngine(), study, evaluator, Budget(trials=12))
     return path.read_bytes()
 
 

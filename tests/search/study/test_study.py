@@ -7,18 +7,27 @@ import json
 import optuna
 import pytest
 
-from mixnas.search.engines.engine import Budget, LocalEngine
-from mixnas.search.strategies.samplers import STRATEGIES
+from mixnas.search.engines.local import LocalEngine
+from mixnas.search.engines.session import Budget
+from mixnas.search.strategies.evolution import NSGA2, NSGA3
+from mixnas.search.strategies.random import Random
+from mixnas.search.strategies.tpe import TPE
 from mixnas.search.study.objectives import parse_constraints, parse_objectives
 from mixnas.search.study.study import SearchStudy, SpaceExhausted, read_results
 from mixnas.search_space.errors import ConfigError, InfeasibleError
+from tests.contracts.engine import carry_out
+from tests.search.problems import FromFunction, analytic, cheap_of
 
 
-def test_a_trial_holds_everything(tmp_path, space, objectives, constraints, evaluator):
+def searched(study, function, trials):
+    return carry_out(LocalEngine(), study, FromFunction(function), Budget(trials=trials))
+
+
+def test_a_trial_holds_everything(tmp_path, space, objectives, constraints):
     path = tmp_path / "j"
     with SearchStudy(path, space, objectives, constraints) as study:
         proposal = study.ask()
-        record = study.tell(proposal, {**evaluator(proposal.architecture), "macs": 12}, 1.5)
+        record = study.tell(proposal, {**analytic(proposal.architecture), "macs": 12}, 1.5)
         trial = study.optuna_study.trials[0]
     assert trial.user_attrs["id"] == proposal.architecture.id
     assert trial.user_attrs["architecture"] == proposal.architecture.to_json()
@@ -28,11 +37,11 @@ def test_a_trial_holds_everything(tmp_path, space, objectives, constraints, eval
     assert results.records == [record] and results.records[0].architecture == proposal.architecture
 
 
-@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "gp"])
-def test_a_space_is_evaluated_to_the_last_architecture(tmp_path, strategy, tiny, objectives, evaluator):
-    evaluator = evaluator if strategy != "nsga3" else lambda a: {"accuracy": 0.5, "latency_ms": 1.0, "params": 1.0}
-    with SearchStudy(tmp_path / "j", tiny, objectives, strategy=strategy, population_size=4) as study:
-        finish = LocalEngine().run(study, lambda a: {"gate": 0.0, **_metrics(a)}, Budget(trials=1000))
+def test_a_space_is_evaluated_to_the_last_architecture(tmp_path, tiny, objectives):
+    """Where every result is the same, too, so that survivors are chosen among equals."""
+    equal = {"accuracy": 0.5, "latency_ms": 1.0, "params": 1.0}
+    with SearchStudy(tmp_path / "j", tiny, objectives, strategy=NSGA3(population_size=4)) as study:
+        finish = searched(study, lambda a: equal, 1000)
         assert finish.reason == "exhausted" and str(tiny.size()) in finish.message
         evaluated = [r.id for r in study.results.records if r.evaluated]
         assert len(evaluated) == len(set(evaluated)) == tiny.size()
@@ -54,7 +63,7 @@ def test_duplicates_are_pruned_and_do_not_count(tmp_path, tiny, objectives):
 
     with SearchStudy(tmp_path / "j", tiny, objectives) as study:
         study.optuna_study.sampler = Stubborn()
-        LocalEngine().run(study, _metrics, Budget(trials=3))
+        searched(study, _metrics, 3)
         records = study.results.records
         assert study.results.evaluated == 3
         assert [r.status for r in records] == ["done", *["duplicate"] * 20, "done", *["duplicate"] * 20, "done"]
@@ -62,7 +71,7 @@ def test_duplicates_are_pruned_and_do_not_count(tmp_path, tiny, objectives):
         assert trials[1].state == optuna.trial.TrialState.PRUNED and trials[1].user_attrs["duplicate_of"] == 0
 
 
-def test_a_precheck_keeps_the_infeasible_from_being_evaluated(tmp_path, tiny, objectives):
+def test_what_is_known_to_be_infeasible_is_not_evaluated(tmp_path, tiny, objectives):
     evaluated = []
 
     def evaluator(architecture):
@@ -70,13 +79,14 @@ def test_a_precheck_keeps_the_infeasible_from_being_evaluated(tmp_path, tiny, ob
         return _metrics(architecture)
 
     limit = parse_constraints(["params <= 20"])
-    with SearchStudy(tmp_path / "j", tiny, objectives, limit, precheck=_metrics) as study:
-        finish = LocalEngine().run(study, evaluator, Budget(trials=50))
+    cheap = cheap_of(tiny, _metrics, "params")
+    with SearchStudy(tmp_path / "j", tiny, objectives, limit, cheap=cheap) as study:
+        finish = searched(study, evaluator, 50)
         assert finish.reason == "exhausted" and len(evaluated) == 2
         assert all(_metrics(a)["params"] <= 20 for a in evaluated)
     nothing = parse_constraints(["params <= 20", "params > 20"])
     with (
-        SearchStudy(tmp_path / "k", tiny, objectives, nothing, precheck=_metrics) as study,
+        SearchStudy(tmp_path / "k", tiny, objectives, nothing, cheap=cheap) as study,
         pytest.raises(InfeasibleError, match="for example params is"),
     ):
         study.ask()
@@ -90,7 +100,7 @@ def test_what_a_killed_process_left_running_is_marked_and_may_be_evaluated_again
         assert [(r.status, r.failure, r.id) for r in study.results.records] == [
             ("interrupted", "interrupted", left.architecture.id)
         ]
-        LocalEngine().run(study, _metrics, Budget(trials=1000))
+        searched(study, _metrics, 1000)
         assert study.results.counts["done"] == tiny.size()
 
 
@@ -103,33 +113,34 @@ def test_other_objectives_are_refused(tmp_path, space, objectives):
             read_results(tmp_path / "j", parse_objectives(other))
 
 
-def test_one_objective(tmp_path, space, evaluator):
-    for strategy in ("nsga2", "tpe", "random"):
-        with SearchStudy(tmp_path / strategy, space, parse_objectives({"accuracy": "max"}), strategy=strategy) as study:
-            LocalEngine().run(study, evaluator, Budget(trials=15))
+def test_one_objective(tmp_path, space):
+    objectives = parse_objectives({"accuracy": "max"})
+    for strategy in (NSGA2(), TPE(), Random()):
+        with SearchStudy(tmp_path / type(strategy).__name__, space, objectives, strategy=strategy) as study:
+            searched(study, analytic, 15)
             best = max(r.metrics["accuracy"] for r in study.results.records if r.status == "done")
             assert [r.metrics["accuracy"] for r in study.results.front()] == [best]
 
 
-def test_the_hypervolume_box_survives_a_resume(tmp_path, space, objectives, constraints, evaluator):
+def test_the_hypervolume_box_survives_a_resume(tmp_path, space, objectives, constraints):
     path = tmp_path / "j"
     with SearchStudy(path, space, objectives, constraints) as study:
-        LocalEngine().run(study, evaluator, Budget(trials=25))
+        searched(study, analytic, 25)
         box, volume = study.results.reference, study.results.hypervolume()
     with SearchStudy(path, space, objectives, constraints) as study:
         assert (study.results.reference, study.results.hypervolume()) == (box, volume)
     assert read_results(path, objectives, constraints).reference == box
 
 
-def test_tables(tmp_path, space, objectives, constraints, evaluator):
+def test_tables(tmp_path, space, objectives, constraints):
     with SearchStudy(tmp_path / "j", space, objectives, constraints) as study:
-        LocalEngine().run(study, evaluator, Budget(trials=20))
+        searched(study, analytic, 20)
         results = study.results
     rows = list(csv.DictReader(io.StringIO(results.to_csv())))
-    plain = json.loads(json.dumps(results.to_plain(), allow_nan=False))
     assert [row["id"] for row in rows] == [r.id for r in results.records]
-    assert {row["id"] for row in rows if row["pareto"] == "True"} == {member["id"] for member in plain["front"]}
-    assert plain["front"][0]["architecture"] == results.front()[0].architecture.to_dict()
-    assert plain["knee"] in {member["id"] for member in plain["front"]}
-    accuracies = [member["metrics"]["accuracy"] for member in plain["front"]]
+    front = results.front()
+    assert {row["id"] for row in rows if row["pareto"] == "True"} == {record.id for record in front}
+    assert [json.loads(row["architecture"]) for row in rows] == [r.architecture.to_dict() for r in results.records]
+    assert results.knee() in front
+    accuracies = [record.metrics["accuracy"] for record in front]
     assert accuracies == sorted(accuracies, reverse=True)

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-
 from mixnas.search_space.weights import load_network
 
 network = load_network(Path(__file__).with_name("model.safetensors"))  # weights, architecture and interface in one file

@@ -1,0 +1,176 @@
+"""Evaluation with one super-network: candidates inherit its weights, and their latency is predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mixnas.evaluators.costs import SpaceCosts, costs
+from mixnas.evaluators.metrics import metrics_of
+from mixnas.evaluators.protocol import Metric, Outcome, Request, attempt
+from mixnas.evaluators.supernet.judging import SubnetJudge, fine_tune
+from mixnas.evaluators.supernet.training import SupernetConfig, is_trained, train_supernet
+from mixnas.evaluators.tasks.loading import by_name
+from mixnas.evaluators.tasks.task import Task
+from mixnas.evaluators.training import TrainConfig
+from mixnas.predictors.latency.source import LatencySource, LatencySpec
+from mixnas.search_space.architecture import Architecture
+from mixnas.search_space.network import Network
+from mixnas.search_space.reporting import SILENT, Report
+from mixnas.search_space.space import SearchSpace
+from mixnas.search_space.supernet import Supernet
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SupernetSpec:
+    """What a `SupernetEvaluator` is made from.
+
+    Attributes:
+        task: The task as in a configuration: a name, or a mapping with options.
+        space: The search space as in a configuration.
+        supernet: How the super-network is trained, and sub-networks are judged.
+        final: How a network is trained to its final weights.
+        inherit: Whether that begins with the super-network's weights rather than with fresh ones.
+        seed: Of all that is drawn.
+        latency: What latency is predicted of; None leaves it out.
+        checkpoint: File of the super-network; None keeps it in memory only.
+        device: Where networks are trained, "cpu" or a CUDA device; None for where latency is measured, or a CPU.
+    """
+
+    task: str | Mapping[str, Any]
+    space: Mapping[str, Any]
+    supernet: SupernetConfig
+    final: TrainConfig
+    inherit: bool = True
+    seed: int = 0
+    latency: LatencySpec | None = None
+    checkpoint: Path | None = None
+    device: str | None = None
+
+    def open(self) -> SupernetEvaluator:
+        """Make the evaluator."""
+        return SupernetEvaluator(self)
+
+
+class SupernetEvaluator:
+    """Judges sub-networks of one super-network; an `Evaluator`.
+
+    Args:
+        spec: What it is made from.
+        task: The spec's task, where it was made already.
+        space: The spec's space, likewise.
+        latency: The spec's latency, likewise.
+    """
+
+    def __init__(
+        self,
+        spec: SupernetSpec,
+        *,
+        task: Task | None = None,
+        space: SearchSpace | None = None,
+        latency: LatencySource | None = None,
+    ) -> None:
+        self._spec = spec
+        self.task = task or by_name(spec.task)
+        self.space = space or SearchSpace.from_dict(spec.space)
+        self._costs = SpaceCosts(self.space, self.task.io)
+        self.latency: LatencySource | None = latency or (None if spec.latency is None else spec.latency.open())
+        self.device = spec.device or (self.latency.torch_device if self.latency is not None else "cpu")
+        self._judge: SubnetJudge | None = None
+
+    @property
+    def spec(self) -> SupernetSpec:
+        """See `Evaluator`."""
+        return replace(self._spec, latency=None if self.latency is None else self.latency.spec)
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        """See `Evaluator`."""
+        return metrics_of(self.task, latency=self.latency is not None, cheap_latency=True)
+
+    @property
+    def finishing(self) -> str:
+        """See `Evaluator`."""
+        return "fine-tune" if self._spec.inherit else "train from scratch"
+
+    def prepare(self, report: Report = SILENT, should_stop: Callable[[], bool] | None = None) -> None:
+        """Profile the device and train the super-network, as far as that is not done. See `Evaluator`."""
+        if self._judge is not None:
+            return
+        spec = self._spec
+        if self.latency is not None:
+            written = {"task": spec.task, "space": spec.space}
+            self.latency.prepare(self.space, self.task.io, plain=written, report=report, should_stop=should_stop)
+        supernet = Supernet(self.space, self.task.io, torch.Generator().manual_seed(spec.seed))
+        if spec.checkpoint is not None and is_trained(spec.checkpoint):
+            self._train(supernet, SILENT, should_stop)
+        else:
+            with report.phase("train supernet", unit="steps", seconds=spec.supernet.seconds) as phase:
+                self._train(supernet, phase, should_stop)
+        self._judge = SubnetJudge(
+            supernet,
+            self.task,
+            device=self.device,
+            seed=spec.seed,
+            probe=spec.supernet.probe,
+        )
+
+    def _train(self, supernet: Supernet, report: Report, should_stop: Callable[[], bool] | None) -> None:
+        train_supernet(
+            supernet,
+            self.task,
+            self._spec.supernet,
+            seed=self._spec.seed,
+            device=self.device,
+            checkpoint=self._spec.checkpoint,  # where it ends already, its weights are loaded and nothing is left to do
+            report=report,
+            should_stop=should_stop,
+        )
+
+    def _prepared(self) -> SubnetJudge:
+        assert self._judge is not None, "prepare comes first"
+        return self._judge
+
+    def cheap(self, matrix: np.ndarray) -> dict[str, np.ndarray]:
+        """See `Evaluator`; latency needs `prepare` first."""
+        found = self._costs.of(matrix)
+        if self.latency is not None:
+            found["latency_ms"] = self.latency.predict_many(matrix, self.space, self.task.io)
+        return found
+
+    def evaluate(self, requests: Sequence[Request]) -> list[Outcome]:
+        """See `Evaluator`: relatives one after the other. A judgement takes the same at every fidelity."""
+        outcomes: dict[int, Outcome] = {}
+        for i in self._prepared().order([request.architecture for request in requests]):
+            outcomes[i] = attempt(self._evaluate, requests[i])
+        return [outcomes[i] for i in range(len(requests))]
+
+    def _evaluate(self, request: Request) -> Outcome:
+        architecture, io = request.architecture, self.task.io
+        metrics = {**self._prepared()(architecture), **costs(architecture, io)}
+        if self.latency is not None:
+            metrics["latency_ms"] = self.latency.predict(architecture, io).ms
+        return Outcome(metrics)
+
+    def finish(
+        self, architecture: Architecture, report: Report = SILENT, should_stop: Callable[[], bool] | None = None
+    ) -> Network:
+        """See `Evaluator`: trained on from the inherited weights, or from scratch, as the spec says."""
+        spec = self._spec
+        network, _ = fine_tune(
+            self._prepared().supernet,
+            architecture,
+            self.task,
+            spec.final,
+            generator=torch.Generator().manual_seed(spec.seed),
+            inherit=spec.inherit,
+            device=self.device,
+            report=report,
+            should_stop=should_stop,
+        )
+        return network.cpu().eval()

@@ -1,0 +1,271 @@
+"""Where a search's latency comes from: predicted for its device, and measured where that device is this machine.
+
+What a latency is of (device, runtime, threads, batch size) stands in `LatencySpec` and nowhere else. Finding a stored
+predictor and asking it needs no torch; profiling and measuring do.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mixnas.predictors.latency.predictor import LatencyPredictor, installed, user_directory
+from mixnas.predictors.measuring.device import device_name
+from mixnas.predictors.measuring.measure import Call, Clock, MeasureConfig, measure_networks
+from mixnas.predictors.measuring.table import MeasurementTable, tagged
+from mixnas.predictors.measuring.value import Latency
+from mixnas.search_space.architecture import Architecture
+from mixnas.search_space.reporting import SILENT, Report
+from mixnas.search_space.space import SearchSpace
+
+if TYPE_CHECKING:
+    from mixnas.search_space.network import Network
+    from mixnas.search_space.units import IOSpec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LatencySpec:
+    """Which latency is meant, as plain data.
+
+    Attributes:
+        device: "auto", "cpu", "cuda", or the name of a device.
+        runtime: One of `predictors.measuring.table.RUNTIMES`.
+        threads: Threads inside an operator.
+        batch_size: Inputs per forward.
+        directory: Where this machine's profile is kept; None for the user's profiles.
+        profile_s: Time for a profile, the fit included, in seconds.
+        passes: Passes over a network that is measured.
+        seed: Of inputs and of what a profile draws.
+        reference_ms: The sentinel's reference time. Latencies compare only under the same one, so whoever continues a
+            search, or takes part in it, gets the one that it began with; None where it is not fixed yet.
+    """
+
+    device: str
+    runtime: str
+    threads: int
+    batch_size: int
+    directory: Path | None
+    profile_s: float
+    passes: int
+    seed: int
+    reference_ms: float | None = None
+
+    def open(self) -> LatencySource:
+        """The source; nothing is measured or read yet."""
+        return LatencySource(self)
+
+
+class LatencySource:
+    """See the module. `prepare` comes before predictions; measuring needs no preparation."""
+
+    def __init__(self, spec: LatencySpec) -> None:
+        self._spec = spec
+        self._reference_ms = spec.reference_ms
+        self._predictor: LatencyPredictor | None = None
+        self._rng = np.random.default_rng(spec.seed)
+
+    @property
+    def spec(self) -> LatencySpec:
+        """What it is made from, with the reference time once that is fixed."""
+        return replace(self._spec, reference_ms=self._reference_ms)
+
+    # -- the device ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def torch_device(self) -> str:
+        """Where networks are trained: "cuda" when there is a GPU and the spec does not rule it out, else "cpu"."""
+        if self._spec.device == "cpu" or self._spec.device.startswith("cpu-"):
+            return "cpu"
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    @cached_property
+    def here(self) -> bool:
+        """Whether the device is this machine, so that it can be measured."""
+        if self._spec.device in ("auto", "cpu", "cuda"):
+            return True
+        return self._spec.device == device_name(self.torch_device, self._spec.threads)
+
+    @cached_property
+    def device(self) -> str:
+        """The device's standard name."""
+        given = self._spec.device
+        return device_name(self.torch_device, self._spec.threads) if given in ("auto", "cpu", "cuda") else given
+
+    @property
+    def tag(self) -> str:
+        """Runtime and batch size as in the names of files."""
+        return tagged(self._spec.runtime, self._spec.batch_size)
+
+    def check(self) -> None:
+        """Refuse what can neither be measured nor predicted, before any work is started.
+
+        Raises:
+            ConfigError: This machine lacks the runtime, or nobody measured the device.
+        """
+        if self.here:
+            from mixnas.predictors.measuring import runtimes
+
+            runtimes.require(self._spec.runtime, self.torch_device)
+        else:
+            self.find()
+
+    # -- predicting ---------------------------------------------------------------------------------------------------
+
+    def prepare(
+        self,
+        space: SearchSpace,
+        io: IOSpec,
+        *,
+        plain: Any = None,
+        report: Report = SILENT,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> None:
+        """Open the predictor; where the device is this machine and has none yet, profile it.
+
+        Args:
+            space: Whose networks are to be predicted.
+            io: The task's input.
+            plain: `{task: ..., space: ...}` as they stood in the file, so that a query of the same needs no torch.
+            report: Told of a profile, as a phase.
+            should_stop: Asked between measurements; what was measured until then is kept.
+
+        Raises:
+            ConfigError: Nobody measured the device through this runtime with this batch size.
+            StoppedEarly: `should_stop` said so.
+        """
+        if self._predictor is not None:
+            return
+        if not self.here:
+            self._predictor = self.find()
+            return
+        directory = self._spec.directory or user_directory()
+        if (self.device, self.tag) in {(device, tag) for device, tag, _ in installed(directory)}:
+            self._predictor = LatencyPredictor.load(self.device, self.tag, directory)
+        else:
+            self._predictor = self._profile(space, io, directory, plain, report, should_stop)
+        # Measured and predicted latency refer to the same sentinel time.
+        self._reference_ms = MeasurementTable.load(directory, self.device, self.tag).reference_ms
+
+    def _profile(
+        self,
+        space: SearchSpace,
+        io: IOSpec,
+        directory: Path,
+        plain: Any,
+        report: Report,
+        should_stop: Callable[[], bool] | None,
+    ) -> LatencyPredictor:
+        from mixnas.predictors.latency.profile import ProfileConfig, profile
+
+        spec = self._spec
+        config = ProfileConfig(budget_s=spec.profile_s, measure=self._measure_config(spec.passes), seed=spec.seed)
+        with report.phase("profile", spec.profile_s, unit="s", seconds=spec.profile_s) as phase:
+            return profile(
+                space,
+                io,
+                device=self.torch_device,
+                runtime=spec.runtime,
+                directory=directory,
+                config=config,
+                plain=plain,
+                report=phase,
+                should_stop=should_stop,
+            )
+
+    def find(self) -> LatencyPredictor:
+        """The stored predictor: in the directory where that exists, else of the user's profiles or shipped. No torch.
+
+        Raises:
+            ConfigError: Nobody measured the device through this runtime with this batch size.
+        """
+        directory = self._spec.directory
+        there = directory is not None and directory.is_dir()
+        return LatencyPredictor.load(self.device, self.tag, directory if there else None)
+
+    @property
+    def predictor(self) -> LatencyPredictor | None:
+        """The predictor; None before `prepare`."""
+        return self._predictor
+
+    def _prepared(self) -> LatencyPredictor:
+        assert self._predictor is not None, "prepare comes first"
+        return self._predictor
+
+    def predict(self, architecture: Architecture, io: IOSpec) -> Latency:
+        """Predicted latency of one architecture."""
+        return self._prepared().predict(architecture, io).latency
+
+    def predict_many(self, matrix: np.ndarray, space: SearchSpace, io: IOSpec) -> np.ndarray:
+        """Predicted milliseconds (rows,) of encoded architectures (rows, variables)."""
+        return self._prepared().predict_many(matrix, space, io)
+
+    # -- measuring ----------------------------------------------------------------------------------------------------
+
+    def _measure_config(self, passes: int) -> MeasureConfig:
+        return MeasureConfig(passes=passes, threads=self._spec.threads, batch_size=self._spec.batch_size)
+
+    @cached_property
+    def _sentinel(self) -> Call:
+        from mixnas.predictors.measuring import runtimes
+        from mixnas.predictors.measuring.sentinel import make_sentinel, sentinel_module
+
+        if self._spec.runtime == "graph":
+            return runtimes.prepare(*sentinel_module(self.torch_device), "graph", self._spec.threads)
+        return make_sentinel(self.torch_device)
+
+    @cached_property
+    def _clock(self) -> Clock:
+        from mixnas.predictors.measuring import runtimes
+
+        return runtimes.clock_of(self._spec.runtime, self.torch_device)
+
+    @property
+    def reference_ms(self) -> float:
+        """The sentinel's reference time; measured when it is first asked for, unless it was fixed before."""
+        if self._reference_ms is None:
+            assert self.here, "another device cannot be measured"
+            (itself,) = measure_networks(
+                [self._sentinel],
+                rng=self._rng,
+                config=self._measure_config(self._spec.passes),
+                sentinel=self._sentinel,
+                clock=self._clock,
+            )
+            self._reference_ms = itself.latency.ms / itself.ratio
+        return self._reference_ms
+
+    def measure(self, networks: Sequence[Network], passes: int | None = None) -> list[Latency]:
+        """Measure networks as deployed, together in shuffled passes; the networks are left as they are.
+
+        Args:
+            networks: Trained or not: weights have no influence on time.
+            passes: Other than the spec's, for example more of them for the final table.
+        """
+        import torch
+
+        from mixnas.predictors.measuring import runtimes
+
+        spec = self._spec
+        generator = torch.Generator().manual_seed(spec.seed)
+        calls = []
+        for network in networks:
+            inputs = network.io.example(spec.batch_size, generator=generator).to(self.torch_device)
+            deployed = copy.deepcopy(network).deploy().to(self.torch_device).eval().requires_grad_(False)
+            calls.append(runtimes.prepare(deployed, inputs, spec.runtime, spec.threads))
+        measured = measure_networks(
+            calls,
+            rng=self._rng,
+            config=self._measure_config(passes or spec.passes),
+            sentinel=self._sentinel,
+            reference_ms=self.reference_ms,
+            clock=self._clock,
+        )
+        return [one.latency for one in measured]

@@ -1,0 +1,235 @@
+"""A session of a search: what is evaluated next, and what becomes of it. Engines are loops round it.
+
+The session alone holds the budget, the first failures, checkpoints and the study. It is used from one thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+
+from mixnas.evaluators.protocol import Outcome
+from mixnas.search.run.stopping import StopSignal
+from mixnas.search.study.results import INTERRUPTED, TrialRecord
+from mixnas.search.study.study import Proposal, SearchStudy, SpaceExhausted
+from mixnas.search_space.errors import NasError, StoppedEarly
+from mixnas.search_space.reporting import SILENT, Report
+
+_logger = logging.getLogger(__name__)
+
+_SAME_FAILURES = 5  # so many failures from the start, all for the same reason, are the set-up's fault
+_CHECKPOINT_SECONDS = 15.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budget:
+    """How much a search may spend.
+
+    Attributes:
+        trials: Evaluations (done or failed) in the whole study, with those of earlier sessions.
+        seconds: Wall-clock time of this session; None for no limit.
+    """
+
+    trials: int
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Why a search ended: "trials", "time" or "exhausted", and a sentence that says so."""
+
+    reason: str
+    message: str
+
+
+class Session:
+    """See the module. It is entered; what is in flight when it is left is marked as interrupted.
+
+    Args:
+        study: The study; what it already holds counts toward `budget.trials`.
+        budget: Trials and time.
+        stop: Asked before each proposal; None to leave Ctrl-C as it is.
+        report: Told of progress: evaluations done, of how many, failures, hypervolume.
+        keep: Given the outcome of each proposal that has a network, before the study takes its metrics.
+        on_trial: Called with every finished trial, once it is safe on the disk (where trials are quick, several share
+            one fsync, so that this comes up to a quarter of a second later, or with the next trial).
+        checkpoint: Called every 15 seconds or so between trials (to write tables for people).
+    """
+
+    def __init__(
+        self,
+        study: SearchStudy,
+        budget: Budget,
+        *,
+        stop: StopSignal | None = None,
+        report: Report = SILENT,
+        keep: Callable[[Proposal, Outcome], None] | None = None,
+        on_trial: Callable[[TrialRecord], None] | None = None,
+        checkpoint: Callable[[], None] | None = None,
+    ) -> None:
+        self._study, self._budget, self._stop = study, budget, stop or StopSignal()
+        self._report, self._keep, self._on_trial, self._checkpoint = report, keep, on_trial, checkpoint
+        self._started = self._last_checkpoint = time.monotonic()
+        self._in_flight: dict[int, tuple[Proposal, float]] = {}  # by trial number, with when it was proposed
+        self._unreported: deque[TrialRecord] = deque()
+        self._first_failures: list[str] | None = []
+        self._finish: Finish | None = None
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            with self._stop.shield():
+                for proposal, begun in list(self._in_flight.values()):
+                    self._fail(proposal, INTERRUPTED, time.monotonic() - begun)
+        finally:
+            self._study.sync()
+            self._report_safe_trials()
+
+    # -- proposals ----------------------------------------------------------------------------------------------------
+
+    def next(self, count: int = 1) -> list[Proposal]:
+        """What to evaluate now.
+
+        Args:
+            count: At most so many.
+
+        Returns:
+            Proposals, whose outcomes `done` takes in any order. None where the search is over (`over`), or has to wait
+            for what is in flight.
+
+        Raises:
+            InfeasibleError: See `SearchStudy.ask`.
+        """
+        self._tell_progress()
+        self._maybe_checkpoint()
+        if self.over:
+            return []
+        wanted = min(count, self._budget.trials - self._study.results.evaluated - len(self._in_flight))
+        proposals: list[Proposal] = []
+        if wanted > 0:
+            self._study.begin_batch(wanted)
+        while len(proposals) < wanted and not self._stop.requested:
+            try:
+                with self._stop.shield():
+                    proposal = self._study.ask()
+                    self._in_flight[proposal.number] = proposal, time.monotonic()
+            except SpaceExhausted as end:
+                if not self._in_flight:
+                    self._finish = Finish("exhausted", str(end))
+                break
+            proposals.append(proposal)
+        return proposals
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will be proposed; something may still be in flight."""
+        if self._finish is None:
+            done, budget = self._study.results.evaluated, self._budget
+            if done >= budget.trials:
+                self._finish = Finish("trials", f"{done} trials evaluated.")
+            elif budget.seconds is not None and time.monotonic() - self._started >= budget.seconds:
+                self._finish = Finish("time", f"the time is up after {done} of {budget.trials} trials.")
+        return self._finish is not None or self._stop.requested
+
+    def finish(self) -> Finish:
+        """Why the search ended.
+
+        Raises:
+            StoppedEarly: `stop` was requested; what was in flight then was finished first.
+        """
+        if not self.over or self._finish is None:
+            done, wanted = self._study.results.evaluated, self._budget.trials
+            raise StoppedEarly(f"stopped after {done} of {wanted} trials.")
+        return self._finish
+
+    def _tell_progress(self) -> None:
+        results = self._study.results
+        failed, volume = results.counts["failed"], results.hypervolume()
+        self._report(results.evaluated, self._budget.trials, failed=failed, hypervolume=volume)
+
+    def _maybe_checkpoint(self) -> None:
+        if self._checkpoint is not None and time.monotonic() - self._last_checkpoint >= _CHECKPOINT_SECONDS:
+            self._checkpoint()
+            self._last_checkpoint = time.monotonic()
+
+    # -- outcomes -----------------------------------------------------------------------------------------------------
+
+    def done(self, proposal: Proposal, outcome: Outcome) -> TrialRecord:
+        """Take what came of a proposal.
+
+        Raises:
+            NasError: The first trials all failed for the same reason, or the outcome leaves out a metric.
+        """
+        failure = outcome.failure or _unusable(outcome.metrics)
+        if not failure:
+            self._check_complete(outcome.metrics)
+            if self._keep is not None and outcome.network is not None:
+                self._keep(proposal, outcome)
+        with self._stop.shield():
+            if failure:
+                record = self._fail(proposal, failure, outcome.seconds)
+                _logger.warning("trial %d (%s) failed: %s", record.number, record.id, record.failure)
+            else:
+                record = self._study.tell(proposal, outcome.metrics, outcome.seconds)
+                del self._in_flight[proposal.number]
+                self._unreported.append(record)
+        self._report_safe_trials()
+        self._check_first(record)
+        return record
+
+    def _fail(self, proposal: Proposal, reason: str, seconds: float) -> TrialRecord:
+        record = self._study.tell_failure(proposal, reason, seconds)
+        del self._in_flight[proposal.number]
+        if reason != INTERRUPTED:
+            self._unreported.append(record)
+        return record
+
+    def _check_complete(self, metrics: Mapping[str, float]) -> None:
+        results = self._study.results
+        needed = [o.name for o in results.objectives] + [c.metric for c in results.constraints]
+        missing = [name for name in needed if name not in metrics]
+        if missing:
+            raise NasError(
+                f"the evaluator gives no metric {missing[0]!r}, which an objective or a constraint needs. "
+                f"It gives: {', '.join(sorted(metrics)) or 'none'}."
+            )
+
+    def _report_safe_trials(self) -> None:
+        """Hand over the trials that not even a power cut can lose any more."""
+        while self._unreported and self._study.synced:
+            record = self._unreported.popleft()
+            if self._on_trial is not None:
+                self._on_trial(record)
+
+    def _check_first(self, record: TrialRecord) -> None:
+        """Give up when the session has only failed so far, and always for the same reason (numbers aside)."""
+        if self._first_failures is None:
+            return
+        self._first_failures.append(record.failure)
+        alike = len({re.sub(r"\d+", "#", reason) for reason in self._first_failures}) == 1
+        if record.status != "failed" or not alike:
+            self._first_failures = None
+        elif len(self._first_failures) >= _SAME_FAILURES:
+            raise NasError(f"the first {_SAME_FAILURES} trials all failed for the same reason: {record.failure}")
+
+
+def _unusable(metrics: Mapping[str, float]) -> str:
+    """Why metrics cannot be kept; empty where they can."""
+    for name, value in metrics.items():
+        try:
+            finite = math.isfinite(value)
+        except (TypeError, ValueError):
+            return f"metric {name} is {type(value).__name__}, not a number"
+        if not finite:
+            return f"metric {name} is {value}"
+    return ""

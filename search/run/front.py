@@ -1,0 +1,211 @@
+"""The answer of a search, `pareto.json`: what it holds, and its one reader and writer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mixnas.predictors.measuring.value import Latency
+from mixnas.search_space.errors import ConfigError, IntegrityError
+from mixnas.search_space.files import write_json
+
+FORMAT = 2
+"""1 had no format number and spelt latencies in three ways; it can still be read."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Member:
+    """A network of the front, or a finalist that did not come on it.
+
+    Attributes:
+        id: Of the architecture.
+        trial: Number of its trial in the study.
+        architecture: Its canonical form.
+        metrics: On the validation split (objectives and constraints refer to these), on the test split (`test_...`),
+            costs and latency. Before the networks are final: what the trial gave.
+        latency: Of a final network.
+        predicted: Predicted latency of a final network, where a predictor answered.
+        searched: What the search went by; of a final network.
+        seconds: Time of the trial.
+        reason: Why a finalist is not on the front; empty where it is.
+    """
+
+    id: str
+    trial: int
+    architecture: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    latency: Latency | None = None
+    predicted: Latency | None = None
+    searched: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    reason: str = ""
+
+    @property
+    def values(self) -> dict[str, float]:
+        """All that a filter may name: the metrics, and the ends of the latency's interval."""
+        if self.latency is None:
+            return dict(self.metrics)
+        return {**self.metrics, "latency_low_ms": self.latency.low_ms, "latency_high_ms": self.latency.high_ms}
+
+    def to_plain(self) -> dict[str, Any]:
+        """Plain data; what is empty is left out."""
+        plain: dict[str, Any] = {"id": self.id, "trial": self.trial, "metrics": dict(self.metrics)}
+        if self.latency is not None:
+            plain["latency"] = self.latency.to_plain()
+        if self.predicted is not None:
+            plain["predicted"] = self.predicted.to_plain()
+        if self.searched:
+            plain["searched"] = dict(self.searched)
+        if self.reason:
+            plain["reason"] = self.reason
+        return {**plain, "seconds": self.seconds, "architecture": self.architecture}
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Member:
+        """The inverse of `to_plain`."""
+        latencies = {name: Latency.from_plain(plain[name]) for name in ("latency", "predicted") if name in plain}
+        return cls(**{**plain, **latencies})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Front:
+    """A Pareto front, and the search that it came from.
+
+    Attributes:
+        run: Name of the run.
+        task: As in the configuration.
+        metric: The task's metric.
+        objectives: Metric to direction, in the order of a trial's values.
+        constraints: As text.
+        evaluator: Where metrics came from.
+        device: What latency is of.
+        latency: Whether `latency_ms` of the members is "measured" or "predicted".
+        trials: How many are "done", "failed", "duplicate", "infeasible".
+        hypervolume: Of the searched front; None while too few trials are done.
+        reference: Reference point of the hypervolume.
+        final: Whether the members are trained to the end; False while it is the searched front.
+        members: Best of the first objective first.
+        others: Final networks that another dominates, or that violate a constraint, each with a reason.
+        knee: Id of the member nearest to the ideal point; None of an empty front.
+        searched_front: Ids of the front by what the search went by.
+    """
+
+    run: str
+    task: str | Mapping[str, Any]
+    metric: str
+    objectives: Mapping[str, str]
+    constraints: tuple[str, ...]
+    evaluator: str
+    device: str
+    latency: str
+    trials: Mapping[str, int]
+    hypervolume: float | None
+    reference: tuple[float, ...] | None
+    final: bool
+    members: tuple[Member, ...]
+    others: tuple[Member, ...]
+    knee: str | None
+    searched_front: tuple[str, ...]
+
+    def to_plain(self) -> dict[str, Any]:
+        """What the file holds; the members stand under "front"."""
+        return {
+            "format": FORMAT,
+            "run": self.run,
+            "task": self.task,
+            "metric": self.metric,
+            "objectives": dict(self.objectives),
+            "constraints": list(self.constraints),
+            "evaluator": self.evaluator,
+            "device": self.device,
+            "latency": self.latency,
+            "trials": dict(self.trials),
+            "hypervolume": self.hypervolume,
+            "reference": None if self.reference is None else list(self.reference),
+            "final": self.final,
+            "knee": self.knee,
+            "front": [member.to_plain() for member in self.members],
+            "others": [member.to_plain() for member in self.others],
+            "searched_front": list(self.searched_front),
+        }
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Front:
+        """The inverse of `to_plain`."""
+        fields = {name: value for name, value in plain.items() if name not in ("format", "front")}
+        reference = plain["reference"]
+        return cls(
+            **{
+                **fields,
+                "constraints": tuple(plain["constraints"]),
+                "reference": None if reference is None else tuple(reference),
+                "members": tuple(map(Member.from_plain, plain["front"])),
+                "others": tuple(map(Member.from_plain, plain["others"])),
+                "searched_front": tuple(plain["searched_front"]),
+            }
+        )
+
+    def write(self, path: str | Path) -> None:
+        """Write the file, atomically."""
+        write_json(path, self.to_plain())
+
+    @classmethod
+    def read(cls, path: str | Path) -> Front:
+        """Read the file, of this format or the first.
+
+        Raises:
+            FileNotFoundError: There is none.
+            ConfigError: It is of a later format.
+            IntegrityError: It is damaged.
+        """
+        text = Path(path).read_text(encoding="utf-8")
+        try:
+            plain = json.loads(text)
+            written = plain.get("format", 1)
+            if written == 1:
+                plain = _from_first_format(plain)
+            elif written != FORMAT:
+                raise ConfigError(
+                    f"{path}: has format {written}; this version of mixnas reads up to {FORMAT}. "
+                    "Open it with the version that wrote it."
+                )
+            return cls.from_plain(plain)
+        except ConfigError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise IntegrityError(f"{path}: damaged: not a front. Delete it; a resume writes it again.") from error
+
+
+def _from_first_format(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """The first format's content in the words of this one."""
+    final = bool(plain.get("final", False))
+    kind = plain.get("latency", "")
+    known = ("run", "task", "metric", "objectives", "constraints", "trials", "hypervolume", "reference", "knee")
+    return {
+        **{name: plain[name] for name in known},
+        "evaluator": plain.get("evaluator", ""),
+        "device": plain.get("device", ""),
+        "latency": kind,
+        "final": final,
+        "front": [_member_from_first_format(member, kind) for member in plain["front"]],
+        "others": [_member_from_first_format(member, kind) for member in plain.get("others", [])],
+        "searched_front": plain.get("searched_front", [member["id"] for member in plain["front"]]),
+    }
+
+
+def _member_from_first_format(plain: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    member = dict(plain)
+    predicted = member.pop("predicted", {})
+    if kind:  # the networks are final, and their interval stood among the metrics
+        metrics = dict(member["metrics"])
+        ends = metrics.pop("latency_low_ms"), metrics.pop("latency_high_ms")
+        member["metrics"] = metrics
+        member["latency"] = Latency(metrics["latency_ms"], *ends, kind).to_plain()  # type: ignore[arg-type]
+    if predicted:
+        member["predicted"] = Latency(
+            predicted["latency_ms"], predicted["low_ms"], predicted["high_ms"], "predicted", tuple(predicted["outside"])
+        ).to_plain()
+    return member

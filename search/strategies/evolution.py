@@ -1,0 +1,159 @@
+"""NSGA-II (Deb et al. 2002) and NSGA-III (Deb and Jain 2014), whose children are made by the search space."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, NSGAIIISampler, NSGAIISampler
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from mixnas.search.strategies import STRATEGIES, Acceptable, Cheap, Question, Strategy
+from mixnas.search.strategies.drawing import OverSpace, trial_generator
+from mixnas.search.study.optuna_internals import generation_of, reseed, set_generation
+from mixnas.search_space.architecture import Architecture
+from mixnas.search_space.settings import Between
+
+_CROSSOVER_RATE = 0.9
+
+
+@STRATEGIES.register("nsga2")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NSGA2(Strategy):
+    """Elitist evolution, survivors by non-domination and crowding.
+
+    Attributes:
+        population_size: Trials of a generation, and survivors of each.
+    """
+
+    population_size: Annotated[int, Between(2)] = 20
+
+    def make(self, question: Question, cheap: Cheap | None, acceptable: Acceptable) -> BaseSampler:
+        """See `Strategy`."""
+        return ConditionalNSGAII(question, self.population_size, acceptable)
+
+
+@STRATEGIES.register("nsga3")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NSGA3(Strategy):
+    """Elitist evolution, survivors by non-domination and niches round reference points: for four objectives or more.
+
+    Attributes:
+        population_size: Trials of a generation, and survivors of each.
+    """
+
+    population_size: Annotated[int, Between(2)] = 20
+
+    def make(self, question: Question, cheap: Cheap | None, acceptable: Acceptable) -> BaseSampler:
+        """See `Strategy`."""
+        return ConditionalNSGAIII(question, self.population_size, acceptable)
+
+
+class _Evolution(OverSpace):
+    """Parents by binary tournament, then the space's own crossover and mutation, over conditional choices too.
+
+    The survivors of a generation are selected by the Optuna sampler that this is mixed into. That sampler goes through
+    all trials several times for each proposal to find the generation and its parents; here both are remembered, so
+    that the thousandth proposal takes no longer than the first.
+    """
+
+    _counts: Counter[int] | None = None  # finished trials per generation
+    _parents: tuple[int, list[FrozenTrial]] | None = None  # generation and its parents
+
+    def get_trial_generation(self: Any, study: Study, trial: FrozenTrial) -> int:
+        """The generation of a trial; a new one begins when the last is full. Stored with the trial."""
+        stored = generation_of(self, trial)
+        if stored is not None:
+            return stored
+        if self._counts is None:
+            complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+            generations = (generation_of(self, t) for t in complete)
+            self._counts = Counter(g for g in generations if g is not None)
+        last = max(self._counts, default=0)
+        generation: int = last + (self._counts[last] >= self.population_size)
+        set_generation(self, study, trial, generation)
+        return generation
+
+    def get_parent_population(self, study: Study, generation: int) -> list[FrozenTrial]:
+        """The survivors that a generation descends from; none for the first."""
+        if self._parents is None or self._parents[0] != generation:
+            parents = super().get_parent_population(study, generation)  # type: ignore[misc]
+            # in the order of the trials, in which a resumed search finds them too
+            self._parents = generation, sorted(parents, key=lambda t: t.number)
+        return self._parents[1]
+
+    def after_trial(
+        self: Any, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        """Count the trial in its generation."""
+        generation = generation_of(self, trial)
+        if self._counts is not None and state == TrialState.COMPLETE and generation is not None:
+            self._counts[generation] += 1
+        super().after_trial(study, trial, state, values)  # type: ignore[misc]
+
+    def sample_relative(
+        self: Any, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        rng = trial_generator(self._seed, trial.number)
+        reseed(self, int(rng.integers(2**32)))  # NSGA-III's niching draws from it
+        generation = self.get_trial_generation(study, trial)
+        parents = self.get_parent_population(study, generation)
+        if len(parents) < 2:
+            drawn: dict[str, Any] = self._draw(lambda: self._space.sample(rng))
+            return drawn
+        child: dict[str, Any] = self._draw(lambda: self._child(parents, study.directions, rng))
+        return child
+
+    def _child(
+        self, parents: list[FrozenTrial], directions: Sequence[StudyDirection], rng: np.random.Generator
+    ) -> Architecture:
+        first = self._parent(parents, directions, rng)
+        child = first
+        if rng.random() < _CROSSOVER_RATE:
+            child = self._space.crossover(first, self._parent(parents, directions, rng), rng)
+        # the usual rate, one choice in n, changes 1 - (1 - 1/n)^n = 63% of the children; mutate() changes every one
+        if child == first or rng.random() < 0.63:
+            child = self._space.mutate(child, rng)
+        return child
+
+    def _parent(
+        self, parents: list[FrozenTrial], directions: Sequence[StudyDirection], rng: np.random.Generator
+    ) -> Architecture:
+        i, j = rng.choice(len(parents), size=2, replace=False)
+        winner = parents[j] if _better(parents[j], parents[i], directions) else parents[i]
+        return self._space.from_params(winner.params)
+
+
+def _better(a: FrozenTrial, b: FrozenTrial, directions: Sequence[StudyDirection]) -> bool:
+    """Constrained domination (Deb et al. 2002, section VI): less violation first, then Pareto domination."""
+    violation_a, violation_b = (sum(v for v in t.constraints.values() if v > 0) for t in (a, b))
+    if violation_a != violation_b:
+        return violation_a < violation_b
+    signs = [-1.0 if d == StudyDirection.MAXIMIZE else 1.0 for d in directions]
+    pairs = [(s * x, s * y) for s, x, y in zip(signs, a.values, b.values, strict=True)]
+    return all(x <= y for x, y in pairs) and any(x < y for x, y in pairs)
+
+
+class ConditionalNSGAII(_Evolution, NSGAIISampler):
+    """NSGA-II whose children are made by the search space."""
+
+    def __init__(self, question: Question, population_size: int, acceptable: Acceptable) -> None:
+        super().__init__(population_size=population_size, seed=question.seed)
+        self._set_question(question, acceptable)
+
+
+class ConditionalNSGAIII(_Evolution, NSGAIIISampler):
+    """NSGA-III whose children are made by the search space."""
+
+    def __init__(self, question: Question, population_size: int, acceptable: Acceptable) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            super().__init__(population_size=population_size, seed=question.seed)
+        self._set_question(question, acceptable)

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import math
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from mixnas.evaluators.protocol import Outcome
+from mixnas.search.engines.local import LocalEngine
+from mixnas.search.engines.session import Budget, Session
+from mixnas.search.run.stopping import StopSignal
+from mixnas.search.strategies.evolution import NSGA2
+from mixnas.search.study.study import SearchStudy, read_results
+from mixnas.search_space.errors import NasError, StoppedEarly
+from tests.contracts.engine import carry_out
+from tests.search.problems import FromFunction, analytic
+
+
+@pytest.fixture
+def study(tmp_path, space, objectives, constraints):
+    with SearchStudy(tmp_path / "j", space, objectives, constraints, strategy=NSGA2(population_size=6)) as study:
+        yield study
+
+
+def outcome(proposal) -> Outcome:
+    return Outcome(analytic(proposal.architecture), seconds=0.5)
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's."""
+
+
+def test_a_trial_that_goes_wrong_is_recorded_and_the_search_goes_on(study):
+    calls = iter(range(1000))
+
+    def fragile(architecture):
+        metrics = analytic(architecture)
+        match next(calls) % 9:
+            case 1:
+                return {**metrics, "accuracy": math.nan}
+            case 2:
+                raise MemoryError
+            case 3:
+                raise ValueError("no such\nthing")
+            case 4:
+                return {**metrics, "loss": math.inf}
+            case 5:
+                raise OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.")
+            case 6:
+                return {**metrics, "name": "dwconv"}
+            case 7:
+                return {name: np.float32(value) for name, value in metrics.items()}
+        return metrics
+
+    carry_out(LocalEngine(), study, FromFunction(fragile), Budget(trials=27))
+    records = [r for r in study.results.records if r.evaluated]
+    assert study.results.counts["done"] == 9 and study.results.counts["failed"] == 18
+    assert [r.failure for r in records[:9]] == [
+        "", "metric accuracy is nan", "out of memory", "ValueError: no such thing", "metric loss is inf",
+        "out of memory: CUDA out of memory. Tried to allocate 20 GiB.", "metric name is str, not a number", "", "",
+    ]  # fmt: skip
+    assert len({r.id for r in records}) == 27
+
+
+def test_a_missing_metric_stops_it(study):
+    with pytest.raises(NasError, match=r"no metric 'latency_ms'.*It gives: accuracy"):
+        carry_out(LocalEngine(), study, FromFunction(lambda a: {"accuracy": 1.0}), Budget(trials=50))
+    assert study.results.counts == {"interrupted": 1}
+
+
+def test_outcomes_come_back_in_any_order(study, objectives, constraints):
+    """As Ray Tune calls it: `suggest` for one at a time, `on_trial_complete` when it pleases."""
+    with Session(study, Budget(trials=6)) as session:
+        in_flight = [*session.next(1), *session.next(1), *session.next(2)]
+        assert len(in_flight) == 4 and len({p.architecture.id for p in in_flight}) == 4
+        for proposal in reversed(in_flight):
+            record = session.done(proposal, outcome(proposal))
+            assert record.id == proposal.architecture.id and record.seconds == 0.5
+        assert not session.over
+        rest = session.next(10)  # as many as the budget still allows
+        assert len(rest) == 2 and session.next(10) == [] and not session.over
+        session.done(rest[0], Outcome(failure="its worker died"))
+        session.done(rest[1], outcome(rest[1]))
+        assert session.over and session.next(1) == [] and session.finish().reason == "trials"
+    assert [r.status for r in study.results.records] == ["done"] * 4 + ["failed", "done"]
+    assert [r.number for r in study.results.records][:4] == [3, 2, 1, 0]  # as they ended
+    assert [line.split(",")[0] for line in study.results.to_csv().splitlines()[1:]] == list("012345")
+
+
+def test_what_is_in_flight_at_the_end_is_interrupted_and_may_come_again(
+    study, tmp_path, space, objectives, constraints
+):
+    with pytest.raises(RuntimeError, match="the cluster is gone"), Session(study, Budget(trials=9)) as session:
+        _, second, _ = session.next(3)
+        session.done(second, outcome(second))
+        raise RuntimeError("the cluster is gone")
+    assert study.results.counts == {"done": 1, "interrupted": 2}
+    study.close()
+    with SearchStudy(tmp_path / "j", space, objectives, constraints) as again:
+        assert again.results.counts == {"done": 1, "interrupted": 2}
+        carry_out(LocalEngine(), again, FromFunction(analytic), Budget(trials=9))
+        assert again.results.counts["done"] == 9
+
+
+def test_a_killed_process_leaves_what_was_in_flight_running_and_a_resume_marks_it(study, tmp_path, space, objectives):
+    Session(study, Budget(trials=9)).next(3)
+    study.sync()  # and there the process ends
+    with SearchStudy(tmp_path / "j", space, objectives) as again:
+        assert again.results.counts == {"interrupted": 3}
+
+
+def test_the_last_architectures_of_a_space_are_waited_for(tmp_path, tiny, objectives):
+    with SearchStudy(tmp_path / "tiny", tiny, objectives) as study, Session(study, Budget(trials=1000)) as session:
+        proposals = session.next(1000)
+        assert len(proposals) == tiny.size()
+        assert session.next(1) == [] and not session.over  # one of them may still be interrupted
+        for proposal in proposals:
+            session.done(proposal, outcome(proposal))
+        assert session.next(1) == [] and session.finish().reason == "exhausted"
+
+
+def test_weights_are_kept_before_the_trial_counts(study):
+    kept = []
+
+    def keep(proposal, outcome):
+        assert study.results.evaluated == proposal.number
+        kept.append((proposal.number, outcome.network))
+
+    with Session(study, Budget(trials=3), keep=keep) as session:
+        for number, network in enumerate(["a network", None, "another"]):
+            (proposal,) = session.next()
+            session.done(proposal, Outcome(analytic(proposal.architecture), network=network))
+            assert proposal.number == number
+    assert kept == [(0, "a network"), (2, "another")]
+
+
+def test_progress_is_told(study, evaluator):
+    told = []
+
+    def report(done, total, **info):
+        told.append((done, info))
+
+    carry_out(LocalEngine(), study, evaluator, Budget(trials=12), report=report)
+    assert [done for done, _ in told] == list(range(13))
+    assert told[0][1] == {"failed": 0, "hypervolume": None} and told[-1][1]["hypervolume"] > 0
+
+
+def test_trials_are_reported_in_order(study, evaluator):
+    reported = []
+    budget = Budget(trials=30)
+    carry_out(LocalEngine(), study, evaluator, budget, on_trial=lambda record: reported.append(record.number))
+    assert reported == [r.number for r in study.results.records if r.evaluated]
+
+
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_first_interrupt_finishes_the_trial(study, evaluator):
+    def interrupted(architecture):
+        if study.results.evaluated == 3:
+            interrupt()
+        return analytic(architecture)
+
+    with StopSignal() as stop, pytest.raises(StoppedEarly, match="stopped after 4 of 50 trials") as error:
+        carry_out(LocalEngine(), study, FromFunction(interrupted), Budget(trials=50), stop=stop)
+    assert error.value.exit_status == 4
+    assert study.results.counts == {"done": 4}
+    carry_out(LocalEngine(), study, evaluator, Budget(trials=6))
+    assert study.results.counts == {"done": 6}
+
+
+def test_the_second_interrupt_aborts_it(study, objectives, constraints, tmp_path):
+    def interrupted(architecture):
+        if study.results.evaluated == 3:
+            interrupt()
+            interrupt()
+            raise AssertionError("not reached")
+        return analytic(architecture)
+
+    before = signal.getsignal(signal.SIGINT)
+    with StopSignal() as stop, pytest.raises(KeyboardInterrupt):
+        carry_out(LocalEngine(), study, FromFunction(interrupted), Budget(trials=50), stop=stop)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert [r.status for r in study.results.records] == ["done"] * 3 + ["interrupted"]
+    study.close()
+    assert read_results(tmp_path / "j", objectives, constraints).counts == {"done": 3, "interrupted": 1}
+
+
+def test_a_shield_holds_an_abort_back():
+    heard = []
+    with StopSignal(on_request=lambda: heard.append(1)) as stop:
+        with pytest.raises(KeyboardInterrupt), stop.shield():
+            interrupt()
+            interrupt()
+            heard.append(2)
+        assert stop.requested and stop() and heard == [1, 2]

@@ -1,0 +1,61 @@
+"""A configuration checked before any work is started."""
+
+from __future__ import annotations
+
+import pytest
+
+from mixnas.search.config import Config, read_config
+from mixnas.search.problem import Problem
+from mixnas.search_space.errors import ConfigError, InfeasibleError
+
+SPACE = {
+    "stem": "conv",
+    "stages": [{"width": [4, 8], "block": {"mixer": ["identity", "pooling"], "channel_mixer": "mlp"}}],
+}
+
+
+def problem(**changes) -> Problem:
+    return Problem(read_config({"space": SPACE, **changes}, "c.yaml"), "c.yaml")
+
+
+def test_metrics_come_from_the_evaluator():
+    names = {"accuracy", "loss", "params", "macs", "weight_bytes", "latency_ms"}
+    supernet, standalone = problem(), problem(search={"evaluator": "standalone"})
+    assert set(supernet.metrics) == set(standalone.metrics) == names
+    assert supernet.metrics["latency_ms"].cheap and not standalone.metrics["latency_ms"].cheap
+    assert set(problem(task={"name": "mqar", "length": 16, "pairs": 2, "train_size": 8, "validation_size": 8,
+                             "test_size": 8}, objectives={"recall": "max"}, space={**SPACE, "stem": "embedding"}
+                       ).metrics) == names - {"accuracy"} | {"recall"}  # fmt: skip
+
+
+def test_the_default_is_the_super_network():
+    """The class said stand-alone and the embedded configuration super-network."""
+    assert Config().search.evaluator == "supernet"
+    assert type(problem().evaluator(problem().latency())).__name__ == "SupernetEvaluator"
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "match"),
+    [
+        ({"objectives": {"acuracy": "max"}}, ConfigError, "unknown metric 'acuracy'. Did you mean 'accuracy'?"),
+        ({"constraints": ["train_steps <= 3"]}, ConfigError, "unknown metric 'train_steps'"),
+        ({"constraints": ["params <= 10"]}, InfeasibleError, "params goes from"),
+        ({"search": {"evaluator": "supernt"}}, ConfigError, "search.evaluator: no evaluator is called 'supernt'. Did"),
+        ({"device": "nvidia-h1000"}, ConfigError, "no measurements of device 'nvidia-h1000'"),
+        ({"device": "nvidia-h1000", "search": {"evaluator": "standalone"}}, ConfigError, "is not this machine"),
+        ({"latency": {"runtime": "graph"}, "device": "cpu"}, ConfigError, "'graph' is not available here"),
+        ({"latency": {"runtime": "onnx"}}, ConfigError, "runtime: 'onnx' is not allowed. Did you mean 'onnxruntime'?"),
+    ],
+)
+def test_what_is_wrong_is_refused(changes, error, match):
+    with pytest.raises(error) as raised:
+        problem(**changes)
+    assert match in str(raised.value)
+
+
+def test_a_latency_is_what_the_configuration_says():
+    asked = problem(device="cpu", latency={"batch_size": 8, "threads": 2, "profile": "9s", "passes": 5})
+    spec = asked.latency().spec
+    assert (spec.device, spec.runtime, spec.threads, spec.batch_size) == ("cpu", "eager", 2, 8)
+    assert (spec.profile_s, spec.passes, spec.directory, spec.reference_ms) == (9.0, 5, None, None)
+    assert asked.device.endswith("-2t") and asked.latency_tag == "eager-b8"
