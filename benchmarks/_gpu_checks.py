@@ -95,9 +95,7 @@ def _triton(point: Point) -> Callable[..., Any]:
 
 
 def _eager(point: Point, dtype: torch.dtype, context: Context) -> dict[str, Any]:
-    found = _verdict(
-        compare(_triton(point), point.reference, point.case, dtype, context.torch_device), ALLOWED[dtype]
-    )
+    found = _verdict(compare(_triton(point), point.reference, point.case, dtype, context.torch_device), ALLOWED[dtype])
     if not found["right"] and not context.dry:
         found["with_fallback"] = _fallback(point, dtype, context)
     return found

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 import warnings
 
-import kernels as benchmark
 import torch
 from _gpu_context import Context, kernel_sources
 from _kernel_grid import FLA, grid, tiny
+
+import kernels as benchmark
 
 
 def run(context: Context) -> None:

@@ -28,10 +28,9 @@ def _rates() -> dict[str, float]:
             times.append(start.elapsed_time(end) * 1e-3)
         return sorted(times)[repeats // 2]
 
-    source = torch.randn(2**29, device="cuda")
-    target = torch.empty_like(source)
-    rates = {"copy_bytes_per_s": 2 * 4 * source.numel() / seconds(lambda: target.copy_(source))}
-    del source, target
+    pair = [torch.randn(2**29, device="cuda"), torch.empty(2**29, device="cuda")]
+    rates = {"copy_bytes_per_s": 2 * 4 * pair[0].numel() / seconds(lambda: pair[1].copy_(pair[0]))}
+    pair.clear()
     a, b = (torch.randn(8192, 8192, device="cuda") for _ in range(2))
     rates["fp32_operations_per_s"] = 2 * 8192**3 / seconds(lambda: a @ b, 5)
     narrow_a, narrow_b = a.bfloat16(), b.bfloat16()

@@ -82,7 +82,8 @@ def environment(run: Run, step: str) -> dict[str, str]:
     known["PYTHONPATH"] = os.pathsep.join([str(run.work / "src"), *before])
     known["PYTHONUNBUFFERED"] = "1"
     known["MIXNAS_COMMIT"] = commit()
-    cache = Path(tempfile.gettempdir()) / f"mixnas-gpu-cache-{os.getuid()}"  # what was compiled serves the next call too
+    # What was compiled serves the next call too.
+    cache = Path(tempfile.gettempdir()) / f"mixnas-gpu-cache-{os.getuid()}"
     known.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
     known.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "inductor"))
     known["TORCHINDUCTOR_COMPILE_THREADS"] = "2" if step == "right" else "8"

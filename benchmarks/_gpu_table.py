@@ -1,1 +1,2 @@
-def table(out): return []
+def table(out):
+    return []

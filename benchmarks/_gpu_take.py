@@ -1,1 +1,2 @@
-def bring(out): pass
+def bring(out):
+    pass

@@ -284,7 +284,7 @@ def grid() -> Iterator[Point]:
 
 
 def odd() -> Iterator[Point]:
-    """Yield shapes that fit no block, and ordinary ones small enough for a whole comparison: what a mistake shows at."""
+    """Yield shapes that fit no block, where mistakes show, and ordinary ones small enough to be compared as a whole."""
     yield _conv2d(2, 13, 63, 3)
     yield _conv2d(1, 7, 33, 31, "gelu")
     yield _conv2d(3, 5, 1, 5, "silu", gated=True)

@@ -15,8 +15,8 @@ process of its own with a share of the minutes; one that fails, hangs or dies st
 
 DIR gets at most eight files, none over 16 MiB. A second call goes on from what is in DIR, or in the checkout after
 `--take`, which puts results where they belong: launch tables, predictors/tables, benchmarks/results, docs/kernels.md.
-The last lines are a table of one screen. `--dry` tries all of it out on a CPU in small: that is no device's, and `--take`
-refuses it.
+The last lines are a table of one screen. `--dry` tries all of it out on a CPU in small: that is no device's, and
+`--take` refuses it.
 """
 
 from __future__ import annotations
@@ -51,9 +51,7 @@ def _as_step(arguments: argparse.Namespace) -> None:
     use_checkout()
     from _gpu_context import Context
 
-    context = Context(
-        out=arguments.out, work=arguments.work, deadline=STARTED + arguments.seconds, dry=arguments.dry
-    )
+    context = Context(out=arguments.out, work=arguments.work, deadline=STARTED + arguments.seconds, dry=arguments.dry)
     step, _, part = arguments.step.partition(":")
     module = importlib.import_module(f"_gpu_{step}")
     if part:
