@@ -20,15 +20,19 @@ DRY_DEVICE = "dry run: no device's"
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Replace a file by JSON, atomically. The new file is made beside the folder, which so never holds one more."""
-    text = json.dumps(data, indent=1, default=str) + "\n"
+    """Replace a file by JSON, atomically."""
+    write_bytes(path, (json.dumps(data, indent=1, default=str) + "\n").encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace a file, atomically. The new file is made beside the folder, which so never holds one more."""
     for folder in (path.parent.parent, path.parent):
         try:
             descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=folder)
         except OSError:
             continue
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         try:

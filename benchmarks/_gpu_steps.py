@@ -22,9 +22,11 @@ from _gpu_results import read_json, write_json
 
 STEPS = ("right", "tuned", "fast", "measured", "trained")
 WEIGHTS = {"right": 95, "tuned": 85, "fast": 95, "measured": 160, "trained": 50}
+DRY_WEIGHTS = {"right": 200, "tuned": 80, "fast": 120, "measured": 100, "trained": 100}
 INTERPRETED = ("right", "tuned", "fast")  # of a dry run; the others run ATen's forms
 _MACHINE_S = 90.0
 _TRIES = 3
+_TERM_S = 3.0  # between asking a process to end and ending it
 _KEPT_LOG = 4 * 2**20
 _LEFT_BEHIND = (
     *(".*", "__pycache__", "*.egg-info", "build", "dist", "runs", "docs", "tests", "results"),
@@ -42,6 +44,7 @@ class Run:
         deadline: When all must have ended, on the clock of `time.monotonic`.
         dry: See `gpu.py`.
         grace_s: How much longer than its share a step may take before it is ended.
+        least_s: With less left of its share a step that died is not tried again.
         python: What runs the steps.
     """
 
@@ -50,6 +53,7 @@ class Run:
     deadline: float
     dry: bool
     grace_s: float
+    least_s: float = 15.0
     python: str = sys.executable
 
     @property
@@ -97,7 +101,7 @@ def environment(run: Run, step: str) -> dict[str, str]:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End a process and all that it started; what cannot be ended is left alone."""
-    for number, patience in ((signal.SIGTERM, 3.0), (signal.SIGKILL, 5.0)):
+    for number, patience in ((signal.SIGTERM, _TERM_S), (signal.SIGKILL, 5.0)):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -157,19 +161,19 @@ def run_step(run: Run, step: str, seconds: float) -> dict[str, Any]:
     began, until = time.monotonic(), time.monotonic() + seconds
     tries: list[str] = []
     state, why = "timed out", "there was no time for it"
-    while len(tries) < _TRIES and (until - time.monotonic() > (1.0 if run.dry else 15.0) or not tries):
+    while len(tries) < _TRIES and (until - time.monotonic() > run.least_s or not tries):
         before = _progress(run, step)
-        state, why = one_try(run, step, max(1.0, until - time.monotonic()))
+        state, why = one_try(run, step, max(run.least_s / 15, until - time.monotonic()))
         tries.append(f"{state} {why}".strip())
         if state in ("done", "timed out") or _progress(run, step) == before:
             break
     return {"state": state, "why": why, "tries": tries, "seconds": round(time.monotonic() - began, 1)}
 
 
-def share(step: str, steps: list[str], left: float) -> float:
-    """A step's share of the seconds that are left for it and those behind it."""
-    rest = steps[steps.index(step) :]
-    return left * WEIGHTS[step] / sum(WEIGHTS[name] for name in rest)
+def share(step: str, steps: list[str], left: float, dry: bool = False) -> float:
+    """A step's share of the seconds that are left for it and those behind it: what one leaves over goes to these."""
+    weights = DRY_WEIGHTS if dry else WEIGHTS
+    return left * weights[step] / sum(weights[name] for name in steps[steps.index(step) :])
 
 
 def run_all(run: Run, steps: list[str], say: Any = print) -> dict[str, Any]:
@@ -193,8 +197,8 @@ def run_all(run: Run, steps: list[str], say: Any = print) -> dict[str, Any]:
     if "finds none here" in machine["why"]:
         return call
     for step in steps:
-        seconds = share(step, steps, run.left) - run.grace_s
-        if seconds < 2.0:
+        seconds = share(step, steps, run.left, run.dry) - run.grace_s
+        if seconds < min(2.0, run.least_s):
             call["steps"][step] = {"state": "left out", "why": "out of time", "seconds": 0.0}
         else:
             say(f"{step}: {seconds:.0f} s ...")

@@ -75,6 +75,7 @@ def _run(arguments: argparse.Namespace) -> int:
         deadline=STARTED + 60 * arguments.minutes - _CLOSING_S,
         dry=arguments.dry,
         grace_s=arguments.grace,
+        least_s=3.0 if arguments.dry else 15.0,
     )
     try:
         checkout(work)

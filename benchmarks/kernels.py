@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.util
-import json
 import math
 import sys
 import time
@@ -37,6 +36,7 @@ use_checkout()
 STARTED = time.perf_counter()
 
 import torch  # noqa: E402
+from _gpu_results import write_json  # noqa: E402
 from _kernel_grid import FLA, Point, grid  # noqa: E402
 
 from mixnas.kernels import dispatch  # noqa: E402
@@ -199,7 +199,7 @@ FIGURES = tuple(
     (what, graph, cold)
     for what in ("forward", "step")
     for graph in ((False, True) if CUDA else (False,))
-    for cold in (False, True)
+    for cold in ((False,) if dispatch.INTERPRETING else (False, True))
 )
 
 
@@ -429,13 +429,6 @@ def never_here(points: list[Point]) -> Iterator[dict[str, str]]:
         yield {"implementation": FLA, "why": why}
 
 
-def _write(path: Path, result: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
-
-
 def _failures(records: list[dict[str, Any]]) -> list[str]:
     """Where our own code gave a wrong answer or none."""
     wrong = []
@@ -470,6 +463,7 @@ def main() -> None:
     if not CUDA:
         print("No CUDA device: the same grid on ATen, in float32; the Triton kernels are not timed here.")
     output = arguments.output or ROOT / "benchmarks" / "results" / f"kernels-{device_name(DEVICE)}.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {
         "complete": False,
         "ran": "Triton kernels and peers" if CUDA else "ATen only: no CUDA device",
@@ -484,14 +478,14 @@ def main() -> None:
         result["points"].append(run_point(point, timer, ceiling, budget))
         result["seconds"] = round(time.perf_counter() - STARTED, 1)
         show(result["points"][-1])
-        _write(output, result)
+        write_json(output, result)
     for point in slow:
         record = run_point(point, timer, ceiling, budget, slow=True, record=result["points"][points.index(point)])
         result["seconds"] = round(time.perf_counter() - STARTED, 1)
         show(record)
-        _write(output, result)
+        write_json(output, result)
     result |= {"complete": True, "provenance_after": provenance(DEVICE)}
-    _write(output, result)
+    write_json(output, result)
     failures = _failures(result["points"])
     print(f"\n{len(points)} points in {result['seconds']} s, {len(budget.left_out)} things left out; {output.name}")
     if failures:

@@ -234,7 +234,14 @@ def num_pairs(size: Sequence[int], window: Sequence[int], stride: Sequence[int],
               causal: Sequence[bool]) -> int:  # fmt: skip
     """Return how many (query, key) pairs attend, one head of one example."""
     dimensions = zip(size, window, stride, dilation, causal, strict=True)
-    return math.prod(sum(len(keys) for keys in attended(*dimension)) for dimension in dimensions)
+    return math.prod(_num_keys(*dimension) for dimension in dimensions)
+
+
+@functools.lru_cache(maxsize=4096)
+def _num_keys(n: int, window: int, stride: int, dilation: int, causal: bool) -> int:
+    """Return how many (query, key) pairs attend along one dimension."""
+    sizes = [cdiv(n - group, dilation) for group in range(min(dilation, n))]
+    return sum(len(keys_of(i, size, window, stride, causal)) for size in sizes for i in range(size))
 
 
 @functools.cache
