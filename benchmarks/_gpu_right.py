@@ -20,6 +20,7 @@ from typing import Any
 from _gpu_context import Context, first_line, kernel_sources
 from _gpu_results import Results
 
+_SCRIPT = Path(__file__).with_name("gpu.py")
 _SANITIZER = "/usr/local/cuda/bin/compute-sanitizer"
 _LOST = ("illegal memory access", "misaligned address", "device-side assert", "illegal instruction", "launch failure")
 _CHECK_S = 100.0  # a check that takes longer has hung
@@ -73,7 +74,7 @@ def _start(context: Context, group: str, results: Results, sources: str) -> _Wor
     answers = context.work / f"right.{time.monotonic_ns()}"
     skip = context.work / f"{answers.name}.skip"
     skip.write_text(json.dumps([key for key in results.items if results.known(key, sources)]))
-    command = [sys.executable, str(Path(__file__).with_name("gpu.py")), "--step", f"right:{group}"]
+    command = [sys.executable, str(_SCRIPT), "--step", f"right:{group}"]
     command += ["--seconds", f"{max(context.left, 1.0):.1f}", "--out", str(context.out), "--work", str(context.work)]
     command += ["--answers", str(answers), *(["--dry"] if context.dry else [])]
     environment = dict(os.environ)
@@ -123,6 +124,7 @@ def run(context: Context) -> None:
     for worker in running:
         _take(worker, results, sources)
         worker.process.kill()
+        worker.process.wait()
         results.leave_out(worker.group, f"out of time{', during ' + worker.begun if worker.begun else ''}")
     for group in waiting:
         results.leave_out(group, "out of time")
