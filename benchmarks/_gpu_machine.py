@@ -44,13 +44,13 @@ def run(context: Context) -> None:
 
     from mixnas.predictors.measuring.device import provenance
 
+    if not context.dry and not torch.cuda.is_available():
+        raise SystemExit("gpu.py measures a CUDA device, and torch finds none here. Try it out with --dry.")
     found: dict[str, Any] = {"device": context.device, "python": sys.version.split()[0], "torch": torch.__version__}
     found["cores"] = os.cpu_count()
     names = ("triton", "numpy", "sklearn", "yaml", "rich", "safetensors", "optuna", "ray", "pandas", "fla", "gemlite")
     found["installed"] = {name: importlib.util.find_spec(name) is not None for name in names}
     if not context.dry:
-        if not torch.cuda.is_available():
-            raise SystemExit("gpu.py measures a CUDA device, and torch finds none here. Try it out with --dry.")
         found |= provenance("cuda")
         torch.backends.cuda.matmul.allow_tf32 = False
         try:

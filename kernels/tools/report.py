@@ -1,13 +1,15 @@
-"""`python -m mixnas.kernels.tools.report` writes docs/kernels.md: what kernels' machine code uses, and its floors.
+"""`python -m mixnas.kernels.tools.report` writes docs/kernels.md: what kernels' machine code uses, floors, and times.
 
 A floor is a time no version of the kernel can beat: the least bytes over the copy bandwidth, and the operations over
 the rate of the unit that does them. The larger says what the kernel is bound by.
 """
 
 import argparse
+import json
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from mixnas.kernels import configs
 from mixnas.kernels.tools import aot
@@ -15,7 +17,7 @@ from mixnas.kernels.tools import aot
 _HEADER = """# Kernels: resources and floors
 
 Written by `python -m mixnas.kernels.tools.report`; not to be edited. Every kernel and every row of the launch tables
-(`kernels/*.json`), compiled ahead of time for sm_90 (H100, H200) with Triton {triton}; nothing here was timed.
+(`kernels/*.json`), compiled ahead of time for sm_90 (H100, H200) with Triton {triton}. What was timed is at the end.
 
 Floors are for an H200: bytes (every operand once) over {bandwidth:.1f} TB/s, a measured copy, and operations over the
 rate of their unit: {fp32:.0f} TFLOP/s in plain fp32 (the vendor's figure), {matrix:.0f} TFLOP/s on the tensor cores (a
@@ -60,6 +62,44 @@ def _sections(compiled: list[aot.Compiled]) -> Iterator[str]:
         yield ""
 
 
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+_OURS = "mixnas (Triton)"
+_FIGURE = "forward, graph, cold"
+
+
+def _measured(results: Path) -> Iterator[str]:
+    """What was timed, by device, from what `benchmarks/gpu.py --take` has put into the results."""
+    for path in sorted(results.glob("gpu-*.fast.json")):
+        data = json.loads(path.read_text(encoding="utf-8"))
+        about = data["provenance"]
+        yield (
+            f"## Measured on {data['device']}\n\nFrom `benchmarks/results/{path.name}`, torch {about['torch']}, Triton "
+            f"{about.get('triton', '')}, {about['time'][:10]}: a forward in a CUDA graph on a cold L2, median, beside its "
+            "floor there and the fastest that computes the same.\n"
+        )
+        yield "| family | shape | time | floor | bound by | over floor | fastest other | its time |"
+        yield "|---|---|---:|---:|---|---:|---|---:|"
+        for item in data["items"].values():
+            yield from _measured_row(item)
+        yield ""
+
+
+def _measured_row(item: dict[str, Any]) -> Iterator[str]:
+    times = {}
+    for name, entry in item["implementations"].items():
+        figure = entry.get("times", {}).get(_FIGURE)
+        if isinstance(figure, dict) and (name == _OURS or entry.get("same_function")):
+            times[name] = figure["p50_us"]
+    if _OURS not in times or "floor" not in item:
+        return
+    ours, floor = times.pop(_OURS), max(item["floor"][f"{what}_us"] for what in ("bytes", "operations", "special"))
+    other = min(times, key=lambda name: times[name], default="")
+    yield (
+        f"| {item['family']} | {item['label']} | {ours:.1f} µs | {floor:.1f} µs | {item['floor']['bound_by']} "
+        f"| {ours / floor:.1f} | {other} | {f'{times[other]:.1f} µs' if other else ''} |"
+    )
+
+
 def main(argv: list[str] | None = None) -> None:
     """Write the resource report of all kernels."""
     default = Path(__file__).resolve().parents[2] / "docs" / "kernels.md"
@@ -73,7 +113,8 @@ def main(argv: list[str] | None = None) -> None:
         bandwidth=aot.COPY_BYTES_PER_S / 1e12,
         **{unit: rate / 1e12 for unit, rate in aot.OPERATIONS_PER_S.items()},
     )
-    path.write_text("\n".join([header, *_sections(aot.compile_table())]), encoding="utf-8")
+    lines = [header, *_sections(aot.compile_table()), *_measured(RESULTS)]
+    path.write_text("\n".join(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -129,3 +129,25 @@ def test_sizes_that_need_no_alignment_make_no_other_code():
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-c", _SIZES], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_report_ends_with_what_was_measured(tmp_path):
+    """One row a point that was right, with its unit, its floor and the fastest other form."""
+    from mixnas.kernels.tools import report
+
+    floor = {"bytes_us": 6.0, "operations_us": 1.0, "special_us": 0.0, "bound_by": "bytes"}
+    entry = {"same_function": True, "times": {"forward, graph, cold": {"p50_us": 12.0}}}
+    slower = {"same_function": True, "times": {"forward, graph, cold": {"p50_us": 15.0}}}
+    other = {"same_function": False, "times": {"forward, graph, cold": {"p50_us": 1.0}}}
+    right = {"mixnas (Triton)": entry, "ATen": slower, "sdpa": other}
+    items = {
+        "a": {"family": "norm", "label": "8x8", "floor": floor, "implementations": right},
+        "b": {"family": "norm", "label": "wrong", "floor": floor, "implementations": {"ATen": slower}},
+    }
+    provenance = {"torch": "2.11.0", "triton": "3.6.0", "time": "2026-12-01T00:00:00"}
+    data = {"device": "nvidia-h200", "provenance": provenance, "items": items}
+    (tmp_path / "gpu-nvidia-h200.fast.json").write_text(json.dumps(data))
+    lines = list(report._measured(tmp_path))
+    assert lines[0].startswith("## Measured on nvidia-h200")
+    assert lines[3:] == ["| norm | 8x8 | 12.0 µs | 6.0 µs | bytes | 2.0 | ATen | 15.0 µs |", ""]
+    assert not list(report._measured(tmp_path / "none"))
