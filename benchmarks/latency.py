@@ -1,10 +1,13 @@
 """How good the latency predictor is: profile this machine from nothing, then measure networks that the fit never saw.
 
     python benchmarks/latency.py
+    python benchmarks/latency.py growth
 
-Writes `benchmarks/results/latency-<device>.<runtime>.json`: the error on held-out networks beside the noise ceiling
-(two independent measurements of the same networks) and beside simpler predictors from the same measurements, the time
-from nothing to a fitted predictor, and the speed of predictions. Wants a quiet machine.
+The first writes `benchmarks/results/latency-<device>.<runtime>.json`: the error on held-out networks beside the noise
+ceiling (two independent measurements of the same networks) and beside simpler predictors from the same measurements,
+the time from nothing to a fitted predictor, and the speed of predictions. The second registers toy operators, fifty
+mixers, fifteen gates, fifteen channel mixers and nine policies, and writes `latency-growth-<device>.json`: the seconds
+of all that a space of them goes through. Both want a quiet machine.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ use_checkout()
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from _growth import grow, rate  # noqa: E402
 
 from mixnas.predictors.latency.fit import accuracy  # noqa: E402
 from mixnas.predictors.latency.predictor import LatencyPredictor  # noqa: E402
@@ -36,26 +40,26 @@ from mixnas.predictors.latency.transfer import transfer_curve  # noqa: E402
 from mixnas.predictors.measuring import runtimes  # noqa: E402
 from mixnas.predictors.measuring.device import provenance  # noqa: E402
 from mixnas.predictors.measuring.measure import (  # noqa: E402
-    Latency,
     MeasureConfig,
+    Measurement,
     fixed_threads,
-    make_sentinel,
     measure_networks,
-    sentinel_module,
 )
+from mixnas.predictors.measuring.sentinel import make_sentinel, sentinel_module  # noqa: E402
 from mixnas.predictors.measuring.table import MeasurementTable  # noqa: E402
-from mixnas.predictors.units import architecture_from_canonical, registry_size_after, walk  # noqa: E402
 from mixnas.search_space.architecture import Architecture  # noqa: E402
+from mixnas.search_space.cost import cost  # noqa: E402
 from mixnas.search_space.files import load_yaml, write_json  # noqa: E402
-from mixnas.search_space.network import IOSpec, Network, cost  # noqa: E402
+from mixnas.search_space.network import Network  # noqa: E402
 from mixnas.search_space.space import SearchSpace  # noqa: E402
+from mixnas.search_space.units import IOSpec  # noqa: E402
 
 DIGITS = IOSpec("image", (8, 8), 1, 10)  # the task of configs/digits.yaml; evaluators are not needed to measure
 
 
 def measure(
     architectures: list[Architecture], runtime: str, config: MeasureConfig, reference_ms: float, seed: int
-) -> list[Latency]:
+) -> list[Measurement]:
     """One independent measurement: networks built anew, other weights and inputs, passes of their own."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = torch.Generator().manual_seed(seed)
@@ -83,17 +87,15 @@ def baselines(
     """Predictions of simpler predictors, each given every network that the table holds."""
     from sklearn.ensemble import RandomForestRegressor
 
-    found = table.latencies("network")
-    seen = [architecture_from_canonical(table.subjects[i].config["architecture"]) for i in found]
-    latency = np.array([value.latency_ms for value in found.values()])
+    found = table.measurements("network")
+    seen = [Architecture.from_canonical(table.subjects[i].config["architecture"]) for i in found]
+    latency = np.array([value.latency.ms for value in found.values()])
     forest = RandomForestRegressor(n_estimators=300, random_state=seed, n_jobs=1)
     forest.fit(space.encode_many(seen), np.log(latency))
 
-    io = predictor.spaces[0].io
-    alone = dict(zip(predictor.profiled.keys, predictor.profiled.alone_ms, strict=True))
-
     def total(architecture: Architecture) -> float:
-        return sum(alone[key] for _, key in walk(architecture, io, registry_size_after))
+        rows = [predictor.profiled.units.find(unit) for _, unit in predictor.plan(architecture, DIGITS)]
+        return float(predictor.profiled.alone_ms[rows].sum())
 
     macs_seen = np.array([cost(a, DIGITS).macs for a in seen], dtype=float)
     macs = np.array([cost(a, DIGITS).macs for a in unseen], dtype=float)
@@ -109,17 +111,12 @@ def baselines(
 
 def speeds(predictor: LatencyPredictor, space: SearchSpace, tables: Path, config: str) -> dict[str, Any]:
     """Architectures a second of `predict_many`, microseconds of one `predict`, seconds of a cold query."""
-    encoded = space.sample_many(1_000_000, np.random.default_rng(5))
-    many = []
-    for _ in range(7):
-        begun = time.perf_counter()
-        predictor.predict_many(encoded, space)
-        many.append(len(encoded) / (time.perf_counter() - begun))
-    architectures = space.decode_many(encoded[:300])
+    many = rate(predictor, space, 1_000_000)
+    architectures = space.decode_many(space.sample_many(300, np.random.default_rng(5)))
     single = []
     for architecture in architectures:
         begun = time.perf_counter()
-        predictor.predict(architecture)
+        predictor.predict(architecture, DIGITS)
         single.append(1e6 * (time.perf_counter() - begun))
     command = [
         sys.executable, str(ROOT / "nas.py"), "latency", "query", "--device", predictor.device, "--tables", str(tables),
@@ -132,7 +129,7 @@ def speeds(predictor: LatencyPredictor, space: SearchSpace, tables: Path, config
         cold.append(time.perf_counter() - begun)
         assert len(json.loads(done.stdout)) == 3
     return {
-        "predict_many_per_second": {"median": statistics.median(many), "min": min(many), "max": max(many)},
+        "predict_many_per_second": many,
         "predict_us": {"median": statistics.median(single), "p95": float(np.percentile(single, 95))},
         "query_cold_s": {"median": statistics.median(cold), "min": min(cold), "max": max(cold)},
     }
@@ -156,6 +153,7 @@ def transferred(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", choices=("accuracy", "growth"), default="accuracy")
     parser.add_argument("-c", "--config", default="configs/digits.yaml", help="whose space (default: %(default)s)")
     parser.add_argument("--budget", type=float, default=150.0, help="seconds of profiling (default: %(default)s)")
     parser.add_argument("--networks", type=int, default=200, help="held-out networks (default: %(default)s)")
@@ -165,10 +163,34 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--keep", type=Path, help="keep the table and the predictor in this directory")
     args = parser.parse_args()
+    if args.what == "growth":
+        growth(args)
+    else:
+        held_out(args)
 
-    config = load_yaml(ROOT / args.config)
-    plain = {"task": config["task"], "space": config["space"]}
-    space = SearchSpace.from_dict(config["space"])
+
+def growth(args: argparse.Namespace) -> None:
+    """A space of many operators and policies."""
+    config = MeasureConfig(passes=args.passes)
+    load_before = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as temporary, fixed_threads(config.threads):
+        found = grow(DIGITS, args.keep or Path(temporary), args.budget, config)
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    record = {
+        "what": "a space of eighty operators on the axes of a block and nine policies",
+        "command": "python benchmarks/latency.py " + " ".join(sys.argv[1:]),
+        "provenance": provenance(kind, config.threads) | {"load_average_before": round(load_before, 2)},
+        **found,
+    }
+    write_json(args.output / f"latency-growth-{record['provenance']['device']}.json", record)
+    print(json.dumps(record, indent=2))
+
+
+def held_out(args: argparse.Namespace) -> None:
+    """The predictor on networks that its fit never saw."""
+    given = load_yaml(ROOT / args.config)
+    plain = {"task": given["task"], "space": given["space"]}
+    space = SearchSpace.from_dict(given["space"])
     config = MeasureConfig(passes=args.passes)
     with tempfile.TemporaryDirectory() as temporary, fixed_threads(config.threads):
         tables = args.keep or Path(temporary)
@@ -186,9 +208,9 @@ def main() -> None:
         first, second = (
             measure(unseen, args.runtime, config, table.reference_ms, seed) for seed in (args.seed + 10, args.seed + 20)
         )
-        once, again = (np.array([m.latency_ms for m in found]) for found in (first, second))
-        predictions = [predictor.predict(a) for a in unseen]
-        predicted = np.array([p.latency_ms for p in predictions])
+        once, again = (np.array([m.latency.ms for m in found]) for found in (first, second))
+        predictions = [predictor.predict(a, DIGITS).latency for a in unseen]
+        predicted = np.array([p.ms for p in predictions])
         low, high = (np.array([getattr(p, end) for p in predictions]) for end in ("low_ms", "high_ms"))
         results: dict[str, Any] = {
             "predictor": accuracy(predicted, once)

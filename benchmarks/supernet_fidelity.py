@@ -29,8 +29,9 @@ from mixnas.evaluators.supernet.training import train_supernet
 from mixnas.evaluators.training import TrainConfig, evaluate, train
 from mixnas.search.config import Config
 from mixnas.search_space.architecture import Architecture
+from mixnas.search_space.cost import cost
 from mixnas.search_space.files import write_json
-from mixnas.search_space.network import Network, cost
+from mixnas.search_space.network import Network
 from mixnas.search_space.space import SearchSpace
 from mixnas.search_space.supernet import Supernet
 

@@ -6,6 +6,7 @@ import argparse
 
 from mixnas.cli.printing import print_json
 from mixnas.cli.verbs import Verb
+from mixnas.search_space.formats.format import names
 
 PLACE = 2
 
@@ -18,7 +19,10 @@ def export_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--where", metavar="EXPR", help="every network of the front that satisfies this")
     which.add_argument("--knee", action="store_true", help="the knee of the front (the default)")
     parser.add_argument(
-        "--format", choices=["safetensors"], default="safetensors", help="file format (default: safetensors)"
+        "--format",
+        default="safetensors",
+        metavar="NAME[,NAME...]",
+        help=f"file formats: {', '.join(names())} (default: safetensors)",
     )
     parser.add_argument("-o", "--output", metavar="DIR", help="where to (default: the run's exports/)")
 
@@ -29,7 +33,9 @@ def export(args: argparse.Namespace) -> int:
     from mixnas.search.run.directory import Run
 
     run = Run.open(args.run, args.runs)
-    written = [str(folder) for folder in export_run(run, pick=args.pick, where=args.where, output=args.output)]
+    wanted = args.format.split(",")
+    found = export_run(run, format_names=wanted, pick=args.pick, where=args.where, output=args.output)
+    written = [str(folder) for folder in found]
     if args.json:
         print_json(written)
     else:

@@ -231,7 +231,7 @@ def _print_front(args: argparse.Namespace, found: Front, members: Sequence[Membe
             predicted = m.searched.get("latency_ms") if m.predicted is None else m.predicted.ms
             row.append("-" if predicted is None else f"{predicted:.3f}")
         rows.append([*row, number(values["params"]), number(values["macs"])])
-        names.append(str(Architecture.from_dict(m.architecture)))
+        names.append(str(Architecture.from_canonical(m.architecture)))
     device = f" on {found.device}" if found.device else ""
     title = f"{found.run}: Pareto front{device}, {len(rows)} networks (* the knee)"
     if line_width(args) >= _WIDE:

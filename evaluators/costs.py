@@ -105,7 +105,7 @@ def _places(space: SearchSpace) -> Iterator[_Place]:
         depth = next((i for i, v in enumerate(space.variables) if v.axis == "depth" and v.stage == s), -1)
         for b in range(max(stage.depth)):
             deciding = columns(stem, norm, width(s), down_to(s), block(s, b))
-            there = None if depth < 0 else np.array([value > b for value in space.variables[depth].values])
+            there = None if depth < 0 else np.array(space.variables[depth].values) > b
             yield _Place(f"stages.{s}.blocks.{b}", deciding, depth, there)
     last = len(space.tree.stages) - 1
     yield _Place("head", columns(stem, norm, width(last), down_to(last)))

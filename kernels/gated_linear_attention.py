@@ -251,7 +251,7 @@ def _aten(
         return _chunked(q * scale, k, v, log_decay).to(dtype)
     q = q * (scale / 2)
     both = [torch.cat((x, y.flip(1))) for x, y in ((q, q), (k, k), (v, v), (log_decay, reverse_log_decay))]
-    forward, backward = _chunked(*both).chunk(2)
+    forward, backward = _chunked(*both).unflatten(0, (2, -1))  # not chunk(2): its number of parts depends on B
     return (forward + backward.flip(1)).to(dtype)
 
 

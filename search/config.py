@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from mixnas.evaluators.supernet.training import SupernetConfig
 from mixnas.evaluators.training import TrainConfig
@@ -34,7 +34,7 @@ class SearchConfig:
         time: Wall-clock limit of the search phase in seconds, None for none.
         seed: Of the strategy and everything else that draws numbers.
         evaluator: What an architecture's metrics come from: taken from the super-network ("supernet"), or trained from
-            scratch ("standalone"); a name of `evaluators.EVALUATORS`.
+            scratch ("standalone"); a name of `problem.EVALUATORS`.
         engine: What carries out the trials: a name of `engines.ENGINES`, or {name: ..., its options}.
     """
 
@@ -44,6 +44,10 @@ class SearchConfig:
     seed: Annotated[int, Between(0)] = 0
     evaluator: str = "supernet"
     engine: Engine = field(default_factory=LocalEngine)
+
+    MOVED: ClassVar[dict[str, str]] = {
+        "population_size": "has moved to its strategy: write strategy: {name: nsga2, population_size: 50}"
+    }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,19 +168,7 @@ def read_config(plain: Any, source: str | Path, *, settings: Iterable[str] = ())
     Raises:
         ConfigError: With the source, the key, what was given and what is allowed.
     """
-    return load(Config, plain, source, settings=settings, resolve=lambda changed: _check_moved(changed, str(source)))
-
-
-def _check_moved(plain: dict[str, Any], source: str) -> dict[str, Any]:
-    """Say of settings that stood elsewhere in earlier versions where they are now."""
-    search = plain.get("search")
-    if isinstance(search, Mapping) and "population_size" in search:
-        size = search["population_size"]
-        raise ConfigError(
-            f"{source}: search.population_size has moved to its strategy. Write search: {{strategy: {{name: nsga2, "
-            f"population_size: {size}}}}}."
-        )
-    return plain
+    return load(Config, plain, source, settings=settings)
 
 
 def load_config(path: str | Path, *, settings: Iterable[str] = ()) -> Config:

@@ -103,18 +103,18 @@ class FinalNetworks:
             extra[split] = {self._task.metric: judged.score, "loss": judged.loss}
         return extra
 
-    def member(self, record: TrialRecord, latency: Latency, predicted: Latency | None) -> Member:
-        """A finished network as a member of the front."""
+    def member(self, record: TrialRecord, latency: Latency | str, predicted: Latency | None) -> Member:
+        """A finished network as a member of the front; with the reason why it is none in its latency's place."""
         extra = read_extra(self.path(record.id))
         metrics = {
             **extra["validation"],
             **{f"test_{name}": value for name, value in extra["test"].items()},
             **costs(record.architecture, self._task.io),
-            "latency_ms": latency.ms,
         }
-        return replace(
-            searched_member(record), metrics=metrics, latency=latency, predicted=predicted, searched=record.metrics
-        )
+        found = replace(searched_member(record), metrics=metrics, predicted=predicted, searched=record.metrics)
+        if isinstance(latency, str):
+            return replace(found, reason=latency)
+        return replace(found, metrics={**metrics, "latency_ms": latency.ms}, latency=latency)
 
 
 class _Within:
@@ -143,8 +143,8 @@ class _Within:
 
 def measure_finalists(
     networks: Sequence[Network], latency: LatencySource, passes: int, known: Front | None, report: Report
-) -> list[Latency]:
-    """Latency of final networks: measured, where the device is this machine, else predicted.
+) -> Sequence[Latency | str]:
+    """Latency of final networks: measured, where the device is this machine, else predicted; or why there is none.
 
     Args:
         networks: Together: latencies that are compared are measured in the same passes.
@@ -161,7 +161,7 @@ def measure_finalists(
     if all(found):
         return [one for one in found if one is not None]
     with report.phase("measure", len(networks), unit="networks") as phase:
-        measured = latency.measure(networks, passes)
+        measured = latency.measure_each(networks, passes)
         phase(len(networks))
     return measured
 
@@ -182,15 +182,21 @@ def final_front(
 ) -> tuple[tuple[Member, ...], tuple[Member, ...], str | None]:
     """The feasible finalists that no other dominates, and the rest with the reason.
 
+    Args:
+        finalists: Those with a reason already are among the rest.
+        objectives: In order.
+        constraints: A member satisfies all.
+
     Returns:
         The front (best of the first objective first), the others, and the id of the knee.
     """
+    others = [finalist for finalist in finalists if finalist.reason]
+    finalists = [finalist for finalist in finalists if not finalist.reason]
     values = np.array([[f.metrics[o.name] for o in objectives] for f in finalists]).reshape(-1, len(objectives))
     broken = {i: [c for c in constraints if not c.holds(f.metrics)] for i, f in enumerate(finalists)}
     feasible = [i for i in range(len(finalists)) if not broken[i]]
     front = [feasible[i] for i in np.flatnonzero(non_dominated(values[feasible], objectives))] if feasible else []
     front.sort(key=lambda i: tuple(as_minimised(values[i], objectives)[0]))
-    others = []
     for i, finalist in enumerate(finalists):
         if i not in front:
             reason = f"violates {', '.join(map(str, broken[i]))}" if broken[i] else "dominated"

@@ -96,7 +96,8 @@ class Job:
                 for record, time in zip(records, times, strict=True)
             ]
             members, others, knee = final_front(finalists, problem.objectives, problem.constraints)
-            front = self._front(results, members, knee, others=others, latency=times[0].kind, final=True)
+            kind = "measured" if latency.here else "predicted"
+            front = self._front(results, members, knee, others=others, latency=kind, final=True)
             run.write_tables(results.to_csv(), front)
             run.finish()
         return front
@@ -151,9 +152,9 @@ class Job:
             ) as session,
         ):
             search.engine.run(session, evaluator)
-            finish = session.finish()
-        if finish.reason != "trials":
-            self.progress.note(finish.message)
+            ending = session.ending()
+        if ending.reason != "trials":
+            self.progress.note(ending.message)
 
     def _forget_all_but(self, front: set[str]) -> None:
         """Drop the weights of trials that are not on the front."""

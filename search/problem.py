@@ -1,17 +1,20 @@
-"""A configuration, checked against its task and space before any work is started."""
+"""A configuration, checked against its task and space before any work is started; and the evaluators it may name."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from mixnas.evaluators.protocol import Evaluator
+from mixnas.evaluators.standalone import StandaloneEvaluator, StandaloneSpec
+from mixnas.evaluators.supernet.evaluator import SupernetEvaluator, SupernetSpec
 from mixnas.evaluators.tasks.loading import by_name
 from mixnas.evaluators.tasks.task import Task
 from mixnas.predictors.latency.source import LatencySource
 from mixnas.search.config import Config
-from mixnas.search.evaluators import make_evaluator
 from mixnas.search.study.feasibility import Corners, check_constraints, corners
 from mixnas.search_space.enumeration import check_space
+from mixnas.search_space.errors import ConfigError, nearest
 from mixnas.search_space.space import SearchSpace
 from mixnas.search_space.units import IOSpec
 
@@ -66,5 +69,53 @@ class Problem:
         return config.latency.spec(config.device, config.search.seed, directory, reference_ms).open()
 
     def evaluator(self, latency: LatencySource, checkpoint: Path | None = None) -> Evaluator:
-        """The evaluator; see `search.evaluators.make_evaluator`."""
-        return make_evaluator(self.config, self.task, self.space, latency, checkpoint)
+        """The evaluator that the configuration names; nothing is prepared yet.
+
+        Args:
+            latency: Where latency comes from.
+            checkpoint: File of the super-network, where there is one; None keeps it in memory only.
+
+        Raises:
+            ConfigError: No evaluator of that name, or it cannot do what is asked.
+        """
+        name = self.config.search.evaluator
+        if name not in EVALUATORS:
+            raise ConfigError(
+                f"search.evaluator: no evaluator is called {name!r}.{nearest(name, EVALUATORS)} "
+                f"Allowed: {', '.join(EVALUATORS)}."
+            )
+        return EVALUATORS[name](self, latency, checkpoint)
+
+
+def _supernet(problem: Problem, latency: LatencySource, checkpoint: Path | None) -> Evaluator:
+    config = problem.config
+    spec = SupernetSpec(
+        task=config.task.to_plain(),
+        space=config.space,
+        supernet=config.supernet,
+        final=config.final.train,
+        inherit=config.final.weights == "inherited",
+        seed=config.search.seed,
+        latency=latency.spec,
+        checkpoint=checkpoint,
+    )
+    return SupernetEvaluator(spec, task=problem.task, space=problem.space, latency=latency)
+
+
+def _standalone(problem: Problem, latency: LatencySource, checkpoint: Path | None) -> Evaluator:
+    config = problem.config
+    spec = StandaloneSpec(
+        task=config.task.to_plain(),
+        space=config.space,
+        train=config.train,
+        seed=config.search.seed,
+        latency=latency.spec,
+    )
+    return StandaloneEvaluator(spec, task=problem.task, space=problem.space, latency=latency)
+
+
+EVALUATORS: Mapping[str, Callable[[Problem, LatencySource, Path | None], Evaluator]] = {
+    "supernet": _supernet,
+    "standalone": _standalone,
+}
+"""What `search.evaluator` may name, and how it is made."""

@@ -6,7 +6,7 @@ the sum of its operators and a network the sum of its units, so a whole space co
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mixnas.kernels import work
 from mixnas.search_space.architecture import Architecture, Op
 from mixnas.search_space.network import build_op, policy_of
+from mixnas.search_space.operators.layers import Conv, Linear, projections
 from mixnas.search_space.operators.quantization.policy import stored_bytes
 from mixnas.search_space.registry import BETWEEN, Context
 from mixnas.search_space.units import IOSpec, Unit, plan
@@ -65,25 +66,49 @@ def aten_macs(name: str, operands: tuple[Any, ...], output: Any) -> int:
     return 0
 
 
-class _Macs(TorchDispatchMode):
-    """Adds up what runs inside it, kernels by what they say of themselves."""
+# What changes values only. torch takes some 300 microseconds for one on shapes alone, in Python; a space has thousands.
+_FILLS = frozenset(
+    ("uniform_", "normal_", "zero_", "fill_", "copy_", "add_", "mul_", "clamp_", "erfinv_", "exponential_")
+)
+_POINTWISE = frozenset(
+    ("add", "sub", "mul", "div", "neg", "exp", "log", "sqrt", "rsqrt", "pow", "abs", "tanh", "sigmoid", "relu", "silu",
+     "gelu", "elu", "softplus", "clamp", "round", "floor", "maximum", "minimum")
+)  # fmt: skip
+
+
+class _Shapes(TorchDispatchMode):
+    """Runs what is inside it on "meta" tensors, whose values nobody sees, and counts products."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.total = 0
+        self.macs = 0
 
     def add(self, counted: work.Work) -> None:
-        """Take a kernel's count."""
-        self.total += counted.macs
+        """Take a kernel's count of itself."""
+        self.macs += counted.macs
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        output = func(*args, **(kwargs or {}))
         namespace, _, name = func.name().partition("::")
+        name = name.partition(".")[0]
+        if name in _FILLS and isinstance(args[0], Tensor):
+            return args[0]
+        if name in _POINTWISE and _all_alike(args):
+            return torch.empty_like(args[0])
+        output = func(*args, **(kwargs or {}))
         if namespace == "aten" and not work.inside():
-            self.total += aten_macs(name.partition(".")[0], args, output)
+            self.macs += aten_macs(name, args, output)
         return output
+
+
+def _all_alike(operands: tuple[Any, ...]) -> bool:
+    """Whether all tensors among the operands have the first one's shape and type, which the result then has."""
+    first = operands[0]
+    if not isinstance(first, Tensor) or not first.is_floating_point():
+        return False
+    tensors = (operand for operand in operands[1:] if isinstance(operand, Tensor))
+    return all(tensor.shape == first.shape and tensor.dtype == first.dtype for tensor in tensors)
 
 
 @lru_cache(maxsize=1 << 18)
@@ -98,24 +123,69 @@ def op_cost(axis: str, op: Op, quant: Op | None, before: Context, after: Context
         after: Context of its output.
         tokens: Whether it reads integers.
     """
-    with torch.device("meta"):
-        module = build_op(axis, op, before, after, quant)
-    params = sum(parameter.numel() for parameter in module.parameters())
-    stored = stored_bytes(module) if quant is None else policy_of(quant).weight_bytes(module)
-    return Cost(params, _op_macs(axis, op, before, after, tokens), stored)
+    plain = _plain(axis, op, before, after, tokens)
+    if quant is None:
+        return plain.cost
+    params, weight_bytes = plain.cost.params, plain.cost.weight_bytes
+    for layer in plain.layers:
+        own = _layer_cost(quant, layer)
+        params, weight_bytes = params + own.params, weight_bytes + own.weight_bytes
+    return Cost(params, plain.cost.macs, weight_bytes)
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """An operator without a policy.
+
+    Attributes:
+        cost: Its cost.
+        layers: What a policy may take the place of.
+    """
+
+    cost: Cost
+    layers: tuple[_Layer, ...]
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A projection, as far as its cost under a policy depends on it."""
+
+    build: Callable[..., Linear | Conv]
+    arguments: tuple[Any, ...]
+    bias: bool
+
+    @classmethod
+    def of(cls, layer: Linear | Conv) -> _Layer:
+        """What a layer is."""
+        if isinstance(layer, Linear):
+            return cls(Linear, (layer.in_features, layer.out_features), layer.bias is not None)
+        sizes = (layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+        return cls(Conv, (*sizes, layer.groups), layer.bias is not None)
 
 
 @lru_cache(maxsize=1 << 16)
-def _op_macs(axis: str, op: Op, before: Context, after: Context, tokens: bool) -> int:
-    """A policy changes how products are computed, not how many there are."""
-    with torch.device("meta"), torch.no_grad():
+def _plain(axis: str, op: Op, before: Context, after: Context, tokens: bool) -> _Plain:
+    with torch.device("meta"), torch.no_grad(), _Shapes() as shapes:
         module = build_op(axis, op, before, after).eval()
         shape = (1, *before.size)
         example = torch.zeros(shape, dtype=torch.long) if tokens else torch.zeros(*shape, before.width)
-        counter = _Macs()
-        with work.watching(counter.add), counter:
+        with work.watching(shapes.add):
             module(example, _itself) if axis == "gate" else module(example)
-    return counter.total
+    params = sum(parameter.numel() for parameter in module.parameters())
+    layers = tuple(_Layer.of(layer) for _, layer in projections(module))
+    return _Plain(Cost(params, shapes.macs, stored_bytes(module)), layers)
+
+
+@lru_cache(maxsize=1 << 16)
+def _layer_cost(quant: Op, layer: _Layer) -> Cost:
+    """What a policy adds to the cost of a projection: it takes the place of each by itself."""
+    policy = policy_of(quant)
+    with torch.device("meta"), torch.no_grad(), _Shapes():
+        plain = layer.build(*layer.arguments, bias=layer.bias)
+        params, stored = sum(p.numel() for p in plain.parameters()), stored_bytes(plain)
+        prepared = policy.prepare(plain)
+        own, weight_bytes = sum(p.numel() for p in prepared.parameters()), policy.weight_bytes(prepared)
+    return Cost(own - params, 0, weight_bytes - stored)
 
 
 def _itself(x: Tensor) -> Tensor:

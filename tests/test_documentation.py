@@ -16,7 +16,7 @@ USE = {
 import tempfile
 from pathlib import Path
 import numpy as np
-from mixnas.evaluators.tasks.loading import check_task
+from mixnas.evaluators.tasks.checks import check_task
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.cost import cost
 from mixnas.search_space.network import Network

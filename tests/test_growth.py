@@ -117,13 +117,12 @@ def test_one_job_through_eight_extensions(tmp_path):
     for member in front.members:
         assert member.metrics["weight_bytes"] <= 20000 and 0 < member.metrics["test_iou"] <= 1
         assert member.latency.kind == "measured" and member.predicted.kind == "predicted"
-    # The new parts took part: they were drawn, and the best of all networks looks to the left.
+    # The new parts took part: operators and policy were drawn, and moved targets and a metric of its own taught well.
     chosen = [json.dumps(record.architecture.to_dict()) for record in read_results(
         run.journal, parse_objectives(CONFIG["objectives"])).records if record.status == "done"]  # fmt: skip
     for name in ("growth_roll", "growth_max", "growth_w4"):
         assert any(name in text for text in chosen), name
-    best = max(front.members, key=lambda member: member.metrics["test_iou"])
-    assert best.metrics["test_iou"] > 0.55 and "growth_roll" in json.dumps(best.architecture.to_dict())
+    assert max(member.metrics["test_iou"] for member in front.members) > 0.6  # saying "bright" everywhere gives 0.5
 
     for folder in map(Path, json.loads(finish(start(EXPORT, str(tmp_path))))):
         card = json.loads((folder / "card.json").read_text())

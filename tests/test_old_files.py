@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mixnas.evaluators.supernet.training import load_supernet
 from mixnas.evaluators.tasks.loading import by_name
-from mixnas.predictors.latency.predictor import LatencyPredictor, summary
+from mixnas.predictors.latency.predictor import LatencyPredictor
 from mixnas.predictors.measuring.table import MeasurementTable
 from mixnas.search.config import load_config
 from mixnas.search.run.directory import Run, list_runs
@@ -157,37 +157,20 @@ def test_trials(runs: Path, name: str):
 # -- what was measured, and what predicts from it --------
 
 
+@pytest.mark.parametrize("name", PROFILED)
 @pytest.mark.parametrize(
-    ("name", "reference_ms", "windows", "accepted", "stem_ms"),
+    ("read", "what"),
     [
-        ("finished", 0.6429533999999999, 301, 300, 0.04114883949566654),
-        ("half", 0.6703235, 292, 285, 0.042752278725907984),
+        (lambda folder: MeasurementTable.load(folder, DEVICE, "eager"), "a table of measurements"),
+        (lambda folder: LatencyPredictor.load(DEVICE, "eager", folder), "a latency predictor"),
     ],
 )
-def test_measurement_table(runs: Path, name: str, reference_ms: float, windows: int, accepted: int, stem_ms: float):
-    table = MeasurementTable.load(runs / name / "latency", DEVICE, "eager")
-    assert (table.reference_ms, table.batch, table.threads) == (reference_ms, 1, 1)
-    kinds = [subject.kind for subject in table.subjects.values()]
-    assert (kinds.count("unit"), kinds.count("network")) == (71, 28)
-    assert sum(map(len, table.windows.values())) == windows
-    assert sum(map(table.accepted, table.subjects)) == accepted
-    assert table.subjects["16f97a9f6444"].config["role"] == "stem"
-    assert table.latencies("unit")["16f97a9f6444"].latency_ms == pytest.approx(stem_ms)
-
-
-@pytest.mark.parametrize(("name", "half_width"), [("finished", 0.07794735558938143), ("half", 0.10919634318496031)])
-def test_predictor(runs: Path, name: str, half_width: float):
-    run = Run.open(name, runs)
-    predictor = LatencyPredictor.load(DEVICE, "eager", run.latency)
-    assert summary(run.latency / f"{DEVICE}.eager.npz")["num_units"] == 71
-    assert predictor.half_width == half_width and predictor.meta["num_networks"] == 28
-    front = results_of(run).front()
-    for record in front:  # the search went by these predictions
-        answer = predictor.predict(record.architecture)
-        assert answer.latency_ms == pytest.approx(record.metrics["latency_ms"]) and not answer.outside
-    space = space_of(run.path)
-    many = predictor.predict_many(space.encode_many([record.architecture for record in front]), space)
-    assert many == pytest.approx([record.metrics["latency_ms"] for record in front], rel=1e-5)
+def test_what_measured_whole_blocks_is_refused(runs: Path, name: str, read, what: str):
+    with pytest.raises(IntegrityError) as refused:
+        read(runs / name / "latency")
+    said = str(refused.value)
+    assert what in said and "of an earlier version" in said and "nas latency profile --device" in said
+    assert "\n" not in said and len(said) < 500
 
 
 # -- weights --------

@@ -74,8 +74,8 @@ def _measured(results: Path) -> Iterator[str]:
         about = data["provenance"]
         yield (
             f"## Measured on {data['device']}\n\nFrom `benchmarks/results/{path.name}`, torch {about['torch']}, Triton "
-            f"{about.get('triton', '')}, {about['time'][:10]}: a forward in a CUDA graph on a cold L2, median, beside its "
-            "floor there and the fastest that computes the same.\n"
+            f"{about.get('triton', '')}, {about['time'][:10]}: a forward in a CUDA graph on a cold L2, median, beside "
+            "its floor there and the fastest that computes the same.\n"
         )
         yield "| family | shape | time | floor | bound by | over floor | fastest other | its time |"
         yield "|---|---|---:|---:|---|---:|---|---:|"

@@ -69,6 +69,7 @@ def estimate(
     model = UnitModel(
         tuple(milliseconds),
         np.array(list(milliseconds.values())),
+        np.zeros(3),
         settings.names,
         Trees.none(),
         math.inf,

@@ -128,17 +128,21 @@ class SpaceTable:
                 f"encoded architectures of shape {encoded.shape}; this space has {len(self.space.variables)} variables."
             )
         result = np.empty(len(encoded))
-        count = max(_CHUNK // max(encoded.shape[1], 1), _LEAST)
+        count = min(max(_CHUNK // max(encoded.shape[1], 1), _LEAST), len(encoded))
+        if not count:
+            return result
         starts = range(0, len(encoded), count)
-        workers = min(4, os.cpu_count() or 1, max(len(starts), 1))
+        workers = min(4, os.cpu_count() or 1, len(starts))
 
         def work(first: int) -> None:
-            scratch = _Scratch(self, count)
+            scratch = _Scratch(self, max(count, 2))
             for start in starts[first::workers]:
                 rows = encoded[start : start + count]
-                if len(rows) < count:
+                if len(rows) == 1:  # NumPy adds up a single column in another order
+                    rows = rows.repeat(2, axis=0)
+                if len(rows) != scratch.count:
                     scratch = _Scratch(self, len(rows))
-                result[start : start + count] = self._predict(rows, scratch)
+                result[start : start + count] = self._predict(rows, scratch)[: len(result) - start]
 
         if workers == 1:
             work(0)
@@ -175,6 +179,7 @@ class _Scratch:
 
     def __init__(self, table: SpaceTable, count: int) -> None:
         variables, parts = len(table.space.variables), len(table._starts)
+        self.count = count
         self.rows = np.empty((count, variables), dtype=np.int16)
         self.values, self.active = (np.empty((variables, count), dtype=np.int16) for _ in range(2))
         self.columns = np.empty((variables + len(table._lifted), count), dtype=np.float32)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -24,6 +24,9 @@ from mixnas.predictors.latency.trees import Trees
 from mixnas.search_space.errors import ConfigError
 
 Numbers = Mapping[str, float]
+
+MIN_UNITS = 8
+"""Measured units that a fit needs at least."""
 
 ABOUT = "about."
 """Counts whose names begin so describe a unit's work without being work: the trees see them, the physics does not."""
@@ -122,6 +125,8 @@ class UnitModel:
     Attributes:
         work_names: Columns of the physical model.
         coefficients: Milliseconds per call, wave, multiply-accumulate, byte; >= 0, and 0 for what only describes.
+        typical: Milliseconds per call, multiply-accumulate and byte of whatever kind: of kinds that no measured unit
+            has, which would be free else.
         setting_names: Columns that describe a unit's settings.
         trees: Correction: log(measured / physical).
         spread: Standard deviation of log(measured / predicted) on units that a fit had not seen.
@@ -131,6 +136,7 @@ class UnitModel:
 
     work_names: tuple[str, ...]
     coefficients: np.ndarray
+    typical: np.ndarray
     setting_names: tuple[str, ...]
     trees: Trees
     spread: float
@@ -148,19 +154,20 @@ class UnitModel:
             config: How.
 
         Raises:
-            ConfigError: Fewer than 8 units.
+            ConfigError: Fewer than `MIN_UNITS` units.
         """
         count = len(latency_ms)
-        if count < 8:
+        if count < MIN_UNITS:
             raise ConfigError(
-                f"{count} measured units are too few to fit; measure at least 8 (a longer budget, `latency.profile`)."
+                f"{count} measured units are too few to fit, which takes {MIN_UNITS}: give more `latency.profile`."
             )
         physical = np.array([not name.startswith(ABOUT) for name in works.names])
         coefficients = np.zeros(len(works.names))
         coefficients[physical] = _fit_physics(works.values[:, physical], latency_ms)
         described = settings.values
         low, high = described.min(axis=0), described.max(axis=0)
-        half = cls(works.names, coefficients, settings.names, Trees.none(), math.inf, low, high)
+        typical = _fit_physics(totals(works), latency_ms)
+        half = cls(works.names, coefficients, typical, settings.names, Trees.none(), math.inf, low, high)
         features, floor = half._features(works, settings)
         target = np.log(latency_ms / floor)
 
@@ -181,11 +188,13 @@ class UnitModel:
             rest = np.setdiff1d(order, fold)
             errors.append(grow(rest).predict(features[fold]) - target[fold])
         spread = float(np.sqrt((np.concatenate(errors) ** 2).mean()))
-        return cls(works.names, coefficients, settings.names, grow(np.arange(count)), spread, low, high)
+        return replace(half, trees=grow(np.arange(count)), spread=spread)
 
     def physical(self, works: Columns) -> np.ndarray:
         """Milliseconds by the physical model alone."""
-        return np.maximum(works.select(self.work_names) @ self.coefficients, 1e-6)
+        new = sorted(set(works.names) - set(self.work_names))
+        unknown = totals(Columns(tuple(new), works.select(new))) @ self.typical
+        return np.maximum(works.select(self.work_names) @ self.coefficients + unknown, 1e-6)
 
     def _features(self, works: Columns, settings: Columns) -> tuple[np.ndarray, np.ndarray]:
         floor = self.physical(works)
@@ -210,6 +219,14 @@ class UnitModel:
             elif not self.low[i] <= value <= self.high[i]:
                 found.append(f"{name} {value:g} is outside {self.low[i]:g} to {self.high[i]:g}")
         return [text for text in found if text]
+
+
+def totals(works: Columns) -> np.ndarray:
+    """(units, 3) calls, multiply-accumulates and bytes of all kinds; what only changes a view does not count."""
+    names = [name for name in works.names if ".rounds." not in name and name != "view.calls"]
+    values = works.select(names)
+    of_kind = [np.array([name.endswith(end) for name in names], dtype=bool) for end in (".calls", ".macs", ".bytes")]
+    return np.stack([values[:, columns].sum(axis=1) for columns in of_kind], axis=1)
 
 
 def _fit_physics(work: np.ndarray, latency_ms: np.ndarray) -> np.ndarray:

@@ -336,6 +336,7 @@ class LatencyPredictor:
         }
         arrays = {
             "coefficients": model.coefficients,
+            "typical": model.typical,
             "low": model.low,
             "high": model.high,
             **trees.to_arrays("trees"),
@@ -370,9 +371,15 @@ class LatencyPredictor:
             arrays, meta = _read(path)
             trees = Trees.from_arrays(arrays, "trees")
             model = UnitModel(
-                tuple(meta.pop("work_names")), arrays["coefficients"], tuple(meta.pop("setting_names")), trees,
-                float(meta.pop("spread")), arrays["low"], arrays["high"],
-            )  # fmt: skip
+                tuple(meta.pop("work_names")),
+                arrays["coefficients"],
+                arrays["typical"],
+                tuple(meta.pop("setting_names")),
+                trees,
+                float(meta.pop("spread")),
+                arrays["low"],
+                arrays["high"],
+            )
             composition: Composition | None = None
             for c, numbers in enumerate(meta.pop("compositions")):
                 composition = Composition(

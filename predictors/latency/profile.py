@@ -22,9 +22,9 @@ from mixnas.predictors.latency.features import Works, deployed_unit, example_inp
 from mixnas.predictors.latency.fit import fit
 from mixnas.predictors.latency.gpus import gpu_of
 from mixnas.predictors.latency.lookup import SpaceTable, SpaceUnits
-from mixnas.predictors.latency.model import Columns, FitConfig
+from mixnas.predictors.latency.model import MIN_UNITS, Columns, FitConfig, totals
 from mixnas.predictors.latency.predictor import LatencyPredictor, installed, plain_digest, user_directory
-from mixnas.predictors.latency.selection import amounts, cover, disagreement, draw_by_size, sample_rows, unit_sizes
+from mixnas.predictors.latency.selection import cover, disagreement, draw_by_size, sample_rows, unit_sizes
 from mixnas.predictors.latency.transfer import MIN_NETWORKS, nearest_source, transfer
 from mixnas.predictors.latency.unit_rows import POLICY, UnitRows
 from mixnas.predictors.measuring import runtimes
@@ -52,6 +52,8 @@ from mixnas.search_space.units import IOSpec, Unit, describe
 
 log = logging.getLogger(__name__)
 
+_PATIENCE = 5.0
+"""Budgets after which a profile gives up that has not measured what a fit needs."""
 _KEEP_S = 15.0
 """Seconds of measurements that a kill may lose."""
 _CANDIDATES = 2000
@@ -143,12 +145,12 @@ class Profiler:
 
     @functools.cached_property
     def amounts(self) -> np.ndarray:
-        """(units, 2) operations and multiply-accumulates of the space's units; NaN where one cannot be measured."""
+        """(units, 2) calls and multiply-accumulates of the space's units; NaN where one cannot be measured."""
         units = self.known.units
         found = np.empty((len(units), 2))
         for part, some in units.chunks():
             counted, buildable = self.works.of_all(some)
-            found[part] = np.where(buildable[:, None], amounts(counted), np.nan)
+            found[part] = np.where(buildable[:, None], totals(counted)[:, :2], np.nan)
         for number, policy in enumerate(units.slots[POLICY]):
             reason = "" if policy is None else policy_of(policy[1]).why_not(self.torch_device, self.runtime)
             if policy is not None and reason:
@@ -392,6 +394,29 @@ class Profiler:
             if tick is not None:
                 tick()
 
+    def go_on_until_fit(
+        self, deadline: float, tick: Callable[[], None] | None = None, should_stop: Callable[[], bool] | None = None
+    ) -> None:
+        """Measure past the budget what a fit needs at least: a busy machine may not have come so far.
+
+        Args:
+            deadline: When to give up, on the clock of `time.monotonic`.
+            tick: As of `run`.
+            should_stop: As of `run`.
+        """
+        while time.monotonic() < deadline and not (should_stop is not None and should_stop()):
+            kinds = [what.kind for what in self.table.subjects.values()]
+            units, networks = (kinds.count(kind) for kind in ("unit", "network"))
+            subjects: list[Subject] = []
+            if networks < self.config.fit.min_networks:
+                subjects += self.choose_networks(self.config.fit.min_networks)
+            if units < MIN_UNITS:
+                subjects += self.choose_units(MIN_UNITS - units)
+            if not subjects:
+                return
+            log.info("beyond its budget, the profile measures %d more to have enough for a fit", len(subjects))
+            self.measure(subjects, deadline, should_stop, tick)
+
 
 def profile(
     space: SearchSpace,
@@ -444,6 +469,8 @@ def profile(
         share = 1.0 if sources else config.network_share
         # The fit takes some seconds, most of them scikit-learn's import.
         profiler.run(begun + config.budget_s - min(8.0, 0.25 * config.budget_s), share, tick, should_stop)
+        if not sources:
+            profiler.go_on_until_fit(begun + _PATIENCE * config.budget_s, tick, should_stop)
     if should_stop is not None and should_stop():
         raise StoppedEarly(f"profiling was stopped. What was measured is kept in {place}.")
     kinds = [what.kind for what in profiler.table.subjects.values()]

@@ -79,15 +79,8 @@ def disagreement(known: np.ndarray, target: np.ndarray, wanted: np.ndarray) -> n
     return np.asarray(np.std(votes, axis=0))
 
 
-def amounts(works: Columns) -> np.ndarray:
-    """(units, 2) operations, those that only change a view apart, and multiply-accumulates."""
-    calls = [n.endswith(".calls") and n != "view.calls" for n in works.names]
-    macs = [n.endswith(".macs") and ".rounds." not in n for n in works.names]
-    return np.stack([works.values[:, np.array(kind, dtype=bool)].sum(axis=1) for kind in (calls, macs)], axis=1)
-
-
 def unit_sizes(found: np.ndarray) -> np.ndarray:
-    """Sizes of units from their `amounts`, each in those of the mean unit; NaN where those are.
+    """Sizes of units from their calls and multiply-accumulates (units, 2), each in those of the mean unit, added up.
 
     Operations decide what a small network takes, arithmetic a large.
     """

@@ -21,10 +21,13 @@ from mixnas.predictors.measuring.measure import Call, Clock, MeasureConfig, meas
 from mixnas.predictors.measuring.table import MeasurementTable, tagged
 from mixnas.predictors.measuring.value import Latency
 from mixnas.search_space.architecture import Architecture
+from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.reporting import SILENT, Report
 from mixnas.search_space.space import SearchSpace
 
 if TYPE_CHECKING:
+    import torch
+
     from mixnas.search_space.network import Network
     from mixnas.search_space.units import IOSpec
 
@@ -248,24 +251,46 @@ class LatencySource:
         Args:
             networks: Trained or not: weights have no influence on time.
             passes: Other than the spec's, for example more of them for the final table.
+
+        Raises:
+            ConfigError: The runtime does not compute one of them as eager PyTorch does.
         """
-        import torch
+        found = self.measure_each(networks, passes)
+        for one in found:
+            if isinstance(one, str):
+                raise ConfigError(one)
+        return [one for one in found if not isinstance(one, str)]
 
-        from mixnas.predictors.measuring import runtimes
-
-        spec = self._spec
-        generator = torch.Generator().manual_seed(spec.seed)
-        calls = []
-        for network in networks:
-            inputs = network.io.example(spec.batch_size, generator=generator).to(self.torch_device)
-            deployed = copy.deepcopy(network).deploy().to(self.torch_device).eval().requires_grad_(False)
-            calls.append(runtimes.prepare(deployed, inputs, spec.runtime, spec.threads))
+    def measure_each(self, networks: Sequence[Network], passes: int | None = None) -> list[Latency | str]:
+        """`measure`; where the runtime does not compute a network, the reason stands in its latency's place."""
+        calls: list[Call] = []
+        reasons: dict[int, str] = {}
+        generator = self._generator()
+        for i, network in enumerate(networks):
+            try:
+                calls.append(self._call(network, generator))
+            except ConfigError as error:
+                reasons[i] = str(error)
         measured = measure_networks(
             calls,
             rng=self._rng,
-            config=self._measure_config(passes or spec.passes),
+            config=self._measure_config(passes or self._spec.passes),
             sentinel=self._sentinel,
             reference_ms=self.reference_ms,
             clock=self._clock,
         )
-        return [one.latency for one in measured]
+        latencies = iter(one.latency for one in measured)
+        return [reasons[i] if i in reasons else next(latencies) for i in range(len(networks))]
+
+    def _generator(self) -> torch.Generator:
+        import torch
+
+        return torch.Generator().manual_seed(self._spec.seed)
+
+    def _call(self, network: Network, generator: torch.Generator) -> Call:
+        from mixnas.predictors.measuring import runtimes
+
+        spec = self._spec
+        inputs = network.io.example(spec.batch_size, generator=generator).to(self.torch_device)
+        deployed = copy.deepcopy(network).deploy().to(self.torch_device).eval().requires_grad_(False)
+        return runtimes.prepare(deployed, inputs, spec.runtime, spec.threads, f"network {network.architecture.id}")

@@ -8,11 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import logging
 import shutil
-import tempfile
-import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixnas.predictors.measuring.measure import Call, Clock, CudaClock, cpu_clock, forward_call
@@ -46,7 +42,9 @@ def missing(runtime: str, device: str = "cpu") -> str:
     if runtime == "onnxruntime":
         if device.startswith("cuda"):
             return "ONNX Runtime is measured on the CPU only"
-        absent = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+        from mixnas.search_space.formats.onnx import PACKAGES
+
+        absent = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
         if absent:
             return f"pip install {' '.join(absent)}"
     return ""
@@ -178,22 +176,10 @@ def _graph(module: nn.Module, inputs: Tensor) -> Call:
 
 def _onnxruntime(module: nn.Module, inputs: Tensor, threads: int) -> Call:
     import onnxruntime
-    import torch
 
-    exporter = logging.getLogger("torch.onnx")
-    level = exporter.level
-    exporter.setLevel(logging.ERROR)
-    try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter's own, about its internals
-            program = torch.onnx.export(module, (inputs,), dynamo=True, verbose=False)
-            assert program is not None
-            with tempfile.TemporaryDirectory() as directory:
-                path = Path(directory) / "unit.onnx"
-                program.save(str(path))
-                content = path.read_bytes()
-    finally:
-        exporter.setLevel(level)
+    from mixnas.search_space.formats.onnx import to_onnx
+
+    content = to_onnx(module, inputs, dynamic_batch=False)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3

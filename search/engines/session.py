@@ -41,7 +41,7 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True)
-class Finish:
+class Ending:
     """Why a search ended: "trials", "time" or "exhausted", and a sentence that says so."""
 
     reason: str
@@ -79,7 +79,7 @@ class Session:
         self._in_flight: dict[int, tuple[Proposal, float]] = {}  # by trial number, with when it was proposed
         self._unreported: deque[TrialRecord] = deque()
         self._first_failures: list[str] | None = []
-        self._finish: Finish | None = None
+        self._ending: Ending | None = None
 
     def __enter__(self) -> Session:
         return self
@@ -125,7 +125,7 @@ class Session:
                     self._in_flight[proposal.number] = proposal, time.monotonic()
             except SpaceExhausted as end:
                 if not self._in_flight:
-                    self._finish = Finish("exhausted", str(end))
+                    self._ending = Ending("exhausted", str(end))
                 break
             proposals.append(proposal)
         return proposals
@@ -133,24 +133,24 @@ class Session:
     @property
     def over(self) -> bool:
         """Whether nothing more will be proposed; something may still be in flight."""
-        if self._finish is None:
+        if self._ending is None:
             done, budget = self._study.results.evaluated, self._budget
             if done >= budget.trials:
-                self._finish = Finish("trials", f"{done} trials evaluated.")
+                self._ending = Ending("trials", f"{done} trials evaluated.")
             elif budget.seconds is not None and time.monotonic() - self._started >= budget.seconds:
-                self._finish = Finish("time", f"the time is up after {done} of {budget.trials} trials.")
-        return self._finish is not None or self._stop.requested
+                self._ending = Ending("time", f"the time is up after {done} of {budget.trials} trials.")
+        return self._ending is not None or self._stop.requested
 
-    def finish(self) -> Finish:
+    def ending(self) -> Ending:
         """Why the search ended.
 
         Raises:
             StoppedEarly: `stop` was requested; what was in flight then was finished first.
         """
-        if not self.over or self._finish is None:
+        if not self.over or self._ending is None:
             done, wanted = self._study.results.evaluated, self._budget.trials
             raise StoppedEarly(f"stopped after {done} of {wanted} trials.")
-        return self._finish
+        return self._ending
 
     def _tell_progress(self) -> None:
         results = self._study.results

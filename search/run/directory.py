@@ -27,15 +27,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from mixnas.predictors.measuring.table import tagged
 from mixnas.search.run.front import Front
 from mixnas.search_space.errors import ConfigError, IntegrityError, NasError, nearest
 from mixnas.search_space.files import atomic_write, dump_yaml, load_yaml, write_json
-
-if TYPE_CHECKING:
-    from mixnas.predictors.latency.predictor import LatencyPredictor
 
 FORMAT = 2
 """Since 2, latency is that of branches, not of whole blocks. A run of format 1 can be looked at, not gone on with."""
@@ -350,17 +347,6 @@ class Run:
         if "latency" in self.manifest:
             return str(self.manifest["latency"])
         return tagged("eager", int(self.config()["latency"]["batch_size"]))  # all that format 1 had
-
-    def predictor(self) -> LatencyPredictor:
-        """The latency predictor that the search went by; needs no torch.
-
-        Raises:
-            ConfigError: There is none: the search measured, and nobody has profiled its device since.
-        """
-        from mixnas.predictors.latency.predictor import LatencyPredictor
-
-        directory = self.latency if self.latency.is_dir() else None
-        return LatencyPredictor.load(self.manifest["device"], self.latency_tag, directory)
 
     # -- going on ---------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,7 +47,7 @@ class TrialRecord:
     @cached_property
     def architecture(self) -> Architecture:
         """The architecture itself."""
-        return Architecture.from_json(self.architecture_json, f"trial {self.number}")
+        return Architecture.from_canonical(json.loads(self.architecture_json))  # its operators may be another's
 
     @property
     def evaluated(self) -> bool:

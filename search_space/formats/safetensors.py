@@ -1,13 +1,16 @@
-"""A trained network in one file: safetensors, with its architecture and interface in the file's metadata. No pickle."""
+"""A trained network in one file: safetensors, with its architecture and interface in the file's metadata. No pickle.
+
+Version 2 of the format says whether the network is stored as deployed, its head is an operator, and its digest is that
+of the metadata too. Files of version 1 are read.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,13 +18,21 @@ from torch import Tensor
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import ConfigError, IntegrityError
 from mixnas.search_space.files import atomic_create
+from mixnas.search_space.formats.format import Answer, register
 from mixnas.search_space.network import IOSpec, Network
 
-FORMAT = "mixnas-network-1"
+if TYPE_CHECKING:
+    import numpy as np
+
+FORMAT = "mixnas-network-2"
+_FORMER = "mixnas-network-1"
+_DIGEST, _FORMER_DIGEST = "digest", "sha256"  # the former is of the tensors alone
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     total = hashlib.sha256()
+    if metadata:
+        total.update(json.dumps(dict(metadata), sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
@@ -30,16 +41,20 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors atomically, with a digest that `load_tensors` checks."""
+    """Write tensors and metadata atomically, with a digest of both that `load_tensors` checks."""
     from safetensors.torch import save_file
 
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    stamped = {**metadata, "sha256": _digest(plain)}
+    stamped = {**metadata, _DIGEST: _digest(plain, metadata)}
     atomic_create(path, lambda temporary: save_file(plain, temporary, metadata=stamped))
 
 
-def load_tensors(path: str | Path, format_name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+def load_tensors(path: str | Path, *format_names: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read what `save_tensors` wrote: tensors and metadata.
+
+    Args:
+        path: The file.
+        format_names: What its metadata may say under "format", the present version first.
 
     Raises:
         ConfigError: No such file.
@@ -55,16 +70,22 @@ def load_tensors(path: str | Path, format_name: str) -> tuple[dict[str, Tensor],
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError, ValueError) as error:
         raise IntegrityError(f"{path}: damaged or not a safetensors file: {error}. Write it again.") from error
-    if metadata.get("format") != format_name:
+    if metadata.get("format") not in format_names:
         given = metadata.get("format", "nothing")
-        raise IntegrityError(f"{path}: its format is {given!r}; this needs {format_name!r}.")
-    if metadata.get("sha256") != _digest(tensors):
-        raise IntegrityError(f"{path}: the weights do not match their digest; the file is damaged. Write it again.")
+        raise IntegrityError(f"{path}: its format is {given!r}; this needs {format_names[0]!r}.")
+    if _DIGEST in metadata:
+        kept = metadata.pop(_DIGEST)
+        found = _digest(tensors, metadata)
+    else:
+        kept = metadata.pop(_FORMER_DIGEST, "")
+        found = _digest(tensors, {})
+    if kept != found:
+        raise IntegrityError(f"{path}: the content does not match its digest; the file is damaged. Write it again.")
     return tensors, metadata
 
 
 def save_network(path: str | Path, network: Network, extra: Mapping[str, Any] | None = None) -> None:
-    """Write a network: weights, architecture, interface.
+    """Write a network as it stands, deployed or to be trained on: weights, architecture, interface.
 
     Args:
         path: Where to; written atomically.
@@ -74,7 +95,8 @@ def save_network(path: str | Path, network: Network, extra: Mapping[str, Any] | 
     metadata = {
         "format": FORMAT,
         "architecture": network.architecture.to_json(),
-        "io": json.dumps(dataclasses.asdict(network.io)),
+        "io": json.dumps(network.io.to_plain()),
+        "deployed": json.dumps(network.deployed),
         "extra": json.dumps(dict(extra or {}), allow_nan=False),
     }
     save_tensors(path, network.state_dict(), metadata)
@@ -83,23 +105,78 @@ def save_network(path: str | Path, network: Network, extra: Mapping[str, Any] | 
 def load_network(path: str | Path) -> Network:
     """Read a network that `save_network` or `nas export` wrote; in evaluation mode, on the CPU.
 
+    What an export holds is deployed (`Network.deployed`): to be run, not to be trained on.
+
     Raises:
-        ConfigError: No such file.
+        ConfigError: No such file, or an operator that is not registered here.
         IntegrityError: Damaged, or not such a file.
     """
-    tensors, metadata = load_tensors(path, FORMAT)
+    tensors, metadata = load_tensors(path, FORMAT, _FORMER)
     try:
-        io = json.loads(metadata["io"])
-        io["size"] = tuple(io["size"])
+        io = IOSpec.from_plain(json.loads(metadata["io"]))
         architecture = Architecture.from_json(metadata["architecture"], f"{path}: architecture")
-        network = Network(architecture, IOSpec(**io), generator=torch.Generator().manual_seed(0))
+        network = Network(architecture, io, generator=torch.Generator().manual_seed(0))
+        if metadata["format"] == _FORMER:
+            tensors = {_name_now(name, io): tensor for name, tensor in tensors.items()}
+        elif json.loads(metadata["deployed"]):
+            network.deploy()
+        types = {name: tensor.dtype for name, tensor in network.state_dict().items()}
+        wrong = [name for name, tensor in tensors.items() if types.get(name, tensor.dtype) != tensor.dtype]
+        if wrong:  # loading would convert it silently
+            raise TypeError(f"{wrong[0]} is stored as {tensors[wrong[0]].dtype}, not as {types[wrong[0]]}")
         network.load_state_dict(tensors)
     except (KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
         raise IntegrityError(f"{path}: weights, architecture and interface do not belong together: {error}.") from error
     return network.eval()
 
 
+def _name_now(name: str, io: IOSpec) -> str:
+    """Present name of a tensor of version 1, where a head was no operator."""
+    former = "head.linear."
+    return f"head.output.{io.head}.linear.{name.removeprefix(former)}" if name.startswith(former) else name
+
+
 def read_extra(path: str | Path) -> dict[str, Any]:
     """The plain data that was saved beside a network."""
-    _, metadata = load_tensors(path, FORMAT)
+    _, metadata = load_tensors(path, FORMAT, _FORMER)
     return dict(json.loads(metadata.get("extra", "{}")))
+
+
+def load_safetensors(path: str | Path) -> Answer:
+    """A file of `nas export --format safetensors`: arrays to arrays. Needs the package mixnas, and torch."""
+    import torch
+
+    from mixnas.search_space.formats.safetensors import load_network
+
+    network = load_network(path)  # a torch module, with its architecture and interface
+
+    def answer(batch: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return network(torch.from_numpy(batch)).numpy()
+
+    return answer
+
+
+@register
+class Safetensors:
+    """Weights, architecture and interface; the network's code is this package's."""
+
+    name = "safetensors"
+    file_name = "model.safetensors"
+    packages: tuple[str, ...] = ()
+    needs_mixnas = True
+    notices_damage = True
+    load = staticmethod(load_safetensors)
+
+    def why_not(self, network: Network) -> str:
+        """It can hold any."""
+        return ""
+
+    def write(self, network: Network, path: Path, extra: Mapping[str, Any]) -> None:
+        """See `save_network`."""
+        save_network(path, network, extra)
+
+    def weight_bytes(self, path: Path) -> int:
+        """Bytes of the tensors."""
+        tensors, _ = load_tensors(path, FORMAT, _FORMER)
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

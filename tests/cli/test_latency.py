@@ -73,6 +73,9 @@ def test_a_run_of_batches_is_answered_by_its_own_predictor(searched: Path, profi
     text = (run / "manifest.json").read_text()
     assert text.count('"latency": "eager"') == 1
     (run / "manifest.json").write_text(text.replace('"latency": "eager"', f'"latency": "eager-b{BATCH}"'))
+    config = (run / "config.yaml").read_text()
+    assert config.count("threads: 1, batch_size: 1}") == 1
+    (run / "config.yaml").write_text(config.replace("batch_size: 1}", f"batch_size: {BATCH}}}"))
     asked = ("latency", "query", "batches", "--runs", tmp_path)
     front = json.loads((run / "pareto.json").read_text())["front"]
     rows = json.loads(ok(*asked, "--json"))

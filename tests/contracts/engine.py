@@ -11,7 +11,7 @@ import pytest
 
 from mixnas.evaluators.protocol import Evaluator
 from mixnas.search.engines import Engine
-from mixnas.search.engines.session import Budget, Finish, Session
+from mixnas.search.engines.session import Budget, Ending, Session
 from mixnas.search.run.stopping import StopSignal
 from mixnas.search.strategies.evolution import NSGA2
 from mixnas.search.study.objectives import parse_constraints, parse_objectives
@@ -29,10 +29,10 @@ def study_at(path, plain=SPACE) -> SearchStudy:
     return SearchStudy(path, space, OBJECTIVES, CONSTRAINTS, strategy=NSGA2(population_size=6))
 
 
-def carry_out(engine: Engine, study: SearchStudy, evaluator: Evaluator, budget: Budget, **options) -> Finish:
+def carry_out(engine: Engine, study: SearchStudy, evaluator: Evaluator, budget: Budget, **options) -> Ending:
     with Session(study, budget, **options) as session:
         engine.run(session, evaluator)
-        return session.finish()
+        return session.ending()
 
 
 class Counted:

@@ -45,6 +45,10 @@ def test_the_final_front_says_why_the_others_are_not_on_it():
     _, others, _ = final_front([fast, dominated, slow, good], OBJECTIVES, ())
     assert {other.id: other.reason for other in others} == {"dominated": "dominated"}
     assert final_front([], OBJECTIVES, ()) == ((), (), None)
+    # one that the runtime does not compute right has no latency, and a reason
+    wrong = Member(id="wrong", trial=0, architecture={}, metrics={"accuracy": 0.99}, reason="does not compute")
+    members, others, _ = final_front([wrong, fast], OBJECTIVES, ())
+    assert members == (fast,) and others == (wrong,)
 
 
 class _Elsewhere:

@@ -8,6 +8,7 @@ takes the place of the operator's projections (`layers.projections`) twice:
   two policies never share it in a super-network.
 - `deploy` puts layers there that hold what is stored on the device, and compute the same.
 
+What it does to a projection depends on that one alone, so a policy is counted layer by layer (`cost.op_cost`).
 What a policy does not cover (norms, scans, depthwise taps) stays as it is, and is counted so.
 """
 

@@ -16,7 +16,7 @@ from mixnas.predictors.measuring.measure import MeasureConfig
 from mixnas.predictors.latency.profile import ProfileConfig, profile
 from mixnas.predictors.measuring.table import MeasurementTable
 from mixnas.search_space.errors import ConfigError
-from mixnas.search_space.network import IOSpec
+from mixnas.search_space.units import IOSpec
 from mixnas.search_space.space import SearchSpace
 
 plain = {

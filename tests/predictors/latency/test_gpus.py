@@ -8,14 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from mixnas.kernels import configs, dispatch
 from mixnas.kernels.tools import resources
-from mixnas.predictors.latency import counting
 from mixnas.predictors.latency import profile as profile_module
 from mixnas.predictors.latency.estimate import estimate
-from mixnas.predictors.latency.features import Works
 from mixnas.predictors.latency.gpus import (
     GPU,
     GPUS,
@@ -27,12 +24,10 @@ from mixnas.predictors.latency.gpus import (
     matmul_busy,
     occupancy,
 )
-from mixnas.predictors.latency.lookup import SpaceUnits
 from mixnas.predictors.latency.model import ABOUT, Columns, FitConfig, UnitModel
 from mixnas.predictors.latency.predictor import LatencyPredictor
 from mixnas.predictors.latency.profile import ProfileConfig
 from mixnas.predictors.measuring.measure import MeasureConfig
-from mixnas.search_space.cost import unit_cost
 from mixnas.search_space.space import SearchSpace
 from mixnas.search_space.units import IOSpec
 
@@ -94,51 +89,6 @@ PLAIN = {
         }
     ],
 }
-
-
-def _units(size=(32, 32)):
-    return list(SpaceUnits(SearchSpace.from_dict(PLAIN), IOSpec("image", size, 3, 10)).units)
-
-
-def test_a_units_launches_are_known_without_a_gpu():
-    launched = set()
-    here, there = Works(), Works(gpu=H200)
-    for unit in _units():
-        on_cpu, on_gpu = here.of(unit), there.of(unit)
-        assert not any(name.startswith((ABOUT, "launches", "mixnas", "raw.")) for name in on_cpu)
-        assert on_gpu == Works(gpu=H200).of(unit), "counts do not depend on values"
-        assert not any(name.startswith("raw.") for name in on_gpu)
-        kernels = {name.removesuffix(".launches") for name in on_gpu if name.endswith(".launches")}
-        launched |= kernels
-        assert on_gpu["launches"] >= sum(on_gpu[f"{kernel}.launches"] for kernel in kernels)
-        if not kernels:
-            continue
-        assert all(on_gpu[f"{k}.waves"] >= on_gpu[f"{k}.launches"] for k in kernels)
-        assert all(on_gpu[f"{k}.rounds.bytes"] >= on_gpu[f"{k}.bytes"] for k in kernels)
-        assert on_gpu[f"{ABOUT}registers"] >= 16 and 1 <= on_gpu[f"{ABOUT}resident_warps"] <= 64
-        assert 0 <= on_gpu.get(f"{ABOUT}tail", 0) < 1 and 0 < on_gpu[f"{ABOUT}blocks_busy"] <= 1
-    assert {"norm_forward", "depthwise_forward", "glu_forward"} <= launched
-    assert dispatch.choose(torch.zeros(1)) == "aten", "counting leaves the choice of implementation as it was"
-
-
-def test_counts_by_shapes_alone_are_those_of_a_real_forward(monkeypatch):
-    real = counting._Counter
-    large = _units((64, 64))  # large enough that every way of counting is taken
-    works = Works(16, gpu=H200)
-    by_shapes = [works.of(unit) for unit in large]
-    monkeypatch.setattr(counting, "_Counter", lambda shapes_only: real(False))
-    works = Works(16, gpu=H200)
-    assert by_shapes == [works.of(unit) for unit in large]
-
-
-def test_work_grows_with_the_batch():
-    (unit, *_) = [u for u in _units() if u.role == "token" and "dwconv" in str(u) and u.before.width == 64]
-    one, many = Works(1, gpu=H200).of(unit), Works(256, gpu=H200).of(unit)
-    assert many["depthwise_forward.waves"] > one["depthwise_forward.waves"]
-    assert many[f"{ABOUT}blocks_busy"] > one[f"{ABOUT}blocks_busy"]
-    # The convolution multiplies; the norm only scales and adds.
-    assert one["depthwise_forward.rounds.macs"] > 0 and "norm_forward.rounds.macs" not in one
-    assert one["kernel.depthwise_conv2d.macs"] == unit_cost(unit).macs
 
 
 IMAGES = IOSpec("image", (16, 16), 3, 10)

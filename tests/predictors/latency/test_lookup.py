@@ -1,115 +1,127 @@
 """Look-up tables agree with the sum over a network's units, for whatever a space may contain."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mixnas.predictors.latency import lookup
-from mixnas.predictors.latency.lookup import SpaceTable, build_parts, tree_from_plain, tree_to_plain
-from mixnas.predictors.units import io_fields, registry_size_after, walk
+from mixnas.predictors.latency.lookup import SpaceTable, SpaceUnits, check_tables, tree_from_plain, tree_to_plain
 from mixnas.search_space.errors import ConfigError
-from mixnas.search_space.network import IOSpec
+from mixnas.search_space.files import load_yaml
 from mixnas.search_space.space import SearchSpace
+from mixnas.search_space.units import IOSpec, plan
 
-IMAGE = IOSpec("image", (8, 8), 1, 10)
-CAUSAL = IOSpec("causal", (16,), 20, 20, head="token", tokens=True)
+from .spaces import IMAGE, SPACES, TOKENS
 
-# Everything that changes which unit stands where: strides, shared blocks, knobs without a choice of operator, depth.
-TRICKY = {
-    "stem": [{"name": "conv", "stride": [1, 2], "kernel_size": 3}, {"name": "patch", "patch_size": 2}],
-    "norm": ["layer", "rms"],
-    "stages": [
-        {
-            "width": [8, 16],
-            "depth": [1, 3],
-            "block": {
-                "mixer": [{"name": "dwconv", "kernel_size": [3, 5]}, {"name": "attention", "heads": [1, 2, 4]}],
-                "gate": ["none", "se"],
-                "channel_mixer": {"name": "mlp", "expansion": [1, 2]},
-            },
-        },
-        {
-            "width": 16,
-            "depth": [1, 2],
-            "downsample": ["patch", "none"],
-            "share": True,
-            "block": {"mixer": ["identity", "pooling"], "channel_mixer": "none", "recursion": [1, 2]},
-        },
-        {
-            "width": 16,
-            "depth": [1, 2],
-            "block": {"mixer": "identity", "channel_mixer": {"name": "mlp", "expansion": 1}},
-        },
-    ],
-}
-TOKENS = {
-    "stem": "embedding",
-    "stages": [
-        {
-            "width": 16,
-            "depth": [1, 2],
-            "block": {"mixer": ["attention", "linear_attention"], "channel_mixer": ["mlp", "swiglu"]},
-        }
-    ],
-}
-FIXED = {"stem": "conv", "stages": [{"width": 8, "block": {"mixer": "identity", "channel_mixer": "mlp"}}]}
-SPACES = {"tricky": (TRICKY, IMAGE), "tokens": (TOKENS, CAUSAL), "fixed": (FIXED, IMAGE)}
+CONFIGS = Path(__file__).parents[3] / "configs"
+POLICIES = [{"name": "fp32"}, {"name": "bf16"}]
 
 
-def table_of(plain, io):
-    space, fields = SearchSpace.from_dict(plain), io_fields(io)
-    parts, keys = build_parts(space, lambda a: walk(a, fields, registry_size_after))
-    table = SpaceTable(space, fields, parts)
-    unit_ms, masks = made_up(len(keys))
-    table.bind(unit_ms, masks, PRESENCE)
-    return space, table, dict(zip(keys, zip(unit_ms, masks, strict=True), strict=True)), fields
-
-
-PRESENCE = np.random.default_rng(5).uniform(0.1, 1, 20)
-
-
-def made_up(count):
+def made_up(units, operators):
     rng = np.random.default_rng(0)
-    return rng.uniform(0.1, 1, count), [1 << int(i) for i in rng.integers(0, len(PRESENCE), count)]
+    return rng.uniform(0.1, 1, len(units)), rng.random((len(units), operators)) < 0.05, rng.uniform(0.1, 1, operators)
 
 
+@pytest.mark.parametrize("operators", [0, 7, 130])
 @pytest.mark.parametrize("name", SPACES)
-def test_lookups_are_the_sum_over_units(name):
-    space, table, told, fields = table_of(*SPACES[name])
+def test_lookups_are_the_sum_over_units(name, operators):
+    plain, io = SPACES[name]
+    space = SearchSpace.from_dict(plain)
+    of = SpaceUnits(space, io)
+    unit_ms, has, presence_ms = made_up(of.units, operators)
+    table = SpaceTable(of, unit_ms, has, presence_ms)
     encoded = space.sample_many(400, np.random.default_rng(1))
     for vector, found in zip(encoded, table.predict_many(encoded), strict=True):
-        units = [key for _, key in walk(space.decode(vector), fields, registry_size_after)]
-        operators = {told[key][1] for key in units}
-        once = sum(PRESENCE[mask.bit_length() - 1] for mask in operators)
-        assert found == pytest.approx(sum(told[key][0] for key in units) + once, rel=1e-5)
+        rows = [of.units.find(unit) for _, unit in plan(space.decode(vector), io)]
+        once = presence_ms[has[rows].any(axis=0)].sum()
+        assert found == pytest.approx(unit_ms[rows].sum() + once, rel=1e-5)
+
+
+def test_many_threads_and_portions_answer_as_one(monkeypatch):
+    plain, io = SPACES["tricky"]
+    space = SearchSpace.from_dict(plain)
+    table = SpaceTable(SpaceUnits(space, io), *made_up(SpaceUnits(space, io).units, 70))
+    encoded = space.sample_many(5001, np.random.default_rng(2))
+    together = table.predict_many(encoded)
+    monkeypatch.setattr(lookup, "_CHUNK", 1)
+    monkeypatch.setattr(lookup, "_LEAST", 100)
+    np.testing.assert_array_equal(table.predict_many(encoded), together)
+    np.testing.assert_array_equal(table.predict_many(encoded[:1]), together[:1])
+    assert table.predict_many(encoded[:0]).shape == (0,)
+
+
+def test_a_unit_that_cannot_be_built_shows():
+    plain, io = SPACES["tokens"]
+    space = SearchSpace.from_dict(plain)
+    of = SpaceUnits(space, io)
+    unit_ms, has, presence_ms = made_up(of.units, 3)
+    broken = next(i for i, unit in enumerate(of.units) if unit.role == "token")
+    unit_ms[broken] = np.nan
+    encoded = space.sample_many(50, np.random.default_rng(3))
+    has_it = [of.units[broken] in dict.fromkeys(u for _, u in plan(a, io)) for a in space.decode_many(encoded)]
+    found = SpaceTable(of, unit_ms, has, presence_ms).predict_many(encoded)
+    assert np.isnan(found).tolist() == has_it and 0 < sum(has_it) < 50
 
 
 @pytest.mark.parametrize("name", SPACES)
-def test_a_table_survives_its_file_form(name):
-    space, table, _, _ = table_of(*SPACES[name])
-    plain = json.loads(json.dumps(table.to_plain()))
-    back = SpaceTable.restore(plain, table.to_arrays("p"), "p")
-    assert back.space.tree == space.tree == tree_from_plain(json.loads(json.dumps(tree_to_plain(space.tree))))
-    back.bind(*made_up(1 + max(int(p.units.max()) for p in table.parts)), PRESENCE)
-    encoded = space.sample_many(50, np.random.default_rng(2))
-    np.testing.assert_array_equal(back.predict_many(encoded), table.predict_many(encoded))
+def test_a_space_survives_its_file_form(name):
+    tree = SearchSpace.from_dict(SPACES[name][0]).tree
+    assert tree_from_plain(json.loads(json.dumps(tree_to_plain(tree)))) == tree
 
 
-def test_a_changed_space_is_noticed():
-    _, table, _, _ = table_of(*SPACES["tokens"])
-    plain = table.to_plain() | {"signature": "0" * 16}
-    with pytest.raises(ValueError, match="signature"):
-        SpaceTable.restore(plain, table.to_arrays("p"), "p")
+def test_the_same_space_is_known_by_its_choices():
+    of = SpaceUnits(SearchSpace.from_dict(TOKENS), SPACES["tokens"][1])
+    assert of.is_of(SearchSpace.from_dict(TOKENS), SPACES["tokens"][1])
+    assert not of.is_of(SearchSpace.from_dict(TOKENS), IMAGE)
+    assert not of.is_of(SearchSpace.from_dict({**TOKENS, "norm": "rms"}), SPACES["tokens"][1])
+    dense = IOSpec("image", (8, 8), 1, 10, head="token", out_size=(4, 4))
+    strided = {"stem": {"name": "conv", "stride": 2}, "stages": [{"width": 8, "block": TOKENS["stages"][0]["block"]}]}
+    same = IOSpec("image", (8, 8), 1, 10, head="token")
+    assert SpaceUnits(SearchSpace.from_dict(strided), dense).is_of(SearchSpace.from_dict(strided), same)
 
 
 def test_wrong_shape():
-    _, table, _, _ = table_of(*SPACES["tokens"])
+    plain, io = SPACES["tokens"]
+    of = SpaceUnits(SearchSpace.from_dict(plain), io)
     with pytest.raises(ConfigError, match="this space has"):
-        table.predict_many(np.zeros((3, 1), dtype=int))
+        SpaceTable(of, *made_up(of.units, 3)).predict_many(np.zeros((3, 1), dtype=int))
+
+
+def test_the_default_space_with_more_policies_is_no_wall():
+    """With the nine policies to come the default space has 26,244 settings of blocks, which used to be refused."""
+    plain = load_yaml(CONFIGS / "digits.yaml")["space"]
+    for stage in plain["stages"]:
+        stage["block"]["quant"] = {"mixer": POLICIES, "channel_mixer": POLICIES}
+        stage["block"]["mixer"].append({"name": "convnext", "kernel_size": [3, 5, 7, 9], "expansion": [0.5, 1, 2, 4]})
+    space = SearchSpace.from_dict(plain)
+    check_tables(space, IMAGE)
+    of = SpaceUnits(space, IMAGE)
+    assert sum(len(cells.units) for cells in of.parts.tables) < lookup.MAX_CELLS / 100
 
 
 def test_a_space_too_large_to_tabulate_is_refused(monkeypatch):
-    monkeypatch.setattr(lookup, "MAX_UNITS", 10)
-    with pytest.raises(ConfigError, match="too many settings"):
-        table_of(*SPACES["tricky"])
+    plain, io = SPACES["tricky"]
+    space = SearchSpace.from_dict(plain, "big.yaml")
+    check_tables(space, io)
+    monkeypatch.setattr(lookup, "MAX_CELLS", 300)
+    with pytest.raises(ConfigError, match=r"big.yaml: .* allowed are 300.*stages\[0\], mixer"):
+        check_tables(space, io)
+    with pytest.raises(ConfigError, match="allowed are 300"):
+        _ = SpaceUnits(space, io).units
+
+
+def test_what_is_too_large_is_named():
+    mixers = [
+        {"name": "convnext", "kernel_size": list(range(3, 32, 2)), "expansion": [i / 4 for i in range(1, 65)]},
+        {"name": "dwconv", "kernel_size": list(range(3, 32, 2))},
+    ]
+    gates = ["none", {"name": "se", "reduction": list(range(1, 9))}]
+    block = {"mixer": mixers, "channel_mixer": "mlp", "gate": gates, "quant": ["fp32", "bf16"]}
+    stage = {"width": list(range(8, 264)), "block": block}
+    with pytest.raises(ConfigError) as error:
+        check_tables(SearchSpace.from_dict({"stem": "conv", "stages": [stage]}, "huge"), IMAGE)
+    text = str(error.value)
+    assert "stages.0.blocks.0.token alone" in text and "975 of mixer" in text and "256 of width" in text
+    assert "Give fewer choices at stages[0], mixer" in text

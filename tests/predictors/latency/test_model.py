@@ -51,6 +51,15 @@ def test_physics_and_trees_recover_a_device():
         assert ratio == pytest.approx(factor, rel=0.4)
 
 
+def test_what_nobody_measured_is_not_free():
+    works, settings, truth = made_up(100, np.random.default_rng(0))
+    model = UnitModel.fit(works, settings, truth, FitConfig(num_trees=5))
+    renamed = Columns(tuple(name.replace("matmul", "new_kernel") for name in works.names), works.values)
+    ratio = model.physical(renamed) / model.physical(works)
+    assert np.abs(np.log(ratio)).max() < 0.5
+    assert model.physical(Columns.of([{"view.calls": 9.0}]))[0] < truth.min() / 100
+
+
 def test_what_lies_outside_is_said():
     works, settings, truth = made_up(50, np.random.default_rng(0))
     model = UnitModel.fit(works, settings, truth, FitConfig())
@@ -60,7 +69,7 @@ def test_what_lies_outside_is_said():
 
 
 def test_too_few_units():
-    with pytest.raises(ConfigError, match="at least 8"):
+    with pytest.raises(ConfigError, match=r"5 measured units are too few to fit, which takes 8.*`latency\.profile`"):
         UnitModel.fit(*made_up(5, np.random.default_rng(0)), FitConfig())
 
 

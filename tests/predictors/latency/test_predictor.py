@@ -5,21 +5,20 @@ import subprocess
 import sys
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mixnas.predictors.latency.features import count_work, deployed_unit, example_input, work_of
 from mixnas.predictors.latency.model import FitConfig
 from mixnas.predictors.latency.predictor import LatencyPredictor, installed, summary
 from mixnas.predictors.latency.profile import ProfileConfig, profile
 from mixnas.predictors.measuring import device
 from mixnas.predictors.measuring.measure import MeasureConfig
 from mixnas.predictors.measuring.table import MeasurementTable
-from mixnas.predictors.units import io_fields, registry_size_after, walk
 from mixnas.search_space.errors import ConfigError, IntegrityError
-from mixnas.search_space.network import IOSpec, unit_cost
 from mixnas.search_space.space import SearchSpace
+from mixnas.search_space.units import IOSpec
 
 PLAIN = {
     "stem": {"name": "conv", "stride": 2},
@@ -55,31 +54,21 @@ def profiled(tmp_path_factory, space):
     return directory, profile(space, IO, device="cpu", directory=directory, config=QUICK, plain=PLAIN)
 
 
-def test_counted_work_agrees_with_the_exact_count(space):
-    import torch
-
-    encoded = space.sample_many(20, np.random.default_rng(0))
-    from mixnas.search_space.network import Unit
-
-    for architecture in space.decode_many(encoded):
-        for _, key in walk(architecture, io_fields(IO), registry_size_after):
-            work = count_work(deployed_unit(key), example_input(key, 1, torch.Generator()))
-            macs = sum(value for name, value in work.items() if name.endswith(".macs"))
-            assert macs == unit_cost(Unit("", *key)).macs
-            assert work == work_of(key, 1)
-
-
 def test_predictions_order_networks(profiled, space):
     _, predictor = profiled
     assert predictor.meta["num_units"] >= 8 and predictor.meta["num_networks"] >= 12
     cheap = space.from_params(_params(space, width=8, depth=1, mixer="identity", expansion=1))
     dear = space.from_params(_params(space, width=16, depth=2, mixer="dwconv", expansion=4))
     low, high = predictor.predict(cheap), predictor.predict(dear)
-    assert low.latency_ms < high.latency_ms
+    assert low.latency.ms < high.latency.ms
     for answer in (low, high):
-        assert answer.low_ms < answer.latency_ms < answer.high_ms and answer.outside == ()
-        assert sum(unit.latency_ms for unit in answer.units) == pytest.approx(answer.latency_ms)
-    assert [unit.name for unit in high.units] == ["stem", "stages.0.blocks.0", "stages.0.blocks.1", "head"]
+        latency = answer.latency
+        assert latency.low_ms < latency.ms < latency.high_ms
+        assert latency.outside == () and latency.kind == "predicted"
+        assert sum(unit.latency_ms for unit in answer.units) == pytest.approx(latency.ms)
+    blocks = [f"stages.0.blocks.{b}.{role}" for b in (0, 1) for role in ("token", "channel")]
+    assert [unit.name for unit in high.units] == ["stem", *blocks, "head"]
+    assert [unit.role for unit in high.units] == ["stem", "token", "channel", "token", "channel", "head"]
 
 
 def _params(space, *, width, depth, mixer, expansion):
@@ -90,7 +79,7 @@ def _params(space, *, width, depth, mixer, expansion):
 def test_many_are_each(profiled, space):
     _, predictor = profiled
     encoded = space.sample_many(100, np.random.default_rng(0))
-    single = [predictor.predict(architecture).latency_ms for architecture in space.decode_many(encoded)]
+    single = [predictor.predict(architecture).latency.ms for architecture in space.decode_many(encoded)]
     np.testing.assert_allclose(predictor.predict_many(encoded, space), single, rtol=1e-5)
 
 
@@ -101,14 +90,43 @@ def test_outside_is_reported_and_widens(profiled, space):
         "stages": [{"width": 64, "block": {"mixer": "pooling", "channel_mixer": {"name": "mlp", "expansion": 2}}}],
     }
     other = SearchSpace.from_dict(plain)
-    answer = predictor.predict(other.single())
+    answer = predictor.predict(other.single()).latency
     assert any("mixer pooling was not measured" in text for text in answer.outside)
     assert any("width 64 is outside" in text for text in answer.outside)
-    inside = predictor.predict(space.sample(np.random.default_rng(0)))
+    inside = predictor.predict(space.sample(np.random.default_rng(0))).latency
     assert answer.high_ms / answer.low_ms > inside.high_ms / inside.low_ms
-    assert predictor.predict_many(other.encode_many([other.single()]), other)[0] == pytest.approx(
-        answer.latency_ms, rel=1e-5
-    )
+    many = predictor.predict_many(other.encode_many([other.single()]), other)
+    assert many[0] == pytest.approx(answer.ms, rel=1e-5)
+
+
+def test_a_block_that_runs_again_costs_again(profiled, space):
+    _, predictor = profiled
+    plain = {"stem": {"name": "conv", "stride": 2}}
+    block = {"mixer": "identity", "gate": "se", "channel_mixer": {"name": "mlp", "expansion": 2}, "recursion": [1, 3]}
+    looped = SearchSpace.from_dict({**plain, "stages": [{"width": 16, "block": block}]})
+    first, again = (predictor.predict(looped.decode([choice])) for choice in (0, 1))
+    assert len(again.units) == len(first.units) + 4
+    own = sum(unit.latency_ms for unit in again.units[-3:-1])
+    assert again.latency.ms == pytest.approx(first.latency.ms + 2 * own)
+    many = predictor.predict_many(np.array([[0], [1]]), looped)
+    np.testing.assert_allclose(many, [first.latency.ms, again.latency.ms], rtol=1e-5)
+
+
+def test_the_input_is_part_of_the_question(profiled, space):
+    _, predictor = profiled
+    architecture = space.sample(np.random.default_rng(0))
+    same = predictor.predict(architecture)
+    assert predictor.predict(architecture, IO) == same
+    for other, what in (
+        (replace(IO, size=(16, 16)), "image 16x16"),
+        (replace(IO, num_outputs=11), "11 outputs"),
+        (replace(IO, in_features=3), "3 features"),
+    ):
+        answer = predictor.predict(architecture, other).latency
+        assert any(text.startswith("input: ") and what in text for text in answer.outside)
+        assert answer.high_ms / answer.low_ms > same.latency.high_ms / same.latency.low_ms
+        encoded = space.encode_many([architecture])
+        np.testing.assert_allclose(predictor.predict_many(encoded, space, other), [answer.ms], rtol=1e-5)
 
 
 def test_the_file_says_the_same(profiled, space):
@@ -134,8 +152,8 @@ from mixnas.predictors.latency.predictor import LatencyPredictor
 predictor = LatencyPredictor.load({device.device_name("cpu", 1)!r}, directory={str(directory)!r})
 table = predictor.stored_space({PLAIN!r})
 encoded = table.space.sample_many(20, np.random.default_rng(0))
-each = [predictor.predict(a).latency_ms for a in table.space.decode_many(encoded)]
-assert np.allclose(each, table.predict_many(encoded), rtol=1e-5)
+each = [predictor.predict(a).latency.ms for a in table.space.decode_many(encoded)]
+assert np.allclose(each, predictor.predict_many(encoded, table.space), rtol=1e-5)
 assert predictor.stored_space({{}}) is None
 assert not any(name in sys.modules for name in ("torch", "sklearn", "scipy")), "heavy imports"
 """
@@ -152,8 +170,16 @@ def test_profiling_goes_on_and_keeps_other_spaces(profiled, space, tmp_path):
     assert len(second.meta["provenance"]) == 2 and len(second.spaces) == 2
     for which in (space, other):
         assert np.isfinite(second.predict_many(which.sample_many(20, np.random.default_rng(0)), which)).all()
+    larger = replace(IO, size=(16, 16))
+    third = profile(space, larger, device="cpu", directory=work, config=replace(QUICK, max_networks=12), plain=PLAIN)
+    assert third.inputs == (larger, IO) and len(third.spaces) == 3
+    architecture = space.sample(np.random.default_rng(1))
+    with pytest.raises(ConfigError, match=r"image 16x16 .*; image 8x8 .*Give `io`"):
+        third.predict(architecture)
+    assert third.predict(architecture, IO).latency.outside == ()
+    assert third.stored_space(PLAIN, larger).io == larger and third.stored_space(PLAIN) is None
     done = profile(other, IO, device="cpu", directory=work, config=replace(QUICK, max_networks=1))
-    assert done.meta["num_networks"] == second.meta["num_networks"]
+    assert done.meta["num_networks"] == third.meta["num_networks"] > second.meta["num_networks"]
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "foreign"])
@@ -200,5 +226,28 @@ def test_the_interpreters_timings_are_refused(tmp_path, space):
 
 
 def test_too_short_a_budget_says_so(tmp_path, space):
-    with pytest.raises(ConfigError, match=r"Profile for longer|longer budget"):
+    with pytest.raises(ConfigError, match=r"latency\.profile"):
         profile(space, IO, device="cpu", directory=tmp_path, config=replace(QUICK, budget_s=0.5))
+
+
+OLD = sorted((Path(__file__).parents[2] / "data" / "v1").glob("*/latency/*.npz"))
+
+
+@pytest.mark.parametrize("path", OLD, ids=lambda path: path.parents[1].name)
+def test_a_predictor_of_whole_blocks_is_refused_in_one_sentence(path, tmp_path, space):
+    device_there = path.stem.rpartition(".")[0]
+    sentence = rf"whole blocks were measured .*`nas latency profile --device {device_there}`\.$"
+    with pytest.raises(IntegrityError, match=sentence) as error:
+        LatencyPredictor.load(device_there, directory=path.parent)
+    assert str(error.value).count(". ") == 0 and path.name in str(error.value)
+    with pytest.raises(IntegrityError, match=sentence):
+        summary(path)
+    # Profiling goes on without it, where its table is gone.
+    name = device.device_name("cpu", 1)
+    shutil.copy(path, tmp_path / f"{name}.eager.npz")
+    predictor = profile(space, IO, device="cpu", directory=tmp_path, config=replace(QUICK, max_networks=12))
+    assert LatencyPredictor.load(name, directory=tmp_path).accuracy == predictor.accuracy
+
+
+def test_there_are_old_predictors_to_refuse():
+    assert len(OLD) == 2

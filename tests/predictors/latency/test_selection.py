@@ -4,16 +4,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from mixnas.predictors.latency.fit import fit
-from mixnas.predictors.latency.model import FitConfig
-from mixnas.predictors.latency.profile import ProfileConfig, Profiler
-from mixnas.predictors.latency.selection import draw_by_size, unit_sizes
+from mixnas.predictors.latency.lookup import SpaceUnits
+from mixnas.predictors.latency.model import Columns, FitConfig, totals
+from mixnas.predictors.latency.profile import ProfileConfig, Profiler, profile
+from mixnas.predictors.latency.selection import cover, draw_by_size, sample_rows, unit_sizes
+from mixnas.predictors.measuring import runtimes
 from mixnas.predictors.measuring.measure import MeasureConfig
 from mixnas.predictors.measuring.table import BY_SIZE, MeasurementTable
-from mixnas.predictors.units import architecture_from_canonical
-from mixnas.search_space.network import IOSpec
+from mixnas.search_space.architecture import Architecture
+from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.space import SearchSpace
+from mixnas.search_space.units import IOSpec
 
 PLAIN = {
     "stem": {"name": "conv", "stride": 2},
@@ -42,14 +46,45 @@ def profiler(directory, plain=PLAIN, **changes):
 
 
 def sizes(of, subjects):
-    architectures = [architecture_from_canonical(what.config["architecture"]) for what in subjects]
+    architectures = [Architecture.from_canonical(what.config["architecture"]) for what in subjects]
     return np.log(of._size_of(of.space.encode_many(architectures)))
 
 
 def test_units_without_and_with_work():
-    units = [{"matmul.calls": 2.0, "matmul.macs": 100.0, "view.calls": 9.0}, {"pointwise.calls": 4.0}, None]
-    assert unit_sizes(units)[:2] == pytest.approx([2 / 3 + 2, 4 / 3])
-    assert np.isnan(unit_sizes(units)[2])
+    first = {"matmul.calls": 2.0, "k.8.macs": 100.0, "view.calls": 9.0, "k.rounds.macs": 7.0}
+    found = totals(Columns.of([first, {"pointwise.calls": 4.0}]))[:, :2]
+    assert found.tolist() == [[2, 100], [4, 0]]
+    sizes = unit_sizes(np.vstack([found, [[np.nan, np.nan]]]))
+    assert sizes[:2] == pytest.approx([2 / 3 + 2, 4 / 3]) and np.isnan(sizes[2])
+
+
+@pytest.fixture(scope="module")
+def many():
+    mixers = [{"name": "dwconv", "kernel_size": [3, 5, 7]}, {"name": "attention", "heads": [1, 2]}, "identity"]
+    gates = ["none", {"name": "se", "reduction": list(range(1, 33))}]
+    block = {"mixer": mixers, "gate": gates, "channel_mixer": "mlp", "quant": ["fp32", "bf16"]}
+    stage = {"width": [16 * i for i in range(1, 17)], "block": block}
+    return SpaceUnits(SearchSpace.from_dict({"stem": "conv", "stages": [stage]}), IO).units
+
+
+def test_a_sample_of_units_has_every_operator(many):
+    rows = sample_rows(many, 400, np.random.default_rng(0))
+    assert len(many) > 6000 and len(rows) == len(set(rows.tolist())) == 400
+    for column, everything in zip(many.rows[rows].T, many.rows.T, strict=True):
+        assert set(column) == set(everything)
+    assert sorted(sample_rows(many, 10**6, np.random.default_rng(0))) == list(range(len(many)))
+    few = sample_rows(many, 3, np.random.default_rng(0))  # more operators than that: all of them all the same
+    assert set(many.rows[few, 1]) == set(many.rows[:, 1])
+
+
+def test_the_first_units_cover_all_settings(many):
+    rows = sample_rows(many, 2000, np.random.default_rng(0))
+    settings = many.take(rows).described()
+    chosen = cover(settings, 60)
+    assert len(set(chosen.tolist())) == 60
+    assert (settings.values[chosen] != 0).any(axis=0).all(), "every operator, role and knob"
+    widths = settings.select(["width"])[chosen, 0]
+    assert len(set(widths)) >= 16
 
 
 def test_sizes_are_spread_over_the_whole_range(tmp_path):
@@ -103,6 +138,54 @@ def test_small_spaces_are_drawn_uniformly(tmp_path):
 def test_the_interval_is_calibrated_on_uniform_networks(tmp_path):
     of = profiler(tmp_path, by_size_share=0.4)
     of.measure([*of.choose_units(20), *of.choose_networks(40)], deadline=float("inf"))
-    uniform = int(of.table.uniform(of.table.latencies("network")).sum())
-    predictor = fit(of.table, [of.to_fit], of.work_of, FitConfig(num_trees=20))
+    uniform = int(of.table.uniform(of.table.measurements("network")).sum())
+    predictor = fit(of.table, [of.known], of.works, FitConfig(num_trees=20))
     assert predictor.accuracy["networks"] == round(0.4 * uniform) < round(0.4 * 40)
+
+
+def test_units_are_chosen_once_and_then_where_the_model_is_unsure(tmp_path):
+    of = profiler(tmp_path)
+    first = of.choose_units(25)
+    assert len({what.id for what in first}) == 25
+    assert {what.config["role"] for what in first} == {"stem", "token", "channel", "head"}
+    of.measure(first, deadline=float("inf"))
+    done = {identity for identity in of.table.subjects if of.table.accepted(identity)}
+    second = of.choose_units(10)
+    assert len(second) == 10 and not done & {what.id for what in second}
+    assert len(of.choose_units(10**6)) == len(of.known.units) - len(done)
+
+
+def test_what_the_runtime_gets_wrong_is_left_out(tmp_path, monkeypatch):
+    """Neither a unit that cannot be built, nor one whose outputs are wrong or that the memory does not hold."""
+    real = Profiler.call_of
+
+    def call_of(self, what):
+        if what.kind == "unit" and what.config["role"] == "channel":
+            raise ConfigError("outputs up to 7 away")
+        if what.kind == "network":
+            raise torch.cuda.OutOfMemoryError("40 GiB asked for")
+        return real(self, what)
+
+    monkeypatch.setattr(Profiler, "call_of", call_of)
+    of = profiler(tmp_path)
+    units = of.choose_units(1000)
+    networks = of.choose_networks(4)
+    count = of.measure([*units, *networks], deadline=float("inf"))
+    channels = sum(what.config["role"] == "channel" for what in units)
+    assert channels > 0 and count == len(units) - channels and len(of.left_out) == channels + 4
+    assert not any(what.config["role"] == "channel" for what in of.choose_units(1000))
+    assert not {what.id for what in of.choose_networks(4)} & {what.id for what in networks}
+    quick = replace(QUICK, budget_s=4.0, max_networks=4)
+    with pytest.raises(ConfigError, match=r"needs 12.*were left out, the first because: .*(7 away|40 GiB)"):
+        profile(of.space, IO, device="cpu", directory=tmp_path / "again", config=quick)
+
+
+def test_what_a_runtime_has_no_kernels_for_is_not_measured(tmp_path):
+    block = {"mixer": ["identity", "pooling"], "channel_mixer": "mlp", "quant": ["fp32", "bf16"]}
+    space = SearchSpace.from_dict({"stem": "conv", "stages": [{"width": 8, "block": block}]})
+    if runtimes.missing("onnxruntime"):
+        pytest.skip(runtimes.missing("onnxruntime"))
+    of = Profiler(space, IO, device="cpu", runtime="onnxruntime", directory=tmp_path, config=QUICK)
+    chosen = [what.config.get("quant") for what in of.choose_units(100)]
+    assert "fp32" in chosen and "bf16" not in chosen
+    assert all("bf16" not in str(what.config) for what in of.choose_networks(10))

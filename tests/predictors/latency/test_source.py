@@ -12,6 +12,7 @@ import torch
 
 from mixnas.predictors.latency.predictor import installed
 from mixnas.predictors.latency.source import LatencySource, LatencySpec
+from mixnas.predictors.measuring import runtimes
 from mixnas.predictors.measuring.device import device_name
 from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.network import Network
@@ -98,6 +99,23 @@ def test_quantized_networks_are_measured_as_deployed() -> None:
     (latency,) = HERE.open().measure([quantized])
     assert latency.ms > 0
     assert {p.dtype for p in quantized.parameters()} == {torch.float32}
+
+
+def test_a_network_that_the_runtime_gets_wrong_has_no_latency(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = network(256)
+    prepare = runtimes.prepare
+
+    def wrong(module, inputs, runtime, threads, name="the network"):
+        if wide.architecture.id in name:
+            raise ConfigError(f"runtime 'eager' does not compute {name}")
+        return prepare(module, inputs, runtime, threads, name)
+
+    monkeypatch.setattr(runtimes, "prepare", wrong)
+    source = HERE.open()
+    first, reason, last = source.measure_each([network(8), wide, network(8)])
+    assert first.ms > 0 and last.ms > 0 and reason == f"runtime 'eager' does not compute network {wide.architecture.id}"
+    with pytest.raises(ConfigError, match="does not compute"):
+        source.measure([network(8), wide])
 
 
 def test_what_is_asked_is_what_was_profiled(tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ from mixnas.predictors.measuring.measure import (
     Meter,
     Window,
     forward_call,
-    make_sentinel,
     measure_networks,
     measuring,
     summarise,
 )
+from mixnas.predictors.measuring.sentinel import make_sentinel
 
 
 class Machine:
@@ -55,12 +55,10 @@ def test_drift_cancels():
     costs = np.geomspace(0.1, 5, 40)
     machine = Machine(lambda t: 1 + 0.3 * math.sin(t), 0.05, rng)
     measured = measure(machine, costs, rng)
-    error = np.array([m.latency_ms for m in measured]) / costs - 1
+    error = np.array([m.latency.ms for m in measured]) / costs - 1
     assert np.abs(error).mean() < 0.02
-    assert (
-        np.mean([m.low_ms <= c * (1 + np.median(error)) <= m.high_ms for m, c in zip(measured, costs, strict=True)])
-        > 0.8
-    )
+    found = [(m.latency, c * (1 + np.median(error))) for m, c in zip(measured, costs, strict=True)]
+    assert np.mean([latency.low_ms <= cost <= latency.high_ms for latency, cost in found]) > 0.8
     assert all(m.passes == 3 and m.threads == 1 for m in measured)
 
 
@@ -84,7 +82,8 @@ def test_hopeless_drift_widens_the_interval():
     wild = summarise([window(1e6, 1.5e6, i) for i in range(3)], 1, config, 1.0)[0]
     assert calm.passes == 3 and calm.windows_dropped == 0
     assert wild.passes == 0 and wild.windows_dropped == 3
-    assert wild.high_ms / wild.low_ms > 1.5 > 1.01 > calm.high_ms / calm.low_ms
+    widths = [each.latency.high_ms / each.latency.low_ms for each in (wild, calm)]
+    assert widths[0] > 1.5 > 1.01 > widths[1]
     with pytest.raises(ValueError, match="network 1 was not measured"):
         summarise([window(1e6, 1e6, 0)], 2, config, 1.0)
 
@@ -96,7 +95,8 @@ def test_the_real_clock_orders_networks():
     large = torch.nn.Sequential(*[torch.nn.Linear(64, 64) for _ in range(20)])
     small_ms, large_ms = measure_networks([forward_call(m, x) for m in (small, large)], rng=np.random.default_rng(0))
     assert large_ms.ratio > small_ms.ratio > 0
-    assert 0 < small_ms.low_ms < small_ms.latency_ms < small_ms.high_ms
+    latency = small_ms.latency
+    assert 0 < latency.low_ms < latency.ms < latency.high_ms and latency.kind == "measured"
 
 
 def test_measuring_restores_the_state_and_the_sentinel_is_fixed():

@@ -1,13 +1,14 @@
 """Measurement tables: rows survive, a torn line is cut off, damage is refused."""
 
 import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mixnas.predictors.measuring.device import INTERPRETER
 from mixnas.predictors.measuring.measure import Window
-from mixnas.predictors.measuring.table import COLUMNS, MeasurementTable, subject
+from mixnas.predictors.measuring.table import COLUMNS, MeasurementTable, outdated, subject
 from mixnas.search_space.errors import ConfigError, IntegrityError
 
 DEVICE = "cpu-test-1t"
@@ -32,10 +33,10 @@ def test_what_is_written_is_read(filled):
     path, table = filled
     again = MeasurementTable.load(path, DEVICE, "eager")
     assert again.subjects == table.subjects and again.threads == 1 and again.reference_ms == 0.2
-    ours, theirs = table.latencies("unit"), again.latencies("unit")
+    ours, theirs = table.measurements("unit"), again.measurements("unit")
     for identity in ours:
-        assert theirs[identity].latency_ms == pytest.approx(ours[identity].latency_ms, rel=1e-4)
-    assert again.latencies("network") == {}
+        assert theirs[identity].latency.ms == pytest.approx(ours[identity].latency.ms, rel=1e-4)
+    assert again.measurements("network") == {}
     with open(table.csv_path, newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 9 and list(rows[0]) == list(COLUMNS) == list(again.header["columns"])
@@ -92,3 +93,31 @@ def test_another_thread_count_is_another_table(filled):
 def test_the_interpreters_timings_are_no_devices(tmp_path):
     with pytest.raises(ConfigError, match="no device's"):
         MeasurementTable.create_or_open(tmp_path, INTERPRETER, "eager", 1, 0.2).require_device()
+
+
+OLD = sorted((Path(__file__).parents[2] / "data" / "v1").glob("*/latency/*.csv"))
+
+
+@pytest.mark.parametrize("path", OLD, ids=lambda path: path.parents[1].name)
+def test_a_table_of_whole_blocks_is_refused_in_one_sentence(path):
+    device, _, runtime = path.stem.rpartition(".")
+    sentence = (
+        rf"table of measurements of an earlier version \(schema 2\), in which whole blocks .*--device {device}`\.$"
+    )
+    with pytest.raises(IntegrityError, match=sentence) as error:
+        MeasurementTable.load(path.parent, device, runtime)
+    assert str(error.value).count(". ") == 0 and path.name in str(error.value)
+    before = path.read_bytes()
+    with pytest.raises(IntegrityError, match=sentence):
+        MeasurementTable.create_or_open(path.parent, device, runtime, 1, 0.2)
+    assert path.read_bytes() == before
+
+
+def test_the_command_names_the_runtime():
+    text = outdated(Path("cpu-x-1t.onnxruntime-b8.csv"), "a table", "schema 1")
+    assert text.endswith("delete cpu-x-1t.onnxruntime-b8.* there and measure again with `nas latency profile --device "
+                         "cpu-x-1t --runtime onnxruntime`.")  # fmt: skip
+
+
+def test_there_are_old_tables_to_refuse():
+    assert len(OLD) == 2

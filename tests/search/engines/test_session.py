@@ -83,7 +83,7 @@ def test_outcomes_come_back_in_any_order(study, objectives, constraints):
         assert len(rest) == 2 and session.next(10) == [] and not session.over
         session.done(rest[0], Outcome(failure="its worker died"))
         session.done(rest[1], outcome(rest[1]))
-        assert session.over and session.next(1) == [] and session.finish().reason == "trials"
+        assert session.over and session.next(1) == [] and session.ending().reason == "trials"
     assert [r.status for r in study.results.records] == ["done"] * 4 + ["failed", "done"]
     assert [r.number for r in study.results.records][:4] == [3, 2, 1, 0]  # as they ended
     assert [line.split(",")[0] for line in study.results.to_csv().splitlines()[1:]] == list("012345")
@@ -118,7 +118,7 @@ def test_the_last_architectures_of_a_space_are_waited_for(tmp_path, tiny, object
         assert session.next(1) == [] and not session.over  # one of them may still be interrupted
         for proposal in proposals:
             session.done(proposal, outcome(proposal))
-        assert session.next(1) == [] and session.finish().reason == "exhausted"
+        assert session.next(1) == [] and session.ending().reason == "exhausted"
 
 
 def test_weights_are_kept_before_the_trial_counts(study):

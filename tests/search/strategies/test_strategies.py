@@ -38,7 +38,10 @@ def test_what_is_wrong_is_refused():
     )
     refused({"strategy": {"name": "random", "population_size": 9}}, "unknown key 'population_size'")
     refused({"strategy": 3}, "expected a name or {name")
-    refused({"population_size": 50}, r"has moved to its strategy\. Write .*{name: nsga2, population_size: 50}")
+    refused(
+        {"population_size": 9},
+        r"search\.population_size: .* has moved to its strategy: .*{name: nsga2, population_size",
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,217 @@
+"""What a format is: a network as a file, written, loaded in the file's own way, and compared with the network.
+
+One file of this folder for each format, called as the format is, with "_" for "-": so the names are known without
+importing anything. `get` imports the one that is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from mixnas.search_space.errors import ConfigError, IntegrityError, NasError, nearest
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+
+    from mixnas.search_space.network import Network
+
+Answer = Callable[["np.ndarray"], "np.ndarray"]
+"""A loaded file: a batch of inputs to outputs, both arrays."""
+
+
+class Format(Protocol):
+    """A format; registered by `register`.
+
+    Attributes:
+        name: As `nas export --format` takes it.
+        file_name: Of the file in an export's folder.
+        packages: Packages to install for writing and loading, beside those that mixnas itself needs.
+        needs_mixnas: Whether loading takes this package.
+        notices_damage: Whether loading refuses a file of which any byte was changed.
+    """
+
+    name: str
+    file_name: str
+    packages: tuple[str, ...]
+    needs_mixnas: bool
+    notices_damage: bool
+
+    def why_not(self, network: Network) -> str:
+        """Why a file of this format can't hold a network, naming the part, in words; empty where it can."""
+
+    def write(self, network: Network, path: Path, extra: Mapping[str, Any]) -> None:
+        """Write a network as it stands, atomically.
+
+        Args:
+            network: In evaluation mode, on the CPU; deployed, unless it is to be trained on.
+            path: Where to.
+            extra: Plain data to keep in the file.
+
+        Raises:
+            NasError: The network can't be written so; the message names the part.
+        """
+
+    def weight_bytes(self, path: Path) -> int:
+        """Bytes of the weights in a file."""
+
+    @property
+    def load(self) -> Callable[[str | Path], Answer]:
+        """A function that needs nothing around it: `load.py` of an export holds its text. See `load`."""
+
+
+_Class = TypeVar("_Class", bound=type[Format])
+_formats: dict[str, Format] = {}
+
+
+def register(cls: _Class) -> _Class:
+    """Class decorator that registers a format.
+
+    Raises:
+        NasError: The name is taken.
+    """
+    taken = _formats.get(cls.name)
+    if taken is not None and type(taken) is not cls:
+        here, there = (f"{c.__module__}.{c.__qualname__}" for c in (cls, type(taken)))
+        raise NasError(f"format {cls.name!r} is registered twice: by {there} and by {here}. Rename one.")
+    _formats[cls.name] = cls()
+    return cls
+
+
+def _modules() -> dict[str, str]:
+    """Module of each format of this folder, by the format's name."""
+    package = __name__.rpartition(".")[0]
+    found = pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}.")
+    return {info.name.rpartition(".")[2].replace("_", "-"): info.name for info in found if info.name != __name__}
+
+
+def names() -> list[str]:
+    """Sorted names of all formats; imports none of them."""
+    return sorted(_modules().keys() | _formats.keys())
+
+
+def get(name: str) -> Format:
+    """Look a format up.
+
+    Raises:
+        ConfigError: No such format; the message names the nearest and all there are.
+    """
+    if name not in _formats:
+        module = _modules().get(name)
+        if module is None:
+            known = names()
+            raise ConfigError(f"no format is called {name!r}.{nearest(name, known)} Allowed: {', '.join(known)}.")
+        importlib.import_module(module)
+    return _formats[name]
+
+
+def require(file_format: Format) -> None:
+    """Raise `ConfigError` that says what to install, where something that a format needs is missing."""
+    if any(importlib.util.find_spec(package) is None for package in file_format.packages):
+        raise ConfigError(f"format {file_format.name!r} is not available: pip install {' '.join(file_format.packages)}")
+
+
+def load(file_format: Format, path: str | Path) -> Answer:
+    """Load a file in its own way.
+
+    Raises:
+        ConfigError: No such file, or a package is missing.
+        IntegrityError: It can't be loaded: damaged, or of another format.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(f"{path}: no such file.")
+    require(file_format)
+    try:
+        return file_format.load(path)
+    except NasError:
+        raise
+    except Exception as error:
+        raise IntegrityError(
+            f"{path}: damaged, or no file of format {file_format.name!r}: {first_line(error)}"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """What went wrong, on one line: other packages' messages run to pages."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How far a file's outputs were from the network's.
+
+    Attributes:
+        inputs: Number of inputs compared.
+        difference: The largest difference of two outputs.
+        allowed: How large it may be.
+    """
+
+    inputs: int
+    difference: float
+    allowed: float
+
+
+def tolerance(network: torch.nn.Module) -> float:
+    """Largest difference allowed between two ways of computing a network, as a share of its largest output.
+
+    It follows from the coarsest type that the network stores: another order of a sum changes the last digits.
+    """
+    import torch
+
+    shares = {torch.bfloat16: 2e-2, torch.float16: 2e-3}
+    return max(shares.get(tensor.dtype, 1e-4) for tensor in network.state_dict().values())
+
+
+def compare(answer: Answer, network: torch.nn.Module, inputs: Tensor, what: str | Path) -> Agreement:
+    """Compare a loaded file's outputs with a network's, on all inputs at once and on the first by itself.
+
+    Args:
+        answer: The loaded file.
+        network: What it was written from, in evaluation mode, on the CPU.
+        inputs: (n, ...), at least two: a file with a fixed batch size shows.
+        what: The file, for messages.
+
+    Raises:
+        IntegrityError: They differ by more than `tolerance` allows; the message says by how much.
+    """
+    import torch
+
+    worst = Agreement(len(inputs), 0.0, 0.0)
+    for batch in (inputs, inputs[:1]):
+        with torch.no_grad():
+            expected = network(batch)
+        try:
+            found = torch.from_numpy(answer(batch.numpy()))
+        except Exception as error:
+            raise IntegrityError(f"{what}: fails on {len(batch)} inputs: {first_line(error)}") from error
+        if found.shape != expected.shape:
+            shapes = tuple(found.shape), tuple(expected.shape)
+            raise IntegrityError(f"{what}: answers {shapes[0]} to {len(batch)} inputs, and the network {shapes[1]}.")
+        scale = expected.abs().max().item()
+        allowed = tolerance(network) * (scale or 1.0)
+        difference = (found.double() - expected.double()).abs().max().item()
+        if not difference <= allowed:  # or it is NaN
+            raise IntegrityError(
+                f"{what}: its outputs differ from the network's by up to {difference:.3g}, where {allowed:.3g} is "
+                f"allowed (the outputs reach {scale:.3g}; {len(batch)} inputs). The file is wrong: do not use it."
+            )
+        if difference >= worst.difference:
+            worst = Agreement(len(inputs), difference, allowed)
+    return worst
+
+
+def verify(file_format: Format, path: str | Path, network: Network, inputs: Tensor) -> Agreement:
+    """`compare` a file, loaded in its own way, with the network that it was written from.
+
+    Raises:
+        IntegrityError: It can't be loaded, fails, or differs.
+    """
+    return compare(load(file_format, path), network, inputs, path)

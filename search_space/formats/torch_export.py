@@ -1,0 +1,109 @@
+"""A network as a program: torch's own export (`.pt2`), which torch loads alone. Operators stand in their ATen form."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from mixnas.kernels import dispatch
+from mixnas.search_space.errors import NasError
+from mixnas.search_space.files import atomic_write
+from mixnas.search_space.formats.format import Answer, first_line, register
+from mixnas.search_space.network import Network
+
+if TYPE_CHECKING:
+    import numpy as np
+
+EXTRA_FILE = "mixnas.json"
+"""Architecture, interface and `extra` inside the file."""
+
+_BUILT_IN = ("aten", "prim", "prims", "quantized", "onednn", "mkldnn")  # libraries of operations that torch brings
+
+
+def exported(module: nn.Module, inputs: Tensor, *, dynamic_batch: bool) -> torch.export.ExportedProgram:
+    """Trace a module into a graph of torch's own operations.
+
+    Args:
+        module: In evaluation mode, on the inputs' device.
+        inputs: What it reads; at least two where the batch is dynamic.
+        dynamic_batch: Whether the graph takes any number of inputs, or just so many.
+    """
+    shapes = ({0: torch.export.Dim("batch", min=1)},) if dynamic_batch else None
+    with torch.no_grad(), dispatch.backend("aten"):
+        return torch.export.export(module, (inputs,), dynamic_shapes=shapes, strict=False)
+
+
+def exported_network(network: Network) -> torch.export.ExportedProgram:
+    """`exported` of a whole network, for any batch size.
+
+    Raises:
+        NasError: A part can't be traced, or is an operation that torch alone does not have; the message names it.
+    """
+    x = network.io.example(2)
+    try:
+        program = exported(network, x, dynamic_batch=True)
+    except Exception as error:  # torch has no class of its own for all that may go wrong
+        raise NasError(f"{_culprit(network, x)} cannot be exported: {first_line(error)}") from error
+    for node in program.graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace not in _BUILT_IN:
+            raise NasError(f"the network cannot be exported: {node.target} is no operation that torch brings.")
+    return program
+
+
+def _culprit(network: Network, x: Tensor) -> str:
+    """The first unit that fails by itself."""
+    for name, unit in network.units():
+        try:
+            exported(unit, x, dynamic_batch=True)
+        except Exception:
+            return name
+        with torch.no_grad():
+            x = unit(x)
+    return "the network as a whole"
+
+
+def load_torch_export(path: str | Path) -> Answer:
+    """A file of `nas export --format torch-export`: arrays to arrays. Needs torch alone."""
+    import torch
+
+    module = torch.export.load(path).module()
+
+    def answer(batch: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return module(torch.from_numpy(batch)).numpy()
+
+    return answer
+
+
+@register
+class TorchExport:
+    """An `ExportedProgram`, dynamic in the batch."""
+
+    name = "torch-export"
+    file_name = "model.pt2"
+    packages: tuple[str, ...] = ()
+    needs_mixnas = False
+    notices_damage = False
+    load = staticmethod(load_torch_export)
+
+    def why_not(self, network: Network) -> str:
+        """It can hold whatever torch can trace, which shows when it is written."""
+        return ""
+
+    def write(self, network: Network, path: Path, extra: Mapping[str, Any]) -> None:
+        """See `exported_network`."""
+        content = io.BytesIO()
+        about = {"architecture": network.architecture.to_dict(), "io": network.io.to_plain(), "extra": dict(extra)}
+        torch.export.save(exported_network(network), content, extra_files={EXTRA_FILE: json.dumps(about)})
+        atomic_write(path, content.getvalue())
+
+    def weight_bytes(self, path: Path) -> int:
+        """Bytes of the parameters and persistent buffers."""
+        state = torch.export.load(path).state_dict
+        return sum(tensor.numel() * tensor.element_size() for tensor in state.values())

@@ -1,0 +1,172 @@
+"""What every file format keeps to. A test class inherits it and gives `name`."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mixnas.search_space.architecture import Architecture
+from mixnas.search_space.errors import ConfigError, IntegrityError, NasError
+from mixnas.search_space.formats import format as formats
+from mixnas.search_space.formats.format import Format
+from mixnas.search_space.network import IOSpec, Network
+
+from .cases import IOS, once
+
+FEATURES = IOS["image"]
+TOKENS = IOS["causal"]
+"""Reads integers, answers densely."""
+
+
+def network_of(architecture: Architecture, io: IOSpec, seed: int = 0) -> Network:
+    """Deployed, in evaluation mode, with norms and biases away from one and zero."""
+    generator = torch.Generator().manual_seed(seed)
+    network = Network(architecture, io, generator=generator).eval()
+    with torch.no_grad():
+        for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
+            if tensor.is_floating_point() and ("norm" in name or name.endswith("bias")):
+                tensor.add_(0.2 * torch.rand(tensor.shape, generator=generator))
+    return network.deploy()
+
+
+def small(io: IOSpec, seed: int = 0) -> Network:
+    """One block."""
+    block = {"mixer": "attention", "gate": "output_sigmoid", "channel_mixer": "mlp"}
+    stem = "embedding" if io.tokens else "conv"
+    return network_of(Architecture.from_dict({"stem": stem, "stages": [{"width": 8, "block": block}]}), io, seed)
+
+
+@functools.cache
+def content(name: str) -> bytes:
+    """A file of `small(FEATURES)`; written once, because that takes a second or more."""
+    file_format = formats.get(name)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / file_format.file_name
+        file_format.write(small(FEATURES), path, {"note": "kept"})
+        assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+        return path.read_bytes()
+
+
+class FormatContract:
+    """See the module.
+
+    Attributes:
+        name: The format.
+        quants: Policies under which every operator is written.
+    """
+
+    name: str
+    quants: Sequence[str] = ("fp32", "bf16")
+
+    @pytest.fixture
+    def file_format(self) -> Format:
+        found = formats.get(self.name)
+        try:
+            formats.require(found)
+        except ConfigError as error:
+            pytest.skip(str(error))
+        return found
+
+    @pytest.fixture
+    def path(self, file_format: Format, tmp_path: Path) -> Path:
+        return tmp_path / file_format.file_name
+
+    def test_it_is_found_by_its_name(self):
+        assert self.name in formats.names() and formats.get(self.name).name == self.name
+        with pytest.raises(ConfigError, match=f"Did you mean '{self.name}'"):
+            formats.get(self.name + "x")
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("kind", IOS)
+    def test_every_operator_comes_back_and_computes_the_same(self, file_format, path, kind):
+        network = network_of(once(kind, self.quants), IOS[kind])
+        assert file_format.why_not(network) == ""
+        file_format.write(network, path, {})
+        formats.verify(file_format, path, network, IOS[kind].example(3, generator=torch.Generator().manual_seed(0)))
+
+    @pytest.mark.parametrize("io", [FEATURES, TOKENS], ids=["features", "tokens"])
+    def test_a_file_loads_where_it_says_and_answers_any_batch(self, file_format, path, io):
+        """By the text that an export's `load.py` holds; where the format promises it, without this package."""
+        network, x = small(io), io.example(5)
+        if io == FEATURES:
+            path.write_bytes(content(self.name))
+        else:
+            file_format.write(network, path, {})
+        np.save(path.with_name("x.npy"), x.numpy())
+        text = (
+            "from __future__ import annotations\nimport sys\nimport numpy as np\n"
+            + ("" if file_format.needs_mixnas else "sys.modules['mixnas'] = None\n")
+            + inspect.getsource(file_format.load)
+            + f"answer = {file_format.load.__name__}({str(path)!r})\n"
+            + "x = np.load(sys.argv[1])\n"
+            + "np.savez(sys.argv[2], all=answer(x), one=answer(x[:1]))\n"
+        )
+        answers = path.with_name("answers.npz")
+        command = [sys.executable, "-c", text, str(path.with_name("x.npy")), str(answers)]
+        subprocess.run(command, check=True, cwd=path.parent, capture_output=True)
+        with torch.no_grad():
+            expected = network(x).numpy()
+        with np.load(answers) as found:
+            np.testing.assert_allclose(found["all"], expected, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(found["one"], expected[:1], rtol=1e-4, atol=1e-5)
+
+    def test_another_networks_file_is_noticed(self, file_format, path):
+        path.write_bytes(content(self.name))
+        almost = small(FEATURES)
+        with torch.no_grad():
+            next(almost.parameters()).view(-1)[0] += 1  # one weight
+        with pytest.raises(IntegrityError, match=r"differ from the network's by up to [\d.e-]+, where [\d.e-]+ is"):
+            formats.verify(file_format, path, almost, FEATURES.example(4))
+        wider = Network(almost.architecture, IOSpec("image", (4, 8), 3, 6)).eval()
+        with pytest.raises(IntegrityError, match=r"answers \(4, 5\) to 4 inputs, and the network \(4, 6\)"):
+            formats.verify(file_format, path, wider, FEATURES.example(4))
+
+    def test_a_file_that_answers_nan_is_wrong(self, file_format, path):
+        network = small(FEATURES)
+        with torch.no_grad():
+            next(network.parameters()).fill_(float("nan"))
+        file_format.write(network, path, {})
+        with pytest.raises(IntegrityError, match="by up to nan"):
+            formats.verify(file_format, path, small(FEATURES), FEATURES.example(4))
+
+    def test_no_and_unknown_files_are_refused_in_one_sentence(self, file_format, path):
+        with pytest.raises(ConfigError, match="no such file"):
+            formats.load(file_format, path)
+        whole = content(self.name)
+        for damaged in (b"", b"not a network", whole[: len(whole) // 2]):
+            path.write_bytes(damaged)
+            with pytest.raises(IntegrityError) as caught:
+                formats.load(file_format, path)
+            assert str(path) in str(caught.value) and "damaged" in str(caught.value)
+            assert len(str(caught.value).splitlines()) == 1
+
+    def test_any_changed_byte_is_noticed(self, file_format, path):
+        if not file_format.notices_damage:
+            pytest.skip(f"{self.name} does not promise it")
+        whole = content(self.name)
+        generator = np.random.default_rng(0)
+        for place in [0, 8, len(whole) - 1, *generator.integers(len(whole), size=100)]:
+            changed = bytearray(whole)
+            changed[place] ^= 1 << int(generator.integers(8))
+            path.write_bytes(changed)
+            with pytest.raises(NasError):
+                formats.load(file_format, path)
+
+    def test_weights_are_counted_as_they_are_stored(self, file_format, path):
+        path.write_bytes(content(self.name))
+        assert 0 < file_format.weight_bytes(path) < path.stat().st_size
+
+    def test_what_it_needs_is_said(self, monkeypatch):
+        file_format = formats.get(self.name)
+        monkeypatch.setattr(type(file_format), "packages", ("a_package_that_is_not_there",))
+        with pytest.raises(ConfigError, match="pip install a_package_that_is_not_there"):
+            formats.require(file_format)

@@ -1,0 +1,120 @@
+"""What every operator keeps to. A test class inherits it and gives `axis`; the operators are those registered there."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from mixnas.search_space.cost import op_cost
+from mixnas.search_space.formats.torch_export import exported
+from mixnas.search_space.operators.quantization.policy import stored_bytes
+from mixnas.search_space.supernet import slice_of, slicing_rules
+
+from .cases import WIDTH, Case, Whole, cases
+
+
+class OperatorContract:
+    """See the module.
+
+    Attributes:
+        axis: Where the operators stand.
+        only: Name of the one that is looked at; all that are registered there where it is empty.
+        multiplied_otherwise: Operators whose form on a CPU multiplies more than is counted.
+    """
+
+    axis: str
+    only: str = ""
+    multiplied_otherwise: ClassVar[frozenset[str]] = frozenset()
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """`case`: each operator with each knob at several values; `plain`: each once for each kind of task."""
+        if "case" in metafunc.fixturenames:
+            metafunc.parametrize("case", self._cases(knobs=True), ids=str)
+        if "plain" in metafunc.fixturenames:
+            metafunc.parametrize("plain", self._cases(knobs=False), ids=str)
+
+    def _cases(self, **settings: Any) -> list[Case]:
+        return [case for case in cases(self.axis, **settings) if self.only in ("", case.op.name)]
+
+    def test_answers_in_its_shape_with_gradients_to_every_parameter(self, case: Case):
+        whole = Whole(case, case.build().train())
+        x = case.example(3)
+        if x.is_floating_point():
+            x.requires_grad_()
+        y = whole(x)
+        assert y.shape == (3, *case.shape) and y.dtype == torch.float32
+        y.square().sum().backward()
+        leaves = dict(whole.named_parameters()) | ({"its input": x} if x.requires_grad else {})
+        missing = [name for name, leaf in leaves.items() if leaf.grad is None or not leaf.grad.isfinite().all()]
+        assert not missing, f"no finite gradient reaches {missing}"
+
+    def test_evaluation_is_the_same_again_and_of_each_example_by_itself(self, case: Case):
+        module = case.build().eval()
+        whole, x = Whole(case, module), case.example(3)
+        state, generator = copy.deepcopy(module.state_dict()), torch.random.get_rng_state()
+        with torch.no_grad():
+            first, second, alone = whole(x), whole(x), whole(x[:1])
+        assert torch.equal(first, second) and torch.equal(torch.random.get_rng_state(), generator)
+        assert all(torch.equal(tensor, state[name]) for name, tensor in module.state_dict().items())
+        torch.testing.assert_close(alone, first[:1], rtol=1e-5, atol=1e-6)
+
+    def test_a_causal_one_sees_no_later_token(self, case: Case):
+        if case.before.kind != "causal" or case.after.size == ():  # one answer for all tokens
+            return
+        whole, x = Whole(case, case.build().eval()), case.example(2)
+        changed = x.clone()
+        changed[:, 4:] = (x[:, 4:] + 1) % case.before.width
+        with torch.no_grad():
+            before, after = whole(x), whole(changed)
+        torch.testing.assert_close(after[:, :4], before[:, :4], rtol=1e-6, atol=1e-6)
+        if self.axis != "norm":
+            assert not torch.equal(after[:, 4:], before[:, 4:])
+
+    def test_is_counted_exactly(self, case: Case):
+        module = case.build().eval()
+        counted = op_cost(case.axis, case.op, None, case.before, case.after, case.tokens)
+        assert counted.params == sum(parameter.numel() for parameter in module.parameters())
+        assert counted.weight_bytes == stored_bytes(module)
+        assert not any(hasattr(part, "own_macs") for part in module.modules())
+        if case.op.name not in self.multiplied_otherwise:
+            # The math backend, because torch's counter does not know the fused attention of a CPU.
+            with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+                Whole(case, module)(case.example(1))
+            assert counter.get_total_flops() == 2 * counted.macs
+
+    def test_smaller_ones_are_slices_of_one_store(self):
+        """Widths and knobs of an operator share tensors in a super-network: names, dimensions and extents fit."""
+        found: dict[tuple[str, str], list[Case]] = {}
+        for case in [*self._cases(knobs=True), *self._cases(knobs=True, width=2 * WIDTH)]:
+            found.setdefault((case.op.name, case.before.kind), []).append(case)
+        for variants in found.values():
+            store: dict[str, torch.Tensor] = {}
+            for case in variants:
+                for name, tensor, _ in slicing_rules(case.build()):
+                    extents = store.get(name, tensor).shape
+                    assert len(extents) == tensor.dim(), f"{case}: {name}"
+                    store[name] = torch.randn([max(pair) for pair in zip(extents, tensor.shape, strict=True)])
+            for case in variants:
+                module = case.build()
+                state = {n: slice_of(store[n], tuple(t.shape), rule) for n, t, rule in slicing_rules(module)}
+                assert module.load_state_dict(state, strict=True)
+
+    def test_its_tensors_have_the_same_names_wherever_it_stands(self):
+        other = {"image": (8, 4), "sequence": (10,), "causal": (10,)}
+        named: dict[str, set[str]] = {str(c): set(c.build().state_dict()) for c in self._cases(knobs=True)}
+        for size in dict.fromkeys(other.values()):
+            for case in self._cases(knobs=True, width=2 * WIDTH, size=size):
+                assert set(case.build().state_dict()) == named.get(str(case), set(case.build().state_dict()))
+
+    @pytest.mark.slow
+    def test_is_exported_for_any_number_of_inputs(self, plain: Case):
+        whole = Whole(plain, plain.build().eval())
+        program = exported(whole, plain.example(2), dynamic_batch=True).module()
+        for x in (plain.example(1), plain.example(5)):
+            with torch.no_grad():
+                torch.testing.assert_close(program(x), whole(x), rtol=1e-5, atol=1e-6)

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mixnas.search_space.architecture import Architecture
+from mixnas.search_space.formats import format as formats
+from mixnas.search_space.formats.onnx import to_onnx
+from mixnas.search_space.operators.quantization.policy import stored_bytes
+
+from ...contracts.format import FEATURES, FormatContract, network_of, small
+
+
+class TestOnnx(FormatContract):
+    name = "onnx"
+    quants = ("fp32",)
+
+
+def test_it_holds_the_weights_and_what_was_said_of_it(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    network, path = small(FEATURES), tmp_path / "model.onnx"
+    formats.get("onnx").write(network, path, {"note": "kept"})
+    about = {entry.key: json.loads(entry.value) for entry in onnx.load(str(path)).metadata_props}
+    assert about["extra"] == {"note": "kept"} and about["architecture"] == network.architecture.to_dict()
+    assert formats.get("onnx").weight_bytes(path) == pytest.approx(stored_bytes(network), rel=0.05)
+
+
+def test_a_policy_without_kernels_is_refused_with_its_place():
+    block = {"mixer": "attention", "channel_mixer": "mlp", "quant": {"mixer": "fp32", "channel_mixer": "bf16"}}
+    plain = {"stem": "conv", "stages": [{"width": 8, "block": block}]}
+    network = network_of(Architecture.from_dict(plain), FEATURES)
+    says = "stages.0.blocks.0.channel has policy bf16: ONNX Runtime has no bfloat16 kernels"
+    assert formats.get("onnx").why_not(network).startswith(says)
+    assert formats.get("onnx").why_not(small(FEATURES)) == ""
+
+
+def test_a_unit_by_itself_with_a_fixed_batch():
+    """As it is measured."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    network = small(FEATURES)
+    unit, x = network.get_submodule("stages.0.blocks.0.token"), torch.randn(3, 4, 8, 8)
+    session = onnxruntime.InferenceSession(to_onnx(unit, x, dynamic_batch=False), providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape == [3, 4, 8, 8]
+    (found,) = session.run(["output"], {"input": x.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(found), unit(x), rtol=1e-4, atol=1e-5)
+
+
+def test_asking_whether_it_is_there_imports_nothing_heavy():
+    code = (
+        "import sys; from mixnas.search_space.formats.onnx import PACKAGES; "
+        "heavy = {'torch', *PACKAGES} & set(sys.modules); sys.exit(str(heavy) if heavy else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
