@@ -54,6 +54,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
+def was_wrong(family: str, right: Mapping[str, Any]) -> bool:
+    """Whether any check of a family of launch tables was wrong.
+
+    Args:
+        family: Such as "depthwise".
+        right: What the step "right" wrote; it names groups by public functions, such as "depthwise_conv2d".
+    """
+    wrong = {str(item.get("group", "")) for item in right.get("items", {}).values() if item.get("right") is False}
+    return any(group == family or group.startswith(f"{family}_") for group in wrong)
+
+
 class Results:
     """One step's results.
 

@@ -21,7 +21,7 @@ from _checkout import ROOT
 from _gpu_results import read_json, write_json
 
 STEPS = ("right", "tuned", "fast", "measured", "trained")
-WEIGHTS = {"right": 95, "tuned": 85, "fast": 95, "measured": 160, "trained": 50}
+WEIGHTS = {"right": 95, "tuned": 85, "fast": 95, "measured": 150, "trained": 75}
 DRY_WEIGHTS = {"right": 200, "tuned": 80, "fast": 120, "measured": 100, "trained": 100}
 INTERPRETED = ("right", "tuned", "fast")  # of a dry run; the others run ATen's forms
 _MACHINE_S = 90.0

@@ -46,8 +46,9 @@ def _right(right: Mapping[str, Any]) -> Iterator[str]:
         return
     items = right["items"]
     wrong = {key: item for key, item in items.items() if item.get("right") is False}
-    left_out = right["left_out"]
-    yield f"== right: {len(items) - len(wrong)} checks right, {len(wrong)} wrong, {len(left_out)} left out"
+    good = sum(item.get("right") is True for item in items.values())
+    rest = len(items) - good - len(wrong) + len(right["left_out"])
+    yield f"== right: {good} checks right, {len(wrong)} wrong, {rest} left out"
     for key, item in list(wrong.items())[:_WORST]:
         why = item.get("why") or f"error {item.get('error', 0):.1e}, allowed {item.get('allowed', 0):.0e}"
         fallback = ", right with its fallback" if item.get("with_fallback", {}).get("right") else ""

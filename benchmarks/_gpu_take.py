@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from _checkout import ROOT, use_checkout
-from _gpu_results import FORMAT, read_json, write_json
+from _gpu_results import FORMAT, read_json, was_wrong, write_json
 
 STEPS = ("right", "tuned", "fast", "measured", "trained")
 
@@ -103,10 +103,9 @@ def _launch_tables(out: Path, root: Path) -> Iterator[str]:
         return
     from mixnas.kernels.tools import retune, rows
 
-    wrong = {item.get("group") for item in right.get("items", {}).values() if item.get("right") is False}
     records = {key: retune.Record(**item) for key, item in tuned["items"].items()}
     for family in dict.fromkeys(record.family for record in records.values() if record.state == "tuned"):
-        if family in wrong:
+        if was_wrong(family, right):
             yield f"kernels/{family}.json: left as it is, its results were wrong on this device (right.json)"
             continue
         current = {k: r for k, r in records.items() if r.family == family and r.sources == rows.sources(family)}

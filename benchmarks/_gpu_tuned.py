@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from _gpu_context import Context, root
-from _gpu_results import read_json
+from _gpu_results import read_json, was_wrong
 
 from mixnas.kernels import configs
 from mixnas.kernels.tools import retune, rows
@@ -21,20 +21,15 @@ def _jobs(context: Context) -> list[rows.Job]:
     return [rows.Job("norm", "norm_forward", {"channels": 32, "positions": 16}, launch)]
 
 
-def wrong_families(context: Context) -> set[str]:
-    """Families that the step "right" found wrong at any shape: what they take does not matter."""
-    items = read_json(context.out / "right.json").get("items", {})
-    return {item.get("group", "") for item in items.values() if item.get("right") is False}
-
-
 def run(context: Context) -> None:
     """Tune for as long as there is time, and use what is found from here on."""
     gpu = "interpreter" if context.dry else configs._cuda_name(0)
     results = context.results("tuned", gpu=gpu, table_provenance=rows.provenance_of_rows())
-    wrong = wrong_families(context)
-    jobs = [job for job in _jobs(context) if job.family not in wrong]
-    for family in sorted({job.family for job in _jobs(context)} & wrong):
-        results.leave_out(family, "its results are wrong: see right.json")
+    right, jobs = read_json(context.out / "right.json"), _jobs(context)
+    for family in dict.fromkeys(job.family for job in jobs):
+        if was_wrong(family, right):  # what it takes does not matter
+            results.leave_out(family, "its results are wrong: see right.json")
+            jobs = [job for job in jobs if job.family != family]
     known = {}
     for job in jobs:
         found = results.known(job.key, rows.sources(job.family))

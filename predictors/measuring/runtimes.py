@@ -146,7 +146,7 @@ def _first_graph() -> Any:
 
     graph = torch.cuda.CUDAGraph()
     with torch.no_grad():
-        number = torch.zeros(1, device="cuda")
+        number = torch.zeros(1, device="cuda").add_(1)  # loaded before it is captured
         with torch.cuda.graph(graph):
             number.add_(1)
     return graph

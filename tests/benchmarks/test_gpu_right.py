@@ -134,3 +134,26 @@ def test_a_wrong_operator_is_found(scripts, monkeypatch):
     monkeypatch.setattr(_gpu_checks, "_outputs", spoilt)
     found = _gpu_checks._operator("channel_mixer", "swiglu", "causal", context)
     assert not found["right"] and found["wrong"]["output"] == pytest.approx(0.01, rel=1e-2)
+
+
+def test_memory_that_others_hold_makes_nothing_wrong(scripts, monkeypatch):
+    import _gpu_right
+
+    monkeypatch.setattr(_gpu_right, "_MEMORY_S", 0.0)
+    tries = []
+
+    def once():
+        tries.append(1)
+        if len(tries) == 1:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+        return {"right": True}
+
+    assert _gpu_right._answered(once)["right"] is True
+
+    def never():
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    found = _gpu_right._answered(never)
+    assert found["right"] is None and found["sources"] == "out of memory", "the next call asks again"
+    lost = _gpu_right._answered(lambda: 1 / 0)
+    assert lost["right"] is False and "ZeroDivisionError" in lost["why"]

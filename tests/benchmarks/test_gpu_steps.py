@@ -168,3 +168,12 @@ def test_complete_is_what_lacked_no_time(tmp_path, scripts):
     results.keep("glu", {})
     results.complete()
     assert results.data["complete"]
+
+
+def test_a_family_is_wrong_where_any_of_its_functions_is(scripts):
+    from _gpu_results import was_wrong
+
+    items = {"a": {"group": "depthwise_conv2d", "right": False}, "b": {"group": "norm", "right": None}}
+    assert was_wrong("depthwise", {"items": items})
+    assert not was_wrong("norm", {"items": items}) and not was_wrong("glu", {})
+    assert not was_wrong("depth", {"items": {"a": {"group": "depthwise", "right": False}}})

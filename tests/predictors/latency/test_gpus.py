@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from mixnas.kernels import configs, dispatch
 from mixnas.kernels.tools import resources
