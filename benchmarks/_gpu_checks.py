@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from _gpu_context import Context
+from _gpu_results import CAPTURED, COMPILED
 from _kernel_grid import Point, grid, odd, tiny
 from torch import Tensor, nn
 
@@ -80,8 +81,8 @@ def _kernels(family: str, context: Context) -> Iterator[Check]:
     if context.dry and family != "glu":
         return  # the others take other forms in the same way
     for point in small[-1:]:  # the ordinary one
-        yield f"{point.family}: {point.label}, compiled", functools.partial(_compiled, point, context)
-        yield f"{point.family}: {point.label}, in a CUDA graph", functools.partial(_in_graph, point, context)
+        yield f"{point.family}: {point.label}{COMPILED}", functools.partial(_compiled, point, context)
+        yield f"{point.family}: {point.label}{CAPTURED}", functools.partial(_in_graph, point, context)
     for point in large:
         yield f"{point.family}: {point.label}, large", functools.partial(_large, point, context)
 

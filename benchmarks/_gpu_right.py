@@ -172,7 +172,7 @@ def _answered(check: Callable[[], dict[str, Any]]) -> dict[str, Any]:
             found = check()
             break
         except Exception as error:
-            found = {"right": False, "why": first_line(error)}
+            found = {"right": False, "raised": True, "why": first_line(error)}
             if any(word in str(error) for word in _LOST):
                 found["context_lost"] = True
             if "out of memory" not in str(error).lower():

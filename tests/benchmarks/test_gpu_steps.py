@@ -176,4 +176,7 @@ def test_a_family_is_wrong_where_any_of_its_functions_is(scripts):
     items = {"a": {"group": "depthwise_conv2d", "right": False}, "b": {"group": "norm", "right": None}}
     assert was_wrong("depthwise", {"items": items})
     assert not was_wrong("norm", {"items": items}) and not was_wrong("glu", {})
+    refused = {"norm: 8x8, compiled": {"group": "norm", "right": False, "raised": True, "why": "no compiler"}}
+    assert not was_wrong("norm", {"items": refused})
+    assert was_wrong("norm", {"items": {"norm: 8x8, eager": refused["norm: 8x8, compiled"]}})
     assert not was_wrong("depth", {"items": {"a": {"group": "depthwise", "right": False}}})
