@@ -1,4 +1,7 @@
-"""The grid of `kernels.py`: which operators at which shapes, beside what."""
+"""Which operators at which shapes, beside what: the grid of `kernels.py`, and the shapes that `gpu.py` checks.
+
+A new family adds a builder, and points to `grid`, `odd` and `tiny`; a test says which kernels have none.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +42,10 @@ class Point:
     Attributes:
         batched: Which operands have the batch as their first dimension.
         operations: Of a forward (a multiply-add is two), done by `unit`: "fp32" or "matrix".
+        special: Exponentials and their like that no form of a forward does without.
         peers: What else a user would call, by name: a function of the same operands, and whether it computes the same.
         compiled: Also time the ATen form under `torch.compile` (slow to start: one point of a family).
+        slow_reference: Its float64 form walks token by token: minutes at a long sequence.
     """
 
     family: str
@@ -51,11 +56,21 @@ class Point:
     batched: tuple[str, ...]
     operations: int
     unit: str = "fp32"
+    special: int = 0
     peers: Mapping[str, tuple[Callable[..., Any], bool]] = field(default_factory=dict)
     compiled: bool = False
+    slow_reference: bool = False
 
 
-def _conv2d(batch: int, size: int, channels: int, kernel: int, activation: str, gated: bool, compiled: bool) -> Point:
+def _conv2d(
+    batch: int,
+    size: int,
+    channels: int,
+    kernel: int,
+    activation: str = "none",
+    gated: bool = False,
+    compiled: bool = False,
+) -> Point:
     shape = (batch, size, size, channels)
     tensors = {"x_BHWC": shape, "weight_C1KK": (channels, 1, kernel, kernel), "bias": (channels,)}
     tensors |= {"gate": shape} if gated else {}
@@ -71,7 +86,7 @@ def _conv2d(batch: int, size: int, channels: int, kernel: int, activation: str, 
     )
 
 
-def _conv1d(batch: int, length: int, channels: int, kernel: int, compiled: bool) -> Point:
+def _conv1d(batch: int, length: int, channels: int, kernel: int, compiled: bool = False) -> Point:
     return Point(
         family="depthwise_conv1d",
         label=f"{batch}x{length}x{channels} k{kernel} causal silu",
@@ -87,7 +102,7 @@ def _conv1d(batch: int, length: int, channels: int, kernel: int, compiled: bool)
     )
 
 
-def _norm(rows: int, channels: int, kind: str, compiled: bool) -> Point:
+def _norm(rows: int, channels: int, kind: str, compiled: bool = False) -> Point:
     tensors = {"x": (rows, channels), "weight": (channels,), "residual": (rows, channels)}
     tensors |= {"bias": (channels,)} if kind == "layer" else {}
     return Point(
@@ -102,7 +117,7 @@ def _norm(rows: int, channels: int, kind: str, compiled: bool) -> Point:
     )
 
 
-def _glu(rows: int, channels: int, activation: str, compiled: bool) -> Point:
+def _glu(rows: int, channels: int, activation: str, compiled: bool = False) -> Point:
     return Point(
         family="glu",
         label=f"{activation} {rows}x{channels}",
@@ -111,13 +126,14 @@ def _glu(rows: int, channels: int, activation: str, compiled: bool) -> Point:
         reference=glu_reference,
         batched=("gate", "up"),
         operations=5 * rows * channels,
+        special=2 * rows * channels,
         compiled=compiled,
     )
 
 
 def _sdpa_tokens(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_: Any, causal: bool = False, **__: Any) -> Any:
     q, k, v = (tensor.flatten(1, -3).transpose(1, 2) for tensor in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal if isinstance(causal, bool) else all(causal))
 
 
 def _fla_gla(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_decay: torch.Tensor) -> torch.Tensor:
@@ -148,7 +164,9 @@ def _gla(batch: int, length: int, heads: int, width: int, both: bool) -> Point:
         batched=names,
         operations=passes * 2 * 2 * math.prod(shape) * width,
         unit="matrix",
+        special=passes * 2 * math.prod(shape),
         peers=peers,
+        slow_reference=length > 2048,
     )
 
 
@@ -168,6 +186,8 @@ def _scan(batch: int, length: int, channels: int, states: int) -> Point:
         reference=selective_scan_reference,
         batched=("x", "step", "b", "c"),
         operations=7 * batch * length * channels * states,
+        special=batch * length * channels * states,
+        slow_reference=length > 2048,
     )
 
 
@@ -185,11 +205,29 @@ def _neighborhood(batch: int, size: int, heads: int, width: int, window: int, di
         batched=("q", "k", "v"),
         operations=4 * math.prod(shape) * window**2,
         unit="matrix",
+        special=math.prod(shape[:-1]) * window**2,
         peers={"sdpa (attention over all pairs)": (_sdpa_tokens, False)},
     )
 
 
-def _block(batch: int, size: int, channels: int, kernel: int, expansion: int, compiled: bool) -> Point:
+def _window(batch: int, length: int, heads: int, width: int, window: int) -> Point:
+    """Causal neighbourhood attention on sequences."""
+    shape = (batch, length, heads, width)
+    return Point(
+        family="neighborhood_attention",
+        label=f"{batch}x{length} heads {heads}x{width} window {window} causal",
+        case=Case(tensors=dict.fromkeys(("q", "k", "v"), shape), options={"window": (window,), "causal": (True,)}),
+        function=neighborhood_attention,
+        reference=neighborhood_attention_reference,
+        batched=("q", "k", "v"),
+        operations=4 * math.prod(shape) * window,
+        unit="matrix",
+        special=math.prod(shape[:-1]) * window,
+        peers={"sdpa (causal attention over all pairs)": (_sdpa_tokens, False)},
+    )
+
+
+def _block(batch: int, size: int, channels: int, kernel: int, expansion: int, compiled: bool = False) -> Point:
     hidden, row = channels * expansion, (channels,)
     tensors = {"x_BHWC": (batch, size, size, channels), "weight_C1KK": (channels, 1, kernel, kernel), "conv_bias": row}
     tensors |= {"norm_weight": row, "norm_bias": row, "up_EC": (hidden, channels), "up_bias": (hidden,)}
@@ -209,24 +247,79 @@ def _block(batch: int, size: int, channels: int, kernel: int, expansion: int, co
 
 
 def grid() -> Iterator[Point]:
-    """Yield the points: stages of a hierarchical image network, sequences, and the small maps of an embedded one."""
-    for size, channels, kernel in ((56, 64, 3), (56, 64, 5), (56, 64, 7), (56, 64, 13), (28, 128, 7), (14, 256, 7)):
-        yield _conv2d(32, size, channels, kernel, "none", False, compiled=(size, kernel) == (56, 7))
-    yield _conv2d(32, 56, 64, 7, "silu", True, compiled=False)
-    yield _conv2d(32, 14, 256, 31, "none", False, compiled=False)
-    yield _conv2d(64, 8, 32, 5, "none", False, compiled=False)
-    yield _conv1d(8, 2048, 512, 4, compiled=True)
-    yield _conv1d(64, 64, 64, 4, compiled=False)
-    for rows, channels in ((100352, 64), (16384, 1024), (4096, 32)):
-        yield _norm(rows, channels, "layer", compiled=channels == 1024)
-    yield _norm(16384, 1024, "rms", compiled=True)
-    yield _glu(32768, 1024, "silu", compiled=True)
-    yield _glu(4096, 128, "sigmoid", compiled=False)
-    yield _gla(8, 1024, 4, 64, both=False)
-    yield _gla(64, 196, 4, 32, both=True)
-    yield _scan(8, 1024, 512, 16)
-    yield _scan(64, 64, 64, 16)
-    yield _neighborhood(8, 32, 4, 32, 7, 1)
-    yield _neighborhood(8, 32, 4, 32, 7, 2)
+    """Yield the shapes of the real-size spaces, those first that tell most: the furthest from their floors, batch 1."""
+    yield _conv2d(32, 56, 64, 7, compiled=True)
+    yield _gla(1, 8192, 16, 64, both=False)
+    yield _scan(1, 8192, 2048, 16)
+    yield _neighborhood(32, 56, 2, 32, 7, 1)
     yield _block(32, 56, 64, 7, 4, compiled=True)
-    yield _block(32, 14, 128, 7, 4, compiled=False)
+    yield _conv2d(32, 14, 256, 31)
+    yield _conv2d(1, 56, 64, 7)
+    yield _norm(100352, 96, "layer")
+    yield _glu(8192, 4096, "silu")
+    yield _gla(64, 196, 4, 32, both=True)
+    yield _scan(64, 196, 384, 16)
+    yield _block(1, 28, 128, 7, 4)
+    yield _norm(8192, 1024, "rms", compiled=True)
+    yield _window(1, 4096, 16, 64, 128)  # its reference keeps all pairs
+    yield _conv1d(1, 8192, 1024, 4)
+    yield _conv2d(32, 56, 64, 3)
+    yield _conv2d(32, 28, 128, 7)
+    yield _conv2d(32, 7, 512, 7)
+    yield _conv2d(32, 56, 64, 7, "silu", gated=True)
+    yield _conv2d(1, 14, 256, 7)
+    yield _gla(8, 1024, 4, 64, both=False)
+    yield _scan(8, 1024, 512, 16)
+    yield _neighborhood(8, 32, 4, 32, 7, 2)
+    yield _block(32, 28, 128, 7, 4)
+    yield _conv1d(8, 2048, 512, 4, compiled=True)
+    yield _norm(16384, 1024, "layer", compiled=True)
+    yield _norm(3136, 96, "layer")
+    yield _glu(32768, 1024, "silu", compiled=True)
+    yield _conv2d(32, 56, 64, 13)
+    yield _conv2d(64, 8, 32, 5)
+    yield _conv1d(64, 64, 64, 4)
+    yield _norm(4096, 32, "layer")
+    yield _glu(4096, 128, "sigmoid")
+
+
+def odd() -> Iterator[Point]:
+    """Yield shapes that fit no block, where mistakes show, and ordinary ones small enough to be compared as a whole."""
+    yield _conv2d(2, 13, 63, 3)
+    yield _conv2d(1, 7, 33, 31, "gelu")
+    yield _conv2d(3, 5, 1, 5, "silu", gated=True)
+    yield _conv2d(4, 28, 96, 7)
+    yield _conv1d(2, 61, 37, 4)
+    yield _conv1d(3, 1, 16, 3)
+    yield _conv1d(2, 512, 192, 4)
+    yield _norm(67, 63, "layer")
+    yield _norm(1, 1031, "rms")
+    yield _norm(1537, 384, "layer")
+    yield _glu(63, 61, "silu")
+    yield _glu(1, 1, "sigmoid")
+    yield _glu(1000, 1024, "silu")
+    yield _gla(2, 61, 3, 24, both=True)
+    yield _gla(1, 1, 1, 16, both=False)
+    yield _gla(2, 256, 4, 64, both=False)
+    yield _scan(2, 61, 37, 16)
+    yield _scan(1, 1, 3, 8)
+    yield _scan(2, 256, 128, 16)
+    yield _neighborhood(2, 9, 3, 20, 5, 1)
+    yield _neighborhood(1, 15, 2, 32, 7, 2)
+    yield _window(2, 67, 2, 48, 13)
+    yield _neighborhood(2, 28, 4, 32, 7, 1)
+    yield _block(2, 7, 24, 5, 3)
+    yield _block(1, 9, 63, 7, 2)
+    yield _block(2, 14, 128, 7, 4)
+
+
+def tiny() -> Iterator[Point]:
+    """Yield one shape of each kind that the interpreter gets through at once."""
+    yield _conv2d(2, 5, 5, 3, "silu", gated=True)
+    yield _conv1d(2, 7, 5, 4)
+    yield _norm(9, 12, "layer")
+    yield _glu(3, 5, "silu")
+    yield _gla(1, 9, 1, 16, both=False)
+    yield _scan(1, 5, 3, 2)
+    yield _neighborhood(1, 5, 1, 16, 3, 1)
+    yield _block(1, 3, 16, 3, 1)

@@ -6,9 +6,10 @@ Needs torch and numpy, Triton on a GPU, and this folder; nothing installed. For 
 (outputs and gradients against float64, at a batch of two and at the two ends of the whole shape), and only if it is
 right the times: forward and training step, eagerly (what a caller waits, launches included) and in a CUDA graph (what
 the device takes), with the caches hot and cold, as 20th, 50th and 80th percentiles. Beside them stand the floors, bytes
-over the measured copy bandwidth and operations over the measured rate of the unit, and the peers: ATen (cuDNN, with its
-own search for the fastest algorithm), `torch.compile`, `scaled_dot_product_attention`, flash-linear-attention where
-installed. On a CPU the same grid runs on ATen in float32.
+over the measured copy bandwidth, operations over the measured rate of the unit and exponentials over that of theirs,
+and the peers: ATen (cuDNN, with its own search for the fastest algorithm), `scaled_dot_product_attention`, and, after
+all points, those that are slow to start: `torch.compile`, and flash-linear-attention where installed. On a CPU the same
+grid runs on ATen in float32.
 
 The minutes are shared out over the points that are left; a row that would take longer is repeated less, down to once,
 and says so; past the end nothing new is started. One JSON, written anew after each point, holds all of it with its
@@ -20,7 +21,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.util
-import json
 import math
 import sys
 import time
@@ -36,6 +36,7 @@ use_checkout()
 STARTED = time.perf_counter()
 
 import torch  # noqa: E402
+from _gpu_results import write_json  # noqa: E402
 from _kernel_grid import FLA, Point, grid  # noqa: E402
 
 from mixnas.kernels import dispatch  # noqa: E402
@@ -43,6 +44,7 @@ from mixnas.kernels.testing import Case, compare, relative_error  # noqa: E402
 from mixnas.predictors.measuring.device import device_name, provenance  # noqa: E402
 
 OURS, ATEN, COMPILED = "mixnas (Triton)", "ATen", "ATen, torch.compile"
+SLOW_TO_START = (COMPILED, FLA)
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 DTYPE = torch.bfloat16 if CUDA else torch.float32
@@ -50,9 +52,9 @@ DTYPE = torch.bfloat16 if CUDA else torch.float32
 ALLOWED = {torch.bfloat16: 2e-2, torch.float32: 1e-4}
 
 
-def _ends(point: Point, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _ends(tensor: torch.Tensor) -> torch.Tensor:
     """The first and the last example, where a grid that is too small or an index that overflows would show."""
-    return {name: tensor[[0, -1]] if name in point.batched else tensor for name, tensor in tensors.items()}
+    return tensor[[0, -1]] if len(tensor) > 1 else tensor
 
 
 def _first(outputs: Any) -> torch.Tensor:
@@ -80,13 +82,13 @@ def check(
         case = Case(tensors=cut, options=point.case.options, prepare=point.case.prepare)
         errors = compare(function, point.reference, case, DTYPE, DEVICE)
     output, gradients, cotangent = _with_gradients(point, function, tensors, None)
-    ends = {name: tensor.double() for name, tensor in _ends(point, tensors).items()}
+    ends = {name: (_ends(t) if name in point.batched else t).double() for name, t in tensors.items()}
     with dispatch.backend("reference"):
-        right, right_gradients, _ = _with_gradients(point, point.reference, ends, cotangent[[0, -1]].double())
+        right, right_gradients, _ = _with_gradients(point, point.reference, ends, _ends(cotangent).double())
     names = [f"gradient of {name}" for name in tensors if name in point.batched]
     found = zip(("output", *names), (output, *gradients), (right, *right_gradients), strict=True)
     for name, value, expected in found:
-        error = relative_error(value[[0, -1]], expected) if torch.isfinite(value).all() else math.inf
+        error = relative_error(_ends(value), expected) if torch.isfinite(value).all() else math.inf
         errors[f"{name}, whole shape"] = error
     return errors
 
@@ -197,7 +199,7 @@ FIGURES = tuple(
     (what, graph, cold)
     for what in ("forward", "step")
     for graph in ((False, True) if CUDA else (False,))
-    for cold in (False, True)
+    for cold in ((False,) if dispatch.INTERPRETING else (False, True))
 )
 
 
@@ -248,7 +250,10 @@ def _first_line(error: Exception) -> str:
 
 
 def ceilings(timer: Timer) -> dict[str, float]:
-    """Measure what this machine reaches: copy bandwidth, plain float32 and matrix rates."""
+    """Measure what this machine reaches: copy bandwidth, plain float32 and matrix rates.
+
+    Exponentials and their like take the special units of a GPU, 16 a clock and multiprocessor, at its highest clock.
+    """
     source = torch.randn((2**29 if CUDA else 2**25), device=DEVICE)
     target = torch.empty_like(source)
     copied = timer(lambda: target.copy_(source))["p20_us"]
@@ -257,7 +262,12 @@ def ceilings(timer: Timer) -> dict[str, float]:
     fp32 = timer(lambda: a @ b)["p20_us"]
     narrow_a, narrow_b = a.to(DTYPE), b.to(DTYPE)
     matrix = timer(lambda: narrow_a @ narrow_b)["p20_us"]
+    special = math.inf
+    if CUDA:
+        properties = torch.cuda.get_device_properties(0)
+        special = 16 * properties.multi_processor_count * 1e3 * getattr(properties, "clock_rate", 1_755_000)
     return {
+        "special_operations_per_s": special,
         "copy_bytes_per_s": 2 * source.numel() * source.element_size() / copied * 1e6,
         "fp32_operations_per_s": 2 * size**3 / fp32 * 1e6,
         "matrix_operations_per_s": 2 * size**3 / matrix * 1e6,
@@ -292,14 +302,21 @@ def floors(
     moved = sum(tensor.numel() * tensor.element_size() for tensor in (*tensors.values(), *written))
     bytes_us = moved / ceiling["copy_bytes_per_s"] * 1e6
     operations_us = point.operations / ceiling[f"{point.unit}_operations_per_s"] * 1e6
+    special_us = point.special / ceiling["special_operations_per_s"] * 1e6
+    by = {"bytes": bytes_us, "operations": operations_us, "special": special_us}
     return {
         "bytes": moved,
         "operations": point.operations,
         "unit": point.unit,
-        "bytes_us": round(bytes_us, 2),
-        "operations_us": round(operations_us, 2),
-        "bound_by": "bytes" if bytes_us >= operations_us else "operations",
+        "special": point.special,
+        **{f"{what}_us": round(us, 2) for what, us in by.items()},
+        "bound_by": max(by, key=lambda what: by[what]),
     }
+
+
+def floor_us(floor: Mapping[str, Any]) -> float:
+    """The largest of `floors`."""
+    return max(float(floor[f"{what}_us"]) for what in ("bytes", "operations", "special"))
 
 
 def _on(backend: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -312,7 +329,7 @@ def _on(backend: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 def implementations(point: Point) -> Iterator[tuple[str, Callable[..., Any], bool]]:
     """Yield (name, function, whether it computes the same): ours first, then what a user would pick instead."""
-    if CUDA:
+    if CUDA or dispatch.INTERPRETING:
         yield OURS, _on("triton", point.function), True
     yield ATEN, _on("aten", point.function), True
     for name, (function, same) in point.peers.items():
@@ -321,12 +338,29 @@ def implementations(point: Point) -> Iterator[tuple[str, Callable[..., Any], boo
         yield COMPILED, _on("aten", torch.compile(point.function, dynamic=False)), True
 
 
-def run_point(point: Point, timer: Timer, ceiling: dict[str, float], budget: Budget) -> dict[str, Any]:
-    """Check and time every implementation at one point; whatever fails is said, and kept."""
+def run_point(
+    point: Point,
+    timer: Timer,
+    ceiling: dict[str, float],
+    budget: Budget,
+    slow: bool = False,
+    record: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Check and time the implementations at one point; whatever fails is said, and kept.
+
+    Args:
+        point: Which.
+        timer: Takes the times.
+        ceiling: What the machine reaches (`ceilings`).
+        budget: Of time.
+        slow: Those that are slow to start, otherwise the others.
+        record: What there is of the point already, to be added to.
+    """
     budget.start_point()
     where = f"{point.family}: {point.label}"
-    record: dict[str, Any] = {"family": point.family, "label": point.label, "dtype": str(DTYPE)[6:]}
-    results = record["implementations"] = {}
+    fresh: dict[str, Any] = {"family": point.family, "label": point.label, "dtype": str(DTYPE)[6:]}
+    record = record or fresh | {"implementations": {}}
+    results = record["implementations"]
     if not budget.allows(point=where):
         return record
     tensors = point.case.draw(DTYPE, DEVICE)
@@ -337,7 +371,7 @@ def run_point(point: Point, timer: Timer, ceiling: dict[str, float], budget: Bud
         record["failed"] = _first_line(error)
         budget.left_out.append({"point": where, "why": record["failed"]})
         return record
-    todo = list(implementations(point))
+    todo = [one for one in implementations(point) if (one[0] in SLOW_TO_START) == slow]
     for index, (name, function, same) in enumerate(todo):
         entry: dict[str, Any] = {"same_function": same}
         names = {"point": where, "implementation": name}
@@ -347,7 +381,7 @@ def run_point(point: Point, timer: Timer, ceiling: dict[str, float], budget: Bud
         try:
             if same:
                 # Each shape is another compilation to torch.compile: it has to be right at the one that is timed.
-                errors = check(point, function, tensors, small=name != COMPILED)
+                errors = check(point, function, tensors, small=name != COMPILED and not point.slow_reference)
                 entry["errors"] = {key: f"{error:.2e}" for key, error in errors.items()}
                 entry["right"] = all(error <= ALLOWED[DTYPE] for error in errors.values())
             if entry.get("right", True):
@@ -366,9 +400,8 @@ def show(record: dict[str, Any]) -> None:
         why = record.get("failed", "out of time")
         print(f"\n{record['family']}: {record['label']}: left out, {why}")
         return
-    floor = record["floor"]
-    floor_us = max(floor["bytes_us"], floor["operations_us"])
-    bound = f"floor {floor_us:.1f} us by {floor['bound_by']}"
+    least = floor_us(record["floor"])
+    bound = f"floor {least:.1f} us by {record['floor']['bound_by']}"
     print(f"\n{record['family']}: {record['label']} ({record['dtype']}); {bound}")
     for name, entry in record["implementations"].items():
         cells = [f"FAILED: {entry['failed']}"] if "failed" in entry else []
@@ -379,7 +412,7 @@ def show(record: dict[str, Any]) -> None:
                 cells.append(f"{key}: {value}")
                 continue
             times = "/".join(f"{value[p]:.{1 if value[p] < 100 else 0}f}" for p in ("p20_us", "p50_us", "p80_us"))
-            ratio = f" ({value['p50_us'] / floor_us:.1f}x floor)" if key.startswith("forward") and floor_us else ""
+            ratio = f" ({value['p50_us'] / least:.1f}x floor)" if key.startswith("forward") and least else ""
             cells.append(f"{key} {times} us{ratio}{' SHORTENED' if 'shortened' in value else ''}")
         note = "" if entry["same_function"] else " [another function]"
         print(f"  {name + note:42s} " + "; ".join(cells))
@@ -394,13 +427,6 @@ def never_here(points: list[Point]) -> Iterator[dict[str, str]]:
         installed = importlib.util.find_spec("fla") is not None
         why = "causal only" if CUDA and installed else "not installed" if CUDA else "no CUDA device"
         yield {"implementation": FLA, "why": why}
-
-
-def _write(path: Path, result: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
 
 
 def _failures(records: list[dict[str, Any]]) -> list[str]:
@@ -430,12 +456,14 @@ def main() -> None:
     points = [point for point in grid() if point.family in wanted and arguments.label in point.label]
     timer = Timer(0.12, 20, 200) if CUDA else Timer(0.2, 3, 50)
     before, ceiling = provenance(DEVICE), ceilings(timer)
-    budget = Budget(STARTED + arguments.minutes * 60, len(points))
+    slow = [p for p in points if CUDA and (p.compiled or FLA in p.peers)]
+    budget = Budget(STARTED + arguments.minutes * 60, len(points) + len(slow))
     budget.left_out += never_here(points)
     print(f"{before['device']}: " + ", ".join(f"{name} {value:.3g}" for name, value in ceiling.items()))
     if not CUDA:
         print("No CUDA device: the same grid on ATen, in float32; the Triton kernels are not timed here.")
     output = arguments.output or ROOT / "benchmarks" / "results" / f"kernels-{device_name(DEVICE)}.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {
         "complete": False,
         "ran": "Triton kernels and peers" if CUDA else "ATen only: no CUDA device",
@@ -450,9 +478,14 @@ def main() -> None:
         result["points"].append(run_point(point, timer, ceiling, budget))
         result["seconds"] = round(time.perf_counter() - STARTED, 1)
         show(result["points"][-1])
-        _write(output, result)
+        write_json(output, result)
+    for point in slow:
+        record = run_point(point, timer, ceiling, budget, slow=True, record=result["points"][points.index(point)])
+        result["seconds"] = round(time.perf_counter() - STARTED, 1)
+        show(record)
+        write_json(output, result)
     result |= {"complete": True, "provenance_after": provenance(DEVICE)}
-    _write(output, result)
+    write_json(output, result)
     failures = _failures(result["points"])
     print(f"\n{len(points)} points in {result['seconds']} s, {len(budget.left_out)} things left out; {output.name}")
     if failures:

@@ -21,7 +21,9 @@ Conventions of a family file (`glu.py` is the short one to copy):
   that path: on a CPU the function calls ATen directly, since an operator's Python dispatch costs more than a small map.
 * No `from __future__ import annotations` there: operator schemas are read from the annotations.
 * `aot_examples(kernel, bounds)` yields `aot.Example`s for one row of the table, whose calls launch that kernel on
-  tensors of the "meta" device; the module is listed in `FAMILIES`, its table is `<family>.json` beside it.
+  tensors of the "meta" device; the module is listed in `FAMILIES`, its table is `<family>.json` beside it. `SMALL`
+  names the feature that says how large a launch is, and up to where one is small: `retune.py` makes such launches rows
+  of their own, on examples that lie within the row's bounds.
 
 Tests of a family are in `tests/kernels/` and inherit `testing.KernelContract`; everything there runs in an
 interpreting child process (see its `conftest.py`).

@@ -81,7 +81,7 @@ def gpu_of(tensor: torch.Tensor) -> str:
     return INTERPRETER
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4096)
 def _pick(kernel: str, gpu: str, features: tuple[tuple[str, int], ...]) -> dict[str, int]:
     values = dict(features)
     for row in rows(kernel, gpu):
@@ -96,7 +96,8 @@ def pick(kernel: str, tensor: torch.Tensor, **features: int) -> dict[str, int]:
     Args:
         kernel: The kernel's name in the table: its function's name without `_kernel`.
         tensor: Any of the operands; its device says which rows apply.
-        features: The shape's features that the rows are bounded by, such as `channels=64`.
+        features: The shape's features that the rows are bounded by, such as `channels=64`. How large the launch is
+            belongs to them (`positions`, or `sequences` where programs walk whole sequences).
     """
     return _overrides.get(kernel) or _pick(kernel, gpu_of(tensor), tuple(sorted(features.items())))
 

@@ -11,6 +11,7 @@ are unrolled: unrolling both needs every register there is and spills. The weigh
 two passes, per split and then over splits, without atomics, so that it is deterministic.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -22,7 +23,7 @@ from mixnas.kernels.epilogue import activate, epilogue_backward
 from mixnas.kernels.tools.aot import Example
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["columns"])
 def depthwise_forward_kernel(
     x_ptr,  # (B, H, W, C)
     weight_ptr,  # (I*J, C)
@@ -30,7 +31,7 @@ def depthwise_forward_kernel(
     gate_ptr,  # (B, H, W, C) or None
     out_ptr,  # (B, H, W, C)
     pre_ptr,  # (B, H, W, C) or None: what the activation is applied to, for the backward
-    batch,
+    columns,  # B*W
     height,
     width,
     channels,
@@ -58,7 +59,7 @@ def depthwise_forward_kernel(
     column = (pid // (blocks_c * blocks_h)) * BLOCK_W + tl.arange(0, BLOCK_W)  # over (B, W)
     b = column // width
     x0 = column % width
-    column_ok = (column < batch * width)[:, None]
+    column_ok = (column < columns)[:, None]
     first = (b.to(tl.int64) * height + y0) * width + x0
     in_ptrs = x_ptr + (first - TOP * width - LEFT)[:, None] * channels + c
     tap_ptrs = weight_ptr + FIRST * channels + c
@@ -112,7 +113,7 @@ def depthwise_forward_kernel(
         tl.store(out_ptr + offsets, acc1.to(out_ptr.dtype.element_ty), mask=ok)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["positions"])
 def depthwise_weight_kernel(
     grad_ptr,  # (B, H, W, C)
     x_ptr,  # (B, H, W, C)
@@ -197,9 +198,10 @@ def convolve(
     down, across, top, left = geometry
     out = torch.empty_like(x)
     pre = torch.empty_like(x) if keep_pre else None
-    config = configs.pick("depthwise_forward", x, taps_down=down, taps_across=across, channels=channels)
+    features = {"taps_down": down, "taps_across": across, "channels": channels, "positions": batch * height * width}
+    config = configs.pick("depthwise_forward", x, **features)
     blocks = cdiv(channels, config["BLOCK_C"]) * cdiv(height, config["ROWS"]) * cdiv(batch * width, config["BLOCK_W"])
-    operands = (x, taps, bias, gate, out, pre, batch, height, width, channels)
+    operands = (x, taps, bias, gate, out, pre, batch * width, height, width, channels)
     constants = {
         "DOWN": down,
         "ACROSS": across,
@@ -246,7 +248,7 @@ def weight_gradient(
     batch, height, width, channels = x.shape
     down, across, top, left = geometry
     taps, positions = down * across, batch * height * width
-    config = configs.pick("depthwise_weight", x, taps=taps, channels=channels)
+    config = configs.pick("depthwise_weight", x, taps=taps, channels=channels, positions=positions)
     splits = cdiv(positions, config["STEPS"] * config["UNROLL"])
     sums = torch.empty(splits, taps + 1, channels, dtype=torch.float32, device=x.device)
     operands = (grad, x, sums, positions, height, width, channels)
@@ -335,6 +337,9 @@ def valid_taps(size: int, taps: int, before: int) -> int:
     return sum(min(size - 1, i - before + taps - 1) - max(0, i - before) + 1 for i in range(size))
 
 
+SMALL = {"positions": 8192}
+
+
 def aot_examples(kernel: str, bounds: dict[str, int]) -> Iterator[Example]:
     """Yield what the ahead-of-time compiler compiles for one row of the table (see `aot.py`)."""
     channels = bounds.get("channels", 256)
@@ -346,7 +351,8 @@ def aot_examples(kernel: str, bounds: dict[str, int]) -> Iterator[Example]:
         down = across
     top, left = down // 2, across // 2
     geometry = (down, across, top, left)
-    size = (32, 56, 56, channels) if down > 1 else (32, 1, 3136, channels)
+    batch, side = (1, min(56, math.isqrt(bounds["positions"]))) if "positions" in bounds else (32, 56)
+    size = (batch, side, side, channels) if down > 1 else (batch, 1, side * side, channels)
     for dtype, name in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
         x = torch.empty(size, dtype=dtype, device="meta")
         taps = torch.empty(down * across, channels, dtype=dtype, device="meta")

@@ -21,8 +21,8 @@ else:  # macOS, Windows: kernels are defined but can't be launched
         constexpr = object
 
         @staticmethod
-        def jit(function: Callable[..., Any]) -> Callable[..., Any]:
-            return function
+        def jit(function: Callable[..., Any] | None = None, **_: Any) -> Any:
+            return function if function is not None else lambda kernel: kernel
 
     triton = tl = _Absent()
     HAS_TRITON = False

@@ -123,4 +123,5 @@ def aot_examples(kernel: str, bounds: dict[str, int]) -> Iterator[Example]:
             call=partial(epilogue_backward, x, x, x, "gelu"),
             bytes=5 * x.numel() * x.element_size(),
             operations=20 * x.numel(),
+            special=x.numel(),
         )

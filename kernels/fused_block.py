@@ -11,6 +11,7 @@ Shapes: B, H, W, C; K kernel size; E hidden width; M positions of a tile. The ba
 runs operator by operator, so that nothing but the operands is kept.
 """
 
+import math
 from collections.abc import Iterator
 from functools import partial
 
@@ -37,7 +38,7 @@ MAX_KERNEL_SIZE = 9
 NORMS = ("layer", "rms")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["positions"])
 def fused_block_forward_kernel(
     x_ptr,  # (B, H, W, C)
     taps_ptr,  # (K*K, C)
@@ -160,7 +161,8 @@ def _forward(
     x, up, down = x.contiguous(), up.contiguous(), down.contiguous()
     batch, height, width, channels = x.shape
     positions, out = batch * height * width, torch.empty_like(x)
-    config = configs.pick("fused_block_forward", x, channels=channels, itemsize=x.element_size())
+    features = {"channels": channels, "itemsize": x.element_size(), "positions": positions}
+    config = configs.pick("fused_block_forward", x, **features)
     operands = (x, depthwise.taps_of(weight), conv_bias, norm_weight, norm_bias, up, up_bias, down, down_bias, out)
     constants = {
         "E": up.shape[0],
@@ -338,17 +340,21 @@ def fused_conv_block(
     return x_BHWC + out if skip else out
 
 
+SMALL = {"positions": 8192}
+
+
 def aot_examples(kernel: str, bounds: dict[str, int]) -> Iterator[Example]:
     """Yield what the ahead-of-time compiler compiles for one row of the table (see `aot.py`)."""
     channels, size = bounds.get("channels", MAX_CHANNELS), 7
     dtype, name = (torch.bfloat16, "bf16") if bounds.get("itemsize", 4) == 2 else (torch.float32, "fp32")
     hidden = 4 * channels
-    x = torch.empty(32, 56, 56, channels, dtype=dtype, device="meta")
+    batch, side = (1, min(56, math.isqrt(bounds["positions"]))) if "positions" in bounds else (32, 56)
+    x = torch.empty(batch, side, side, channels, dtype=dtype, device="meta")
     weight = torch.empty(channels, 1, size, size, dtype=dtype, device="meta")
     up = torch.empty(hidden, channels, dtype=dtype, device="meta")
     operands = (x, weight, up[0], up[0], up[0], up, up[:, 0], up.t(), up[0])
     yield Example(
-        label=f"{name} 32x56x56x{channels} k{size} expansion 4",
+        label=f"{name} {batch}x{side}x{side}x{channels} k{size} expansion 4",
         call=partial(_forward, *operands, True, "gelu", 1e-5, True),
         bytes=2 * x.numel() * x.element_size(),
         operations=4 * x.numel() * hidden,

@@ -30,7 +30,7 @@ from mixnas.kernels.work import counted
 MAX_VALUE_CHANNELS = 128  # of a head: what a program holds of S in registers; wider heads run the ATen form
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "L", "H"])
 def gated_linear_attention_forward_kernel(
     q_ptr, k_ptr, v_ptr, decay_ptr, reverse_ptr, out_ptr, scale,
     B, L, H, D, E,
@@ -71,7 +71,7 @@ def gated_linear_attention_forward_kernel(
         state += tl.dot(tl.trans(k * tl.exp(last[None, :] - cum)), v, input_precision=PRECISION)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "L", "H"])
 def gated_linear_attention_query_gradient_kernel(
     grad_ptr, k_ptr, v_ptr, decay_ptr, reverse_ptr, grad_q_ptr, scale,
     B, L, H, D, E,
@@ -112,7 +112,7 @@ def gated_linear_attention_query_gradient_kernel(
         state += tl.dot(tl.trans(k * tl.exp(last[None, :] - cum)), v, input_precision=PRECISION)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "L", "H"])
 def gated_linear_attention_backward_kernel(
     grad_ptr, q_ptr, k_ptr, v_ptr, decay_ptr, reverse_ptr, grad_q_ptr, grad_k_ptr, grad_v_ptr, grad_decay_ptr, scale,
     B, L, H, D, E,
@@ -258,7 +258,7 @@ def _aten(
 def _launch_options(kernel: str, q: torch.Tensor, v: torch.Tensor) -> tuple[int, dict[str, int | str]]:
     """Return the number of parts that the key channels are cut into, and the launch's constants and options."""
     D, E = q.shape[3], v.shape[3]
-    config = configs.pick(kernel, q, key_channels=D, value_channels=E)
+    config = configs.pick(kernel, q, key_channels=D, value_channels=E, sequences=q.shape[0] * q.shape[2])
     options: dict[str, int | str] = {
         "NUM_CHUNKS": cdiv(q.shape[1], config["BLOCK_C"]),
         "BLOCK_E": max(16, next_power_of_2(E)),
@@ -394,12 +394,16 @@ def gated_linear_attention(
     return _aten(q, k, v, log_decay, reverse_log_decay, scale)
 
 
+SMALL = {"sequences": 64}
+
+
 def aot_examples(kernel: str, bounds: dict[str, int]) -> Iterator[Example]:
     """Yield what the ahead-of-time compiler compiles for one row of the table (see `aot.py`)."""
     D, E = bounds.get("key_channels", 64), bounds.get("value_channels", MAX_VALUE_CHANNELS)
+    B, L, H = (1, 4096, min(16, bounds["sequences"])) if "sequences" in bounds else (64, 196, 4)
     for dtype, name in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
-        q = torch.empty(64, 196, 4, D, dtype=dtype, device="meta")
-        v = torch.empty(64, 196, 4, E, dtype=dtype, device="meta")
+        q = torch.empty(B, L, H, D, dtype=dtype, device="meta")
+        v = torch.empty(B, L, H, E, dtype=dtype, device="meta")
         tensors = (q, q, v, q, q, D**-0.5)
         forward = kernel == "gated_linear_attention_forward"
         keys, values = {
@@ -408,7 +412,7 @@ def aot_examples(kernel: str, bounds: dict[str, int]) -> Iterator[Example]:
             "gated_linear_attention_backward": (9, 3),
         }[kernel]
         yield Example(
-            label=f"{name} 64x196x4 D{D} E{E} both directions",
+            label=f"{name} {B}x{L}x{H} D{D} E{E} both directions",
             call=partial(_forward, *tensors) if forward else partial(_backward, v, *tensors),
             bytes=(keys * q.numel() + values * v.numel()) * q.element_size(),
             operations=2 * 2 * q.numel() * E * 2,

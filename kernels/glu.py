@@ -141,4 +141,5 @@ def aot_examples(kernel: str, bounds: dict[str, int]) -> Iterator[Example]:
             call=partial(_forward, x, x, "silu") if forward else partial(_backward, x, x, x, "silu"),
             bytes=(3 if forward else 5) * x.numel() * x.element_size(),
             operations=(5 if forward else 11) * x.numel(),
+            special=2 * x.numel(),
         )

@@ -234,7 +234,14 @@ def num_pairs(size: Sequence[int], window: Sequence[int], stride: Sequence[int],
               causal: Sequence[bool]) -> int:  # fmt: skip
     """Return how many (query, key) pairs attend, one head of one example."""
     dimensions = zip(size, window, stride, dilation, causal, strict=True)
-    return math.prod(sum(len(keys) for keys in attended(*dimension)) for dimension in dimensions)
+    return math.prod(_num_keys(*dimension) for dimension in dimensions)
+
+
+@functools.lru_cache(maxsize=4096)
+def _num_keys(n: int, window: int, stride: int, dilation: int, causal: bool) -> int:
+    """Return how many (query, key) pairs attend along one dimension."""
+    sizes = [cdiv(n - group, dilation) for group in range(min(dilation, n))]
+    return sum(len(keys_of(i, size, window, stride, causal)) for size in sizes for i in range(size))
 
 
 @functools.cache
@@ -362,7 +369,7 @@ def _geometry(kernel: str, q: torch.Tensor, window: Sequence[int], stride: Seque
               causal: Sequence[bool]) -> tuple[tuple[int, int], tuple[int, ...], dict[str, int | str]]:  # fmt: skip
     """Return the grid, the integers after the tensors, and the constants and options of a launch."""
     B, H, W, N, D = q.shape
-    config = dict(configs.pick(kernel, q, head_channels=D, bits=8 * q.element_size()))
+    config = dict(configs.pick(kernel, q, head_channels=D, bits=8 * q.element_size(), positions=B * H * W))
     block = config.pop("BLOCK_OUTER")
     lengths = cdiv(H, dilation[0]), cdiv(W, dilation[1])
     tile_y = min(next_power_of_2(lengths[0]), 1 << (block.bit_length() // 2))
@@ -536,6 +543,9 @@ def neighborhood_attention(
     return out.squeeze(1) if len(size) == 1 else out
 
 
+SMALL = {"positions": 8192}
+
+
 def aot_examples(kernel: str, bounds: dict[str, int]) -> Iterator[Example]:
     """Yield what the ahead-of-time compiler compiles for one row of the table (see `aot.py`)."""
     D = bounds.get("head_channels", MAX_HEAD_CHANNELS)
@@ -545,7 +555,8 @@ def aot_examples(kernel: str, bounds: dict[str, int]) -> Iterator[Example]:
         "1-D 4096 w64": ((1, 4096), [1, 64], [1, 1], [1, 1]),
     }
     for label, (size, window, stride, dilation) in settings.items():
-        q = torch.empty(8, *size, 4, D, dtype=dtype, device="meta")
+        batch = max(1, min(8, bounds.get("positions", 2**31) // math.prod(size)))
+        q = torch.empty(batch, *size, 4, D, dtype=dtype, device="meta")
         lse = torch.empty(q.shape[:-1], device="meta")
         options = (window, stride, dilation, [False, False], D**-0.5)
         forward = kernel == "neighborhood_attention_forward"
@@ -555,9 +566,10 @@ def aot_examples(kernel: str, bounds: dict[str, int]) -> Iterator[Example]:
             "neighborhood_attention_key_gradient": (6, 4),
         }[kernel]
         yield Example(
-            label=f"{name} {label} D{D}",
+            label=f"{name} {label} D{D}{'' if batch == 8 else f', batch {batch}'}",
             call=partial(_forward, q, q, q, *options) if forward else partial(_backward, q, q, q, q, q, lse, *options),
             bytes=maps * q.numel() * q.element_size(),
             operations=2 * products * q.numel() * math.prod(window),
             unit="matrix",
+            special=q.numel() // D * math.prod(window),
         )

@@ -20,7 +20,7 @@ from mixnas.kernels.tools.aot import Example
 MAX_CHANNELS = 8192  # a row is held in the registers of one program
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def norm_forward_kernel(
     x_ptr,  # (N, C)
     residual_ptr,  # (N, C) or None
@@ -59,7 +59,7 @@ def norm_forward_kernel(
     tl.store(out_ptr + offsets, out.to(out_ptr.dtype.element_ty), mask=ok)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def norm_backward_kernel(
     grad_ptr,  # (N, C)
     grad_sum_ptr,  # (N, C): what reaches x + residual past the norm; or None
@@ -151,7 +151,7 @@ def forward(
     total = None if residual is None else torch.empty_like(x)
     mean = torch.empty(rows, dtype=torch.float32, device=x.device) if centre else None
     rstd = torch.empty(rows, dtype=torch.float32, device=x.device)
-    config = configs.pick("norm_forward", x, channels=channels)
+    config = configs.pick("norm_forward", x, channels=channels, positions=rows)
     grid = (cdiv(rows, config["BLOCK_R"]),)
     operands = (x, residual, weight, bias, out, total, mean, rstd, rows, channels, eps)
     launch(norm_forward_kernel, grid, *operands, BLOCK_C=next_power_of_2(channels), **config)
@@ -188,7 +188,7 @@ def backward(
     grad_sum = None if grad_sum is None else grad_sum.contiguous()
     channels = x.shape[-1]
     rows = x.numel() // channels
-    config = configs.pick("norm_backward", x, channels=channels)
+    config = configs.pick("norm_backward", x, channels=channels, positions=rows)
     splits = cdiv(rows, config["BLOCK_R"] * config["STEPS"])
     grad_x = torch.empty_like(x)
     weight_sums = torch.empty(splits, channels, dtype=torch.float32, device=x.device)
@@ -318,10 +318,13 @@ def rms_norm(
     return _norm(x, weight, None, eps, residual, False)
 
 
+SMALL = {"positions": 8192}
+
+
 def aot_examples(kernel: str, bounds: dict[str, int]) -> Iterator[Example]:
     """Yield what the ahead-of-time compiler compiles for one row of the table (see `aot.py`)."""
     channels = bounds.get("channels", MAX_CHANNELS)
-    rows = 2**25 // channels
+    rows = min(2**25 // channels, bounds.get("positions", 2**31))
     for dtype, name in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
         if dtype == torch.float32 and channels < 1024:
             continue  # the wide rows need the most registers

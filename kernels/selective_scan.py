@@ -346,7 +346,8 @@ def _in_spans(
 
 
 def _pick(kernel: str, x: torch.Tensor, N: int) -> dict[str, int]:
-    return {"BLOCK_N": max(2, next_power_of_2(N)), **configs.pick(kernel, x, states=N)}
+    sequences = x.shape[0] * x.shape[2]  # a channel of an example is walked by itself
+    return {"BLOCK_N": max(2, next_power_of_2(N)), **configs.pick(kernel, x, states=N, sequences=sequences)}
 
 
 def _forward(
@@ -474,9 +475,13 @@ def selective_scan(
     return _aten(x, step, a, b, c, skip, step_bias)
 
 
+SMALL = {"sequences": 4096}
+
+
 def aot_examples(kernel: str, bounds: dict[str, int]) -> Iterator[Example]:
     """Yield what the ahead-of-time compiler compiles for one row of the table (see `aot.py`)."""
-    (B, L, E), N = (64, 196, 384), bounds.get("states", MAX_STATES)
+    N = bounds.get("states", MAX_STATES)
+    B, L, E = (1, 4096, min(2048, bounds["sequences"])) if "sequences" in bounds else (64, 196, 384)
     for dtype, name in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
         x, b = (torch.empty(B, L, width, dtype=dtype, device="meta") for width in (E, N))
         a, skip = torch.empty(E, N, device="meta"), torch.empty(E, device="meta")
@@ -490,4 +495,5 @@ def aot_examples(kernel: str, bounds: dict[str, int]) -> Iterator[Example]:
             call=partial(_forward, *operands) if forward else partial(_backward, x, *operands),
             bytes=(maps * x.numel() + 2 * b.numel()) * x.element_size() + kept,
             operations=operations * x.numel() * N,
+            special=x.numel() * N,
         )

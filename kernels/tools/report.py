@@ -1,32 +1,30 @@
-"""`python -m mixnas.kernels.tools.report` writes docs/kernels.md: what kernels' machine code uses, and its floors.
+"""`python -m mixnas.kernels.tools.report` writes docs/kernels.md: what kernels' machine code uses, floors, and times.
 
 A floor is a time no version of the kernel can beat: the least bytes over the copy bandwidth, and the operations over
 the rate of the unit that does them. The larger says what the kernel is bound by.
 """
 
 import argparse
+import json
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from mixnas.kernels import configs
 from mixnas.kernels.tools import aot
 
-# Measured on an H200: a device-to-device copy, counting bytes read and written, and an 8192-cubed bf16 product on
-# random data. Plain fp32 is the vendor's figure for the chip.
-COPY_BYTES_PER_S = 4.3e12
-OPERATIONS_PER_S = {"matrix": 0.78e15, "fp32": 67e12}
-
 _HEADER = """# Kernels: resources and floors
 
 Written by `python -m mixnas.kernels.tools.report`; not to be edited. Every kernel and every row of the launch tables
-(`kernels/*.json`), compiled ahead of time for sm_90 (H100, H200) with Triton {triton}; nothing here was timed.
+(`kernels/*.json`), compiled ahead of time for sm_90 (H100, H200) with Triton {triton}. What was timed is at the end.
 
 Floors are for an H200: bytes (every operand once) over {bandwidth:.1f} TB/s, a measured copy, and operations over the
 rate of their unit: {fp32:.0f} TFLOP/s in plain fp32 (the vendor's figure), {matrix:.0f} TFLOP/s on the tensor cores (a
-measured bf16 product). The larger bounds the kernel from below. Loads and stores are counted by width in bytes a
-thread; 16 is the widest. FFMA, MMA: multiply-add instructions, plain and on the tensor cores; MUFU: exponentials and
-roots; shared: accesses to shared memory; all static counts of the code, not of what runs.
+measured bf16 product), {special:.1f} T/s for exponentials and their like. The largest bounds the kernel from below.
+Loads and stores are counted by width in bytes a thread; 16 is the widest. FFMA, MMA: multiply-add instructions, plain
+and on the tensor cores; MUFU: exponentials and roots; shared: accesses to shared memory; all static counts of the code,
+not of what runs.
 """
 
 
@@ -37,8 +35,9 @@ def _sections(compiled: list[aot.Compiled]) -> Iterator[str]:
         yield f"## {kernel}\n\nFrom `kernels/{items[0].family}.py`. Rows: {source}.\n"
         yield (
             "| row | shape | launch | registers | stack | shared memory | instructions | FFMA | MMA | MUFU "
-            "| loads 16/8/4/<4 | stores 16/8/4/<4 | shared | floor, bytes | floor, operations | bound by |\n"
-            "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---|---|---:|---:|---:|---|"
+            "| loads 16/8/4/<4 | stores 16/8/4/<4 | shared "
+            "| floor, bytes | floor, operations | floor, special | bound by |\n"
+            "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---|---|---:|---:|---:|---:|---|"
         )
         for item in items:
             count = item.instructions
@@ -46,8 +45,7 @@ def _sections(compiled: list[aot.Compiled]) -> Iterator[str]:
                 "/".join(str(count[f"{kind}_{width}"]) for width in ("16", "8", "4", "narrow"))
                 for kind in ("load", "store")
             ]
-            bytes_us = item.bytes / COPY_BYTES_PER_S * 1e6
-            operations_us = item.operations / OPERATIONS_PER_S[item.unit] * 1e6
+            floors = aot.floors_us(item)
             bounds = ", ".join(
                 f"{name} <= {bound}" for name, bound in configs.rows(kernel, item.gpu)[item.row].up_to.items()
             )
@@ -55,12 +53,51 @@ def _sections(compiled: list[aot.Compiled]) -> Iterator[str]:
             yield (
                 f"| {item.gpu}: {bounds or 'any'} | {item.label} | {launch} | {item.registers} | {item.stack_bytes} "
                 f"| {item.shared_bytes:,} | {count['total']:,} | {count['ffma']} | {count['mma']} | {count['special']} "
-                f"| {widths[0]} | {widths[1]} | {count['shared']} | {bytes_us:.1f} µs | {operations_us:.1f} µs "
-                f"| {'bytes' if bytes_us >= operations_us else 'operations'} |"
+                f"| {widths[0]} | {widths[1]} | {count['shared']} | "
+                + " | ".join(f"{floors[what]:.1f} µs" for what in ("bytes", "operations", "special"))
+                + f" | {max(floors, key=lambda what: floors[what])} |"
             )
         for because in sorted({item.spills_because for item in items} - {""}):
             yield f"\nSpills are accepted here: {because}"
         yield ""
+
+
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+_OURS = "mixnas (Triton)"
+_FIGURE = "forward, graph, cold"
+
+
+def _measured(results: Path) -> Iterator[str]:
+    """What was timed, by device, from what `benchmarks/gpu.py --take` has put into the results."""
+    for path in sorted(results.glob("gpu-*.fast.json")):
+        data = json.loads(path.read_text(encoding="utf-8"))
+        about = data["provenance"]
+        yield (
+            f"## Measured on {data['device']}\n\nFrom `benchmarks/results/{path.name}`, torch {about['torch']}, Triton "
+            f"{about.get('triton', '')}, {about['time'][:10]}: a forward in a CUDA graph on a cold L2, median, beside "
+            "its floor there and the fastest that computes the same.\n"
+        )
+        yield "| family | shape | time | floor | bound by | over floor | fastest other | its time |"
+        yield "|---|---|---:|---:|---|---:|---|---:|"
+        for item in data["items"].values():
+            yield from _measured_row(item)
+        yield ""
+
+
+def _measured_row(item: dict[str, Any]) -> Iterator[str]:
+    times = {}
+    for name, entry in item["implementations"].items():
+        figure = entry.get("times", {}).get(_FIGURE)
+        if isinstance(figure, dict) and (name == _OURS or entry.get("same_function")):
+            times[name] = figure["p50_us"]
+    if _OURS not in times or "floor" not in item:
+        return
+    ours, floor = times.pop(_OURS), max(item["floor"][f"{what}_us"] for what in ("bytes", "operations", "special"))
+    other = min(times, key=lambda name: times[name], default="")
+    yield (
+        f"| {item['family']} | {item['label']} | {ours:.1f} µs | {floor:.1f} µs | {item['floor']['bound_by']} "
+        f"| {ours / floor:.1f} | {other} | {f'{times[other]:.1f} µs' if other else ''} |"
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -73,11 +110,11 @@ def main(argv: list[str] | None = None) -> None:
 
     header = _HEADER.format(
         triton=triton.__version__,
-        bandwidth=COPY_BYTES_PER_S / 1e12,
-        fp32=OPERATIONS_PER_S["fp32"] / 1e12,
-        matrix=OPERATIONS_PER_S["matrix"] / 1e12,
+        bandwidth=aot.COPY_BYTES_PER_S / 1e12,
+        **{unit: rate / 1e12 for unit, rate in aot.OPERATIONS_PER_S.items()},
     )
-    path.write_text("\n".join([header, *_sections(aot.compile_table())]), encoding="utf-8")
+    lines = [header, *_sections(aot.compile_table()), *_measured(RESULTS)]
+    path.write_text("\n".join(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mixnas.predictors.latency.gpus import GPUS
+from mixnas.predictors.latency.gpus import GPUS, sheet_of
 from mixnas.predictors.latency.lookup import SpaceUnits
 from mixnas.predictors.latency.model import Composition, UnitModel
 from mixnas.predictors.latency.predictor import LatencyPredictor, Profiled, plain_digest
@@ -34,7 +34,7 @@ def estimate(
     """A predictor of a GPU from its data sheet. Its answers have `estimate` set; it cannot be saved.
 
     Args:
-        device: One of `GPUS`.
+        device: One of `GPUS`, or a longer name of it.
         space: Whose units are counted.
         io: The task's input.
         runtime: "graph" or "eager".
@@ -46,14 +46,15 @@ def estimate(
     """
     from mixnas.predictors.latency.features import Works
 
-    if device not in GPUS:
+    gpu = sheet_of(device)
+    if gpu is None:
         raise ConfigError(
             f"no data sheet of {device!r}.{nearest(device, GPUS)} There are: {', '.join(GPUS)}. "
             "Measure it with `nas latency profile`."
         )
     if runtime not in _LAUNCH_MS:
         raise ConfigError(f"runtime {runtime!r} of a GPU: allowed are {', '.join(_LAUNCH_MS)}.")
-    gpu, launch = GPUS[device], _LAUNCH_MS[runtime]
+    launch = _LAUNCH_MS[runtime]
     own = SpaceUnits(space, io, () if plain is None else (plain_digest(plain),))
     units, works = own.units, Works(batch_size, gpu=gpu)
     milliseconds = {"launches": launch} | {name: 1 / share for name, share in _SHARES.items()}

@@ -40,6 +40,14 @@ def example_input(unit: Unit, batch_size: int, generator: torch.Generator, devic
     return torch.randn((*shape, unit.before.width), generator=generator).to(device)
 
 
+def _blank_input(unit: Unit, batch_size: int, device: str) -> Tensor:
+    """An input of the shape and type of `example_input`, all zeros: no count depends on values."""
+    shape = (batch_size, *unit.before.size)
+    if unit.tokens:
+        return torch.zeros(shape, dtype=torch.int64, device=device)
+    return torch.zeros((*shape, unit.before.width), device=device)
+
+
 def deployed_unit(unit: Unit, device: str = "cpu") -> nn.Module:
     """A unit as it would be deployed: in evaluation mode, its weights stored as its quantization policy stores them."""
     return deploy_unit(build_unit(unit).eval().requires_grad_(False).to(device))
@@ -156,7 +164,7 @@ class Works:
         module = module.eval().requires_grad_(False).to(self._device)
         if quant is not None:
             module = policy_of(quant).deploy(module)
-        x = example_input(frame, self._batch_size, generator, self._device)
+        x = _blank_input(frame, self._batch_size, self._device)
         inputs: tuple[Any, ...] = (x if frame.tokens or axis == "gate" else x.to(carried),)
         if axis == "gate":
             inputs = (x, _Stand(x.to(carried)))
@@ -167,7 +175,7 @@ class Works:
         """What a unit adds to its operators, which answer in the type `carried`."""
         key = (frame, carried)
         if key not in self._counted:
-            x = example_input(frame, self._batch_size, torch.Generator().manual_seed(0), self._device)
+            x = _blank_input(frame, self._batch_size, self._device)
             stands: list[_Stand] = []
 
             def make(place: str, axis: str, op: Op, before: Context, after: Context, quant: Op | None) -> nn.Module:

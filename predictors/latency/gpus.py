@@ -7,11 +7,14 @@ allow (CUDA C++ Programming Guide, "Compute Capabilities"; the rounding is that 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mixnas.predictors.measuring.device import INTERPRETER
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,8 @@ class GPU:
 _SHEETS = (
     GPU("nvidia-h200", 67, 989, 1979, 4.8, 132, 90),
     GPU("nvidia-h100", 67, 989, 1979, 3.35, 132, 90),
+    GPU("nvidia-h100-pcie", 51, 756, 1513, 2.0, 114, 90),
+    GPU("nvidia-h100-nvl", 60, 835, 1671, 3.9, 132, 90),
     GPU("nvidia-a100", 19.5, 312, 624, 2.0, 108, 80),
     GPU("nvidia-l4", 30.3, 121, 242, 0.30, 58, 89),
     GPU("nvidia-l40s", 91.6, 362, 733, 0.864, 142, 89),
@@ -89,11 +94,24 @@ _PARTITIONS = 4  # of a multiprocessor; a warp's registers come from its own par
 _TILES = ((128, 128), (128, 64), (64, 128), (64, 64), (64, 32), (32, 64), (32, 32))
 
 
+def sheet_of(device: str) -> GPU | None:
+    """The data sheet of a device, under the device's own name; None where there is none.
+
+    A driver's name says more than the product's: an H100 is "nvidia-h100-80gb-hbm3". So the longest product whose words
+    the name begins with is the one.
+    """
+    if device in GPUS:
+        return GPUS[device]
+    products = [name for name in GPUS if device.startswith(f"{name}-")]
+    return replace(GPUS[max(products, key=len)], name=device) if products else None
+
+
 def gpu_of(device: str, torch_device: str = "cpu") -> GPU | None:
     """The numbers of a device: those of the data sheet, corrected by what the driver says where the device is here.
 
     Args:
-        device: Its standard name; part of a GPU, or one that has no data sheet here, has no peak rates.
+        device: Its standard name; part of a GPU, or one that has no data sheet here, has no peak rates, and a warning
+            says so: floors are then no features.
         torch_device: "cuda" when `device` is this machine's GPU.
 
     Returns:
@@ -102,7 +120,7 @@ def gpu_of(device: str, torch_device: str = "cpu") -> GPU | None:
     """
     if device == INTERPRETER:
         return GPUS["nvidia-h200"]
-    sheet = GPUS.get(device)
+    sheet = sheet_of(device)
     if torch_device != "cuda":
         return sheet
     import torch
@@ -111,6 +129,13 @@ def gpu_of(device: str, torch_device: str = "cpu") -> GPU | None:
     count, arch = found.multi_processor_count, 10 * found.major + found.minor
     if sheet is not None and (sheet.multiprocessors, sheet.arch) == (count, arch):
         return sheet
+    log.warning(
+        "%s: %s. What it takes at least is unknown to the predictor; add its data sheet to `gpus._SHEETS`.",
+        device,
+        "no data sheet is here"
+        if sheet is None
+        else f"{count} multiprocessors of compute capability {arch / 10}, not those of the data sheet",
+    )
     return GPU(device, 0.0, 0.0, 0.0, 0.0, count, arch)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mixnas.predictors.latency.gpus import GPU, GPUS
+from mixnas.predictors.latency.gpus import GPU, sheet_of
 from mixnas.predictors.latency.lookup import SpaceTable, SpaceUnits, network_input, tree_from_plain, tree_to_plain
 from mixnas.predictors.latency.model import Columns, Composition, UnitModel
 from mixnas.predictors.latency.trees import Trees
@@ -431,7 +431,7 @@ class LatencyPredictor:
             f"no measurements of device {device!r} through {runtime!r}.{nearest(device, [d for d, _, _ in there])} "
             f"There are: {', '.join(names) or 'none'}. Measure this machine with `nas latency profile"
             f"{'' if runtime == 'eager' else f' --runtime {runtime}'}`"
-            f"{', or have it estimated from its data sheet with `--estimate`' if device in GPUS else ''}."
+            f"{', or have it estimated from its data sheet with `--estimate`' if sheet_of(device) else ''}."
         )
 
 

@@ -31,6 +31,8 @@ from mixnas.predictors.measuring import runtimes
 from mixnas.predictors.measuring.device import INTERPRETER, device_name, provenance
 from mixnas.predictors.measuring.measure import (
     Call,
+    CudaClock,
+    HotInput,
     MeasureConfig,
     Measurement,
     Meter,
@@ -114,7 +116,8 @@ class Profiler:
         runtimes.require(runtime, self.torch_device)
         self.clock = runtimes.clock_of(runtime, self.torch_device)
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.works = Works(config.measure.batch_size, self.torch_device, self.gpu)
+        # A GPU's launches are counted without it, as whoever asks about other networks later counts them.
+        self.works = Works(config.measure.batch_size, self.torch_device if self.gpu is None else "cpu", self.gpu)
         self.directory = Path(directory)
         self.meter = Meter(config.measure, sentinel=self._sentinel(), clock=self.clock)
         self.table = MeasurementTable.create_or_open(
@@ -192,6 +195,8 @@ class Profiler:
             with torch.inference_mode():
                 call()
             torch.cuda.synchronize()
+            if what.kind == "unit":  # in a network the unit before has just written what it reads
+                call = HotInput(call, inputs)
         return call
 
     def _built(self, subjects: Sequence[Subject], until: float) -> tuple[list[Subject], list[Call]]:
@@ -204,7 +209,9 @@ class Profiler:
             try:
                 calls.append(self.call_of(what))
                 built.append(what)
-            except (ConfigError, torch.cuda.OutOfMemoryError) as error:
+            except (ConfigError, RuntimeError) as error:
+                if isinstance(error, RuntimeError) and not runtimes.is_out_of_memory(error):
+                    raise
                 log.warning("left out of the profile: %s", error)
                 self.left_out[what.id] = str(error)
                 if self.torch_device == "cuda":
@@ -232,6 +239,8 @@ class Profiler:
         if self._provenance is None:
             kind = "cuda" if self.torch_device == "cuda" else "cpu"
             record = provenance(kind, self.config.measure.threads) | {"device": self.name, "runtime": self.runtime}
+            if isinstance(self.clock, CudaClock):
+                record["subtracted_us"] = round(self.clock.overhead_ns * 1e-3, 3)
             self._provenance = self.table.add_provenance(record)
         begun = time.monotonic()
         # Half of the time at most for building (a compiler may take seconds a unit), the rest for measuring.

@@ -5,6 +5,7 @@ Naming needs no torch, so that a query answers quickly; provenance of a GPU does
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -12,6 +13,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -62,11 +64,12 @@ def gpu_models() -> list[str]:
             found.append(match.group(1))
     if not found and shutil.which("nvidia-smi"):  # some containers show no /proc/driver
         command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        try:
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
-        except (OSError, subprocess.TimeoutExpired):
-            return []
-        found = [line for line in done.stdout.splitlines() if line.strip() and not done.returncode]
+            found = [line for line in done.stdout.splitlines() if line.strip() and not done.returncode]
+    torch = sys.modules.get("torch")
+    if not found and torch is not None and torch.cuda.is_available():  # others have neither
+        found = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     slugs = map(_slug, found)
     return [slug if slug.startswith("nvidia") else f"nvidia-{slug}" for slug in slugs]
 

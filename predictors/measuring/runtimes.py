@@ -6,6 +6,7 @@ time counts before its outputs agree with eager PyTorch's.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import shutil
 from typing import TYPE_CHECKING, Any
@@ -124,10 +125,38 @@ def _compiled(module: nn.Module, inputs: Tensor) -> Call:
     return lambda: function(inputs)
 
 
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error is, or came of, a GPU's memory that did not suffice: a capture that fails hides why."""
+    import torch
+
+    while error is not None:
+        if isinstance(error, torch.cuda.OutOfMemoryError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@functools.cache
+def _first_graph() -> Any:
+    """A graph whose memory all others of this process share: they run in turn, and nobody reads what one has left.
+
+    It stays: memory whose graphs are all gone cannot be shared again.
+    """
+    import torch
+
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad():
+        number = torch.zeros(1, device="cuda").add_(1)  # loaded before it is captured
+        with torch.cuda.graph(graph):
+            number.add_(1)
+    return graph
+
+
 def _graph(module: nn.Module, inputs: Tensor) -> Call:
     import torch
 
-    with torch.inference_mode():
+    # Not inference mode: a later capture outside it could not write the state of the random numbers.
+    with torch.no_grad():
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -135,7 +164,7 @@ def _graph(module: nn.Module, inputs: Tensor) -> Call:
                 module(inputs)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, pool=_first_graph().pool()):
             output = module(inputs)
 
     def replay() -> Tensor:

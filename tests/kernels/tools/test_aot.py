@@ -1,5 +1,10 @@
 """Every kernel and every configuration of the table, compiled for sm_90."""
 
+import json
+import os
+import subprocess
+import sys
+
 import pytest
 
 from mixnas.kernels import FAMILIES, configs, dispatch
@@ -48,3 +53,101 @@ def test_one_family_and_the_cache(tmp_path, monkeypatch):
 def test_a_failing_child_says_why():
     with pytest.raises(RuntimeError, match="no_such_family"):
         aot.compile_table(["no_such_family"])
+
+
+_TRITONS_OWN = """
+import json
+import triton.compiler
+from triton.compiler import make_backend
+from triton.runtime import driver
+from mixnas.kernels import FAMILIES
+from mixnas.kernels.tools import aot
+
+gpu, seen = aot._PretendedGPU(), []
+driver.set_active(gpu)
+plain = triton.compiler.compile
+
+class Caught(Exception):
+    pass
+
+def catch(source, target=None, options=None, **_):
+    seen.append((source.hash(), make_backend(target).parse_options(dict(options)).hash()))
+    raise Caught
+
+found = {}
+for family, kernel, name, index, row, example in aot._launches(FAMILIES):
+    function, operands, options = aot._record(kernel, name, example)
+    source, ours = aot._specialise(function, operands, options)
+    function.device_caches.pop(gpu.device, None)
+    triton.compiler.compile = catch
+    try:
+        function.warmup(*operands, grid=(1,), **options)
+    except Caught:
+        pass
+    triton.compiler.compile = plain
+    key = source.hash(), make_backend(gpu.get_current_target()).parse_options(dict(ours)).hash()
+    found[f"{kernel} {example.label}"] = key == seen[-1]
+print(json.dumps(found))
+"""
+
+
+def test_compiles_what_a_launch_would():
+    """Triton's cache key, of source, types, divisibility and options: a launch finds what was compiled ahead."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", _TRITONS_OWN]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    assert len(found) > 100
+    assert not [label for label, same in found.items() if not same]
+
+
+_SIZES = """
+import torch
+from functools import partial
+from mixnas.kernels import configs, norm, depthwise
+from mixnas.kernels.tools import aot
+
+def source(kernel, call):
+    function, operands, options = aot._record(kernel, "any", aot.Example(label="", call=call, bytes=0, operations=0))
+    return aot._specialise(function, operands, options)[0].hash()
+
+def rows(n):
+    x = torch.empty(n, 256, device="meta")
+    return source("norm_forward", partial(norm.forward, x, x, x[0], x[0], 1e-5, True))
+
+def batch(n):
+    x, taps = torch.empty(n, 56, 56, 64, device="meta"), torch.empty(49, 64, device="meta")
+    return source("depthwise_forward", partial(depthwise.convolve, x, taps, taps[0], None, "none", (7, 7, 3, 3)))
+
+assert rows(4096) == rows(4097) == rows(1), "norm"
+assert batch(32) == batch(2) == batch(1), "depthwise"
+"""
+
+
+def test_sizes_that_need_no_alignment_make_no_other_code():
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", _SIZES], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_report_ends_with_what_was_measured(tmp_path):
+    """One row a point that was right, with its unit, its floor and the fastest other form."""
+    from mixnas.kernels.tools import report
+
+    floor = {"bytes_us": 6.0, "operations_us": 1.0, "special_us": 0.0, "bound_by": "bytes"}
+    entry = {"same_function": True, "times": {"forward, graph, cold": {"p50_us": 12.0}}}
+    slower = {"same_function": True, "times": {"forward, graph, cold": {"p50_us": 15.0}}}
+    other = {"same_function": False, "times": {"forward, graph, cold": {"p50_us": 1.0}}}
+    right = {"mixnas (Triton)": entry, "ATen": slower, "sdpa": other}
+    items = {
+        "a": {"family": "norm", "label": "8x8", "floor": floor, "implementations": right},
+        "b": {"family": "norm", "label": "wrong", "floor": floor, "implementations": {"ATen": slower}},
+    }
+    provenance = {"torch": "2.11.0", "triton": "3.6.0", "time": "2026-12-01T00:00:00"}
+    data = {"device": "nvidia-h200", "provenance": provenance, "items": items}
+    (tmp_path / "gpu-nvidia-h200.fast.json").write_text(json.dumps(data))
+    lines = list(report._measured(tmp_path))
+    assert lines[0].startswith("## Measured on nvidia-h200")
+    assert lines[3:] == ["| norm | 8x8 | 12.0 µs | 6.0 µs | bytes | 2.0 | ATen | 15.0 µs |", ""]
+    assert not list(report._measured(tmp_path / "none"))

@@ -3,10 +3,12 @@
 import csv
 import os
 import random
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from mixnas.kernels import configs, dispatch
 from mixnas.kernels.tools import resources
@@ -253,3 +255,30 @@ def test_the_form_on_published_measurements():
     mean, within = found["with trees"]
     assert mean <= 2.2 and within >= 98
     assert found["random forest"][0] > 3 * mean
+
+
+def test_a_unit_that_does_not_fit_is_left_out_and_the_profile_goes_on(tmp_path, monkeypatch, caplog):
+    """A call that raises out-of-memory, also where the capture's own error hides it; any other error is raised."""
+    quick = MeasureConfig(passes=1, window_ms=0.2, sentinel_repeats=2, max_extra_passes=0)
+    profiler = profile_module.Profiler(
+        SearchSpace.from_dict(PLAIN), IMAGES, device="cpu", runtime="eager", directory=tmp_path,
+        config=ProfileConfig(measure=quick),
+    )  # fmt: skip
+    subjects = [profiler.unit_subject(row) for row in range(4)]
+    plain, seen = profiler.call_of, []
+
+    def call_of(what):
+        seen.append(what.id)
+        if len(seen) == 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        if len(seen) == 3:
+            raise RuntimeError("capture") from torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return plain(what)
+
+    monkeypatch.setattr(profiler, "call_of", call_of)
+    built, calls = profiler._built(subjects, time.monotonic() + 60)
+    assert [what.id for what in built] == [subjects[0].id, subjects[3].id] and len(calls) == 2
+    assert set(profiler.left_out) == {subjects[1].id, subjects[2].id}
+    monkeypatch.setattr(profiler, "call_of", lambda what: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        profiler._built(subjects, time.monotonic() + 60)

@@ -1,0 +1,142 @@
+"""Everything that a GPU can tell, in one call of some minutes, on a machine that has only torch and this folder.
+
+    python benchmarks/gpu.py --minutes 9 --out DIR
+    python benchmarks/gpu.py --minutes 4 --out DIR --only measured
+    python benchmarks/gpu.py --take DIR
+
+Needs torch, triton, numpy, scikit-learn, pyyaml and a CUDA device; nothing has to be installed. The steps, each in a
+process of its own with a share of the minutes; one that fails, hangs or dies stops no other:
+
+    right     every kernel and every operator against float64: eagerly, compiled, in a CUDA graph
+    tuned     launch configurations of the kernels that are furthest from their floors
+    fast      the kernels against their floors and against what a user would take instead
+    measured  networks of configs/imagenet.yaml and configs/lm.yaml; the latency predictor and what it is worth
+    trained   steps of the super-network at real size, and a small search on this device
+
+DIR gets at most eight files, none over 16 MiB. A second call goes on from what is in DIR, or in the checkout after
+`--take`, which puts results where they belong: launch tables, predictors/tables, benchmarks/results, docs/kernels.md.
+The last lines are a table of one screen. `--dry` tries all of it out on a CPU in small: that is no device's, and
+`--take` refuses it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import importlib
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+STARTED = time.monotonic()
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from _gpu_results import read_json  # noqa: E402
+from _gpu_steps import STEPS, Run, checkout, run_all  # noqa: E402
+
+_CLOSING_S = 8.0  # for the table
+
+
+def _as_step(arguments: argparse.Namespace) -> None:
+    """What a step's own process does."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # end with the process that started this one
+    from _checkout import use_checkout
+
+    use_checkout()
+    from _gpu_context import Context
+
+    context = Context(out=arguments.out, work=arguments.work, deadline=STARTED + arguments.seconds, dry=arguments.dry)
+    step, _, part = arguments.step.partition(":")
+    module = importlib.import_module(f"_gpu_{step}")
+    if part:
+        module.work(context, part, arguments.answers)
+    else:
+        module.run(context)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    out: Path = arguments.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    before = read_json(out / "gpu.json")
+    if before and before.get("dry") != arguments.dry:
+        sys.exit(f"{out} holds a run {'with' if before.get('dry') else 'without'} --dry. Give another --out.")
+    from _gpu_take import bring
+
+    work = Path(tempfile.mkdtemp(prefix="mixnas-gpu-"))
+    run = Run(
+        out=out,
+        work=work,
+        deadline=STARTED + 60 * arguments.minutes - _CLOSING_S,
+        dry=arguments.dry,
+        grace_s=arguments.grace,
+        least_s=3.0 if arguments.dry else 15.0,
+    )
+    try:
+        checkout(work)
+        if not arguments.dry:
+            bring(out)
+        steps = [step for step in STEPS if arguments.only is None or step in arguments.only]
+        call = run_all(run, steps, lambda text: print(f"[{time.monotonic() - STARTED:4.0f} s] {text}", flush=True))
+    finally:
+        if not arguments.keep_work:
+            shutil.rmtree(work, ignore_errors=True)
+    from _gpu_table import table
+
+    print("\n".join(table(out)), flush=True)
+    return 0 if all(step["state"] == "done" for step in call["steps"].values()) else 1
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the steps, take their results, or be one of the steps."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=9.0, help="everything, this long (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="folder for the results, gone on from if it has some")
+    parser.add_argument("--only", action="append", choices=STEPS, help="only this step; may be given again")
+    parser.add_argument("--dry", action="store_true", help="on a CPU, in small, to try it out")
+    parser.add_argument("--take", type=Path, metavar="DIR", help="put the results in DIR where they belong")
+    parser.add_argument("--table", type=Path, metavar="DIR", help="print the table of the results in DIR")
+    parser.add_argument("--grace", type=float, default=12.0, help="seconds over its share before a step is ended")
+    parser.add_argument("--keep-work", action="store_true", help="keep the working folder")
+    parser.add_argument("--step", help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--answers", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if arguments.take is not None:
+        from _gpu_take import take
+
+        for line in take(arguments.take):
+            print(line)
+        return 0
+    if arguments.table is not None:
+        from _gpu_table import table
+
+        print("\n".join(table(arguments.table)))
+        return 0
+    if arguments.out is None:
+        parser.error("--out DIR is needed: where the results go")
+    if arguments.step is not None:
+        _as_step(arguments)
+        return 0
+    return _run(arguments)
+
+
+if __name__ == "__main__":
+    code = 1
+    try:
+        code = main()
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+        if isinstance(leaving.code, str):
+            print(leaving.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # no library's thread or exit handler holds the machine
