@@ -77,7 +77,7 @@ def _trials(root: Path, run: str) -> list[dict[str, Any]]:
     return [{"number": r.number, "id": r.id, "status": r.status} for r in results.records]
 
 
-def kill_and_resume(root: Path, kills: int, trials: int, rng: random.Random, longest: float = 9.0) -> dict[str, Any]:
+def kill_and_resume(root: Path, kills: int, trials: int, rng: random.Random, longest: float = 16.0) -> dict[str, Any]:
     """Do it; returns what was seen.
 
     Raises:
