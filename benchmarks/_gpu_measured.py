@@ -8,6 +8,7 @@ next call goes on.
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import time
 import zipfile
@@ -206,6 +207,10 @@ def _unseen(
         cost = time.monotonic() - began
 
 
+def _network(architecture: Architecture, io: IOSpec, generator: torch.Generator) -> Network:
+    return Network(architecture, io, generator=generator).eval().requires_grad_(False).deploy()
+
+
 def _times(
     context: Context,
     setting: Setting,
@@ -220,8 +225,8 @@ def _times(
     calls: list[Any] = []
     with fixed_threads(config.threads):
         for architecture in architectures:
-            network = Network(architecture, setting.io, generator=generator).eval().requires_grad_(False)
-            network = network.deploy().to(device)
+            build = functools.partial(_network, architecture, setting.io, generator)
+            network = runtimes.built_on(device, build)
             inputs = setting.io.example(setting.batch, generator=generator).to(device)
             try:
                 calls.append(runtimes.prepare(network, inputs, runtime, config.threads))
