@@ -113,9 +113,12 @@ def sample(args: argparse.Namespace) -> int:
 
 def check(args: argparse.Namespace) -> int:
     """Whether the file is a space that can be searched."""
+    from mixnas.predictors.latency.lookup import check_tables
     from mixnas.search.study.feasibility import check_constraints, corners
 
     config, space, io = _load_checked(args)
+    if config.search.evaluator != "standalone":  # which measures, and looks nothing up
+        check_tables(space, io)
     check_constraints(config.parsed_constraints(), corners(space, io))
     print(f"{config_name(args)}: {space.size():,} architectures, everything fits {io.kind} tasks")
     return 0

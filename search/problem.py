@@ -10,6 +10,7 @@ from mixnas.evaluators.standalone import StandaloneEvaluator, StandaloneSpec
 from mixnas.evaluators.supernet.evaluator import SupernetEvaluator, SupernetSpec
 from mixnas.evaluators.tasks.loading import by_name
 from mixnas.evaluators.tasks.task import Task
+from mixnas.predictors.latency.lookup import check_tables
 from mixnas.predictors.latency.source import LatencySource
 from mixnas.search.config import Config
 from mixnas.search.study.feasibility import Corners, check_constraints, corners
@@ -52,6 +53,8 @@ class Problem:
         latency = self.latency()
         self.device, self.latency_tag = latency.device, latency.tag
         self.metrics = self.evaluator(latency).metrics
+        if self.metrics["latency_ms"].cheap:  # it will be looked up
+            check_tables(self.space, self.io)
         latency.check()
         self.objectives = config.parsed_objectives(self.metrics)
         self.constraints = config.parsed_constraints(self.metrics)

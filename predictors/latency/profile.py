@@ -391,7 +391,8 @@ class Profiler:
             if not subjects:
                 return
             mixed = [subjects[i] for i in self.rng.permutation(len(subjects))]
-            self.measure(mixed, time.monotonic() + slot, should_stop, tick)
+            if self.measure(mixed, time.monotonic() + slot, should_stop, tick) == 0:
+                return  # none of them runs here, nor would others
             rounds += 1
             if tick is not None:
                 tick()
@@ -417,7 +418,8 @@ class Profiler:
             if not subjects:
                 return
             log.info("beyond its budget, the profile measures %d more to have enough for a fit", len(subjects))
-            self.measure(subjects, deadline, should_stop, tick)
+            if self.measure(subjects, deadline, should_stop, tick) == 0:
+                return
 
 
 def profile(

@@ -60,3 +60,15 @@ def test_ops_by_a_pattern_of_names_or_an_axis():
     assert [op["name"] for op in gates] == registry.names("gate")
     unknown = nas("ops", "atention")
     assert unknown.returncode == 2 and "Did you mean 'attention'?" in unknown.stderr
+
+
+def test_tables_that_would_not_fit_are_said_by_the_check(tmp_path: Path):
+    kernels = ", ".join(str(k) for k in range(3, 32, 2))
+    mixer = f"{{name: convnext, kernel_size: [{kernels}], expansion: [{', '.join(str(i / 4) for i in range(1, 65))}]}}"
+    block = f"{{mixer: {mixer}, gate: {{name: se, reduction: [1, 2, 3, 4, 5, 6, 7, 8]}}, channel_mixer: mlp}}"
+    widths = ", ".join(str(i) for i in range(8, 264))
+    stages = f"[{{width: [{widths}], block: {block}}}]"
+    path = tmp_path / "wide.yaml"
+    path.write_text(f"space: {{stem: conv, norm: [layer, rms, batch], stages: {stages}}}")
+    refused = nas("space", "check", path)
+    assert refused.returncode == 2 and "the tables that latency is looked up in would have" in refused.stderr

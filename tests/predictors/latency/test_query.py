@@ -8,7 +8,6 @@ from mixnas.predictors.latency.lookup import SpaceUnits
 from mixnas.predictors.latency.model import FitConfig
 from mixnas.predictors.latency.predictor import plain_digest
 from mixnas.predictors.latency.query import ask, ask_sample, to_plain
-from mixnas.predictors.measuring.value import Latency
 from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.space import SearchSpace
 from mixnas.search_space.units import IOSpec
@@ -47,14 +46,14 @@ def test_an_architecture_in_any_spelling(table):
 
 def test_a_sample_is_the_spaces(table):
     predictor = fitted(table, IO)
-    rows = ask_sample(predictor, {"space": PLAIN, "task": "x"}, 5, 3, "config.yaml")
-    assert rows == ask_sample(predictor, PLAIN, 5, 3, "config.yaml", IO) and len(rows) == 5
+    rows = ask_sample(predictor, SPACE, 5, 3, IO)
+    assert rows == ask_sample(predictor, predictor.spaces[0].space, 5, 3, IO) and len(rows) == 5
     for row, architecture in zip(rows, SPACE.decode_many(SPACE.sample_many(5, np.random.default_rng(3))), strict=True):
         assert row["id"] == architecture.id and row["architecture"] == architecture.to_dict()
-        assert Latency.from_plain(row["latency"]) == predictor.predict(architecture).latency
+        assert row["latency_ms"] == predictor.predict(architecture).latency.ms
         assert set(row) == {"id", "architecture", *to_plain(predictor.predict(architecture))}
     with pytest.raises(ConfigError, match="whole number from 1"):
-        ask_sample(predictor, PLAIN, 0, 3, "config.yaml")
+        ask_sample(predictor, SPACE, 0, 3, IO)
 
 
 def test_with_several_inputs_one_must_be_named(table):
@@ -62,11 +61,9 @@ def test_with_several_inputs_one_must_be_named(table):
     plain = SPACE.sample(np.random.default_rng(0)).to_dict()
     with pytest.raises(ConfigError, match=r"profiled for image 8x8 .*; image 16x16"):
         ask(predictor, plain, "a.yaml")
-    with pytest.raises(ConfigError, match="Give `io`"):
-        ask_sample(predictor, PLAIN, 2, 0, "config.yaml")
     small, large = (ask(predictor, plain, "a.yaml", io).latency for io in (IO, LARGER))
     assert small.ms < large.ms and small.outside == large.outside == ()
-    sampled = [ask_sample(predictor, PLAIN, 1, 0, "c", io)[0]["latency"]["ms"] for io in (IO, LARGER)]
+    sampled = [ask_sample(predictor, SPACE, 1, 0, io)[0]["latency_ms"] for io in (IO, LARGER)]
     assert sampled[0] < sampled[1]
     other = ask(predictor, plain, "a.yaml", IOSpec("image", (32, 32), 1, 10)).latency
     assert "image 32x32" in other.outside[0] and other.ms > large.ms
