@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _gpu_context import Context, first_line, root
+from _gpu_context import Context, first_line, require_answers, root
 from _gpu_results import LARGEST_BYTES, Results, write_bytes
 
 from mixnas.predictors.latency.estimate import estimate
@@ -97,25 +97,17 @@ def run(context: Context) -> None:
             until = time.monotonic() + context.left * setting.weight / sum(each.weight for each in (setting, *settings))
             try:
                 _measure(context, setting, results, place, until)
-            except (ConfigError, RuntimeError, ValueError) as error:  # the other settings may be well
+            except Exception as error:  # the other settings may be well
                 item = results.items.get(setting.name, {})
                 results.keep(setting.name, item | {"failed": first_line(error)})
                 print(f"{setting.name}: {first_line(error)}")
-                if not context.dry and not _answers():
-                    raise
+                require_answers(context)
             pack(context, place, results)
         for setting in settings:
             results.leave_out(setting.name, "out of time")
         results.complete()
     finally:
         pack(context, place, results)
-
-
-def _answers() -> bool:
-    try:
-        return bool(torch.ones(1, device="cuda").item())
-    except RuntimeError:
-        return False
 
 
 def _measure(context: Context, setting: Setting, results: Results, place: Path, until: float) -> None:

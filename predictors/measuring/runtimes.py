@@ -141,7 +141,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def built_on(device: str, build: Callable[[], nn.Module]) -> nn.Module:
-    """What `build` makes, on a device, and made there: drawing large weights on a CPU takes longer than measuring them."""
+    """What `build` makes, made on a device: drawing large weights on a CPU takes longer than measuring them."""
     import torch
 
     if device == "cpu":
