@@ -212,8 +212,8 @@ _AXES = ("stem", "norm", "downsample", "mixer", "gate", "channel_mixer", "head")
 
 
 def _context(kind: str, dry: bool) -> registry.Context:
-    sizes = {"image": (4, 4) if dry else (14, 14)}
-    return registry.Context(16 if dry else 64, sizes.get(kind, (6,) if dry else (96,)), kind)
+    sizes = {"image": (2, 2) if dry else (14, 14)}
+    return registry.Context(16 if dry else 64, sizes.get(kind, (4,) if dry else (96,)), kind)
 
 
 def _stands(axis: str, name: str, kind: str, dry: bool) -> tuple[Op, registry.Context, registry.Context] | None:
@@ -221,7 +221,7 @@ def _stands(axis: str, name: str, kind: str, dry: bool) -> tuple[Op, registry.Co
     operator = registry.get(axis, name)
     before = _context(kind, dry)
     if axis == "stem":
-        before = registry.Context(3, before.size, kind)
+        before = registry.Context(3, (16, 16) if kind == "image" else before.size, kind)
     options = {knob: value.default for knob, value in operator.knobs.items()}
     if kind != "causal" and options.get("kernel_size", 1) % 2 == 0:
         options["kernel_size"] = 3

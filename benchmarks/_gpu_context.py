@@ -69,6 +69,22 @@ class Context:
         return Results(self.out / f"{step}.json", step, self.device, self.dry, {"provenance": record, **about})
 
 
+EXIT_LOST = 3  # of a step whose GPU answers it no more: it goes on in a new process
+
+
+def require_answers(context: Context) -> None:
+    """End this process where the GPU answers it no more: whatever it would still try would fail."""
+    if context.dry:
+        return
+    import torch
+
+    try:
+        torch.ones(1, device="cuda").item()
+    except RuntimeError as error:
+        print(f"the GPU answers this process no more: {first_line(error)}")
+        raise SystemExit(EXIT_LOST) from error
+
+
 def root() -> Path:
     """The checkout that is running: the package `mixnas`."""
     import mixnas

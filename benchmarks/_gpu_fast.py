@@ -6,7 +6,7 @@ import time
 import warnings
 
 import torch
-from _gpu_context import Context, kernel_sources
+from _gpu_context import Context, kernel_sources, require_answers
 from _kernel_grid import FLA, grid, tiny
 
 import kernels as benchmark
@@ -43,6 +43,8 @@ def run(context: Context) -> None:
         whole = known["whole"] if slow and known is not None else not late
         results.keep(key, record | {"sources": sources, "whole": whole, "slow_peers": slow and not late})
         benchmark.show(record)
+        if any("failed" in entry for entry in (record, *record["implementations"].values())):
+            require_answers(context)
     for entry in (*budget.left_out, *benchmark.never_here(points)):
         results.leave_out(", ".join(value for name, value in entry.items() if name != "why"), entry["why"])
     results.complete()

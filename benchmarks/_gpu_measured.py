@@ -8,6 +8,7 @@ next call goes on.
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import time
 import zipfile
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _gpu_context import Context, first_line, root
+from _gpu_context import Context, first_line, require_answers, root
 from _gpu_results import LARGEST_BYTES, Results, write_bytes
 
 from mixnas.predictors.latency.estimate import estimate
@@ -96,25 +97,17 @@ def run(context: Context) -> None:
             until = time.monotonic() + context.left * setting.weight / sum(each.weight for each in (setting, *settings))
             try:
                 _measure(context, setting, results, place, until)
-            except (ConfigError, RuntimeError, ValueError) as error:  # the other settings may be well
+            except Exception as error:  # the other settings may be well
                 item = results.items.get(setting.name, {})
                 results.keep(setting.name, item | {"failed": first_line(error)})
                 print(f"{setting.name}: {first_line(error)}")
-                if not context.dry and not _answers():
-                    raise
+                require_answers(context)
             pack(context, place, results)
         for setting in settings:
             results.leave_out(setting.name, "out of time")
         results.complete()
     finally:
         pack(context, place, results)
-
-
-def _answers() -> bool:
-    try:
-        return bool(torch.ones(1, device="cuda").item())
-    except RuntimeError:
-        return False
 
 
 def _measure(context: Context, setting: Setting, results: Results, place: Path, until: float) -> None:
@@ -206,6 +199,10 @@ def _unseen(
         cost = time.monotonic() - began
 
 
+def _network(architecture: Architecture, io: IOSpec, generator: torch.Generator) -> Network:
+    return Network(architecture, io, generator=generator).eval().requires_grad_(False).deploy()
+
+
 def _times(
     context: Context,
     setting: Setting,
@@ -220,8 +217,8 @@ def _times(
     calls: list[Any] = []
     with fixed_threads(config.threads):
         for architecture in architectures:
-            network = Network(architecture, setting.io, generator=generator).eval().requires_grad_(False)
-            network = network.deploy().to(device)
+            build = functools.partial(_network, architecture, setting.io, generator)
+            network = runtimes.built_on(device, build)
             inputs = setting.io.example(setting.batch, generator=generator).to(device)
             try:
                 calls.append(runtimes.prepare(network, inputs, runtime, config.threads))

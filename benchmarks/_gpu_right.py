@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from _gpu_context import Context, first_line, kernel_sources
+from _gpu_context import EXIT_LOST, Context, first_line, kernel_sources
 from _gpu_results import Results
 
 _SCRIPT = Path(__file__).with_name("gpu.py")
@@ -26,7 +26,7 @@ _LOST = ("illegal memory access", "misaligned address", "device-side assert", "i
 _CHECK_S = 100.0  # a check that takes longer has hung
 _MEMORY_S = 8.0  # after which another group may have given memory back
 _EXIT_BAD_ACCESS = 99
-_EXIT_LOST, _EXIT_LATE = 3, 4  # the GPU answers the process no more; there was no time for the rest
+_EXIT_LATE = 4  # there was no time for the rest
 
 
 def groups(dry: bool) -> list[str]:
@@ -109,7 +109,7 @@ def run(context: Context) -> None:
             running.remove(worker)
             if code == 0:
                 continue
-            if code == _EXIT_LOST:
+            if code == EXIT_LOST:
                 waiting.insert(0, worker.group)
             elif code == _EXIT_LATE:
                 results.leave_out(worker.group, "out of time")
@@ -161,7 +161,7 @@ def work(context: Context, group: str, answers: Path) -> None:
             found = _answered(check)
             answer(check=key, **found)
             if found.get("context_lost"):
-                raise SystemExit(_EXIT_LOST)
+                raise SystemExit(EXIT_LOST)
 
 
 def _answered(check: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -167,6 +167,9 @@ def run_step(run: Run, step: str, seconds: float) -> dict[str, Any]:
         tries.append(f"{state} {why}".strip())
         if state in ("done", "timed out") or _progress(run, step) == before:
             break
+    found = read_json(run.out / f"{step}.json")
+    if state == "done" and found and not found.get("complete"):
+        state, why = "incomplete", f"{len(found.get('left_out', {}))} things left out for want of time"
     return {"state": state, "why": why, "tries": tries, "seconds": round(time.monotonic() - began, 1)}
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _gpu_context import Context, first_line, root
+from _gpu_context import Context, first_line, require_answers, root
 from _gpu_results import Results
 from torch import Tensor
 
@@ -84,14 +84,17 @@ def run(context: Context) -> None:
     while parts and context.left > 3.0:
         label, weight, part = parts.pop(0)
         seconds = context.left * weight / (weight + sum(each[1] for each in parts))
-        if results.items.get(label, {}).get("right"):
+        before = results.items.get(label, {})
+        if before.get("right") or before.get("ended_in") == context.work.name:
             continue
+        results.keep(label, {"right": False, "failed": "its process ended", "ended_in": context.work.name})
         try:
             found = part(context, seconds)
             results.keep(label, {"right": True, **found})
         except Exception as error:  # the other parts may be well
             results.keep(label, {"right": False, "failed": first_line(error)})
         _say(label, results)
+        require_answers(context)
         if not context.dry:
             torch.cuda.empty_cache()
     for label, *_ in parts:

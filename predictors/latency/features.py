@@ -22,6 +22,7 @@ from mixnas.predictors.latency.counting import count, finished
 from mixnas.predictors.latency.gpus import GPU
 from mixnas.predictors.latency.model import Columns
 from mixnas.predictors.latency.unit_rows import POLICY, Filling, UnitRows, distinct
+from mixnas.predictors.measuring.runtimes import built_on
 from mixnas.search_space.architecture import Op
 from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.network import build_op, build_unit, check_op, deploy_unit, seeded
@@ -50,7 +51,7 @@ def _blank_input(unit: Unit, batch_size: int, device: str) -> Tensor:
 
 def deployed_unit(unit: Unit, device: str = "cpu") -> nn.Module:
     """A unit as it would be deployed: in evaluation mode, its weights stored as its quantization policy stores them."""
-    return deploy_unit(build_unit(unit).eval().requires_grad_(False).to(device))
+    return built_on(device, lambda: deploy_unit(build_unit(unit).eval().requires_grad_(False)))
 
 
 @dataclass(frozen=True)

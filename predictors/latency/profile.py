@@ -187,8 +187,10 @@ class Profiler:
         else:
             architecture = Architecture.from_canonical(what.config["architecture"])
             name = f"network {architecture.id}"
-            module = Network(architecture, self.io, generator=self.generator)
-            module = module.eval().requires_grad_(False).deploy().to(self.torch_device)
+            module = runtimes.built_on(
+                self.torch_device,
+                lambda: Network(architecture, self.io, generator=self.generator).eval().requires_grad_(False).deploy(),
+            )
             inputs = self.io.example(batch, generator=self.generator).to(self.torch_device)
         call = runtimes.prepare(module, inputs, self.runtime, self.config.measure.threads, name)
         if self.torch_device == "cuda":  # now rather than in its first window: whether its memory suffices

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import logging
 import shutil
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mixnas.predictors.measuring.measure import Call, Clock, CudaClock, cpu_clock, forward_call
@@ -16,6 +18,8 @@ from mixnas.search_space.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
 
 RUNTIMES = ("eager", "compiled", "onnxruntime", "graph")
 """eager PyTorch, torch.compile, ONNX Runtime (CPU), and a CUDA graph of the eager forward (GPU)."""
@@ -134,6 +138,23 @@ def is_out_of_memory(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def built_on(device: str, build: Callable[[], nn.Module]) -> nn.Module:
+    """What `build` makes, made on a device: drawing large weights on a CPU takes longer than measuring them."""
+    import torch
+
+    if device == "cpu":
+        return build()
+    try:
+        with torch.device(device):
+            module = build()
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        log.warning("a module cannot be made on %s, but is made on the CPU and brought there: %s", device, error)
+        module = build()
+    return module.to(device)
 
 
 @functools.cache

@@ -23,6 +23,9 @@ for number in range(3):
     if results.known(f"result {number}", "s") is None:
         results.keep(f"result {number}", {"sources": "s", "by": os.getpid()})
         fault = faults.get(step)
+        if fault == "late":
+            results.leave_out("the rest", "out of time")
+            break
         if fault == "fail":
             raise ValueError(f"{step} was made to fail")
         if fault == "die":
@@ -180,3 +183,9 @@ def test_a_family_is_wrong_where_any_of_its_functions_is(scripts):
     assert not was_wrong("norm", {"items": refused})
     assert was_wrong("norm", {"items": {"norm: 8x8, eager": refused["norm: 8x8, compiled"]}})
     assert not was_wrong("depth", {"items": {"a": {"group": "depthwise", "right": False}}})
+
+
+def test_a_step_that_had_too_little_time_is_incomplete(call):
+    ended, _ = call("tuned:late", steps=("right", "tuned"))
+    assert ended["right"]["state"] == "done"
+    assert ended["tuned"]["state"] == "incomplete" and "1 things" in ended["tuned"]["why"]

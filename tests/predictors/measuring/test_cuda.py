@@ -200,3 +200,25 @@ def test_a_gpu_without_floors_says_so(gpu, caplog, device, processors, says):
     assert found.name == device and found.multiprocessors == processors
     assert (found.bandwidth > 0) == (not says)
     assert says in caplog.text and bool(caplog.text) == bool(says)
+
+
+def test_a_module_is_made_on_its_device_or_brought_there(caplog):
+    """On "meta", which as a GPU is not where tensors are made by themselves."""
+    made = runtimes.built_on("meta", lambda: nn.Linear(3, 3))
+    assert made.weight.device.type == "meta"
+    assert runtimes.built_on("cpu", lambda: nn.Linear(3, 3)).weight.device.type == "cpu"
+
+    def only_on_a_cpu():
+        if torch.empty(0).device.type != "cpu":
+            raise RuntimeError("a generator of the CPU")
+        return nn.Linear(3, 3)
+
+    with caplog.at_level(logging.WARNING):
+        assert runtimes.built_on("meta", only_on_a_cpu).weight.device.type == "meta"
+    assert "a generator of the CPU" in caplog.text
+
+    def too_large():
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        runtimes.built_on("meta", too_large)
