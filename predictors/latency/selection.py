@@ -1,14 +1,16 @@
 """What to measure: which units, and networks of every size.
 
-Random choices give middling networks, and hardly ever the smallest or the largest. So each network starts as a random
-one and is led to a size of its own, and the sizes are spread evenly over the space's range on a logarithmic scale: one
-random choice after another is drawn anew, and kept unless it leads away.
+Random choices give middling networks, and hardly ever the smallest or the largest. So networks are drawn that lean to
+the choices that make them small or large, more or less, and from the nearest of them each is led to a size of its own:
+one random choice after another is drawn anew, and kept unless it leads away. The sizes are spread evenly over the
+space's range on a logarithmic scale.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,7 +19,11 @@ from mixnas.predictors.latency.trees import Trees
 from mixnas.predictors.latency.unit_rows import UnitRows
 from mixnas.search_space.space import INACTIVE, SearchSpace
 
+_POOL = 4000  # uniform networks to start from, and as many that lean
+_LEAN = 50.0  # in standard deviations of the logarithm of the size, at most
+_NEIGHBOURS = 8  # nearest networks that one of is started from
 _SWEEPS = 25  # proposals per choice, at most
+_TRIES = 400  # proposals, at most
 _NEAR = 0.02  # of the target, on a logarithmic scale
 _SCOUTS = 8
 
@@ -101,37 +107,80 @@ def draw_by_size(space: SearchSpace, size_of: SizeOf, count: int, rng: np.random
     """
     if not space.variables or count < 1:
         return space.sample_many(max(count, 0), rng)
-    _, low = _lead(space, size_of, np.full(_SCOUTS, -math.inf), rng)
-    _, high = _lead(space, size_of, np.full(_SCOUTS, math.inf), rng)
+    pool = _Pool.drawn(space, size_of, rng)
+    _, low = pool.led(np.full(_SCOUTS, -math.inf), rng)
+    _, high = pool.led(np.full(_SCOUTS, math.inf), rng)
     position = (rng.permutation(count) + rng.random(count)) / count
-    found, _ = _lead(space, size_of, low.min() + position * (high.max() - low.min()), rng)
+    found, _ = pool.led(low.min() + position * (high.max() - low.min()), rng)
     return found
 
 
-def _lead(
-    space: SearchSpace, size_of: SizeOf, target: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Random networks led to the targets (rows,), logarithms of sizes; they and the logarithms of their sizes."""
-    counts = np.array([len(variable.values) for variable in space.variables])
-    rows = np.arange(len(target))
-    aim = np.clip(target, -1e6, 1e6)
+@dataclass(frozen=True)
+class _Pool:
+    """Random networks of many sizes to start from.
 
-    def measured(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            size = np.log(size_of(np.where(space.active(values), values, INACTIVE)))
-        return size, np.where(np.isfinite(size), np.abs(size - aim), math.inf)
+    Attributes:
+        space: Their space.
+        size_of: See `draw_by_size`.
+        values: (networks, variables), inactive choices made all the same.
+        size: (networks,) logarithms of their sizes; NaN of those that cannot be built.
+    """
 
-    values = rng.integers(0, counts, size=(len(target), len(counts)))
-    size, distance = measured(values)
-    for _ in range(_SWEEPS * len(counts)):
-        if (distance < _NEAR).all():
-            break
-        proposed = values.copy()
-        # A choice that nothing hangs on yet would be drawn in vain.
-        weight = rng.random(values.shape) * space.active(values)
-        at = weight.argmax(axis=1)
-        proposed[rows, at] = rng.integers(0, counts[at])
-        new_size, new_distance = measured(proposed)
-        better = (new_distance <= distance) & (distance >= _NEAR)
-        values[better], size[better], distance[better] = proposed[better], new_size[better], new_distance[better]
-    return np.where(space.active(values), values, INACTIVE), size
+    space: SearchSpace
+    size_of: SizeOf
+    values: np.ndarray
+    size: np.ndarray
+
+    @classmethod
+    def drawn(cls, space: SearchSpace, size_of: SizeOf, rng: np.random.Generator) -> _Pool:
+        """Half of them uniform; the others lean, each as strongly as it happens, to choices that make networks large or
+        small in that half."""
+        counts = np.array([len(variable.values) for variable in space.variables])
+        first = rng.integers(0, counts, size=(_POOL, len(counts)))
+        size = _measured(space, size_of, first)
+        built = np.isfinite(size)
+        active = space.active(first) & built[:, None]
+        centred = np.where(built, size - size[built].mean(), 0.0) if built.any() else np.zeros(_POOL)
+        scale = max(float(centred.std()), 1e-9)
+        lean = _LEAN * rng.uniform(-1, 1, _POOL) ** 3
+        second = np.empty_like(first)
+        for v, count in enumerate(counts):
+            chosen, weight = first[active[:, v], v], centred[active[:, v]]
+            effect = np.bincount(chosen, weight, count) / np.maximum(np.bincount(chosen, minlength=count), 1) / scale
+            # The largest of values with Gumbel noise is a draw by their exponentials.
+            second[:, v] = (lean[:, None] * effect + rng.gumbel(size=(_POOL, count))).argmax(axis=1)
+        values = np.concatenate([first, second])
+        return cls(space, size_of, values, np.concatenate([size, _measured(space, size_of, second)]))
+
+    def led(self, target: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Networks led to the targets (rows,), logarithms of sizes; they and the logarithms of their sizes."""
+        counts = np.array([len(variable.values) for variable in self.space.variables])
+        rows = np.arange(len(target))
+        aim = np.clip(target, -1e6, 1e6)
+
+        def distance_of(size: np.ndarray) -> np.ndarray:
+            return np.where(np.isfinite(size), np.abs(size - aim), math.inf)
+
+        away = np.abs(np.where(np.isfinite(self.size), self.size, math.inf) - aim[:, None])
+        near = np.argpartition(away, _NEIGHBOURS, axis=1)[rows, rng.integers(0, _NEIGHBOURS, len(rows))]
+        values, size = self.values[near].copy(), self.size[near]
+        distance = distance_of(size)
+        for _ in range(min(_SWEEPS * len(counts), _TRIES)):
+            if (distance < _NEAR).all():
+                break
+            proposed = values.copy()
+            # A choice that nothing hangs on yet would be drawn in vain.
+            weight = rng.random(values.shape) * self.space.active(values)
+            at = weight.argmax(axis=1)
+            proposed[rows, at] = rng.integers(0, counts[at])
+            new_size = _measured(self.space, self.size_of, proposed)
+            new_distance = distance_of(new_size)
+            better = (new_distance <= distance) & (distance >= _NEAR)
+            values[better], size[better], distance[better] = proposed[better], new_size[better], new_distance[better]
+        return np.where(self.space.active(values), values, INACTIVE), size
+
+
+def _measured(space: SearchSpace, size_of: SizeOf, values: np.ndarray) -> np.ndarray:
+    """Logarithms of sizes; NaN of what cannot be built."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.log(size_of(np.where(space.active(values), values, INACTIVE))))
