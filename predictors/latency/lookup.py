@@ -34,7 +34,7 @@ _DIGIT = 12  # of them that are looked up at once
 
 def network_input(io: IOSpec) -> IOSpec:
     """An input as far as it decides what a network takes: without the grid of the task's targets."""
-    return replace(io, out_size=None)
+    return io if io.out_size is None else replace(io, out_size=None)
 
 
 class SpaceUnits:

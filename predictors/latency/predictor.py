@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -89,6 +89,15 @@ class Profiled:
     measured: np.ndarray
 
 
+class _Seen(NamedTuple):
+    """What is known of a unit that was asked about: its milliseconds in a network, the operators that are told by their
+    presence as bits, and what of it lies outside the measured range."""
+
+    ms: float
+    operators: int
+    outside: tuple[str, ...]
+
+
 class LatencyPredictor:
     """Predicts latency on one device through one runtime.
 
@@ -110,10 +119,11 @@ class LatencyPredictor:
     ) -> None:
         self.meta, self.model, self.composition, self.profiled = meta, model, composition, profiled
         self.spaces = tuple(spaces)
-        self._presence = dict(zip(meta["operators"], composition.presence_ms.tolist(), strict=True))
-        self._in_network: list[float] = profiled.in_network_ms.tolist()
+        self._bits = {name: 1 << i for i, name in enumerate(meta["operators"])}
+        self._presence: dict[int, float] = {0: 0.0}
         self._sizes: dict[tuple[str, Op, str, tuple[int, ...]], tuple[int, ...]] = {}
-        self._extra: dict[Unit, tuple[float, tuple[str, ...]]] = {}
+        self._seen: dict[Unit, _Seen] = {}
+        self._inputs: tuple[IOSpec, ...] | None = None
         self._works: Any = None  # a `features.Works`, which needs torch
         self._tables: list[tuple[SpaceUnits, SpaceTable]] = []
 
@@ -152,7 +162,9 @@ class LatencyPredictor:
     @property
     def inputs(self) -> tuple[IOSpec, ...]:
         """The distinct inputs that it was profiled for."""
-        return tuple(dict.fromkeys(space.io for space in self.spaces))
+        if self._inputs is None:
+            self._inputs = tuple(dict.fromkeys(space.io for space in self.spaces))
+        return self._inputs
 
     # -- asking -------------------------------------------------------------------------------------------------------
 
@@ -210,33 +222,39 @@ class LatencyPredictor:
         io = self.input_of(io)
         outside = dict.fromkeys([] if io in self.inputs else [f"input: {_input(io)} was not profiled"])
         units: list[UnitLatency] = []
-        seen: set[str] = set()
-        total = 0.0
+        total, present = 0.0, 0
         for name, unit in self.plan(architecture, io):
-            row = self.profiled.units.find(unit)
-            if row < 0:
-                ms, texts = self._unknown(unit)
-                outside |= dict.fromkeys(f"{name}: {text}" for text in texts)
-            else:
-                ms = self._in_network[row]
-            for axis, op in unit.choices:  # the first unit with an operator carries what its presence costs
-                operator = f"{axis}={op.name}"
-                if operator in self._presence and operator not in seen:
-                    seen.add(operator)
-                    ms += self._presence[operator]
+            seen = self._seen.get(unit) or self._look_at(unit)
+            if seen.outside:
+                outside |= dict.fromkeys(f"{name}: {text}" for text in seen.outside)
+            ms = seen.ms
+            if new := seen.operators & ~present:  # the first unit with an operator carries what its presence costs
+                ms += self._presence_ms(new)
+                present |= new
             units.append(UnitLatency(name, unit.role, ms))
             total += ms
         spread = math.exp(self.half_width * (OUTSIDE_FACTOR if outside else 1.0))
         latency = Latency(total, total / spread, total * spread, "predicted", tuple(outside))
         return Prediction(latency, tuple(units), self.device, self.runtime, self.estimate)
 
-    def _unknown(self, unit: Unit) -> tuple[float, tuple[str, ...]]:
-        """Milliseconds in a network of a unit that was not profiled, and what of it lies outside the measured range."""
-        if unit not in self._extra:
+    def _look_at(self, unit: Unit) -> _Seen:
+        row = self.profiled.units.find(unit)
+        operators = sum(self._bits.get(f"{axis}={op.name}", 0) for axis, op in unit.choices)
+        if row >= 0:
+            found = _Seen(float(self.profiled.in_network_ms[row]), operators, ())
+        else:
             self.works.of(unit)  # says why, where it cannot be built
             ms = float(self._predicted(UnitRows.of([unit]))[0])
-            self._extra[unit] = ms, tuple(self.model.outside(describe(unit)))
-        return self._extra[unit]
+            found = _Seen(ms, operators, tuple(self.model.outside(describe(unit))))
+        self._seen[unit] = found
+        return found
+
+    def _presence_ms(self, operators: int) -> float:
+        """What operators, as bits, add to a network once."""
+        if operators not in self._presence:
+            values = self.composition.presence_ms
+            self._presence[operators] = float(sum(v for i, v in enumerate(values) if operators >> i & 1))
+        return self._presence[operators]
 
     @property
     def works(self) -> Any:

@@ -107,19 +107,11 @@ class UnitRows:
     def _ids(self) -> list[dict[Any, int]]:
         return [{entry: i for i, entry in enumerate(entries)} for entries in (self.frames, *self.slots)]
 
-    @cached_property
-    def _row_of(self) -> dict[Unit, int]:
-        return {}
-
     def find(self, unit: Unit) -> int:
         """The row of a unit; -1 where it is not among them."""
-        row = self._row_of.get(unit)
-        if row is None:
-            parts = (frame_of(unit), *fillings(unit))
-            ids = [known.get(part, -1) for known, part in zip(self._ids, parts, strict=True)]
-            row = -1 if min(ids) < 0 else int(self._rows_at(packed(np.array([ids]), self._sizes))[0])
-            self._row_of[unit] = row
-        return row
+        parts = (frame_of(unit), *fillings(unit))
+        ids = [known.get(part, -1) for known, part in zip(self._ids, parts, strict=True)]
+        return -1 if min(ids) < 0 else int(self._rows_at(packed(np.array([ids]), self._sizes))[0])
 
     def find_all(self, others: UnitRows) -> np.ndarray:
         """(others,) the row of each of other units; -1 where it is not among these."""
