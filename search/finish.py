@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from mixnas.search.study.results import Results, TrialRecord
 from mixnas.search_space.errors import StoppedEarly
 from mixnas.search_space.formats.safetensors import load_network, read_extra, save_network
 from mixnas.search_space.network import Network
-from mixnas.search_space.reporting import Report
+from mixnas.search_space.reporting import Report, SilentReport
 
 
 def choose_finalists(results: Results, count: int) -> list[TrialRecord]:
@@ -117,7 +116,7 @@ class FinalNetworks:
         return replace(found, metrics={**metrics, "latency_ms": latency.ms}, latency=latency)
 
 
-class _Within:
+class _Within(SilentReport):
     """Progress inside one of several networks."""
 
     def __init__(self, phase: Report, number: int, total: int) -> None:
@@ -126,19 +125,6 @@ class _Within:
     def __call__(self, done: float, total: float | None = None, **info: object) -> None:
         """See `Report`."""
         self._phase(round(self._number + (done / total if total else 0), 1), self._total)
-
-    @contextmanager
-    def phase(
-        self,
-        name: str,
-        total: float | None = None,
-        *,
-        unit: str = "",
-        seconds: float | None = None,
-        initial: float = 0,
-    ) -> Iterator[Report]:
-        """See `Report`."""
-        yield self
 
 
 def measure_finalists(

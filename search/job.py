@@ -27,7 +27,7 @@ from mixnas.search.study.results import Results, TrialRecord
 from mixnas.search.study.study import Proposal, SearchStudy
 from mixnas.search_space.errors import InfeasibleError, StoppedEarly
 from mixnas.search_space.formats.safetensors import save_network
-from mixnas.search_space.reporting import Report
+from mixnas.search_space.reporting import Report, SilentReport
 
 
 class Job:
@@ -201,27 +201,16 @@ class Job:
         )
 
 
-class _PhasesOfRun:
+class _PhasesOfRun(SilentReport):
     """A report whose phases are shown, and noted in the run's manifest when they are done."""
 
     def __init__(self, run: Run, progress: Progress) -> None:
         self._run, self._progress = run, progress
 
-    def __call__(self, done: float, total: float | None = None, **info: object) -> None:
-        """Outside phases there is nothing to show."""
-
     @contextmanager
-    def phase(
-        self,
-        name: str,
-        total: float | None = None,
-        *,
-        unit: str = "",
-        seconds: float | None = None,
-        initial: float = 0,
-    ) -> Iterator[Report]:
+    def phase(self, name: str, total: float | None = None, **about: Any) -> Iterator[Report]:
         """See `Report`."""
-        with self._progress.phase(name, total, unit=unit, seconds=seconds, initial=initial) as phase:
+        with self._progress.phase(name, total, **about) as phase:
             yield phase
         self._run.add_phase(name, phase.seconds)
 

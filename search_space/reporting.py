@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Report(Protocol):
@@ -43,23 +43,17 @@ class Report(Protocol):
         """
 
 
-class _Silent:
+class SilentReport:
+    """Reports to nobody; a report that needs only one of the two is derived from it."""
+
     def __call__(self, done: float, total: float | None = None, **info: object) -> None:
         """Say nothing."""
 
     @contextmanager
-    def phase(
-        self,
-        name: str,
-        total: float | None = None,
-        *,
-        unit: str = "",
-        seconds: float | None = None,
-        initial: float = 0,
-    ) -> Iterator[Report]:
+    def phase(self, name: str, total: float | None = None, **about: Any) -> Iterator[Report]:
         """Say nothing of a part."""
         yield self
 
 
-SILENT: Report = _Silent()
+SILENT: Report = SilentReport()
 """Reports to nobody."""

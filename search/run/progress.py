@@ -69,17 +69,9 @@ class Phase:
         self.info.update(info)
         self._progress._changed(self)
 
-    def phase(
-        self,
-        name: str,
-        total: float | None = None,
-        *,
-        unit: str = "",
-        seconds: float | None = None,
-        initial: float = 0,
-    ) -> Phase:
+    def phase(self, name: str, total: float | None = None, **about: Any) -> Phase:
         """A part of this phase, shown beside it."""
-        return self._progress.phase(name, total, unit=unit, seconds=seconds, initial=initial)
+        return self._progress.phase(name, total, **about)
 
     def __enter__(self) -> Phase:
         self._progress._begin(self)
@@ -132,17 +124,9 @@ class Progress:
     def __init__(self) -> None:
         self.phases: list[Phase] = []
 
-    def phase(
-        self,
-        name: str,
-        total: float | None = None,
-        *,
-        unit: str = "",
-        seconds: float | None = None,
-        initial: float = 0,
-    ) -> Phase:
+    def phase(self, name: str, total: float | None = None, **about: Any) -> Phase:
         """A phase of this run, to be entered; see `Phase` for the arguments."""
-        return Phase(self, name, total, unit=unit, seconds=seconds, initial=initial)
+        return Phase(self, name, total, **about)
 
     def note(self, text: str) -> None:
         """Show a line of text between the phases' lines."""
