@@ -84,6 +84,11 @@ class Part:
     linear: tuple[tuple[int, int], ...]
     lifts: tuple[tuple[int, tuple[int, ...], int], ...]
 
+    @property
+    def variables(self) -> tuple[int, ...]:
+        """Those that decide it."""
+        return tuple(sorted({variable for variable, _ in self.linear} | {variable for variable, _, _ in self.lifts}))
+
 
 @dataclass(frozen=True)
 class Cells:
