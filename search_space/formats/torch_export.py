@@ -61,7 +61,7 @@ def _culprit(network: Network, x: Tensor) -> str:
     for name, unit in network.units():
         try:
             exported(unit, x, dynamic_batch=True)
-        except Exception:
+        except Exception:  # why is in the whole network's error already
             return name
         with torch.no_grad():
             x = unit(x)

@@ -63,3 +63,17 @@ TOKENS = {
 }
 FIXED = {"stem": "conv", "stages": [{"width": 8, "block": {"mixer": "identity", "channel_mixer": "mlp"}}]}
 SPACES = {"tricky": (TRICKY, IOSpec("image", (32, 32), 1, 10)), "tokens": (TOKENS, CAUSAL), "fixed": (FIXED, IMAGE)}
+
+# Few operators, each of another kind of work.
+PLAIN = {
+    "stem": {"name": "conv", "stride": 2},
+    "stages": [
+        {
+            "width": [8, 64],
+            "block": {
+                "mixer": ["identity", {"name": "dwconv", "kernel_size": [3, 7]}, {"name": "attention", "heads": 2}],
+                "channel_mixer": [{"name": "mlp", "expansion": 2}, {"name": "swiglu", "expansion": 2}],
+            },
+        }
+    ],
+}

@@ -14,20 +14,9 @@ from mixnas.search_space.cost import unit_cost
 from mixnas.search_space.space import SearchSpace
 from mixnas.search_space.units import IOSpec
 
-H200 = GPUS["nvidia-h200"]
+from .spaces import PLAIN
 
-PLAIN = {
-    "stem": {"name": "conv", "stride": 2},
-    "stages": [
-        {
-            "width": [8, 64],
-            "block": {
-                "mixer": ["identity", {"name": "dwconv", "kernel_size": [3, 7]}, {"name": "attention", "heads": 2}],
-                "channel_mixer": [{"name": "mlp", "expansion": 2}, {"name": "swiglu", "expansion": 2}],
-            },
-        }
-    ],
-}
+H200 = GPUS["nvidia-h200"]
 
 
 def _units(size=(32, 32)):

@@ -32,6 +32,8 @@ from mixnas.predictors.measuring.measure import MeasureConfig
 from mixnas.search_space.space import SearchSpace
 from mixnas.search_space.units import IOSpec
 
+from .spaces import PLAIN
+
 H200 = GPUS["nvidia-h200"]
 PUBLISHED = Path(os.environ.get("MIXNAS_SHARED_DATA", Path(__file__).parents[4] / "shared" / "data"))
 
@@ -76,20 +78,6 @@ def test_floors():
     assert arithmetic > half > packed == floors_ms(H200, 1e9, 1.0, 8, 1.0)[0]
     assert gpu_of("cpu-some-1t") is None and gpu_of("nvidia-h200") is H200
     assert all(gpu.arch in LIMITS for gpu in GPUS.values())
-
-
-PLAIN = {
-    "stem": {"name": "conv", "stride": 2},
-    "stages": [
-        {
-            "width": [8, 64],
-            "block": {
-                "mixer": ["identity", {"name": "dwconv", "kernel_size": [3, 7]}, {"name": "attention", "heads": 2}],
-                "channel_mixer": [{"name": "mlp", "expansion": 2}, {"name": "swiglu", "expansion": 2}],
-            },
-        }
-    ],
-}
 
 
 IMAGES = IOSpec("image", (16, 16), 3, 10)
