@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mixnas.predictors.encoding import MaskedEncoding
 from mixnas.search_space.errors import ConfigError
 
 MODELS = ("gp", "svr")
@@ -35,45 +36,6 @@ class SurrogateConfig:
     hyper_rows: int = 250
     cv_rows: int = 600
     seed: int = 0
-
-
-class MaskedEncoding:
-    """Integer vectors to real ones: a column per category, one per numeric choice, all zero where inactive.
-
-    Two different categories are at squared distance 1, the ends of a numeric choice likewise.
-    """
-
-    def __init__(self, values: Sequence[Sequence[Any]]) -> None:
-        """Args: values: per variable, what may be chosen; numbers are ordered, anything else is a category."""
-        self.group: list[int] = []
-        self._numeric: list[np.ndarray | None] = []
-        for v, options in enumerate(values):
-            numeric = len(options) > 2 and all(isinstance(o, int | float) and not isinstance(o, bool) for o in options)
-            if numeric:
-                # Ordered by size, evenly spaced: expansions of 1, 2 and 4 are steps of one.
-                rank = np.argsort(np.argsort(np.array(options, dtype=float)))
-                self._numeric.append(rank / (len(options) - 1) - 0.5)
-                self.group.append(v)
-            else:
-                self._numeric.append(None)
-                self.group += [v] * len(options)
-        self._counts = [len(options) for options in values]
-
-    def __call__(self, encoded: np.ndarray) -> np.ndarray:
-        """(rows, variables) integers, -1 inactive, to (rows, columns)."""
-        encoded = np.asarray(encoded)
-        if encoded.ndim != 2 or encoded.shape[1] != len(self._counts):
-            raise ConfigError(f"vectors of shape {encoded.shape}; expected (rows, {len(self._counts)}).")
-        columns = []
-        for v, (count, levels) in enumerate(zip(self._counts, self._numeric, strict=True)):
-            chosen = encoded[:, v]
-            if ((chosen < -1) | (chosen >= count)).any():
-                raise ConfigError(f"variable {v}: a value outside -1 to {count - 1}.")
-            if levels is not None:
-                columns.append(np.where(chosen >= 0, levels[np.maximum(chosen, 0)], 0.0)[:, None])
-            else:
-                columns.append((chosen[:, None] == np.arange(count)) * math.sqrt(0.5))
-        return np.hstack(columns) if columns else np.zeros((len(encoded), 0))
 
 
 class _Model(Protocol):
