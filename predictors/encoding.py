@@ -74,9 +74,14 @@ class ChoiceEncoding:
         optional: Per variable, whether it may be inactive; not told of any where it is not given.
         kinds: Per variable, its kind; those of one kind have the same values. By the values where it is not given.
         """
-        self._masked = MaskedEncoding(values)
-        self._optional = np.flatnonzero(optional if optional is not None else [False] * len(values))
-        self.group = np.array([*self._masked.group, *self._optional.tolist()], dtype=np.intp)
+        masked = MaskedEncoding(values)
+        there = np.flatnonzero(optional if optional is not None else [False] * len(values))
+        self.group = np.array([*masked.group, *there.tolist()], dtype=np.intp)
+        # What each column is for each position of its variable, the first for -1: one look-up encodes all.
+        positions = np.arange(-1, max(map(len, values), default=0))[:, None]
+        every = masked(np.minimum(positions, [len(options) - 1 for options in values]))
+        presence = np.repeat((positions >= 0) * math.sqrt(0.5), len(there), axis=1)
+        self._table = np.ascontiguousarray(np.hstack([every, presence]).T)
         members: dict[Hashable, list[int]] = {}
         for v, options in enumerate(values):
             members.setdefault((tuple(options), None if kinds is None else kinds[v]), []).append(v)
@@ -86,14 +91,16 @@ class ChoiceEncoding:
 
     def choices(self, encoded: np.ndarray) -> np.ndarray:
         """(rows, variables) integers, -1 inactive, to (rows, columns)."""
-        x = self._masked(encoded)
-        return np.hstack([x, (np.asarray(encoded)[:, self._optional] >= 0) * math.sqrt(0.5)])
+        encoded = np.asarray(encoded)
+        columns: np.ndarray = self._table[np.arange(len(self.group)), encoded[:, self.group] + 1]
+        return columns
 
     def counts(self, encoded: np.ndarray) -> np.ndarray:
         """(rows, variables) integers, -1 inactive, to (rows, columns)."""
         encoded = np.asarray(encoded)
         found = []
         for members, count in self._kinds:
-            share = (encoded[:, members, None] == np.arange(count)).mean(axis=1)
+            chosen = encoded[:, members]
+            share = np.stack([(chosen == position).sum(axis=1) for position in range(count)], axis=1) / len(members)
             found.append(share / math.sqrt(2 * (1 - 1 / count) / len(members)))
         return np.hstack(found) if found else np.zeros((len(encoded), 0))

@@ -80,6 +80,9 @@ def shortfall_of_known(bounds: np.ndarray, values: np.ndarray) -> np.ndarray:
 class Improvement:
     """Expected hypervolume improvement of independent objectives, exact: a sum over the boxes that a point can add.
 
+    Attributes:
+        bounds: Of each objective, the distinct ends of the boxes, the first of them may be -inf.
+
     Args:
         front: Minimised points (num_points, num_objectives).
         reference: (num_objectives,).
@@ -87,15 +90,20 @@ class Improvement:
 
     def __init__(self, front: np.ndarray, reference: np.ndarray) -> None:
         points = front[non_dominated_minimised(front)] if len(front) else front
-        self.lower, self.upper = boxes_above(points, reference)
+        lower, upper = boxes_above(points, reference)
         rng = np.random.default_rng(0)
-        while len(self.lower) > _MOST_BOXES and len(points) > 4:  # of many objectives: a front that is thinned out
+        while len(lower) > _MOST_BOXES and len(points) > 4:  # of many objectives: a front that is thinned out
             points = points[np.sort(rng.permutation(len(points))[: len(points) * 2 // 3])]
-            self.lower, self.upper = boxes_above(points, reference)
+            lower, upper = boxes_above(points, reference)
+        self.bounds, self._ends = [], []
+        for low, high in zip(lower.T, upper.T, strict=True):
+            bounds, index = np.unique(np.concatenate([low, high]), return_inverse=True)
+            self.bounds.append(bounds)
+            self._ends.append(index.reshape(2, -1))
 
-    def __call__(self, shortfalls: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-        """(rows,) from each objective's shortfalls below the boxes' lower and upper corners, (rows, num_boxes) each."""
-        product = np.ones_like(shortfalls[0][0])
-        for lower, upper in shortfalls:
-            product *= np.maximum(upper - lower, 0.0)
+    def __call__(self, shortfalls: list[np.ndarray]) -> np.ndarray:
+        """(rows,) from each objective's expected shortfalls below its `bounds`, (rows, num_bounds)."""
+        product = np.ones((len(shortfalls[0]), self._ends[0].shape[1]))
+        for shortfall, (low, high) in zip(shortfalls, self._ends, strict=True):
+            product *= np.maximum(shortfall[:, high] - shortfall[:, low], 0.0)
         return product.sum(axis=1)

@@ -31,6 +31,12 @@ def distributions_of(space: SearchSpace) -> dict[str, BaseDistribution]:
     return {variable.name: CategoricalDistribution(variable.values) for variable in space.variables}
 
 
+def distinct(rows: np.ndarray) -> np.ndarray:
+    """Each of encoded architectures (rows, variables) once."""
+    found = {row.tobytes(): i for i, row in enumerate(np.ascontiguousarray(rows))}
+    return rows[list(found.values())]
+
+
 def mutated(space: SearchSpace, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Of each encoded architecture (rows, variables) one with a choice or two changed, as `SearchSpace.mutate` does."""
     sizes = np.array([len(v.values) for v in space.variables])

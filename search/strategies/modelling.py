@@ -63,13 +63,13 @@ class Belief:
     Attributes:
         mean: (rows,) on the metric's scale.
         deviation: (rows,), the noise included: what is observed is what counts.
-        half: See `GaussianProcess.posterior`; None where it was not asked for.
+        half: See `GaussianProcess.posterior`; without rows where it was not asked for.
         design: As the process sees the rows.
     """
 
     mean: np.ndarray
     deviation: np.ndarray
-    half: np.ndarray | None
+    half: np.ndarray
     design: Design
 
 
@@ -92,6 +92,7 @@ class Models:
         self._count = max(len(variables), 1)
         self.wanted, self._known = tuple(wanted), tuple(w for w in known if w.sign > 0)
         self._models: dict[Wanted, _Model] = {}
+        self._last: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
     def scale(self, wanted: Wanted) -> Scale:
         """The scale of a metric."""
@@ -211,7 +212,7 @@ class Models:
 
     def _design(self, model: _Model, rows: np.ndarray, raw: np.ndarray) -> Design:
         extra = (raw - model.shifts) / model.spreads
-        x, counts = self.encoding.choices(rows), self.encoding.counts(rows)
+        x, counts = self._encoded(rows)
         linear = np.hstack([x * math.sqrt(2 / self._count), extra])
         with_counts = np.hstack([counts, extra]) if counts.shape[1] else np.zeros((len(rows), 0))
         return Design(linear, np.hstack([x, extra]), with_counts)
@@ -230,6 +231,12 @@ class Models:
         """That an evaluation of encoded architectures does not fail (rows,): a smoothed share of those near by."""
         design = self._design(self._failures, rows, np.zeros((len(rows), 0)))
         return np.clip(self._share + self._failures.process.mean(design), 0.01, 1.0)
+
+    def _encoded(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Choices and counts; of the rows that were asked about last they are there."""
+        if self._last is None or self._last[0] is not rows:
+            self._last = rows, self.encoding.choices(rows), self.encoding.counts(rows)
+        return self._last[1], self._last[2]
 
     # -- asking -------------------------------------------------------------------------------------------------------
 
@@ -257,6 +264,6 @@ class Models:
             else:
                 mean = model.process.mean(design)
                 few = model.process.posterior(design[:: max(1, len(rows) // 64)])[1]
-                found[wanted] = Belief(mean, np.full(len(rows), math.sqrt(few.mean() + noise)), None, design)
+                found[wanted] = Belief(mean, np.full(len(rows), math.sqrt(few.mean() + noise)), mean[:0, None], design)
             means[wanted] = mean
         return found

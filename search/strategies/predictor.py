@@ -22,7 +22,7 @@ from scipy.special import ndtr
 
 from mixnas.search.strategies import STRATEGIES, Acceptable, Cheap, Question, Strategy
 from mixnas.search.strategies.acquisition import Improvement, shortfall_of_known
-from mixnas.search.strategies.drawing import BatchSampler, mutated, trial_generator
+from mixnas.search.strategies.drawing import BatchSampler, distinct, mutated, trial_generator
 from mixnas.search.strategies.history import History
 from mixnas.search.strategies.modelling import ROWS, Models, Wanted
 from mixnas.search.study.pareto import non_dominated_minimised
@@ -80,6 +80,8 @@ class PredictorSampler(BatchSampler):
         self._columns = {w: self._history.names.index(w.name) for w in wanted}
         self._constraints = question.constraints
         self._reference = np.full(len(self._objectives), -np.inf)
+        self._sample: np.ndarray | None = None
+        self._looked_at = 0  # evaluations when the reference point was last looked at
         self._seconds = 0.0  # that the last proposal took
 
     # -- batches ------------------------------------------------------------------------------------------------------
@@ -130,14 +132,14 @@ class PredictorSampler(BatchSampler):
 
     def _draw_feasible(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """Random architectures that keep the constraints which are known beforehand, as far as they are found."""
-        rows = np.unique(self._space.sample_many(count, rng), axis=0)
+        rows = distinct(self._space.sample_many(count, rng))
         broken = self._before(rows)[1]
         for _ in range(_REPAIRS):
             if (broken == 0).sum() >= min(count // 8, len(rows)):
                 break
             parents = rows[np.argsort(broken, kind="stable")[: max(16, count // 20)]]
             children = mutated(self._space, parents[rng.integers(len(parents), size=count)], rng)
-            rows = np.unique(np.concatenate([rows, children]), axis=0)
+            rows = distinct(np.concatenate([rows, children]))
             broken = self._before(rows)[1]
         rows = rows[broken == 0]
         return rows[rng.permutation(len(rows))[:count]]
@@ -191,7 +193,7 @@ class PredictorSampler(BatchSampler):
         candidates = self._candidates(members if len(members) else done[kept][:20], known, rng)
         if not len(candidates):
             return []
-        reference = self._move_reference()
+        reference = self._move_reference(points)
         if len(pending):
             believed = self._means(pending)
             front = np.concatenate([front, believed]) if not self._later else front
@@ -211,12 +213,12 @@ class PredictorSampler(BatchSampler):
         near = self._around(members, known)
         near = near[rng.permutation(len(near))[:_NEIGHBOURS]]
         drawn = self._draw_feasible(_RANDOM, rng)
-        return _not_in(np.unique(np.concatenate([near, drawn]), axis=0), known)
+        return _not_in(distinct(np.concatenate([near, drawn])), known)
 
     def _around(self, rows: np.ndarray, known: set[bytes]) -> np.ndarray:
         """The neighbours of architectures that are not known and keep the constraints known beforehand."""
         near = np.concatenate([self._space.neighbour_vectors(row) for row in rows])
-        near = _not_in(np.unique(near, axis=0), known)
+        near = _not_in(distinct(near), known)
         return near[self._before(near)[1] == 0] if len(near) else near
 
     def _means(self, rows: np.ndarray) -> np.ndarray:
@@ -226,20 +228,29 @@ class PredictorSampler(BatchSampler):
         columns = [before[w] if w in before else self._models.scale(w).back(beliefs[w].mean) for w in self._objectives]
         return np.stack(columns, axis=1)
 
-    def _move_reference(self) -> np.ndarray:
-        """The reference point: nearly the worst of what is predicted over the space. It never comes nearer."""
-        rng = trial_generator(self._seed, 1)
-        rows = self._draw_feasible(_SAMPLE, rng)
-        if len(rows):
-            before, _ = self._before(rows)
-            beliefs = self._models.beliefs(rows, before, exact=False)
+    def _move_reference(self, points: np.ndarray) -> np.ndarray:
+        """The reference point: nearly the worst of what is predicted over the space, and no worse than any seen.
+
+        It never comes nearer.
+
+        Args:
+            points: What was evaluated, minimised (rows, objectives).
+        """
+        evaluated = len(self._history.done)
+        if evaluated < self._looked_at + max(1, self._looked_at // 12):
+            return self._reference
+        self._looked_at = evaluated
+        if self._sample is None:
+            self._sample = self._draw_feasible(_SAMPLE, trial_generator(self._seed, 1))
+        if len(self._sample):
+            before, _ = self._before(self._sample)
+            beliefs = self._models.beliefs(self._sample, before, exact=False)
             for i, w in enumerate(self._objectives):
                 if w in before:
                     values = before[w]
                 else:
-                    b = beliefs[w]
-                    values = self._models.scale(w).back(b.mean + b.deviation * rng.normal(size=len(rows)))
-                worst = float(np.quantile(values, 0.99))
+                    values = self._models.scale(w).back(beliefs[w].mean)
+                worst = min(float(np.quantile(values, 0.99)), float(points[:, i].max()))
                 self._reference[i] = max(self._reference[i], worst * 1.05 if worst > 0 else worst)
         return self._reference
 
@@ -269,13 +280,11 @@ class _Acquisition:
         if self._any_feasible or not self._sampler._later:
             found = []
             for i, w in enumerate(self._objectives):
-                pair = []
-                for corners in (self._improvement.lower[:, i], self._improvement.upper[:, i]):
-                    if w in before:
-                        pair.append(shortfall_of_known(corners, before[w]))
-                    else:
-                        pair.append(self._models.scale(w).shortfall(corners, *beliefs[w]))
-                found.append((pair[0], pair[1]))
+                bounds = self._improvement.bounds[i]
+                if w in before:
+                    found.append(shortfall_of_known(bounds, before[w]))
+                else:
+                    found.append(self._models.scale(w).shortfall(bounds, *beliefs[w]))
             value = self._improvement(found)
         for c in self._sampler._later:
             w = Wanted.of(c)
