@@ -59,6 +59,7 @@ class ChoiceEncoding:
     counts of two random architectures are at squared distance 1 on average.
 
     Attributes:
+        variables: How many there are.
         group: Of each column of `choices`, its variable.
         count_group: Of each column of `counts`, its kind.
     """
@@ -74,7 +75,8 @@ class ChoiceEncoding:
         optional: Per variable, whether it may be inactive; not told of any where it is not given.
         kinds: Per variable, its kind; those of one kind have the same values. By the values where it is not given.
         """
-        masked = MaskedEncoding(values)
+        masked = self._masked = MaskedEncoding(values)
+        self.variables = len(values)
         there = np.flatnonzero(optional if optional is not None else [False] * len(values))
         self.group = np.array([*masked.group, *there.tolist()], dtype=np.intp)
         # What each column is for each position of its variable, the first for -1: one look-up encodes all.
@@ -88,6 +90,10 @@ class ChoiceEncoding:
         self._kinds = [(np.array(m), len(values[m[0]])) for m in members.values() if len(m) > 1]
         sizes = [count for _, count in self._kinds]
         self.count_group = np.repeat(np.arange(len(sizes)), sizes)
+
+    def check(self, encoded: np.ndarray) -> None:
+        """Refuse vectors of another space with a `ConfigError`."""
+        self._masked(encoded)
 
     def choices(self, encoded: np.ndarray) -> np.ndarray:
         """(rows, variables) integers, -1 inactive, to (rows, columns)."""

@@ -53,10 +53,9 @@ class LinasSampler(BatchSampler):
         history, size = self._history, self._config.population_size
         history.update(study)
         known = history.known | {row.tobytes() for row in self._space.encode_many(list(self._decided))}
-        if len(history.done) < 4 or len(known) < size:
-            rows = self._space.sample_many(20 * size, rng)
-        else:
-            rows = self._evolve(rng)
+        first = len(history.done) < 4 or len(known) < size
+        rows = self._space.sample_many(20 * size, rng) if first else self._evolve(rng)
+        wanted = max(count, size - len(known)) if first else max(count, size)
         found: dict[bytes, Architecture] = {}
         for row in rows:
             key = row.tobytes()
@@ -64,9 +63,9 @@ class LinasSampler(BatchSampler):
                 architecture = self._space.decode(row)
                 if self._acceptable(architecture):
                     found[key] = architecture
-                    if len(found) >= max(count, size - len(known)):
+                    if len(found) == wanted:
                         break
-        return list(found.values())[: max(count, size)] or [self._space.sample(rng)]
+        return list(found.values()) or [self._space.sample(rng)]
 
     def _evolve(self, rng: np.random.Generator) -> np.ndarray:
         """Encoded architectures, those that the predictors put first in front."""

@@ -29,7 +29,6 @@ from mixnas.search.study.pareto import non_dominated_minimised
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.settings import Between
 
-_RANDOM = 2500  # candidates drawn from the whole space
 _NEIGHBOURS = 2500  # candidates, at most, next to the front
 _EXACT = 300  # candidates whose improvement is computed exactly
 _POOL = 600  # architectures that the first points are taken from
@@ -38,6 +37,7 @@ _REPAIRS = 12  # rounds of mutation toward the constraints, where few random arc
 _REFINEMENTS = 2  # rounds of looking at the neighbours of the best candidates
 _REFINED = 8  # candidates whose neighbours are looked at
 _LARGEST_BATCH = 200
+_REMEMBERED = 200_000  # architectures whose cheap metrics are kept
 _GROWTH = ((60, 1), (100, 2), (200, 5), (math.inf, 10))  # batches: up to so many evaluations, so many together
 
 
@@ -51,11 +51,13 @@ class Predictor(Strategy):
         batch: Architectures that are decided together; None for 1 at first, and more as the search goes on.
         share: Share of the time that proposing may take, above 0: where evaluations are quick, batches grow until it
             is kept. None where that does not matter. What is proposed then depends on the clock.
+        candidates: Random architectures that each proposal is chosen from, beside the neighbours of the front.
     """
 
     first: Annotated[int, Between(4)] = 12
     batch: Annotated[int, Between(1)] | None = None
     share: Annotated[float, Between(0.01, 1)] | None = None
+    candidates: Annotated[int, Between(50)] = 2500
 
     def make(self, question: Question, cheap: Cheap | None, acceptable: Acceptable) -> BaseSampler:
         """See `Strategy`."""
@@ -75,6 +77,8 @@ class PredictorSampler(BatchSampler):
         self._later = [c for c in constraints if c.metric not in names]
         wanted = dict.fromkeys([*self._objectives, *map(Wanted.of, question.constraints)])
         self._known = [w for w in wanted if w.name in names]
+        self._cheap_names = [w.name for w in self._known]
+        self._cheap_found: dict[bytes, np.ndarray] = {}
         self._models = Models(question.space, [w for w in wanted if w.name not in names], self._known)
         self._history = History(question.space, list(dict.fromkeys(w.name for w in wanted)))
         self._columns = {w: self._history.names.index(w.name) for w in wanted}
@@ -123,12 +127,25 @@ class PredictorSampler(BatchSampler):
         """What is known beforehand of encoded architectures, minimised, and by how much that breaks constraints."""
         if self._cheap is None or not (self._known or self._beforehand):
             return {}, np.zeros(len(rows))
-        found = self._cheap(rows)
+        found = dict(zip(self._cheap_names, self._looked_up(rows).T, strict=True))
         broken = np.zeros(len(rows))
         for constraint in self._beforehand:
-            metric = np.asarray(found[constraint.metric], dtype=float)
+            metric = found[constraint.metric]
             broken += np.where(constraint.hold(metric), 0.0, np.maximum(constraint.violations(metric), 1e-12))
-        return {w: w.sign * np.asarray(found[w.name], dtype=float) for w in self._known}, broken
+        return {w: w.sign * found[w.name] for w in self._known}, broken
+
+    def _looked_up(self, rows: np.ndarray) -> np.ndarray:
+        """The cheap metrics of encoded architectures (rows, metrics), each asked for once."""
+        assert self._cheap is not None
+        if len(self._cheap_found) > _REMEMBERED:
+            self._cheap_found.clear()
+        keys = [row.tobytes() for row in np.ascontiguousarray(rows)]
+        new = {key: i for i, key in enumerate(keys) if key not in self._cheap_found}
+        if new:
+            metrics = self._cheap(rows[list(new.values())])
+            columns = np.stack([np.asarray(metrics[name], dtype=float) for name in self._cheap_names], axis=1)
+            self._cheap_found.update(zip(new, columns, strict=True))
+        return np.array([self._cheap_found[key] for key in keys]).reshape(-1, len(self._cheap_names))
 
     def _draw_feasible(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """Random architectures that keep the constraints which are known beforehand, as far as they are found."""
@@ -147,7 +164,7 @@ class PredictorSampler(BatchSampler):
     def _spread(self, count: int, known: set[bytes], seen: np.ndarray) -> list[np.ndarray]:
         """Architectures far from each other and from what was seen; of each quantile of a size that is known."""
         rng = trial_generator(self._seed, 0)  # the same pool each time: a search that was stopped goes on with it
-        pool = _not_in(self._draw_feasible(max(_POOL, 4 * count), rng), known)
+        pool = _not_in(self._draw_feasible(max(min(_POOL, self._config.candidates), 4 * count), rng), known)
         sizes, _ = self._before(pool)
         size = next((sizes[w] for w in self._known if w.sign > 0 and w in self._objectives), None)
         part = np.zeros(len(pool), dtype=np.intp)
@@ -212,7 +229,7 @@ class PredictorSampler(BatchSampler):
     def _candidates(self, members: np.ndarray, known: set[bytes], rng: np.random.Generator) -> np.ndarray:
         near = self._around(members, known)
         near = near[rng.permutation(len(near))[:_NEIGHBOURS]]
-        drawn = self._draw_feasible(_RANDOM, rng)
+        drawn = self._draw_feasible(self._config.candidates, rng)
         return _not_in(distinct(np.concatenate([near, drawn])), known)
 
     def _around(self, rows: np.ndarray, known: set[bytes]) -> np.ndarray:
@@ -241,15 +258,12 @@ class PredictorSampler(BatchSampler):
             return self._reference
         self._looked_at = evaluated
         if self._sample is None:
-            self._sample = self._draw_feasible(_SAMPLE, trial_generator(self._seed, 1))
+            self._sample = self._draw_feasible(min(_SAMPLE, self._config.candidates), trial_generator(self._seed, 1))
         if len(self._sample):
             before, _ = self._before(self._sample)
             beliefs = self._models.beliefs(self._sample, before, exact=False)
             for i, w in enumerate(self._objectives):
-                if w in before:
-                    values = before[w]
-                else:
-                    values = self._models.scale(w).back(beliefs[w].mean)
+                values = before[w] if w in before else self._models.scale(w).back(beliefs[w].mean)
                 worst = min(float(np.quantile(values, 0.99)), float(points[:, i].max()))
                 self._reference[i] = max(self._reference[i], worst * 1.05 if worst > 0 else worst)
         return self._reference
