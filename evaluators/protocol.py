@@ -41,6 +41,11 @@ class Metric:
     cheap: bool = False
 
 
+def standard_error(metric: str) -> str:
+    """What the standard error of a metric is called among the metrics of an outcome."""
+    return f"{metric}_se"
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """An architecture to evaluate.
