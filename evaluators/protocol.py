@@ -84,6 +84,10 @@ class Evaluator(Protocol):
         """Every metric that objectives and constraints may name; an outcome has all of them."""
 
     @property
+    def device(self) -> str:
+        """Where networks are trained and judged: "cpu", or a CUDA device."""
+
+    @property
     def finishing(self) -> str:
         """What `finish` does, in a few words."""
 

@@ -84,7 +84,7 @@ class StandaloneEvaluator:
                 f"device {self.latency.device!r} is not this machine, so networks cannot be measured on it during the "
                 "search. Use search.evaluator: supernet, which predicts latency, or device: auto."
             )
-        self.device = torch.device(spec.device or (self.latency.torch_device if self.latency is not None else "cpu"))
+        self.device = spec.device or (self.latency.torch_device if self.latency is not None else "cpu")
 
     @property
     def spec(self) -> StandaloneSpec:
