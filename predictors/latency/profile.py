@@ -494,7 +494,7 @@ def profile(
         ...     {"stem": "conv", "stages": [{"width": [4, 8], "depth": [1, 2],
         ...      "block": {"mixer": ["identity", "pooling"], "channel_mixer": {"name": "mlp", "expansion": [1, 2]}}}]})
         >>> io = mixnas.IOSpec("image", (8, 8), in_features=1, num_outputs=10)
-        >>> predictor = mixnas.profile(space, io, device="cpu", directory="tables", config=ProfileConfig(budget_s=6))
+        >>> predictor = mixnas.profile(space, io, device="cpu", directory="tables", config=ProfileConfig(budget_s=3))
         >>> predictor.inputs == (io,)
         True
     """
