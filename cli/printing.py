@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from mixnas.search_space.errors import visible
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -26,7 +28,8 @@ def _make_console(args: argparse.Namespace, least: int = 0) -> Console:
     """stdout; `least` characters wide where the terminal is narrower, which then wraps the lines itself."""
     from rich.console import Console
 
-    console = Console(no_color=not colored(args), highlight=False, soft_wrap=False)
+    out = getattr(sys.stdout, "raw", sys.stdout)  # rich draws itself; what it is given is made visible below
+    console = Console(file=out, no_color=not colored(args), highlight=False, soft_wrap=False)
     console.width = max(least, console.width if sys.stdout.isatty() else _PIPE_WIDTH)
     return console
 
@@ -47,7 +50,7 @@ def print_table(
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(*columns, title=escape(title) or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(*columns, title=escape(visible(title)) or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     kept = []  # columns whose cells stay whole, and how wide they are with and without their headers on one line
     for i, column in enumerate(table.columns):
         cells = [row[i] for row in rows]
@@ -63,7 +66,7 @@ def print_table(
     for column, width, least in kept:
         column.width = width if fits else least
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*(escape(visible(cell)) for cell in row))
     _make_console(args, 0 if fits else rest + sum(least for _, _, least in kept)).print(table)
 
 
