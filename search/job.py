@@ -23,6 +23,7 @@ from mixnas.search.run.directory import Run
 from mixnas.search.run.front import Front, Member
 from mixnas.search.run.progress import Progress, make_progress
 from mixnas.search.run.stopping import StopSignal
+from mixnas.search.run.trust import require_trust
 from mixnas.search.study.results import Results, TrialRecord
 from mixnas.search.study.study import Proposal, SearchStudy
 from mixnas.search_space.errors import InfeasibleError, NasError, StoppedEarly
@@ -77,6 +78,7 @@ class Job:
         """
         run, problem, final = self.run, self.problem, self.config.final
         with run, self.progress, self.stop:
+            run.write_config(self.config.to_plain())
             known = self._known = run.front() if run.has_front else None
             run.update(finished=None)
             latency = problem.latency(run.latency, run.manifest.get("reference_ms"))
@@ -281,23 +283,36 @@ def new_run(config: Config, *, root: str | Path, name: str | None, source: str) 
 
 
 def reopen(
-    name: str | Path, root: str | Path = "runs", *, config: str | Path | None = None, settings: Sequence[str] = ()
+    name: str | Path,
+    root: str | Path = "runs",
+    *,
+    config: str | Path | None = None,
+    settings: Sequence[str] = (),
+    trust: bool = False,
 ) -> tuple[Run, Config]:
-    """Open a run to go on with it, and note in it what is changed (its budget may be).
+    """Open a run to go on with it, under a configuration in which its budget may be changed.
+
+    Nothing is written: `Job.execute` notes what is changed, under the run's lock.
 
     Args:
         name: Of the run, or its path.
         root: The directory of all runs.
         config: A configuration file to go on under; the run's own if not given.
         settings: `key=value` changes, as `--set`.
+        trust: Whether a task that is not of the package may be run though the run was not started here with it.
 
     Raises:
-        ConfigError: No such run, it cannot be gone on with, or something was changed that its trials depend on.
+        ConfigError: No such run, it cannot be gone on with, something was changed that its trials depend on, or its
+            task may not be run (see `trust`).
     """
     run = Run.open(name, root)
     run.check_resumable()
-    changed = load_config(config or run.path / "config.yaml", settings=settings)
-    run.write_config(changed.to_plain())
+    if config is None:
+        changed = read_config(run.config(), run.path / "config.yaml", settings=settings)
+    else:
+        changed = load_config(config, settings=settings)
+    run.check_fixed(changed.to_plain())
+    require_trust(run.manifest, run.path, "resume", trust)
     return run, changed
 
 
