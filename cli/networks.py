@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from mixnas.cli.printing import print_json
-from mixnas.cli.verbs import Verb
+from mixnas.cli.verbs import Verb, trusting
 from mixnas.search_space.formats.format import names
 
 PLACE = 2
@@ -24,6 +24,7 @@ def export_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[,NAME...]",
         help=f"file formats: {', '.join(names())} (default: safetensors)",
     )
+    trusting(parser)
     parser.add_argument("-o", "--output", metavar="DIR", help="where to (default: the run's exports/)")
 
 
@@ -34,7 +35,7 @@ def export(args: argparse.Namespace) -> int:
 
     run = Run.open(args.run, args.runs)
     wanted = args.format.split(",")
-    found = export_run(run, format_names=wanted, pick=args.pick, where=args.where, output=args.output)
+    found = export_run(run, format_names=wanted, pick=args.pick, where=args.where, output=args.output, trust=args.trust)
     written = [str(folder) for folder in found]
     if args.json:
         print_json(written)

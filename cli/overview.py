@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mixnas.search.run.directory import Run, RunStatus
-    from mixnas.search.study.results import Results
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,12 +16,14 @@ class Overview:
     Attributes:
         status: Its state and its trials.
         best: The best value of each objective on the front; empty while the front is.
+        errors: The standard error of each of these, where it is known.
         hypervolume: Of the front; None until its box is fixed.
         seconds_left: Of the search, at the speed of the trials so far; None unless it is running.
     """
 
     status: RunStatus
     best: dict[str, float]
+    errors: dict[str, float]
     hypervolume: float | None
     seconds_left: float | None
 
@@ -30,26 +31,16 @@ class Overview:
 def overview(run: Run) -> Overview:
     """Look at a run; for one that is running, too."""
     from mixnas.search.study.objectives import parse_constraints, parse_objectives
-    from mixnas.search.study.study import read_results
+    from mixnas.search.study.reading import summary_of
 
     status, fixed = run.status(), run.manifest["fixed"]
     objectives, constraints = parse_objectives(fixed["objectives"]), parse_constraints(fixed.get("constraints", []))
-    results = read_results(run.journal, objectives, constraints)
-    return Overview(status, _best(results), results.hypervolume(), _seconds_left(status, results))
+    found = summary_of(run.journal, objectives, constraints)
+    left = _seconds_left(status, found.seconds)
+    return Overview(status, dict(found.best), dict(found.errors), found.hypervolume, left)
 
 
-def _best(results: Results) -> dict[str, float]:
-    members = results.front()
-    if not members:
-        return {}
-    return {
-        objective.name: (max if objective.maximise else min)(member.metrics[objective.name] for member in members)
-        for objective in results.objectives
-    }
-
-
-def _seconds_left(status: RunStatus, results: Results) -> float | None:
-    seconds = [record.seconds for record in results.records if record.status == "done"]
-    if status.state != "running" or not seconds or not status.trials or status.done >= status.trials:
+def _seconds_left(status: RunStatus, seconds: float) -> float | None:
+    if status.state != "running" or not status.done or not status.trials or status.done >= status.trials:
         return None
-    return (status.trials - status.done) * sum(seconds) / len(seconds)
+    return (status.trials - status.done) * seconds / status.done

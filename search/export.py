@@ -20,6 +20,7 @@ from mixnas.evaluators.tasks.task import Task
 from mixnas.evaluators.training import evaluate
 from mixnas.search.run.directory import Run
 from mixnas.search.run.front import Front, Member
+from mixnas.search.run.trust import require_trust
 from mixnas.search.study.objectives import parse_filter
 from mixnas.search_space.errors import ConfigError, IntegrityError, NasError, nearest
 from mixnas.search_space.files import atomic_write, write_json
@@ -85,6 +86,7 @@ def export_run(
     pick: str | None = None,
     where: str | None = None,
     output: str | None = None,
+    trust: bool = False,
 ) -> list[Path]:
     """Write members of a run's front as folders: files of the network as deployed, architecture, `load.py`, card.
 
@@ -97,6 +99,7 @@ def export_run(
         pick: Id, or the start of one.
         where: Filter over metrics; the knee when neither is given.
         output: Directory; the run's `exports/` if not given.
+        trust: Whether a task that is not of the package may be run though the run was not started here with it.
 
     Returns:
         The folders.
@@ -104,7 +107,16 @@ def export_run(
     Raises:
         ConfigError: No such format or network, or a format can't hold one of the networks, or lacks a package.
         IntegrityError: A file's outputs are not the network's, or its score is not what the front says.
+
+    Examples:
+        After the example of `mixnas.search`:
+
+        >>> import mixnas
+        >>> (folder,) = mixnas.export(mixnas.Run.open("small"), output="exported")
+        >>> sorted(path.name for path in folder.iterdir())
+        ['architecture.yaml', 'card.json', 'load.py', 'model.safetensors']
     """
+    require_trust(run.manifest, run.path, "export", trust)
     wanted = [formats.get(name) for name in dict.fromkeys(format_names)]
     for file_format in wanted:
         formats.require(file_format)

@@ -132,13 +132,15 @@ def check_space(space: SearchSpace, io: IOSpec) -> None:
         ConfigError: Kind of task, width, size, or the grid of dense targets do not fit; the message says where and what
             does.
     """
+    seen: set[tuple[str, Op, Context]] = set()
     for site in sites_of(space, io):
         if site.axis == "head":
             check_head(io, site.before)
         elif site.axis not in ("stem", "downsample"):
-            check_op(site.axis, site.op, site.before, site.unit)
-            for quant in site.quants:
-                check_op("quant", quant, site.before, site.unit)
+            for axis, op in ((site.axis, site.op), *(("quant", quant) for quant in site.quants)):
+                if (axis, op, site.before) not in seen:  # the blocks of a stage mostly have the same choices
+                    seen.add((axis, op, site.before))
+                    check_op(axis, op, site.before, site.unit)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ def non_dominated(values: np.ndarray, objectives: Sequence[Objective]) -> np.nda
     """Which points are on the Pareto front.
 
     Args:
-        values: Finite objective values (num_points, num_objectives).
+        values: Objective values (num_points, num_objectives). A point with NaN is never a member, and dominates none.
         objectives: Their directions.
 
     Returns:
@@ -34,13 +34,13 @@ def non_dominated(values: np.ndarray, objectives: Sequence[Objective]) -> np.nda
 
 def non_dominated_minimised(points: np.ndarray) -> np.ndarray:
     """`non_dominated` of points (num_points, num_objectives) of which less is better in all objectives."""
-    if not len(points):
-        return np.zeros(0, dtype=bool)
-    if points.shape[1] == 1:
-        mask = np.zeros(len(points), dtype=bool)
-        mask[int(np.argmin(points[:, 0]))] = True
+    mask = ~np.isnan(points).any(axis=1)
+    if not mask.any():
         return mask
-    return np.asarray(moocore.is_nondominated(points), dtype=bool)
+    if points.shape[1] == 1:
+        return np.arange(len(points)) == int(np.nanargmin(points[:, 0]))
+    mask[mask] = moocore.is_nondominated(points[mask])
+    return mask
 
 
 def boxes_above(front: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

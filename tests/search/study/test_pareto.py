@@ -102,3 +102,16 @@ def test_the_boxes_above_a_front_are_what_a_point_can_add(dimensions, tied):
         inside = ((points[:, None] > lower) & (points[:, None] < upper)).all(axis=2).sum(axis=1)
         dominated = (front[None] <= points[:, None]).all(axis=2).any(axis=1)
         assert (inside == (~dominated & (points < reference).all(axis=1))).all()  # each in one box, or in none
+
+
+def test_a_point_with_nan_is_never_non_dominated_and_dominates_none():
+    objectives = [Objective("accuracy", "max"), Objective("ms", "min")]
+    values = np.array([[np.nan, 0.1], [0.9, 2.0], [0.8, np.nan], [0.7, 3.0], [0.5, 1.0]])
+    assert non_dominated(values, objectives).tolist() == [False, True, False, False, True]
+    assert non_dominated(values[:, :1], objectives[:1]).tolist() == [False, True, False, False, False]
+    assert not non_dominated(np.full((2, 2), np.nan), objectives).any()
+    records = [
+        TrialRecord(i, "done", f"{i:012d}", "{}", {"accuracy": accuracy, "ms": ms})
+        for i, (accuracy, ms) in enumerate(values)
+    ]
+    assert {record.number for record in Results(objectives, (), records).front()} == {1, 4}
