@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+from mixnas.predictors.measuring.value import Latency
 from mixnas.search.config import Config, read_config
 from mixnas.search.problem import Problem
+from mixnas.search.strategies.predictor import Predictor
+from mixnas.search.study.feasibility import check_latency, quickest
+from mixnas.search.study.objectives import parse_constraints
+from mixnas.search_space.enumeration import Corner
 from mixnas.search_space.errors import ConfigError, InfeasibleError
+from mixnas.search_space.space import SearchSpace
+from tests.search.problems import SPACE as CONDITIONAL
 
 SPACE = {
     "stem": "conv",
@@ -59,3 +67,42 @@ def test_a_latency_is_what_the_configuration_says():
     assert (spec.device, spec.runtime, spec.threads, spec.batch_size) == ("cpu", "eager", 2, 8)
     assert (spec.profile_s, spec.passes, spec.directory, spec.reference_ms) == (9.0, 5, None, None)
     assert asked.device.endswith("-2t") and asked.latency_tag == "eager-b8"
+
+
+def test_the_quickest_architecture_is_found_by_descent():
+    space = SearchSpace.from_dict(CONDITIONAL)
+    weights = np.random.default_rng(0).random(len(space.variables))
+
+    def predict(rows):
+        return 1 + (np.maximum(rows, 0) * weights).sum(axis=1) + (rows < 0).sum(axis=1)
+
+    found = quickest(space, predict)
+    everything = space.sample_many(20_000, np.random.default_rng(1))
+    assert predict(found[None])[0] <= predict(everything).min()
+
+
+@pytest.mark.parametrize(
+    ("bound", "latency", "refused"),
+    [
+        ("latency_ms <= 0.0002", Latency(0.21, 0.19, 0.23, "predicted"), True),
+        ("latency_ms <= 0.2", Latency(0.21, 0.19, 0.23, "predicted"), False),  # within the interval it may be met
+        ("latency_ms < 0.2", Latency(0.5, 0.45, 0.55, "measured"), True),
+        ("latency_ms < 0.4", Latency(0.5, 0.45, 0.55, "measured"), False),  # another may be a little quicker
+        ("latency_ms >= 9", Latency(0.5, 0.45, 0.55, "predicted"), False),
+        ("params <= 1", Latency(0.5, 0.45, 0.55, "predicted"), False),
+    ],
+)
+def test_a_bound_on_latency_that_nothing_keeps_is_refused(bound, latency, refused):
+    architecture = SearchSpace.from_dict(CONDITIONAL).sample(np.random.default_rng(0))
+    constraints = parse_constraints([bound])
+    if not refused:
+        check_latency(constraints, Corner(architecture, 1.0), latency)
+        return
+    with pytest.raises(InfeasibleError, match=rf"meets {bound}: the quickest takes {latency.ms:.3g} ms"):
+        check_latency(constraints, Corner(architecture, 1.0), latency)
+
+
+def test_auto_goes_by_the_evaluator():
+    assert problem().strategy == Predictor(share=0.5)
+    assert problem(search={"evaluator": "standalone"}).strategy == Predictor()
+    assert problem(search={"strategy": "predictor"}).strategy == Predictor()
