@@ -261,7 +261,7 @@ class Surrogate:
             found = {}
             for name in config.models:
                 model = _new_model(name, encoding, config)
-                found[name] = model, *_held_out(model, encoded[rows], y, config.folds)
+                found[name] = model, *_held_out(name, encoding, config, encoded[rows], y)
                 scores[f"{name}{suffix}"] = rank_correlation(found[name][1], y)
             best = max(scores[f"{name}{suffix}"] for name in found)
             near = {name: one for name, one in found.items() if scores[f"{name}{suffix}"] >= best - _CLOSE}
@@ -294,16 +294,15 @@ def _new_model(name: str, encoding: ChoiceEncoding, config: SurrogateConfig) -> 
     return Ridge(encoding) if name == "ridge" else SupportVector(encoding, config.hyper_rows, config.seed)
 
 
-def _held_out(model: _Model, encoded: np.ndarray, y: np.ndarray, folds: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation of each row (rows,), predicted by a model that had not seen it.
-
-    Settings are chosen once, on the rows of all folds: what the folds decide is between models.
-    """
-    model.fit(encoded, y)
+def _held_out(
+    name: str, encoding: ChoiceEncoding, config: SurrogateConfig, encoded: np.ndarray, y: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of each row (rows,) by a model that had not seen it, nor chosen its settings by it."""
     order = np.arange(len(y))
     means, deviations = np.empty(len(y)), np.empty(len(y))
-    for k in range(count := min(folds, len(y) // 2)):
+    for k in range(count := min(config.folds, len(y) // 2)):
         fold = order % count == k
+        model = _new_model(name, encoding, config)
         model.fit(encoded[~fold], y[~fold])
         means[fold], deviations[fold] = model.predict(encoded[fold])
     return means, deviations

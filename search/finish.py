@@ -121,15 +121,14 @@ def choose_measured(
             measured[records[i].id] = taken
 
 
-def nothing_within(finalists: Sequence[Member], constraints: Sequence[Comparison]) -> str:
-    """What to say where no finalist satisfies the constraints: how many there are, and which comes nearest."""
-    usable = [f for f in finalists if all(c.metric in f.metrics for c in constraints)]
-    text = f"{len(finalists)} trained, none within {', '.join(map(str, constraints))}"
+def nearest_to(members: Sequence[Member], constraints: Sequence[Comparison]) -> str:
+    """What to say of those that do not satisfy the constraints: which of them comes nearest; empty of none."""
+    usable = [m for m in members if all(c.metric in m.metrics for c in constraints)]
     if not usable:
-        return text
-    nearest = min(usable, key=lambda f: max(c.violation(f.metrics) for c in constraints))
+        return ""
+    nearest = min(usable, key=lambda m: max(c.violation(m.metrics) for c in constraints))
     values = ", ".join(f"{c.metric} {nearest.metrics[c.metric]:.4g}" for c in constraints)
-    return f"{text}; nearest is {nearest.id} with {values}"
+    return f"; nearest is {nearest.id} with {values}"
 
 
 class FinalNetworks:

@@ -25,7 +25,7 @@ from mixnas.search.finish import (
     choose_measured,
     final_front,
     measure_finalists,
-    nothing_within,
+    nearest_to,
     searched_member,
 )
 from mixnas.search.problem import Problem
@@ -100,9 +100,12 @@ class Job:
             results = self._search(evaluator)
             records = self._choose(results, latency)
             if not records:
-                nearest = nothing_within([searched_member(r) for r in results.records if r.status == "done"],
-                                         problem.constraints)  # fmt: skip
-                raise InfeasibleError(f"{run.path}: {nearest}. Relax the constraints, or resume with more trials.")
+                wanted = ", ".join(map(str, problem.constraints))
+                done = [searched_member(record) for record in results.records if record.status == "done"]
+                raise InfeasibleError(
+                    f"{run.path}: none of {results.evaluated} trials satisfies the constraints {wanted}"
+                    f"{nearest_to(done, problem.constraints)}. Relax them, or resume with more trials."
+                )
             finished = self._networks.finish(records, evaluator, self._report, self.stop)
             if self.stop.requested:
                 raise StoppedEarly("stopped before measuring the candidates.")
@@ -129,9 +132,12 @@ class Job:
             front = self._front(results, members, knee, others=others, latency=kind, final=True)
             run.write_tables(results.to_csv(), front)
             run.finish()
-        if not members:
-            nearest = nothing_within(finalists, problem.constraints)
-            raise InfeasibleError(f"{run.path}: {nearest}. They stand in the table. Relax the constraints.")
+        if not members and problem.constraints:
+            wanted = ", ".join(map(str, problem.constraints))
+            raise InfeasibleError(
+                f"{run.path}: {len(finalists)} trained, none within {wanted}"
+                f"{nearest_to(finalists, problem.constraints)}. They stand in the table. Relax the constraints."
+            )
         return front
 
     def _choose(self, results: Results, latency: LatencySource) -> list[TrialRecord]:

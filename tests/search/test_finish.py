@@ -16,7 +16,7 @@ from mixnas.search.finish import (
     choose_measured,
     final_front,
     measure_finalists,
-    nothing_within,
+    nearest_to,
 )
 from mixnas.search.job import agreement
 from mixnas.search.run.front import Member
@@ -203,7 +203,5 @@ def test_what_cannot_be_measured_is_not_chosen():
 def test_what_comes_nearest_is_said():
     constraints = parse_constraints(["latency_ms <= 0.9"])
     members = [_member("slow", 0.9, 2.0), _member("nearest", 0.8, 1.18)]
-    assert nothing_within(members, constraints) == (
-        "2 trained, none within latency_ms <= 0.9; nearest is nearest with latency_ms 1.18"
-    )
-    assert nothing_within([], constraints) == "0 trained, none within latency_ms <= 0.9"
+    assert nearest_to(members, constraints) == "; nearest is nearest with latency_ms 1.18"
+    assert nearest_to([], constraints) == ""

@@ -132,7 +132,7 @@ def test_a_stand_alone_search_keeps_the_weights_of_its_front(tmp_path: Path):
 def test_a_finished_run_keeps_its_answer_while_it_is_extended(tmp_path: Path):
     config = _config(STANDALONE, objectives={"accuracy": "max", "params": "min"})  # what is on the front is no chance
     new_run(config, root=tmp_path, name="r", source="test")
-    run, config = reopen("r", tmp_path)
+    run, config = reopen("r", tmp_path, settings=["search.strategy=nsga2"])
     front = _job(run, config).execute()
     run, config = reopen("r", tmp_path, settings=["search.trials=9", "search.seed=5", "search.strategy=random"])
     stop = StopSignal()
@@ -150,7 +150,10 @@ def test_a_finished_run_keeps_its_answer_while_it_is_extended(tmp_path: Path):
 def test_constraints_that_no_trial_meets_end_with_a_reason(tmp_path: Path):
     config = _config(STANDALONE, constraints=["accuracy >= 1"], search={"trials": 4, "evaluator": "standalone"})
     run = new_run(config, root=tmp_path, name="none", source="test")
-    with pytest.raises(InfeasibleError, match="none of 4 trials satisfies the constraints accuracy >= 1"):
+    with pytest.raises(
+        InfeasibleError,
+        match=r"none of 4 trials satisfies the constraints accuracy >= 1; nearest is \w{12} with accuracy 0",
+    ):
         _job(run, config).execute()
     assert (run.path / "trials.csv").exists() and run.front().members == ()
 
