@@ -56,25 +56,21 @@ def _weights(text: str) -> dict[str, float]:
 def export(args: argparse.Namespace) -> int:
     """Trained networks of a run as files."""
     from mixnas.search.export import export_run
-    from mixnas.search.picking import Choice
     from mixnas.search.run.directory import Run
     from mixnas.search.run.progress import make_progress
 
-    choice = Choice(
-        pick=args.pick,
-        trial=args.trial,
-        where=args.where,
-        knee=args.knee,
-        one_se=args.one_se,
-        weights=None if args.weights is None else _weights(args.weights),
-        everything=args.all,
-    )
     run = Run.open(args.run, args.runs)
     progress = make_progress("quiet" if args.quiet else "auto", color=colored(args))
     with progress, progress.phase("export", unit="networks") as phase:
         found = export_run(
             run,
-            choice=choice,
+            pick=args.pick,
+            trial=args.trial,
+            where=args.where,
+            knee=args.knee,
+            one_se=args.one_se,
+            weights=None if args.weights is None else _weights(args.weights),
+            everything=args.all,
             format_names=args.format.split(","),
             output=args.output,
             verify=not args.no_verify,

@@ -146,11 +146,17 @@ def budget(front: Front, member: Member) -> list[str]:
         kept = "kept" if constraint.holds(member.metrics) else "missed"
         latency = member.latency
         if constraint.metric == "latency_ms" and latency is not None:
-            interval = f" ({latency.low_ms:.3f} to {latency.high_ms:.3f})"
-            found.append(f"asked {asked}, {latency.kind} {latency.ms:.3f}{interval}: {kept}")
+            between = interval(latency.low_ms, latency.high_ms)
+            text = f"{latency.ms:.3f}" + (f" ({between})" if between else "")
+            found.append(f"asked {asked}, {latency.kind} {text}: {kept}")
         else:
             found.append(f"asked {asked}, it has {value:,.6g}: {kept}")
     return found
+
+
+def interval(low_ms: float | None, high_ms: float | None) -> str:
+    """The 90% interval of a latency in words; empty where there is no telling."""
+    return "" if low_ms is None or high_ms is None else f"{low_ms:.3f} to {high_ms:.3f}"
 
 
 def drawing(network: Network) -> str:
@@ -280,7 +286,7 @@ def _latencies(plain: Mapping[str, Any]) -> list[str]:
         if key in plain:
             one = plain[key]
             found.append(
-                f"| {what} | {one['ms']:.3f} | {one['low_ms']:.3f} to {one['high_ms']:.3f} | {plain['device']} |"
+                f"| {what} | {one['ms']:.3f} | {interval(one['low_ms'], one['high_ms'])} | {plain['device']} |"
             )
     searched = plain.get("searched", {}).get("latency_ms")
     if searched is not None:
@@ -290,6 +296,6 @@ def _latencies(plain: Mapping[str, Any]) -> list[str]:
             one = about["latency"]
             where = f"{one['device']}, batch {one['batch_size']}"
             found.append(
-                f"| {name}, when exported | {one['ms']:.3f} | {one['low_ms']:.3f} to {one['high_ms']:.3f} | {where} |"
+                f"| {name}, when exported | {one['ms']:.3f} | {interval(one['low_ms'], one['high_ms'])} | {where} |"
             )
     return found

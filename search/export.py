@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,13 @@ class _Judged:
 def export_run(
     run: Run,
     *,
-    choice: Choice = Choice(),  # noqa: B008 - frozen
+    pick: str | None = None,
+    trial: int | None = None,
+    where: str | None = None,
+    knee: bool = False,
+    one_se: bool = False,
+    weights: Mapping[str, float] | None = None,
+    everything: bool = False,
     format_names: Sequence[str] = DEFAULT_FORMATS,
     output: str | None = None,
     verify: bool = True,
@@ -75,7 +81,8 @@ def export_run(
 
     Args:
         run: A finished run.
-        choice: Which networks; the best by the first objective if not given.
+        pick, where, knee, one_se, weights, everything: Which networks, in one way: see `Choice`.
+        trial: The network of this trial; it is finished first, where it is not on the front.
         format_names: Formats, see `formats.names()`.
         output: Directory; the run's `exports/` if not given.
         verify: Whether the task is loaded and judges the files. Without it, their outputs are compared on random
@@ -96,13 +103,16 @@ def export_run(
         >>> import mixnas
         >>> (folder,) = mixnas.export(mixnas.Run.open("small"), output="exported")
         >>> sorted(path.name for path in folder.iterdir())
-        ['architecture.yaml', 'card.json', 'load.py', 'model.safetensors']
+        ['README.md', 'architecture.yaml', 'card.json', 'load.py', 'manifest.json', 'model.py', 'model.safetensors']
     """
     wanted = [formats.get(name) for name in dict.fromkeys(format_names)]
     for file_format in wanted:
         formats.require(file_format)
+    choice = Choice(pick=pick, where=where, knee=knee, one_se=one_se, weights=weights, everything=everything)
+    if trial is not None and choice != Choice():
+        raise ConfigError("trial is one way to choose a network: give no other beside it.")
     chosen = []
-    for member in choice.of(run.front()):
+    for member in choice.of(run.front()) if trial is None else [finished_trial(run, trial)]:
         network = load_network(run.networks / f"{member.id}.safetensors").deploy()
         for file_format in wanted:
             if problem := file_format.why_not(network):
@@ -124,6 +134,25 @@ def export_run(
         shutil.rmtree(making)
         with contextlib.suppress(OSError):  # goes only if nothing is in it
             root.rmdir()
+
+
+def finished_trial(run: Run, number: int) -> Member:
+    """The final network of a trial; finished now, where it is not.
+
+    Raises:
+        NasError: See `Job.finish_trial`.
+    """
+    front = run.front()
+    if front.final:
+        for member in (*front.members, *front.others):
+            if member.trial == number and (run.networks / f"{member.id}.safetensors").exists():
+                return member
+    from mixnas.search.job import Job, reopen
+    from mixnas.search.run.progress import make_progress
+    from mixnas.search.run.stopping import StopSignal
+
+    opened, config = reopen(run.path)
+    return Job(opened, config, progress=make_progress("auto"), stop=StopSignal()).finish_trial(number)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,6 @@ class Choice:
 
     Attributes:
         pick: Id of a final network, or its start.
-        trial: Number of the trial of a final network, whether it came on the front or not.
         where: Filter over metrics: all of the front that satisfy it.
         knee: The knee of the front.
         one_se: The fastest of those within one standard error of the best by the first objective.
@@ -28,7 +27,6 @@ class Choice:
     """
 
     pick: str | None = None
-    trial: int | None = None
     where: str | None = None
     knee: bool = False
     one_se: bool = False
@@ -51,8 +49,6 @@ class Choice:
             raise NasError(f"{front.run}: the search has not come to its final networks. nas resume {front.run}")
         if self.pick is not None:
             return [_by_id(front, self.pick)]
-        if self.trial is not None:
-            return [_by_trial(front, self.trial)]
         if not front.members:
             raise NasError(
                 f"{front.run}: no network is on the front{_of_constraints(front)}. Those that are not can be exported "
@@ -79,14 +75,6 @@ def _by_id(front: Front, pick: str) -> Member:
         ids = [m.id for m in (*front.members, *front.others)]
         problem = "stands for several networks" if found else "is none of the final networks"
         raise ConfigError(f"{pick!r} {problem}.{nearest(pick, ids)} They are: {', '.join(ids)}.")
-    return found[0]
-
-
-def _by_trial(front: Front, number: int) -> Member:
-    found = [m for m in (*front.members, *front.others) if m.trial == number]
-    if not found:
-        known = ", ".join(str(m.trial) for m in (*front.members, *front.others))
-        raise ConfigError(f"trial {number} of {front.run} has no final network. Those that have: {known}.")
     return found[0]
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from mixnas.predictors.measuring.value import Latency
+from mixnas.search.card import interval
 from mixnas.search.report.contents import Contents
 from mixnas.search.run.front import Member
 from mixnas.search.study.results import TrialRecord
@@ -88,13 +90,7 @@ def _members(found: Contents, name: str, members: Sequence[Member], symbol: str)
         "customdata": [m.id for m in members],
         "text": [hover(found, m) for m in members],
         "hovertemplate": "%{text}<extra></extra>",
-        "error_x": {
-            "type": "data",
-            "symmetric": False,
-            "array": [0 if m.latency is None else m.latency.high_ms - m.latency.ms for m in members],
-            "arrayminus": [0 if m.latency is None else m.latency.ms - m.latency.low_ms for m in members],
-            "thickness": 1,
-        },
+        "error_x": _around([m.latency or m.metrics.get("latency_ms", 0.0) for m in members]),
         "error_y": {
             "type": "data",
             "array": [m.metrics.get(f"{metric}_se", 0.0) for m in members],
@@ -122,7 +118,8 @@ def hover(found: Contents, member: Member) -> str:
     ]
     if member.latency is not None:
         one = member.latency
-        lines.append(f"{one.kind} {one.ms:.3f} ms ({one.low_ms:.3f} to {one.high_ms:.3f})")
+        between = interval(one.low_ms, one.high_ms)
+        lines.append(f"{one.kind} {one.ms:.3f} ms" + (f" ({between})" if between else ""))
     if member.predicted is not None:
         lines.append(f"predicted {member.predicted.ms:.3f} ms")
     if "params" in values:
@@ -143,7 +140,8 @@ def _predicted(found: Contents) -> Figure | None:
     if not members:
         return None
     pairs = [(m.predicted, m.latency) for m in members if m.predicted is not None and m.latency is not None]
-    ends = [min(min(p.low_ms, t.low_ms) for p, t in pairs), max(max(p.high_ms, t.high_ms) for p, t in pairs)]
+    both = [one for pair in pairs for one in pair]
+    ends = [min(one.low_ms or one.ms for one in both), max(one.high_ms or one.ms for one in both)]
     points = {
         "type": "scatter",
         "mode": "markers",
@@ -152,20 +150,22 @@ def _predicted(found: Contents) -> Figure | None:
         "y": [t.ms for _, t in pairs],
         "text": [html.escape(m.id) for m in members],
         "hovertemplate": "%{text}: predicted %{x:.3f}, measured %{y:.3f} ms<extra></extra>",
-        "error_x": _around([(p.ms, p.low_ms, p.high_ms) for p, _ in pairs]),
-        "error_y": _around([(t.ms, t.low_ms, t.high_ms) for _, t in pairs]),
+        "error_x": _around([p for p, _ in pairs]),
+        "error_y": _around([t for _, t in pairs]),
         "marker": {"size": 9},
     }
     line = {"type": "scatter", "mode": "lines", "name": "equal", "x": ends, "y": ends, "line": {"dash": "dot"}}
     return _figure([line, points], "predicted ms, 90% interval", "measured ms, 90% interval", showlegend=False)
 
 
-def _around(intervals: Sequence[tuple[float, float, float]]) -> dict[str, Any]:
+def _around(latencies: Sequence[Latency | float]) -> dict[str, Any]:
+    """Bars to the ends of intervals; none where there is no telling."""
+    known = [one if isinstance(one, Latency) else Latency(one, None, None, "predicted") for one in latencies]
     return {
         "type": "data",
         "symmetric": False,
-        "array": [high - ms for ms, _, high in intervals],
-        "arrayminus": [ms - low for ms, low, _ in intervals],
+        "array": [0.0 if one.high_ms is None else one.high_ms - one.ms for one in known],
+        "arrayminus": [0.0 if one.low_ms is None else one.ms - one.low_ms for one in known],
         "thickness": 1,
     }
 

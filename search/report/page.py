@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mixnas.search.card import interval
 from mixnas.search.report.breakdown import UnitRow
 from mixnas.search.report.contents import Contents, contents
 from mixnas.search.report.figures import POINTS, figures, thinned
@@ -164,13 +165,13 @@ def _front(found: Contents) -> str:
     rows = []
     for m in front.members:
         values, latency = m.metrics, m.latency
-        interval = "" if latency is None else f"{latency.low_ms:.3f} to {latency.high_ms:.3f}"
+        between = "" if latency is None else interval(latency.low_ms, latency.high_ms)
         predicted = "" if m.predicted is None else f"{m.predicted.ms:.3f}"
         command = _command(found, m)
         button = f'<button type="button" data-copy="{_e(command)}" aria-label="copy: {_e(command)}">copy</button>'
         row = [f"<code>{_e(m.id)}</code>" + (" (knee)" if m.id == front.knee else ""), _with_error(values, metric)]
         row += [_with_error(values, f"test_{metric}")] if front.final else []
-        row += [_number(values.get("latency_ms"), ".3f"), interval, predicted, _number(values.get("params"), ",.0f")]
+        row += [_number(values.get("latency_ms"), ".3f"), between, predicted, _number(values.get("params"), ",.0f")]
         row += [_number(values.get("weight_bytes"), ",.0f"), button, f"<code>{_e(found.architectures[m.id])}</code>"]
         rows.append(row)
     numbers = frozenset(range(1, len(columns) - 2))

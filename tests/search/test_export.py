@@ -14,7 +14,6 @@ import torch
 import yaml
 
 from mixnas.search.export import export_run
-from mixnas.search.picking import Choice
 from mixnas.search.run.directory import Run
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.cost import cost
@@ -58,7 +57,7 @@ def listing(folder: Path) -> list[str]:
 
 def test_every_format_is_written_verified_and_described(runs, tmp_path):
     wanted = available()
-    (folder,) = export_run(runs("finished"), format_names=wanted, choice=Choice(pick=FP32[:6]), licence="apache-2.0")
+    (folder,) = export_run(runs("finished"), format_names=wanted, pick=FP32[:6], licence="apache-2.0")
     assert folder == runs("finished").exports / FP32
     files = [formats.get(name).file_name for name in wanted]
     beside = [name for f in map(formats.get, wanted) for name in f.beside]
@@ -110,7 +109,7 @@ def test_weights_are_stored_as_the_policy_stores_them(runs):
     run = runs("standalone")
     trained = run.path / "networks" / f"{BF16}.safetensors"
     before = trained.read_bytes()
-    (folder,) = export_run(run, format_names=["safetensors", "torch-export"], choice=Choice(pick=BF16))
+    (folder,) = export_run(run, format_names=["safetensors", "torch-export"], pick=BF16)
     card = json.loads((folder / "card.json").read_text())
     exported, network = load_network(folder / "model.safetensors"), load_network(trained)
     stated = cost(network.architecture, network.io).weight_bytes
@@ -129,7 +128,7 @@ def test_what_cannot_be_written_is_said_before_anything_is(runs, tmp_path, monke
         export_run(
             runs("standalone"),
             format_names=["safetensors", "onnx"],
-            choice=Choice(pick=BF16),
+            pick=BF16,
             output=str(output),
         )
     monkeypatch.setattr(Safetensors, "packages", ("a_package_that_is_not_there",))
@@ -142,7 +141,7 @@ def test_what_cannot_be_written_is_said_before_anything_is(runs, tmp_path, monke
 def test_a_file_that_is_wrong_leaves_nothing_behind(runs, tmp_path, monkeypatch, earlier):
     output = tmp_path / "out"
     if earlier:
-        export_run(runs("finished"), choice=Choice(pick=FP32), output=str(output))
+        export_run(runs("finished"), pick=FP32, output=str(output))
     before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
     write = Safetensors.write
 
@@ -160,7 +159,7 @@ def test_a_file_that_is_wrong_leaves_nothing_behind(runs, tmp_path, monkeypatch,
         export_run(
             runs("finished"),
             format_names=["torch-export", "safetensors"],
-            choice=Choice(pick=FP32),
+            pick=FP32,
             output=str(output),
         )
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
@@ -174,15 +173,15 @@ def test_a_network_that_does_not_score_what_the_front_says_is_refused(runs):
         member["metrics"]["test_accuracy"] += 0.01
     (run.path / "pareto.json").write_text(json.dumps(pareto))
     with pytest.raises(IntegrityError, match=rf"{FP32}: .* test accuracy is 0.1476, and the front says 0.1576"):
-        export_run(run, choice=Choice(pick=FP32))
+        export_run(run, pick=FP32)
     assert not (run.path / "exports").exists()
 
 
 def test_an_export_takes_the_place_of_an_earlier_one_and_keeps_what_others_laid_there(runs):
     run = runs("finished")
-    (folder,) = export_run(run, choice=Choice(pick=FP32))
+    (folder,) = export_run(run, pick=FP32)
     (folder / "NOTES.txt").write_text("mine")
-    (again,) = export_run(run, choice=Choice(pick=FP32), format_names=["torch-export", "torch-export"])
+    (again,) = export_run(run, pick=FP32, format_names=["torch-export", "torch-export"])
     assert again == folder and listing(folder.parent) == [FP32]
     assert listing(folder) == sorted(["NOTES.txt", "model.pt2", *OWN])
     assert (folder / "NOTES.txt").read_text() == "mine"
@@ -192,8 +191,8 @@ def test_weights_are_copied_without_the_tasks_module(runs, monkeypatch):
     run = runs("finished")
     run.manifest["fixed"]["task"] = "nowhere:Task"
     with pytest.raises(ConfigError, match="nowhere"):
-        export_run(run, choice=Choice(pick=FP32))
-    (folder,) = export_run(run, choice=Choice(pick=FP32), verify=False)
+        export_run(run, pick=FP32)
+    (folder,) = export_run(run, pick=FP32, verify=False)
     card = json.loads((folder / "card.json").read_text())
     verified = card["files"]["model.safetensors"]["verified"]
     assert verified["of"] == "random numbers" and verified["inputs"] == 64 and "data" not in card

@@ -9,20 +9,18 @@ from mixnas.search.run.front import Front, Member
 from mixnas.search_space.errors import ConfigError, NasError
 
 
-def member(
-    identity: str, accuracy: float, latency_ms: float, params: float, error: float | None = 0.02, trial: int = 0
-) -> Member:
+def member(identity: str, accuracy: float, latency_ms: float, params: float, error: float | None = 0.02) -> Member:
     metrics = {"accuracy": accuracy, "latency_ms": latency_ms, "params": params}
     if error is not None:
         metrics["accuracy_se"] = error
-    return Member(id=identity, trial=trial, architecture={}, metrics=metrics)
+    return Member(id=identity, trial=0, architecture={}, metrics=metrics)
 
 
 BEST, NEAR, KNEE, SMALL = (
     member("aa1", 0.90, 3.0, 900),
     member("ab2", 0.885, 2.0, 950),
     member("bc3", 0.80, 1.0, 500),
-    member("cd4", 0.30, 0.9, 100, trial=3),
+    member("cd4", 0.30, 0.9, 100),
 )
 OFF = member("de5", 0.95, 9.0, 9e9)
 
@@ -45,7 +43,6 @@ FRONT = front(BEST, NEAR, KNEE, SMALL)
     (Choice(knee=True), ["bc3"]),
     (Choice(pick="b"), ["bc3"]),
     (Choice(pick="de"), ["de5"]),
-    (Choice(trial=3), ["cd4"]),
     (Choice(where="latency_ms < 2.5 and params > 200"), ["ab2", "bc3"]),
     (Choice(everything=True), ["aa1", "ab2", "bc3", "cd4"]),
     (Choice(weights={"accuracy": 1}), ["aa1"]),
@@ -66,7 +63,6 @@ def test_without_a_standard_error_the_best_is_taken_and_one_se_is_refused():
 @pytest.mark.parametrize(("choice", "says"), [
     (Choice(pick="zz"), "'zz' is none of the final networks"),
     (Choice(pick="a"), "'a' stands for several networks"),
-    (Choice(trial=7), "trial 7 of r has no final network. Those that have: 0, 0, 0, 3, 0"),
     (Choice(where="params < 1"), "no network of the front satisfies 'params < 1'"),
     (Choice(where="parms < 1"), "Did you mean 'params'"),
     (Choice(weights={"acuracy": 1}), "'acuracy' is no objective. Did you mean 'accuracy'"),
