@@ -15,6 +15,7 @@ from mixnas.evaluators.costs import costs
 from mixnas.evaluators.protocol import Evaluator, Outcome, Request, attempt
 from mixnas.evaluators.tasks.task import Task
 from mixnas.evaluators.training import evaluate
+from mixnas.evaluators.workers import finish_all
 from mixnas.predictors.latency.source import LatencySource
 from mixnas.predictors.measuring.value import Latency
 from mixnas.search.run.front import Front, Member
@@ -25,7 +26,7 @@ from mixnas.search_space.errors import StoppedEarly
 from mixnas.search_space.files import write_json
 from mixnas.search_space.formats.safetensors import load_network, read_extra, save_network
 from mixnas.search_space.network import Network
-from mixnas.search_space.reporting import Report, SilentReport
+from mixnas.search_space.reporting import Report
 
 
 def choose_finalists(results: Results, count: int) -> list[TrialRecord]:
@@ -86,6 +87,11 @@ class FinalNetworks:
         extra = read_extra(path) if path.exists() else {}
         return load_network(path) if "test" in extra and extra.get("recipe", self._recipe) == self._recipe else None
 
+    def _kept(self, identity: str) -> bool:
+        """Whether a trial kept the network as it ended: it only has to be judged."""
+        path = self.path(identity)
+        return path.exists() and "test" not in read_extra(path)
+
     def finish(
         self, records: Sequence[TrialRecord], evaluator: Evaluator, report: Report, should_stop: Callable[[], bool]
     ) -> list[Network | str]:
@@ -105,36 +111,37 @@ class FinalNetworks:
         """
         found = [self._known(record.id) for record in records]
         left = [i for i, one in enumerate(found) if one is None]
-        if left:
-            total = len(records)
-            with report.phase(evaluator.finishing, total, unit="networks", initial=total - len(left)) as phase:
-                for done, i in enumerate(left, total - len(left)):
-                    if should_stop():
-                        raise StoppedEarly(f"stopped after {done} of {total} candidates.")
-                    found[i] = self._finish(records[i], evaluator, _Within(phase, done, total), should_stop)
-                    phase(done + 1)
+        if not left:
+            return [one for one in found if one is not None]
+        total = len(records)
+        with report.phase(evaluator.finishing, total, unit="networks", initial=total - len(left)) as phase:
+            for i in [i for i in left if self._kept(records[i].id)]:
+                if should_stop():
+                    raise StoppedEarly(f"stopped after {total - len(left)} of {total} candidates.")
+                found[i] = self._judged(records[i], Outcome(network=load_network(self.path(records[i].id))))
+                left.remove(i)
+                phase(total - len(left))
+            requests = [Request(records[i].architecture) for i in left]
+            for number, outcome in finish_all(evaluator, requests, total, phase, should_stop):
+                found[left[number]] = self._judged(records[left[number]], outcome)
         return [one for one in found if one is not None]
 
-    def _finish(
-        self, record: TrialRecord, evaluator: Evaluator, report: Report, should_stop: Callable[[], bool]
-    ) -> Network | str:
-        path = self.path(record.id)
-        kept = path.exists() and "test" not in read_extra(path)  # by its trial, as it ended
-
+    def _judged(self, record: TrialRecord, outcome: Outcome) -> Network | str:
+        """Judge what was finished, and keep it; or keep why it could not be."""
         judged: dict[str, Any] = {}
 
-        def finish(request: Request) -> Outcome:
-            network = load_network(path) if kept else evaluator.finish(request.architecture, report, should_stop)
-            judged.update(self._judge(network))
-            return Outcome(network=network)
+        def judge(request: Request) -> Outcome:
+            if outcome.network is not None:
+                judged.update(self._judge(outcome.network))
+            return outcome
 
-        outcome = attempt(finish, Request(record.architecture))
-        if outcome.network is None:
-            write_json(self._failure(record.id), {"failure": outcome.failure, "recipe": self._recipe})
-            return outcome.failure
-        save_network(path, outcome.network, judged)
+        ended = attempt(judge, Request(record.architecture))
+        if ended.network is None:
+            write_json(self._failure(record.id), {"failure": ended.failure, "recipe": self._recipe})
+            return ended.failure
+        save_network(self.path(record.id), ended.network, judged)
         self._failure(record.id).unlink(missing_ok=True)
-        return load_network(path)
+        return load_network(self.path(record.id))
 
     def _judge(self, network: Network) -> dict[str, Any]:
         extra: dict[str, Any] = {"task": self._task_plain, "recipe": self._recipe}
@@ -157,17 +164,6 @@ class FinalNetworks:
         if isinstance(latency, str):
             return replace(found, reason=latency)
         return replace(found, metrics={**metrics, "latency_ms": latency.ms}, latency=latency)
-
-
-class _Within(SilentReport):
-    """Progress inside one of several networks."""
-
-    def __init__(self, phase: Report, number: int, total: int) -> None:
-        self._phase, self._number, self._total = phase, number, total
-
-    def __call__(self, done: float, total: float | None = None, **info: object) -> None:
-        """See `Report`."""
-        self._phase(round(self._number + (done / total if total else 0), 1), self._total)
 
 
 def measure_finalists(

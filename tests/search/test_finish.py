@@ -87,6 +87,7 @@ class _Finishing:
     """An evaluator of which one network diverges, and another has weights that are no numbers."""
 
     finishing = "fine-tune"
+    device = "cpu"
 
     def __init__(self, task, diverging, spoilt):
         self.task, self.diverging, self.spoilt, self.asked = task, diverging, spoilt, []

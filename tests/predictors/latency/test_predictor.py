@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mixnas.predictors.latency import profile as profile_module
 from mixnas.predictors.latency.model import FitConfig
 from mixnas.predictors.latency.predictor import LatencyPredictor, installed, summary
 from mixnas.predictors.latency.profile import ProfileConfig, profile
@@ -225,7 +226,8 @@ def test_the_interpreters_timings_are_refused(tmp_path, space):
     assert MeasurementTable.load(tmp_path, device.INTERPRETER, "eager").subjects
 
 
-def test_too_short_a_budget_stops_keeps_what_it_has_and_can_be_gone_on_with(tmp_path, space):
+def test_too_short_a_budget_stops_keeps_what_it_has_and_can_be_gone_on_with(tmp_path, space, monkeypatch):
+    monkeypatch.setattr(profile_module, "_LEAST_PATIENCE_S", 0.0)
     with pytest.raises(StoppedEarly, match=r"lacks .* networks\. What was measured is kept .*`latency\.profile`"):
         profile(space, IO, device="cpu", directory=tmp_path, config=replace(QUICK, budget_s=0.01))
     kept = set(MeasurementTable.load(tmp_path, device.device_name("cpu", 1), "eager").subjects)
