@@ -318,9 +318,9 @@ class GrowthJson:
 
     name = "growth-json"
     file_name = "model.growth.json"
+    beside: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
     needs_mixnas = True
-    notices_damage = False
     load = staticmethod(load_growth_json)
 
     def why_not(self, network: Network) -> str:
