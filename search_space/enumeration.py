@@ -9,6 +9,7 @@ from typing import Any
 
 from mixnas.search_space.architecture import Architecture, Block, Op, Stage
 from mixnas.search_space.cost import op_cost
+from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.grammar import BlockChoice, OpChoice, StageChoice
 from mixnas.search_space.network import check_head, check_op, check_stem
 from mixnas.search_space.registry import Context
@@ -139,6 +140,15 @@ def check_space(space: SearchSpace, io: IOSpec) -> None:
             check_op(site.axis, site.op, site.before, site.unit)
             for quant in site.quants:
                 check_op("quant", quant, site.before, site.unit)
+                _check_layers(site, quant)
+
+
+def _check_layers(site: Site, quant: Op) -> None:
+    """Raise `ConfigError` where a policy cannot take a layer of an operator: counting one prepares each of them."""
+    try:
+        op_cost(site.axis, site.op, quant, site.before, site.after)
+    except ConfigError as error:
+        raise ConfigError(f"{site.unit}: {site.axis.replace('_', ' ')} {site.op}: {error}") from None
 
 
 @dataclass(frozen=True)

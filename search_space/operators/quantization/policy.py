@@ -40,11 +40,21 @@ class Policy(Protocol):
         """Bytes of a prepared operator's state as `deploy` would leave it; the operator stays as it is."""
 
     def why_not(self, device: str, runtime: str) -> str:
-        """Why it would not run for real there, in words; empty where it does.
+        """Why it can't run there at all, in words; empty where it does.
 
         Args:
             device: "cpu" or "cuda".
             runtime: "eager", "compiled", "onnxruntime" or "graph".
+        """
+
+    def instead(self, device: str, runtime: str) -> str:
+        """What runs there in its place, in words, where products are not those that its name says; else empty.
+
+        Latency measured there is that of what runs.
+
+        Args:
+            device: See `why_not`.
+            runtime: Likewise.
         """
 
 
