@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from mixnas.kernels.dispatch import use_triton
 from mixnas.kernels.quantized_linear import FP8, epilogue, scaled_linear
-from mixnas.search_space.operators.quantization.affine import EPSILON
+from mixnas.search_space.operators.quantization.affine import EPSILON, straight_through
 from mixnas.search_space.operators.quantization.projected import Projected, State
 from mixnas.search_space.registry import register
 
@@ -23,23 +22,14 @@ GREATEST = 448.0
 def fp8_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """Rows (M, K) as e4m3, each scaled to the whole range: (M, K) float8, and (M, 1) float32."""
     x = x.float()
-    scale = torch.linalg.vector_norm(x, float("inf"), -1, keepdim=True).mul_(1 / GREATEST).clamp_min_(EPSILON)
+    scale = x.abs().amax(-1, keepdim=True).mul_(1 / GREATEST).clamp_min_(EPSILON)
     return (x * scale.reciprocal()).clamp_(-GREATEST, GREATEST).to(FP8), scale
 
 
-class _Through(torch.autograd.Function):
-    """Rounds rows to what `fp8_rows` stands for; gradients pass."""
-
-    @staticmethod
-    def forward(ctx: object, x: Tensor) -> Tensor:
-        """(M, K) to the same."""
-        rounded, scale = fp8_rows(x)
-        return (rounded.float() * scale).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: object, *grads: Tensor) -> Tensor:
-        """As it comes."""
-        return grads[0]
+def fake_fp8(x: Tensor) -> Tensor:
+    """What `fp8_rows` stands for; gradients pass. (M, K) to the same."""
+    rounded, scale = fp8_rows(x.detach())
+    return straight_through(x, rounded.float() * scale)
 
 
 @dataclass(frozen=True)
@@ -87,17 +77,14 @@ class E4M3(Projected):
 
     def fake_weight(self, weight: Tensor) -> Tensor:
         """See `Projected`."""
-        return _through(weight)
+        return fake_fp8(weight)
 
     def fake_input(self, rows: Tensor) -> Tensor:
         """See `Projected`."""
-        return _through(rows)
+        return fake_fp8(rows)
 
     def instead(self, device: str, runtime: str) -> str:
         """Only a GPU's kernel multiplies fp8."""
         if device == "cuda" and runtime in ("eager", "graph"):
             return ""
         return "float32: what was rounded to fp8 is widened before it is multiplied"
-
-
-_through: Callable[[Tensor], Tensor] = _Through.apply  # type: ignore[assignment]

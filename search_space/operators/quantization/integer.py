@@ -22,6 +22,7 @@ from mixnas.search_space.operators.quantization.affine import (
     fake_rows,
     quantize,
     quantize_rows,
+    straight_through,
     symmetric_scale,
 )
 from mixnas.search_space.operators.quantization.observers import OBSERVERS, Observer
@@ -222,7 +223,8 @@ class W8A8Static(Projected):
     def fake_input(self, rows: Tensor) -> Tensor:
         """Of the range of the batch at hand, which calibration replaces when the weights are final."""
         scale, zero_point = affine_parameters(*torch.aminmax(rows.detach()), 0, 255)
-        return torch.fake_quantize_per_tensor_affine(rows.float(), scale, zero_point, 0, 255).to(rows.dtype)
+        whole = quantize(rows.detach(), scale, zero_point, 0, 255)
+        return straight_through(rows, dequantize(whole, scale, zero_point))
 
     def new_observer(self) -> Observer:
         """See `Projected`."""
@@ -235,6 +237,8 @@ class W8A8Static(Projected):
 
 class _WeightOnly(Projected):
     """Activations stay floats."""
+
+    flattens: ClassVar[bool] = False
 
     def fake_input(self, rows: Tensor) -> Tensor:
         """As they are."""
@@ -259,10 +263,11 @@ class W8A16(_WeightOnly):
 
     def product(self, entered: Tensor, ready: _Floats) -> Tensor:
         """See `Projected`."""
-        rows, inputs = entered.shape
-        path = products.choose("weight_int8", rows, inputs, len(ready.packed))
+        inputs = entered.shape[-1]
+        path = products.choose("weight_int8", entered.numel() // inputs, inputs, len(ready.packed))
         if path == "int8pack" and entered.device.type == "cpu":
-            y = torch._weight_int8pack_mm(entered.contiguous(), ready.packed, ready.scale.to(entered.dtype))
+            rows = entered.reshape(-1, inputs)
+            y = torch._weight_int8pack_mm(rows, ready.packed, ready.scale.to(entered.dtype))
             return y if ready.bias is None else y + ready.bias
         return ready.linear(entered)
 
@@ -331,24 +336,24 @@ class W4A16(_WeightOnly):
 
     def product(self, entered: Tensor, ready: _Floats) -> Tensor:
         """See `Projected`."""
-        rows, inputs = entered.shape
+        inputs = entered.shape[-1]
         outputs, groups = ready.scale.shape
-        group = inputs // groups
+        group, count = inputs // groups, entered.numel() // inputs
         if use_triton(entered) and products.kernel_takes_group(group):
-            return int4_linear(entered, ready.packed, ready.scale, ready.bias)
-        if products.choose("weight_int4", rows, inputs, outputs) == "int4pack" and products.int4pack_takes(group):
+            return int4_linear(entered.reshape(-1, inputs), ready.packed, ready.scale, ready.bias)
+        if products.choose("weight_int4", count, inputs, outputs) == "int4pack" and products.int4pack_takes(group):
+            rows = entered.reshape(-1, inputs)
             packed, scales = ready.kept("int4pack", lambda: products.int4_pack(ready.packed, ready.scale, inputs))
-            y = torch._weight_int4pack_mm_for_cpu(entered.contiguous(), packed, group, scales)[:, :outputs]
+            y = torch._weight_int4pack_mm_for_cpu(rows, packed, group, scales)[:, :outputs]
             return y if ready.bias is None else y + ready.bias
         return ready.linear(entered)
 
     def fake_weight(self, weight: Tensor) -> Tensor:
         """See `Projected`."""
         grouped = weight.reshape(-1, self.of(weight.shape[1]))
-        scale = symmetric_scale(grouped.detach().float(), 4).bfloat16().float().squeeze(1)
-        zero_points = torch.zeros(len(scale), dtype=torch.int32, device=weight.device)
-        faked = torch.fake_quantize_per_channel_affine(grouped.float(), scale, zero_points, 0, -8, 7)
-        return faked.view(weight.shape).to(weight.dtype)
+        scale = symmetric_scale(grouped.detach().float(), 4).bfloat16().float()
+        whole = quantize(grouped.detach(), scale, 0, -8, 7)
+        return straight_through(weight, dequantize(whole, scale).view(weight.shape))
 
     def instead(self, device: str, runtime: str) -> str:
         """Where weights are widened."""

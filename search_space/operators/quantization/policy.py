@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from typing import Protocol
 
@@ -23,7 +24,7 @@ import torch
 from torch import nn
 
 from mixnas.search_space import registry
-from mixnas.search_space.architecture import Op
+from mixnas.search_space.architecture import Architecture, Block, Op
 from mixnas.search_space.operators.layers import Conv, Linear, projections
 
 
@@ -83,6 +84,16 @@ def policy_of(op: Op) -> Policy:
     """The policy that an architecture names."""
     policy: Policy = registry.get("quant", op.name).build(**op.options)
     return policy
+
+
+def uniform(architecture: Architecture, quant: Op) -> Architecture:
+    """The same architecture with one policy throughout."""
+
+    def block(one: Block) -> Block:
+        return replace(one, quant=quant, channel_quant=quant)
+
+    stages = (replace(stage, blocks=tuple(map(block, stage.blocks))) for stage in architecture.stages)
+    return replace(architecture, stages=tuple(stages))
 
 
 @lru_cache(maxsize=4096)

@@ -37,6 +37,9 @@ class Projected:
     shares: ClassVar[bool] = False
     """Whether what `enter` makes of an input depends on the input alone, so that q, k and v make it once."""
 
+    flattens: ClassVar[bool] = True
+    """Whether products are of (M, K) rows, rather than of tokens as they come."""
+
     def check(self, outputs: int, inputs: int) -> str:
         """Why a layer of this size can't be stored so, and what to do; empty where it can."""
         return ""
@@ -173,7 +176,7 @@ class _Layer(nn.Module):
     def rows(self, x: Tensor) -> Tensor:
         """(M, K): tokens, or the windows of a convolution."""
         if self.window is None:
-            return x.reshape(-1, x.shape[-1])
+            return x.reshape(-1, x.shape[-1]) if x.dim() != 2 and self.policy.flattens else x
         (height, width), (down, right), (top, left) = self.window
         x = F.pad(x, (0, 0, left, left, top, top))
         windows = x.unfold(1, height, down).unfold(2, width, right)
@@ -182,7 +185,7 @@ class _Layer(nn.Module):
     def shaped(self, y: Tensor, x: Tensor) -> Tensor:
         """The product's rows as the layer's output."""
         if self.window is None:
-            return y.view(*x.shape[:-1], y.shape[-1])
+            return y if y.dim() == x.dim() else y.view(*x.shape[:-1], y.shape[-1])
         size = [
             (extent + 2 * around - kernel) // stride + 1
             for extent, kernel, stride, around in zip(x.shape[1:3], *self.window, strict=True)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixnas.search_space.operators.quantization.affine import dequantize, fake_rows, quantize_rows
+from mixnas.search_space.operators.quantization.affine import dequantize, fake_rows, quantize_rows, straight_through
 from mixnas.search_space.operators.quantization.projected import Projected, State
 from mixnas.search_space.registry import Knob, register
 
@@ -71,6 +71,8 @@ class Sparse24(Projected):
 
     name: ClassVar[str] = "sparse24"
 
+    flattens: ClassVar[bool] = False
+
     bits: int = 32
 
     def covers(self, inputs: int) -> bool:
@@ -113,7 +115,7 @@ class Sparse24(Projected):
         the decay of theirs)."""
         kept = weight * two_of_four(weight.detach())
         kept = kept if self.bits == 32 else fake_rows(kept, self.bits)
-        return weight + (kept - weight).detach()
+        return straight_through(weight, kept.detach())
 
     def instead(self, device: str, runtime: str) -> str:
         """Nothing here multiplies the sparse form."""
