@@ -104,6 +104,14 @@ def export_run(
     Raises:
         ConfigError: No such format or network, or a format can't hold one of the networks, or lacks a package.
         IntegrityError: A file's outputs are not the network's, or its score is not what the front says.
+
+    Examples:
+        After the example of `mixnas.search`:
+
+        >>> import mixnas
+        >>> (folder,) = mixnas.export(mixnas.Run.open("small"), output="exported")
+        >>> sorted(path.name for path in folder.iterdir())
+        ['architecture.yaml', 'card.json', 'load.py', 'model.safetensors']
     """
     wanted = [formats.get(name) for name in dict.fromkeys(format_names)]
     for file_format in wanted:

@@ -110,6 +110,15 @@ def load_network(path: str | Path) -> Network:
     Raises:
         ConfigError: No such file, or an operator that is not registered here.
         IntegrityError: Damaged, or not such a file.
+
+    Examples:
+        After the example of `mixnas.export`:
+
+        >>> import mixnas, pathlib
+        >>> (file,) = pathlib.Path("exported").glob("*/model.safetensors")
+        >>> network = mixnas.load_network(file)
+        >>> network(network.io.example(1)).shape
+        torch.Size([1, 10])
     """
     tensors, metadata = load_tensors(path, FORMAT, _FORMER)
     try:
