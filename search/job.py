@@ -35,8 +35,8 @@ from mixnas.search.run.progress import Progress, make_progress
 from mixnas.search.run.stopping import StopSignal
 from mixnas.search.run.trust import require_trust
 from mixnas.search.study.results import Results, TrialRecord
-from mixnas.search.study.study import Proposal, SearchStudy
-from mixnas.search_space.errors import InfeasibleError, NasError, StoppedEarly
+from mixnas.search.study.study import Proposal, SearchStudy, read_results
+from mixnas.search_space.errors import ConfigError, InfeasibleError, NasError, StoppedEarly
 from mixnas.search_space.formats.safetensors import save_network
 from mixnas.search_space.reporting import Report, SilentReport
 from mixnas.search_space.settings import to_plain
@@ -139,6 +139,34 @@ class Job:
                 f"{nearest_to(finalists, problem.constraints)}. They stand in the table. Relax the constraints."
             )
         return front
+
+    def finish_trial(self, number: int) -> Member:
+        """A trial's network with its final weights, judged and measured, whether it came on the front or not.
+
+        Raises:
+            ConfigError: The study has no finished trial of this number.
+            NasError: It could not be finished; the message says why.
+            StoppedEarly: Ctrl-C.
+        """
+        run, problem = self.run, self.problem
+        with run, self.progress, self.stop:
+            known = read_results(run.journal, problem.objectives, problem.constraints).records
+            records = [record for record in known if record.number == number and record.status == "done"]
+            if not records:
+                done = [record.number for record in known if record.status == "done"]
+                raise ConfigError(
+                    f"{run.path}: trial {number} is none that was evaluated. Allowed: {len(done)} trials from "
+                    f"{min(done, default=0)} to {max(done, default=0)}; see {run.path / 'trials.csv'}."
+                )
+            latency = problem.latency(run.latency, run.manifest.get("reference_ms"))
+            evaluator = problem.evaluator(latency, run.supernet)
+            evaluator.prepare(self._report, self.stop)
+            (network,) = self._networks.finish(records, evaluator, self._report, self.stop)
+            if isinstance(network, str):
+                raise NasError(f"{run.path}: trial {number} could not be finished: {network}")
+            (time,) = measure_finalists([network], latency, self.config.latency.final_passes, None, self._report)
+            predicted = None if latency.predictor is None else latency.predict(records[0].architecture, problem.io)
+            return self._networks.member(records[0], time, predicted)
 
     def _choose(self, results: Results, latency: LatencySource) -> list[TrialRecord]:
         """The finalists; where latency is predicted, has a constraint and can be measured, it is measured first."""

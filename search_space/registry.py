@@ -131,7 +131,7 @@ STRUCTURE: Mapping[str, Knob] = {
 }
 """The settings of stages and blocks, as `Knob`s."""
 
-MOST_CHOICES = 64
+MOST_CHOICES = 256
 """Values in one list of choices."""
 MOST_COMBINATIONS = 4096
 """Combinations of one operator's knobs."""
