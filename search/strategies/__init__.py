@@ -10,7 +10,8 @@ A strategy is a frozen dataclass, whose fields are its options, that makes an Op
         def make(self, question, cheap, acceptable): ...
 
 Every strategy draws the numbers of trial n from a generator seeded by (seed, n). A search that was stopped or killed
-and resumed with the same seed therefore goes on with new samples, and with the ones it would have drawn anyway.
+and resumed with the same seed therefore goes on with new samples, and with the ones it would have drawn anyway (but for
+those that decide several together, `predictor` and `linas`: what they had decided is decided anew).
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from mixnas.evaluators.protocol import Request
 from mixnas.evaluators.tabular import Table, TabularEvaluator
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import ConfigError
+from tests.contracts.evaluator import EvaluatorContract
 
 ABOUT = """
 name: small
@@ -32,6 +33,18 @@ none,,2,0.2,0.6,x
 3,,2.0,,0.7,x
 conv,3,1,0.7,3.0,again
 """
+
+
+class TestTabular(EvaluatorContract):
+    steady = frozenset({"accuracy", "latency_ms"})
+
+    @pytest.fixture
+    def evaluator(self, tmp_path):
+        return TabularEvaluator(write(tmp_path, rows=ROWS.replace("2.0,,", "2.0,0.3,")), cheap=["latency_ms"])
+
+    @pytest.fixture
+    def space(self, evaluator):
+        return evaluator.space
 
 
 def write(folder, about=ABOUT, rows=ROWS):
