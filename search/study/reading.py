@@ -262,13 +262,22 @@ def read_results(
         IntegrityError: The journal is damaged.
         ConfigError: It belongs to other objectives.
     """
+    records, reference = read_records(journal, objectives)
+    try:
+        return Results(objectives, constraints, records, reference)
+    except (KeyError, TypeError, ValueError) as error:
+        raise IntegrityError(f"{journal}: damaged: no trials of this study ({shown(str(error))}).") from error
+
+
+def read_records(journal: str | Path, objectives: Sequence[Objective]) -> tuple[list[TrialRecord], Reference | None]:
+    """The trials in a journal, and the box of the hypervolume once it is fixed; see `read_results`."""
     data = read_bytes(journal) if os.path.lexists(journal) else b""
     check_summary(journal, data)
     reader = _Reader(journal)
     reader.read(data[: scan(data, journal).end])
     check_objectives(reader.study.get("objectives"), objectives, journal)
     try:
-        return Results(objectives, constraints, reader.records(), _reference(reader.study))
+        return list(reader.records()), _reference(reader.study)
     except (KeyError, TypeError, ValueError) as error:
         raise IntegrityError(f"{journal}: damaged: no trials of this study ({shown(str(error))}).") from error
 
