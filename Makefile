@@ -1,4 +1,4 @@
-# Two commands: `make search` runs the main job on the embedded default, `make test` runs the tests.
+# `make search` runs the main job on the embedded default, `make test` runs the tests, `make install` only sets up.
 # Each does all of its own set-up on a machine that has only Python 3.11 to 3.13 and make.
 
 PYTHON ?= python3
@@ -6,10 +6,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: search test lint clean
+.PHONY: search test lint install install-test clean
 
 search: $(VENV)/.installed
 	$(BIN)/nas search
+
+install: $(VENV)/.installed
+
+install-test: $(VENV)/.installed-test
 
 test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2

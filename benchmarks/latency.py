@@ -32,6 +32,7 @@ use_checkout()
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from _growth import grow, rate  # noqa: E402
+from _record import sayable  # noqa: E402
 
 from mixnas.predictors.latency.fit import accuracy  # noqa: E402
 from mixnas.predictors.latency.predictor import LatencyPredictor  # noqa: E402
@@ -182,6 +183,7 @@ def growth(args: argparse.Namespace) -> None:
         "provenance": provenance(kind, config.threads) | {"load_average_before": round(load_before, 2)},
         **found,
     }
+    record = sayable(record)
     write_json(args.output / f"latency-growth-{record['provenance']['device']}.json", record)
     print(json.dumps(record, indent=2))
 
@@ -250,6 +252,7 @@ def held_out(args: argparse.Namespace) -> None:
             },
         }
     path = args.output / f"latency-{predictor.device}.{predictor.runtime}.json"
+    record = sayable(record)
     write_json(path, record)
     print(json.dumps({key: value for key, value in record.items() if key != "networks"}, indent=2))
 

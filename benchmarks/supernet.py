@@ -28,6 +28,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from _checkout import ROOT, use_checkout
+from _record import sayable
 
 use_checkout()
 
@@ -58,7 +59,7 @@ def say(text: str) -> None:
 def write(part: str, threads: int, record: dict[str, Any]) -> None:
     """One result file."""
     path = RESULTS / f"supernet-{part}.json"
-    write_json(path, {**record, "provenance": provenance("cpu", threads)})
+    write_json(path, sayable({**record, "provenance": provenance("cpu", threads)}))
     say(f"wrote {path.relative_to(ROOT)}")
 
 

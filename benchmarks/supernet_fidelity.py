@@ -108,7 +108,8 @@ def _interval(values: np.ndarray, truth_AS: np.ndarray) -> list[float]:
 def partial_tau(first: Any, second: Any, known: Any) -> float:
     """Kendall's partial tau: what two rankings have in common beyond what both have in common with a third."""
     a, b, c = tau(first, second), tau(first, known), tau(second, known)
-    return (a - b * c) / math.sqrt((1 - b**2) * (1 - c**2))
+    rest = (1 - b**2) * (1 - c**2)
+    return (a - b * c) / math.sqrt(rest) if rest > 0 else math.nan
 
 
 def agreement(values: np.ndarray, truth_AS: np.ndarray, ceiling: float, sizes: np.ndarray) -> dict[str, Any]:
@@ -139,9 +140,14 @@ def _means(rows: list[dict[str, Any]]) -> dict[str, float]:
     return {key: float(np.mean([row[key] for row in rows])) for key in keys}
 
 
+def _mean(values: list[float]) -> float:
+    """NaN of nothing, without a warning."""
+    return float(np.mean(values)) if values else math.nan
+
+
 def _between_seeds(truth_AS: np.ndarray) -> float:
-    """Mean tau between two seeds."""
-    return float(np.mean([tau(first, second) for first, second in itertools.combinations(truth_AS.T, 2)]))
+    """Mean tau between two seeds; NaN of a single one."""
+    return _mean([tau(first, second) for first, second in itertools.combinations(truth_AS.T, 2)])
 
 
 def run(
@@ -213,7 +219,7 @@ def run(
             "score": scores_AS.tolist(),
             "mean_seconds": float(final["seconds"].mean()),
         },
-        "ceiling": {"tau_between_seeds": ceiling, "tau_of_one_with_mean_of_others": float(np.mean(others))},
+        "ceiling": {"tau_between_seeds": ceiling, "tau_of_one_with_mean_of_others": _mean(others)},
         "standalone_truth": {
             "train": asdict(config.train),
             "loss": other_AS.tolist(),

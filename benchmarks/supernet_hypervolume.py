@@ -97,7 +97,7 @@ def _measure(points: list[Point], threads: int) -> None:
     )
     latencies = dict(zip(unique, found, strict=True))
     for point in points:
-        point.metrics["latency_ms"] = latencies[point.architecture.id].latency_ms
+        point.metrics["latency_ms"] = latencies[point.architecture.id].latency.ms
 
 
 def _curve(

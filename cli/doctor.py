@@ -81,14 +81,16 @@ def _triton() -> Finding:
 def _gpu() -> Finding:
     import torch
 
+    from mixnas.predictors.latency.predictor import installed
+
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         found = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, driver for CUDA {torch.version.cuda}"
         return Finding("GPU", found, True, "searching and profiling run on it with device: auto")
     reason = "this torch is a CPU build" if torch.version.cuda is None else "torch sees no CUDA device"
-    return Finding(
-        "GPU", f"none: {reason}", None, "everything runs on the CPU; shipped tables answer for measured GPUs"
-    )
+    measured = sorted({device for device, _, _ in installed() if not device.startswith("cpu-")})
+    others = f"tables answer for {', '.join(measured)}" if measured else "other devices: nas latency query --estimate"
+    return Finding("GPU", f"none: {reason}", None, f"everything runs on the CPU; {others}")
 
 
 def _cpu() -> Iterator[Finding]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mixnas.predictors.latency.predictor import LatencyPredictor
     from mixnas.search.run.directory import Run
     from mixnas.search.run.front import Front
+    from mixnas.search_space.units import IOSpec
 
 PLACE = 3
 
@@ -92,7 +93,7 @@ def query_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `nas latency query`."""
     parser.add_argument("run", metavar="RUN", nargs="?", help="the front of this run")
     configured(parser)
-    parser.add_argument("--device", help="which device (default: this machine, or the run's)")
+    parser.add_argument("--device", help="which device (default: the configuration's or run's, this machine)")
     parser.add_argument(
         "--runtime", help="eager, compiled, onnxruntime or graph (default: the configuration's or run's, eager)"
     )
@@ -119,9 +120,11 @@ def _query_space(args: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
     from mixnas.predictors.latency.predictor import LatencyPredictor
     from mixnas.search_space.files import load_yaml
 
-    device = asking.device_or_here(args.device)
     config = _plain_config(args)
+    device = _asked_device(args, config)
     if args.estimate:
+        if args.sample is None and args.config is None:
+            raise ConfigError("nas latency query --arch: an estimate needs the task's input. Give -c FILE.")
         predictor = _estimate(args, device)
     else:
         predictor = LatencyPredictor.load(device, runtime_tag(args.runtime, config), args.tables)
@@ -142,19 +145,19 @@ def _query_run(args: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
     """The device, and a row for each network of the run's front: predicted, and measured where it was."""
     from mixnas.predictors.latency import query as asking
     from mixnas.search.run.directory import Run
-    from mixnas.search.run.trust import is_trusted
+    from mixnas.search.run.trust import require_own
 
     run = Run.open(args.run, args.runs)
     front = run.front()
     own_device = front.device or str(run.manifest["device"])
-    device = asking.device_or_here(args.device or own_device)
+    plain = run.config()
+    device = _asked_device(args, {**plain, "device": own_device})
     measured = measured_front(front) if device == own_device else {}
     predictor: LatencyPredictor | None
     try:
         if args.estimate:
             if args.config is None:
-                if not is_trusted(run.manifest):  # looking runs no program of another's
-                    raise ConfigError(f"{run.path}: its task is a program and it was not started here. Give -c FILE.")
+                require_own(run.manifest, run.path)
                 args.config = run.path / "config.yaml"
             predictor = _estimate(args, device)
         else:
@@ -164,12 +167,37 @@ def _query_run(args: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
             raise
         predictor = None  # a stand-alone search measured its front, and nobody has profiled this machine yet
     if predictor is None:
+        print(
+            f"nothing is predicted: no profile of {device} as in the run. nas latency profile makes one",
+            file=sys.stderr,
+        )
         return device, [{"id": identity, "measured_ms": ms} for identity, ms in measured.items()]
+    io = _run_input(run, plain, predictor)
     rows = []
     for member in front.members:
-        row = {"id": member.id, **asking.to_plain(asking.ask(predictor, member.architecture, member.id))}
+        row = {"id": member.id, **asking.to_plain(asking.ask(predictor, member.architecture, member.id, io))}
         rows.append(row | ({"measured_ms": measured[member.id]} if member.id in measured else {}))
     return device, rows
+
+
+def _asked_device(args: argparse.Namespace, config: Mapping[str, Any]) -> str:
+    """The device that is asked about: `--device`, else the configuration's; of this machine with its threads."""
+    from mixnas.predictors.measuring.device import DEFAULT_THREADS, device_name
+
+    latency = config.get("latency") or {}
+    return device_name(args.device or str(config.get("device") or "auto"), int(latency.get("threads", DEFAULT_THREADS)))
+
+
+def _run_input(run: Run, plain: Mapping[str, Any], predictor: LatencyPredictor) -> IOSpec:
+    """The input of a run's networks: as profiled for the run, without torch; else its task knows."""
+    from mixnas.evaluators.tasks.loading import by_name
+    from mixnas.search.run.trust import require_own
+
+    known = predictor.stored_space({key: plain.get(key) for key in ("task", "space")})
+    if known is not None:
+        return known.io
+    require_own(run.manifest, run.path)
+    return by_name(run.manifest["fixed"]["task"]).io
 
 
 def _plain_config(args: argparse.Namespace) -> dict[str, Any]:
@@ -206,7 +234,7 @@ def _print_latencies(args: argparse.Namespace, rows: list[dict[str, Any]], devic
     cells = []
     for row in rows:
         texts = {key: f"{row[key]:.3f}" for key in present if isinstance(row.get(key), float)} | {"id": row["id"]}
-        if "low_ms" in row:
+        if row.get("low_ms") is not None:
             texts["low_ms"] = f"{row['low_ms']:.3f} to {row['high_ms']:.3f}"
         cells.append([texts.get(key, "-") for key in present])
     print_table(args, [columns[key] for key in present], cells, title=device)
@@ -216,6 +244,8 @@ def _print_latencies(args: argparse.Namespace, rows: list[dict[str, Any]], devic
     for row in rows:
         for text in row.get("outside", []):
             print(f"{row['id']}: outside the measured range: {text}", file=sys.stderr)
+        if "low_ms" in row and row["low_ms"] is None:
+            print(f"{row['id']}: no interval: too little was measured to tell how far off that is", file=sys.stderr)
         if row.get("estimate"):
             print(f"{row['id']}: an estimate: this device was never measured", file=sys.stderr)
 

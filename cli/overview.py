@@ -16,12 +16,14 @@ class Overview:
     Attributes:
         status: Its state and its trials.
         best: The best value of each objective on the front; empty while the front is.
+        errors: The standard error of each of these, where it is known.
         hypervolume: Of the front; None until its box is fixed.
         seconds_left: Of the search, at the speed of the trials so far; None unless it is running.
     """
 
     status: RunStatus
     best: dict[str, float]
+    errors: dict[str, float]
     hypervolume: float | None
     seconds_left: float | None
 
@@ -34,7 +36,9 @@ def overview(run: Run) -> Overview:
     status, fixed = run.status(), run.manifest["fixed"]
     objectives, constraints = parse_objectives(fixed["objectives"]), parse_constraints(fixed.get("constraints", []))
     found = summary_of(run.journal, objectives, constraints)
-    return Overview(status, dict(found.best), found.hypervolume, _seconds_left(status, found.seconds))
+    return Overview(
+        status, dict(found.best), dict(found.errors), found.hypervolume, _seconds_left(status, found.seconds)
+    )
 
 
 def _seconds_left(status: RunStatus, seconds: float) -> float | None:

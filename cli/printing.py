@@ -7,12 +7,9 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mixnas.search_space.errors import visible
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 _PIPE_WIDTH = 200  # a file or a pipe has no width of its own
 _BETWEEN = 3  # characters between two columns
@@ -24,50 +21,105 @@ def colored(args: argparse.Namespace) -> bool:
     return not (args.no_color or os.environ.get("NO_COLOR"))
 
 
-def _make_console(args: argparse.Namespace, least: int = 0) -> Console:
-    """stdout; `least` characters wide where the terminal is narrower, which then wraps the lines itself."""
+def terminal_width() -> int | None:
+    """Characters that fit on a line of the terminal; None where stdout is a file or a pipe."""
     from rich.console import Console
 
-    out = getattr(sys.stdout, "raw", sys.stdout)  # rich draws itself; what it is given is made visible below
-    console = Console(file=out, no_color=not colored(args), highlight=False, soft_wrap=False)
-    console.width = max(least, console.width if sys.stdout.isatty() else _PIPE_WIDTH)
-    return console
-
-
-def line_width(args: argparse.Namespace) -> int:
-    """Characters that fit on a line."""
-    return _make_console(args).width
+    return Console().width if sys.stdout.isatty() else None
 
 
 def print_table(
-    args: argparse.Namespace, columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = ""
+    args: argparse.Namespace,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    title: str = "",
+    *,
+    cut: str = "",
+    spare: Sequence[str] = (),
 ) -> None:
     """Print a table; columns of numbers stand to the right.
 
-    Where it is too wide, texts are wrapped; what names a row (the first column) and numbers are never cut.
+    What names a row (the first column) and numbers are never cut, and texts are wrapped where the table is wider than
+    the terminal; but with `cut` each row is one line. A file or a pipe gets it whole.
+
+    Args:
+        args: `no_color`.
+        columns: Their headers.
+        rows: A text for each column.
+        title: Above it.
+        cut: The column whose texts end with an ellipsis where there is no room for all of them.
+        spare: Columns that are left out, in this order, as long as the others do not fit.
     """
     from rich.box import SIMPLE_HEAD
+    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
+    width = terminal_width()
+    columns, rows = list(columns), [[visible(cell) for cell in row] for row in rows]
+    if width is not None:
+        columns, rows = _without_spare(columns, rows, width, cut, spare)
     table = Table(*columns, title=escape(visible(title)) or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     kept = []  # columns whose cells stay whole, and how wide they are with and without their headers on one line
     for i, column in enumerate(table.columns):
         cells = [row[i] for row in rows]
-        numbers = bool(cells) and all(cell[:1].isdigit() or cell in ("", "-") for cell in cells)
+        numbers = _is_numbers(cells)
         column.justify = "right" if numbers else "left"
         column.overflow = "fold"
-        if numbers or i == 0:
-            cells_width = max(map(len, cells), default=1)
-            header = columns[i]
-            kept.append((column, max(cells_width, len(header)), max(cells_width, *map(len, header.split() or [""]))))
+        if columns[i] != cut and (numbers or i == 0 or cut):
+            kept.append((column, *_widths(columns[i], cells)))
     rest = _BETWEEN * len(columns) + _LEAST_TEXT * (len(columns) - len(kept))
-    fits = rest + sum(width for _, width, _ in kept) <= line_width(args)
-    for column, width, least in kept:
-        column.width = width if fits else least
+    whole, least = (sum(widths[which] for _, *widths in kept) for which in (0, 1))
+    room = (width or _PIPE_WIDTH) - rest
+    used = whole if whole <= room else least
+    for column, wide, narrow in kept:
+        column.width = wide if whole <= room else narrow
+    line = max(width or _PIPE_WIDTH, rest + used)  # where even that does not fit, the terminal wraps the lines itself
+    if cut in columns:
+        at = list(columns).index(cut)
+        longest = max([len(cut), *(len(row[at]) for row in rows)])
+        longest = min(longest, _LEAST_TEXT + max(room - used, 0)) if width else longest
+        rows = [[*row[:at], _shortened(row[at], longest), *row[at + 1 :]] for row in rows]
+        table.columns[at].width = longest
+        line = line if width else max(line, rest + used + longest)
     for row in rows:
-        table.add_row(*(escape(visible(cell)) for cell in row))
-    _make_console(args, 0 if fits else rest + sum(least for _, _, least in kept)).print(table)
+        table.add_row(*map(escape, row))
+    out = getattr(sys.stdout, "raw", sys.stdout)  # rich draws itself; what it is given was made visible above
+    console = Console(file=out, no_color=not colored(args), highlight=False, soft_wrap=False)
+    console.width = line
+    console.print(table)
+
+
+def _shortened(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def _is_numbers(cells: Sequence[str]) -> bool:
+    return bool(cells) and all(cell[:1].isdigit() or cell in ("", "-") for cell in cells)
+
+
+def _widths(header: str, cells: Sequence[str]) -> tuple[int, int]:
+    """Characters of a column with its header on one line, and with its header's words below each other."""
+    widest = max(map(len, cells), default=1)
+    return max(widest, len(header)), max(widest, *map(len, header.split() or [""]))
+
+
+def _without_spare(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], width: int, cut: str, spare: Sequence[str]
+) -> tuple[list[str], list[list[str]]]:
+    """The columns and rows without as many of the spare columns as it takes to fit."""
+    left, cells = list(columns), [list(row) for row in rows]
+    for name in spare:
+        least = [
+            _LEAST_TEXT if column == cut else _widths(column, [row[i] for row in cells])[1]
+            for i, column in enumerate(left)
+        ]
+        if sum(least) + _BETWEEN * len(left) <= width:
+            break
+        if name in left:
+            at = left.index(name)
+            left, cells = left[:at] + left[at + 1 :], [row[:at] + row[at + 1 :] for row in cells]
+    return left, cells
 
 
 def print_json(obj: Any) -> None:

@@ -6,12 +6,12 @@ import argparse
 import csv
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mixnas.cli.overview import overview
-from mixnas.cli.printing import colored, line_width, number, print_json, print_table
+from mixnas.cli.printing import colored, number, print_json, print_table
 from mixnas.cli.verbs import Verb, budgeted, config_name, configured, load_config, settings, trusting
 from mixnas.search_space.errors import IntegrityError, StoppedEarly
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from mixnas.search.study.results import TrialRecord
 
 PLACE = 1
-
-_WIDE = 150  # characters that a front's numbers and its architectures take side by side
 
 
 # -- nas search --------
@@ -160,14 +158,15 @@ def _one_run(args: argparse.Namespace) -> int:
     now, phases = overview(run), run.manifest["phases"]
     one, ended = now.status, IntegrityError.exit_status if wrong else 0
     if args.json:
-        about = {"hypervolume": now.hypervolume, "best": now.best, "phases": phases, "wrong": wrong, "unchecked": old}
-        print_json({**one.to_plain(), **about})
+        plain = {**one.to_plain(), "hypervolume": now.hypervolume, "best": now.best, "best_se": now.errors}
+        print_json({**plain, "phases": phases, "wrong": wrong, "unchecked": old})
         return ended
     print(
         f"{one.name}: {one.state}, {one.done} of {one.trials} trials done, {one.failed} failed, {one.running} running"
     )
-    for name, value in now.best.items():
-        print(f"best {name}: {number(value)}")
+    for name in now.best:
+        error = now.errors.get(name)
+        print(f"best {name}: {number(now.best[name])}" + ("" if error is None else f" ±{error:.4f}"))
     if now.hypervolume is not None:
         print(f"hypervolume: {now.hypervolume:.4f}")
     if now.seconds_left is not None:
@@ -187,6 +186,7 @@ def front_arguments(parser: argparse.ArgumentParser) -> None:
         "--where", metavar="EXPR", help='only members that satisfy this, e.g. "latency_ms<2 and params<1e4"'
     )
     parser.add_argument("--csv", action="store_true", help="as CSV")
+    parser.add_argument("--full", action="store_true", help="every architecture in full, below the table")
 
 
 def front(args: argparse.Namespace) -> int:
@@ -205,11 +205,17 @@ def front(args: argparse.Namespace) -> int:
     elif args.csv:
         _print_csv(members)
     else:
-        _print_front(args, found, members)
-    if not members:
-        print("no member of the front satisfies that", file=sys.stderr)
-        return 3
-    return 0
+        _print_front(args, found, members, whole=args.full)
+    if members:
+        return 0
+    if found.members:
+        print(f"no network of the front satisfies {args.where!r}; without --where there are {len(found.members)}",
+              file=sys.stderr)  # fmt: skip
+    elif found.constraints:
+        print(f"no network so far satisfies the constraints {', '.join(found.constraints)}", file=sys.stderr)
+    else:
+        print(f"the front is empty so far: {found.trials['done']} trials are done", file=sys.stderr)
+    return 3
 
 
 def _print_csv(members: Sequence[Member]) -> None:
@@ -222,36 +228,58 @@ def _print_csv(members: Sequence[Member]) -> None:
         writer.writerow([m.id, *(m.values.get(n, "") for n in metrics), predicted, architecture])
 
 
-def _print_front(args: argparse.Namespace, found: Front, members: Sequence[Member]) -> None:
+def _print_front(args: argparse.Namespace, found: Front, members: Sequence[Member], *, whole: bool = False) -> None:
     from mixnas.search_space.architecture import Architecture
 
     metric, final = found.metric, found.final
-    columns = ["id", metric, *([f"test {metric}", "in search"] if final else [])]
-    columns += [f"{found.latency} ms".strip(), "90% interval", *(["predicted ms"] if final else [])]
-    columns += ["params", "macs"]
-    rows, names = [], []
+    names = {m.id: str(Architecture.from_canonical(m.architecture)) for m in (*members, *found.others)}
+    predicted = any(m.predicted is not None for m in members)
+    latency = f"{found.latency} ms".strip()
+    columns = ["id", metric, *([f"test {metric}", "in search"] if final else []), latency, "90% interval"]
+    columns += [*(["predicted ms"] if predicted else []), "params", "macs", "architecture"]
+    rows = []
     for m in members:
         values = m.values
-        row = [m.id + (" *" if m.id == found.knee else ""), f"{values[metric]:.4f}"]
+        row = [m.id + (" *" if m.id == found.knee else ""), with_error(values, metric)]
         if final:
-            row += [f"{values[f'test_{metric}']:.4f}", f"{m.searched[metric]:.4f}"]
+            row += [with_error(values, f"test_{metric}"), with_error(m.searched, metric)]
         low, high = values.get("latency_low_ms"), values.get("latency_high_ms")
-        row.append(f"{values['latency_ms']:.3f}" if "latency_ms" in values else "-")
+        row.append(_milliseconds(values.get("latency_ms")))
         row.append("-" if low is None or high is None else f"{low:.3f} to {high:.3f}")
-        if final:
-            predicted = m.searched.get("latency_ms") if m.predicted is None else m.predicted.ms
-            row.append("-" if predicted is None else f"{predicted:.3f}")
-        rows.append([*row, number(values["params"]), number(values["macs"])])
-        names.append(str(Architecture.from_canonical(m.architecture)))
+        if predicted:
+            row.append("-" if m.predicted is None else f"{m.predicted.ms:.3f}")
+        rows.append([*row, number(values["params"]), number(values["macs"]), names[m.id]])
     device = f" on {found.device}" if found.device else ""
-    title = f"{found.run}: Pareto front{device}, {len(rows)} networks (* the knee)"
-    if line_width(args) >= _WIDE:
-        rows = [[*row, name] for row, name in zip(rows, names, strict=True)]
-        print_table(args, [*columns, "architecture"], rows, title=title)
-        return
-    print_table(args, columns, rows, title=title)
-    for m, name in zip(members, names, strict=True):
-        print(f"{m.id}  {name}")
+    title = f"{found.run}: Pareto front{device}, {len(rows)} networks (* the knee; ± one standard error)"
+    spare = ["macs", "predicted ms", "in search", "90% interval", f"test {metric}"]
+    print_table(args, columns, rows, title=title, cut="architecture", spare=spare)
+    missed = [m for m in found.others if m.reason != "dominated"] if len(members) == len(found.members) else []
+    if missed:
+        columns = ["id", metric, latency, "why it is not on the front"]
+        rows = [
+            [m.id, with_error(m.metrics, metric), _milliseconds(m.metrics.get("latency_ms")), m.reason] for m in missed
+        ]
+        print_table(args, columns, rows)
+    if whole:
+        for m in (*members, *missed):
+            print(f"{m.id}  {names[m.id]}")
+    guessed = [m.id for m in members if m.latency is not None and m.latency.outside]
+    if guessed:
+        print(f"predicted outside the range that was measured: {', '.join(guessed)}", file=sys.stderr)
+
+
+def with_error(values: Mapping[str, float], metric: str) -> str:
+    """A metric with its standard error, where that is known: `0.9861 ±0.0062`."""
+    from mixnas.evaluators.protocol import standard_error
+
+    if metric not in values:
+        return "-"
+    error = values.get(standard_error(metric))
+    return f"{values[metric]:.4f}" + ("" if error is None else f" ±{error:.4f}")
+
+
+def _milliseconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 VERBS = (

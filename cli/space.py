@@ -57,7 +57,7 @@ def show(args: argparse.Namespace) -> int:
     rows = []
     for metric, pair in found.items():
         rows += [[f"{end} {metric}", number(c.value), str(c.architecture)] for end, c in pair.items()]
-    print_table(args, ["corner", "value", "architecture"], rows)
+    print_table(args, ["corner", "value", "architecture"], rows, cut="architecture")
     if config.constraints:
         print(f"Each of the constraints can be met as far as costs tell: {', '.join(config.constraints)}")
     return 0
@@ -84,6 +84,7 @@ def sample_arguments(parser: argparse.ArgumentParser) -> None:
     space_arguments(parser)
     parser.add_argument("-n", type=int, default=1, help="how many (default: 1)")
     parser.add_argument("--seed", type=int, help="seed")
+    parser.add_argument("--full", action="store_true", help="every architecture in full, below the table")
 
 
 def sample(args: argparse.Namespace) -> int:
@@ -92,6 +93,8 @@ def sample(args: argparse.Namespace) -> int:
 
     from mixnas.search_space.cost import cost
 
+    if args.n < 1:
+        raise ConfigError(f"-n {args.n}: give a whole number from 1.")
     _, space, io = _load_checked(args)
     rng = np.random.default_rng(args.seed or 0)
     found = [space.sample(rng) for _ in range(args.n)]
@@ -104,7 +107,9 @@ def sample(args: argparse.Namespace) -> int:
         print(found[0].to_yaml(), end="")
     else:
         rows = [[a.id, number(c.params), number(c.macs), str(a)] for a, c in zip(found, costs, strict=True)]
-        print_table(args, ["id", "params", "macs", "architecture"], rows)
+        print_table(args, ["id", "params", "macs", "architecture"], rows, cut="architecture")
+        if args.full:
+            print("\n".join(f"{a.id}  {a}" for a in found))
     return 0
 
 
@@ -119,6 +124,7 @@ def check(args: argparse.Namespace) -> int:
     config, space, io = _load_checked(args)
     if config.search.evaluator != "standalone":  # which measures, and looks nothing up
         check_tables(space, io)
+    config.latency.spec(config.device, config.search.seed, None, None).open().check_policies(space)
     check_constraints(config.parsed_constraints(), corners(space, io))
     print(f"{config_name(args)}: {space.size():,} architectures, everything fits {io.kind} tasks")
     return 0

@@ -42,6 +42,11 @@ class Metric:
     cheap: bool = False
 
 
+def standard_error(metric: str) -> str:
+    """What the standard error of a metric is called among the metrics of an outcome."""
+    return f"{metric}_se"
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """An architecture to evaluate.
@@ -78,6 +83,10 @@ class Evaluator(Protocol):
     @property
     def metrics(self) -> Mapping[str, Metric]:
         """Every metric that objectives and constraints may name; an outcome has all of them."""
+
+    @property
+    def device(self) -> str:
+        """Where networks are trained and judged: "cpu", or a CUDA device."""
 
     @property
     def finishing(self) -> str:

@@ -84,7 +84,7 @@ class StandaloneEvaluator:
                 f"device {self.latency.device!r} is not this machine, so networks cannot be measured on it during the "
                 "search. Use search.evaluator: supernet, which predicts latency, or device: auto."
             )
-        self.device = torch.device(spec.device or (self.latency.torch_device if self.latency is not None else "cpu"))
+        self.device = spec.device or (self.latency.torch_device if self.latency is not None else "cpu")
 
     @property
     def spec(self) -> StandaloneSpec:
@@ -93,7 +93,8 @@ class StandaloneEvaluator:
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
-        """See `Evaluator`. An outcome also has train_steps, train_seconds and the ends of the latency's interval."""
+        """See `Evaluator`. An outcome also has train_steps, train_seconds, the ends of the latency's interval and
+        the metric's standard error."""
         return metrics_of(self.task, latency=self.latency is not None)
 
     def prepare(self, report: Report = SILENT, should_stop: Callable[[], bool] | None = None) -> None:
@@ -113,8 +114,7 @@ class StandaloneEvaluator:
         network, result = self.train(request.architecture, fidelity=request.fidelity)
         judged = evaluate(network, self.task, "validation", device=self.device)
         metrics = {
-            self.task.metric: judged.score,
-            "loss": judged.loss,
+            **judged.named(self.task.metric),
             **costs(request.architecture, self.task.io),
             "train_steps": float(result.steps),
             "train_seconds": result.seconds,
@@ -122,8 +122,7 @@ class StandaloneEvaluator:
         if self.latency is not None:
             (latency,) = self.latency.measure([network])
             metrics["latency_ms"] = latency.ms
-            metrics["latency_low_ms"] = latency.low_ms
-            metrics["latency_high_ms"] = latency.high_ms
+            metrics |= latency.ends
         return Outcome(metrics, network=network.cpu() if request.fidelity == 1 else None)
 
     def train(

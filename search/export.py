@@ -107,6 +107,14 @@ def export_run(
     Raises:
         ConfigError: No such format or network, or a format can't hold one of the networks, or lacks a package.
         IntegrityError: A file's outputs are not the network's, or its score is not what the front says.
+
+    Examples:
+        After the example of `mixnas.search`:
+
+        >>> import mixnas
+        >>> (folder,) = mixnas.export(mixnas.Run.open("small"), output="exported")
+        >>> sorted(path.name for path in folder.iterdir())
+        ['architecture.yaml', 'card.json', 'load.py', 'model.safetensors']
     """
     require_trust(run.manifest, run.path, "export", trust)
     wanted = [formats.get(name) for name in dict.fromkeys(format_names)]
@@ -115,12 +123,20 @@ def export_run(
     chosen = []
     for member in pick_members(run.front(), pick, where):
         network = load_network(run.networks / f"{member.id}.safetensors").deploy()
+        if network.architecture.id != member.id:
+            raise IntegrityError(
+                f"{run.networks / member.id}.safetensors: damaged: it holds {network.architecture.id}, another network."
+            )
         for file_format in wanted:
             if problem := file_format.why_not(network):
                 raise ConfigError(f"{member.id} cannot be exported as {file_format.name}: {problem}.")
         chosen.append((member, network))
     task = by_name(run.manifest["fixed"]["task"])
     root = Path(output) if output else run.exports
+    made = [folder for folder in (root, *root.parents) if not folder.exists()]
+    held = contextlib.ExitStack()
+    if output is None:  # the run is written
+        held.enter_context(run)
     root.mkdir(parents=True, exist_ok=True)
     making = Path(tempfile.mkdtemp(dir=root, prefix=".exporting-"))
     try:
@@ -129,8 +145,10 @@ def export_run(
         return [_publish(making / member.id, root / member.id) for member, _ in chosen]
     finally:
         shutil.rmtree(making)
-        with contextlib.suppress(OSError):  # goes only if nothing is in it
-            root.rmdir()
+        held.close()
+        with contextlib.suppress(OSError):  # they go only if nothing is in them
+            for folder in made or [root]:
+                folder.rmdir()
 
 
 def _card(run: Run, member: Member) -> dict[str, Any]:

@@ -12,9 +12,10 @@ import moocore
 import numpy as np
 
 from mixnas.evaluators.costs import costs
-from mixnas.evaluators.protocol import Evaluator
+from mixnas.evaluators.protocol import Evaluator, Outcome, Request, attempt
 from mixnas.evaluators.tasks.task import Task
 from mixnas.evaluators.training import evaluate
+from mixnas.evaluators.workers import finish_all
 from mixnas.predictors.latency.source import LatencySource
 from mixnas.predictors.measuring.value import Latency
 from mixnas.search.run.front import Front, Member
@@ -22,9 +23,10 @@ from mixnas.search.study.objectives import Comparison, Objective
 from mixnas.search.study.pareto import as_minimised, knee, non_dominated
 from mixnas.search.study.results import Results, TrialRecord
 from mixnas.search_space.errors import StoppedEarly
+from mixnas.search_space.files import write_json
 from mixnas.search_space.formats.safetensors import load_network, read_extra, save_network
 from mixnas.search_space.network import Network
-from mixnas.search_space.reporting import Report, SilentReport
+from mixnas.search_space.reporting import Report
 
 
 def choose_finalists(results: Results, count: int) -> list[TrialRecord]:
@@ -56,18 +58,43 @@ class FinalNetworks:
         folder: Where the files are; a trial's network may lie there already, without metrics.
         task: Judges them. The test split is looked at here and nowhere else.
         task_plain: The task as in the configuration, kept in the files.
+        recipe: How they are finished, as plain data, kept likewise: what was finished otherwise is finished anew.
     """
 
-    def __init__(self, folder: Path, task: Task, task_plain: Any) -> None:
+    def __init__(self, folder: Path, task: Task, task_plain: Any, recipe: Any = None) -> None:
         self._folder, self._task, self._task_plain = folder, task, task_plain
+        self._recipe = json.loads(json.dumps(recipe))
 
     def path(self, identity: str) -> Path:
         """The file of an architecture."""
         return self._folder / f"{identity}.safetensors"
 
+    def _failure(self, identity: str) -> Path:
+        """Says why an architecture could not be finished, where it could not: it is not tried again."""
+        return self._folder / f"{identity}.failed.json"
+
+    def _why_not(self, identity: str) -> str:
+        """Why an architecture could not be finished by this recipe; empty where that is not known."""
+        path = self._failure(identity)
+        said = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return str(said["failure"]) if said.get("recipe", ...) == self._recipe else ""
+
+    def _known(self, identity: str) -> Network | str | None:
+        """What was finished before, or why it could not be; None where neither was."""
+        path = self.path(identity)
+        if reason := self._why_not(identity):
+            return reason
+        extra = read_extra(path) if path.exists() else {}
+        return load_network(path) if "test" in extra and extra.get("recipe", self._recipe) == self._recipe else None
+
+    def _kept(self, identity: str) -> bool:
+        """Whether a trial kept the network as it ended: it only has to be judged."""
+        path = self.path(identity)
+        return path.exists() and "test" not in read_extra(path)
+
     def finish(
         self, records: Sequence[TrialRecord], evaluator: Evaluator, report: Report, should_stop: Callable[[], bool]
-    ) -> list[Network]:
+    ) -> list[Network | str]:
         """Bring finalists to their final weights, those that are not.
 
         Args:
@@ -76,76 +103,97 @@ class FinalNetworks:
             report: Told of it, as a phase, where there is something to do.
             should_stop: Asked before each and while one is trained.
 
+        Returns:
+            The network of each; where its training or judgement failed, the reason in its place.
+
         Raises:
             StoppedEarly: `should_stop` said so; those that were finished are kept.
         """
-        paths = [self.path(record.id) for record in records]
-        left = [i for i, path in enumerate(paths) if not (path.exists() and "test" in read_extra(path))]
-        if left:
-            total = len(records)
-            with report.phase(evaluator.finishing, total, unit="networks", initial=total - len(left)) as phase:
-                for done, i in enumerate(left, total - len(left)):
-                    if should_stop():
-                        raise StoppedEarly(f"stopped after {done} of {total} candidates.")
-                    if paths[i].exists():
-                        network = load_network(paths[i])
-                    else:
-                        network = evaluator.finish(records[i].architecture, _Within(phase, done, total), should_stop)
-                    save_network(paths[i], network, self._judge(network))
-                    phase(done + 1)
-        return [load_network(path) for path in paths]
+        found = [self._known(record.id) for record in records]
+        left = [i for i, one in enumerate(found) if one is None]
+        if not left:
+            return [one for one in found if one is not None]
+        total = len(records)
+        with report.phase(evaluator.finishing, total, unit="networks", initial=total - len(left)) as phase:
+            for i in [i for i in left if self._kept(records[i].id)]:
+                if should_stop():
+                    raise StoppedEarly(f"stopped after {total - len(left)} of {total} candidates.")
+                found[i] = self._judged(records[i], Outcome(network=load_network(self.path(records[i].id))))
+                left.remove(i)
+                phase(total - len(left))
+            requests = [Request(records[i].architecture) for i in left]
+            for number, outcome in finish_all(evaluator, requests, total, phase, should_stop):
+                found[left[number]] = self._judged(records[left[number]], outcome)
+        return [one for one in found if one is not None]
+
+    def _judged(self, record: TrialRecord, outcome: Outcome) -> Network | str:
+        """Judge what was finished, and keep it; or keep why it could not be."""
+        judged: dict[str, Any] = {}
+
+        def judge(request: Request) -> Outcome:
+            if outcome.network is not None:
+                judged.update(self._judge(outcome.network))
+            return outcome
+
+        ended = attempt(judge, Request(record.architecture))
+        if ended.network is None:
+            write_json(self._failure(record.id), {"failure": ended.failure, "recipe": self._recipe})
+            return ended.failure
+        save_network(self.path(record.id), ended.network, judged)
+        self._failure(record.id).unlink(missing_ok=True)
+        return load_network(self.path(record.id))
 
     def _judge(self, network: Network) -> dict[str, Any]:
-        extra: dict[str, Any] = {"task": self._task_plain}
+        extra: dict[str, Any] = {"task": self._task_plain, "recipe": self._recipe}
         for split in ("validation", "test"):
-            judged = evaluate(network, self._task, split)
-            extra[split] = {self._task.metric: judged.score, "loss": judged.loss}
+            extra[split] = evaluate(network, self._task, split).named(self._task.metric)
         return extra
 
     def member(self, record: TrialRecord, latency: Latency | str, predicted: Latency | None) -> Member:
         """A finished network as a member of the front; with the reason why it is none in its latency's place."""
+        found = replace(searched_member(record), predicted=predicted, searched=record.metrics)
+        if self._why_not(record.id):
+            return replace(found, metrics=costs(record.architecture, self._task.io), reason=str(latency))
         extra = read_extra(self.path(record.id))
         metrics = {
             **extra["validation"],
             **{f"test_{name}": value for name, value in extra["test"].items()},
             **costs(record.architecture, self._task.io),
         }
-        found = replace(searched_member(record), metrics=metrics, predicted=predicted, searched=record.metrics)
+        found = replace(found, metrics=metrics)
         if isinstance(latency, str):
             return replace(found, reason=latency)
         return replace(found, metrics={**metrics, "latency_ms": latency.ms}, latency=latency)
 
 
-class _Within(SilentReport):
-    """Progress inside one of several networks."""
-
-    def __init__(self, phase: Report, number: int, total: int) -> None:
-        self._phase, self._number, self._total = phase, number, total
-
-    def __call__(self, done: float, total: float | None = None, **info: object) -> None:
-        """See `Report`."""
-        self._phase(round(self._number + (done / total if total else 0), 1), self._total)
-
-
 def measure_finalists(
-    networks: Sequence[Network], latency: LatencySource, passes: int, known: Front | None, report: Report
+    finished: Sequence[Network | str], latency: LatencySource, passes: int, known: Front | None, report: Report
 ) -> Sequence[Latency | str]:
     """Latency of final networks: measured, where the device is this machine, else predicted; or why there is none.
 
     Args:
-        networks: Together: latencies that are compared are measured in the same passes.
+        finished: Together: latencies that are compared are measured in the same passes. What could not be finished, by
+            its reason, has no latency for that reason.
         latency: Measures or predicts.
         passes: Over all networks.
         known: A front whose networks were measured before, in this run; where it has all of them, nothing is measured.
         report: Told of the measuring, as a phase.
     """
+    networks = [one for one in finished if not isinstance(one, str)]
+    found = iter(_measured(networks, latency, passes, known, report))
+    return [one if isinstance(one, str) else next(found) for one in finished]
+
+
+def _measured(
+    networks: Sequence[Network], latency: LatencySource, passes: int, known: Front | None, report: Report
+) -> Sequence[Latency | str]:
     if not latency.here:
         return [latency.predict(network.architecture, network.io) for network in networks]
     members = () if known is None or not known.final else (*known.members, *known.others)
     before = {m.id: m.latency for m in members if m.latency is not None and m.latency.kind == "measured"}
     found = [before.get(network.architecture.id) for network in networks]
     if all(found):
-        return [one for one in found if one is not None]
+        return [one for one in found if one is not None]  # also of none
     with report.phase("measure", len(networks), unit="networks") as phase:
         measured = latency.measure_each(networks, passes)
         phase(len(networks))

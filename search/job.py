@@ -26,9 +26,13 @@ from mixnas.search.run.stopping import StopSignal
 from mixnas.search.run.trust import require_trust
 from mixnas.search.study.results import Results, TrialRecord
 from mixnas.search.study.study import Proposal, SearchStudy
-from mixnas.search_space.errors import InfeasibleError, StoppedEarly
+from mixnas.search_space.errors import InfeasibleError, NasError, StoppedEarly
 from mixnas.search_space.formats.safetensors import save_network
 from mixnas.search_space.reporting import Report, SilentReport
+from mixnas.search_space.settings import to_plain
+
+_LEAST_COMPARED = 5
+_BY_CHANCE = 0.1
 
 
 class Job:
@@ -56,10 +60,14 @@ class Job:
     ) -> None:
         run.check_resumable()
         self.run, self.config, self.progress, self.stop, self._on_trial = run, config, progress, stop, on_trial
-        self.problem = Problem(config, str(run.path / "config.yaml"))
+        self.problem = Problem(config, str(run.path / "config.yaml"), seed=run.manifest.get("seed"))
         run.check_latency(self.problem.device, self.problem.latency_tag)
         self._report = _PhasesOfRun(run, progress)
-        self._networks = FinalNetworks(run.networks, self.problem.task, config.task.to_plain())
+        recipe = (
+            None if config.search.evaluator == "standalone" else [config.final.weights, to_plain(config.final.train)]
+        )
+        self._known: Front | None = None
+        self._networks = FinalNetworks(run.networks, self.problem.task, config.task.to_plain(), recipe)
 
     def execute(self) -> Front:
         """Carry out what is left of the run; returns what `pareto.json` holds.
@@ -71,7 +79,7 @@ class Job:
         run, problem, final = self.run, self.problem, self.config.final
         with run, self.progress, self.stop:
             run.write_config(self.config.to_plain())
-            known = run.front() if run.has_front else None
+            known = self._known = run.front() if run.has_front else None
             run.update(finished=None)
             latency = problem.latency(run.latency, run.manifest.get("reference_ms"))
             evaluator = problem.evaluator(latency, run.supernet)
@@ -86,10 +94,18 @@ class Job:
                     f"{run.path}: none of {results.evaluated} trials satisfies the constraints {wanted}. "
                     "Relax them, or resume with more trials."
                 )
-            networks = self._networks.finish(records, evaluator, self._report, self.stop)
+            finished = self._networks.finish(records, evaluator, self._report, self.stop)
             if self.stop.requested:
                 raise StoppedEarly("stopped before measuring the candidates.")
-            times = measure_finalists(networks, latency, self.config.latency.final_passes, known, self._report)
+            reasons = [
+                f"{record.id}: {one}" for record, one in zip(records, finished, strict=True) if isinstance(one, str)
+            ]
+            if len(reasons) == len(finished):
+                raise NasError(
+                    f"{run.path}: none of the {len(finished)} candidates could be finished; {reasons[0]} "
+                    "Change final.train, and resume."
+                )
+            times = measure_finalists(finished, latency, self.config.latency.final_passes, known, self._report)
             predicts = latency.predictor is not None
             finalists = [
                 self._networks.member(
@@ -97,6 +113,8 @@ class Job:
                 )
                 for record, time in zip(records, times, strict=True)
             ]
+            if said := agreement(finalists, problem.task.metric):
+                self.progress.note(said)
             members, others, knee = final_front(finalists, problem.objectives, problem.constraints)
             kind = "measured" if latency.here else "predicted"
             front = self._front(results, members, knee, others=others, latency=kind, final=True)
@@ -159,7 +177,9 @@ class Job:
             self.progress.note(ending.message)
 
     def _forget_all_but(self, front: set[str]) -> None:
-        """Drop the weights of trials that are not on the front."""
+        """Drop the weights of trials that are not on the front, nor final from before the run was extended."""
+        if self._known is not None and self._known.final:
+            front = front | {member.id for member in (*self._known.members, *self._known.others)}
         for path in self.run.networks.glob("*.safetensors"):
             if path.stem not in front:
                 path.unlink()
@@ -171,6 +191,10 @@ class Job:
         kind = "predicted" if self.problem.metrics["latency_ms"].cheap else "measured"
         members = tuple(map(searched_member, results.front()))
         front = self._front(results, members, None if knee is None else knee.id, latency=kind, final=False)
+        if (
+            self._known is not None and self._known.final
+        ):  # a run that is extended keeps its answer until it has another
+            front = self._known
         self.run.write_tables(results.to_csv(), front)
 
     def _front(
@@ -201,6 +225,29 @@ class Job:
             knee=knee,
             searched_front=tuple(record.id for record in results.front()),
         )
+
+
+def agreement(finalists: Sequence[Member], metric: str) -> str:
+    """How far the search's order of the candidates was that of their final weights, in words; empty of fewer than five.
+
+    Args:
+        finalists: With `searched`, and metrics where they could be finished.
+        metric: The task's.
+    """
+    from scipy.stats import kendalltau  # takes a second
+
+    pairs = [(m.searched[metric], m.metrics[metric]) for m in finalists if metric in m.metrics and metric in m.searched]
+    if len(pairs) < _LEAST_COMPARED or all(before == after for before, after in pairs):
+        return ""
+    searched, final = zip(*pairs, strict=True)
+    found = kendalltau(searched, final)
+    said = (
+        f"{metric} of the candidates: {min(searched):.3g} to {max(searched):.3g} in the search, {min(final):.3g} to "
+        f"{max(final):.3g} with their final weights; Kendall's tau between the two orders {found.statistic:.2f}"
+    )
+    if not (found.statistic > 0 and found.pvalue < _BY_CHANCE):
+        said += ", as by chance: train the super-network for longer (supernet.seconds), or take more final.candidates"
+    return said
 
 
 class _PhasesOfRun(SilentReport):
@@ -291,6 +338,23 @@ def search(
 
     Raises:
         NasError: See `Problem` and `Job.execute`.
+
+    Examples:
+        >>> import mixnas
+        >>> config = {
+        ...     "task": "digits",
+        ...     "search": {"trials": 3, "evaluator": "standalone"},
+        ...     "train": {"steps": 5},
+        ...     "latency": {"passes": 1, "final_passes": 1},
+        ...     "space": {"stem": "conv", "stages": [
+        ...         {"width": [4, 8], "block": {"mixer": ["identity", "pooling"], "channel_mixer": "mlp"}}]},
+        ... }
+        >>> run = mixnas.search(config, name="small", progress="quiet")
+        >>> run
+        Run('runs/small', finished)
+        >>> front = run.front()
+        >>> front.trials["done"], front.latency, front.members[0].latency.ms > 0
+        (3, 'measured', True)
     """
     source = str(config) if isinstance(config, str | Path) else "configuration"
     read = (
@@ -301,3 +365,42 @@ def search(
     run = new_run(read, root=runs, name=name, source=source)
     Job(run, read, progress=make_progress(progress), stop=StopSignal()).execute()
     return run
+
+
+def resume(
+    run: str | Path | Run,
+    *,
+    runs: str | Path = "runs",
+    config: str | Path | None = None,
+    settings: Sequence[str] = (),
+    progress: str = "auto",
+    trust: bool = False,
+) -> Run:
+    """Go on with a run to its end: what `nas resume` does.
+
+    Args:
+        run: Its name or path, or itself.
+        runs: The directory of all runs.
+        config: See `reopen`.
+        settings: `key=value` changes, as `--set`: of its seed, strategy and budget.
+        progress: As of `search`.
+        trust: See `reopen`.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        NasError: See `reopen` and `Job.execute`.
+
+    Examples:
+        After the example of `search`, with one more trial:
+
+        >>> import mixnas
+        >>> run = mixnas.resume("small", settings=["search.trials=4"], progress="quiet")
+        >>> run.front().trials["done"]
+        4
+    """
+    path = run.path if isinstance(run, Run) else run
+    opened, changed = reopen(path, runs, config=config, settings=settings, trust=trust)
+    Job(opened, changed, progress=make_progress(progress), stop=StopSignal()).execute()
+    return opened

@@ -25,6 +25,7 @@ class Problem:
 
     Attributes:
         config: The configuration.
+        seed: Of trainings and measurements.
         task: Its task.
         space: Its search space.
         io: What networks read and answer.
@@ -38,14 +39,17 @@ class Problem:
     Args:
         config: As resolved.
         source: Where it is from, for messages.
+        seed: Of trainings and measurements; the search's if not given. A run that goes on with another seed of its
+            search keeps that of its trainings: its trials compare.
 
     Raises:
         ConfigError: The task, the space, the device, an objective or a constraint is wrong.
         InfeasibleError: No architecture can meet a constraint on costs.
     """
 
-    def __init__(self, config: Config, source: str = "configuration") -> None:
+    def __init__(self, config: Config, source: str = "configuration", seed: int | None = None) -> None:
         self.config = config
+        self.seed = config.search.seed if seed is None else seed
         self.task: Task = by_name(config.task.to_plain())
         self.space = SearchSpace.from_dict(config.space, f"{source}: space")
         self.io: IOSpec = self.task.io
@@ -55,7 +59,7 @@ class Problem:
         self.metrics = self.evaluator(latency).metrics
         if self.metrics["latency_ms"].cheap:  # it will be looked up
             check_tables(self.space, self.io)
-        latency.check()
+        latency.check(self.space)
         self.objectives = config.parsed_objectives(self.metrics)
         self.constraints = config.parsed_constraints(self.metrics)
         self.corners: Corners = corners(self.space, self.io)
@@ -69,7 +73,7 @@ class Problem:
             reference_ms: The sentinel's reference time, where an earlier session fixed it.
         """
         config = self.config
-        return config.latency.spec(config.device, config.search.seed, directory, reference_ms).open()
+        return config.latency.spec(config.device, self.seed, directory, reference_ms).open()
 
     def evaluator(self, latency: LatencySource, checkpoint: Path | None = None) -> Evaluator:
         """The evaluator that the configuration names; nothing is prepared yet.
@@ -98,7 +102,7 @@ def _supernet(problem: Problem, latency: LatencySource, checkpoint: Path | None)
         supernet=config.supernet,
         final=config.final.train,
         inherit=config.final.weights == "inherited",
-        seed=config.search.seed,
+        seed=problem.seed,
         latency=latency.spec,
         checkpoint=checkpoint,
     )
@@ -111,7 +115,7 @@ def _standalone(problem: Problem, latency: LatencySource, checkpoint: Path | Non
         task=config.task.to_plain(),
         space=config.space,
         train=config.train,
-        seed=config.search.seed,
+        seed=problem.seed,
         latency=latency.spec,
     )
     return StandaloneEvaluator(spec, task=problem.task, space=problem.space, latency=latency)

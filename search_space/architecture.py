@@ -127,9 +127,19 @@ class Stage:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Architecture:
-    """A network as data: stem, norm and stages. Equal networks are equal objects with equal `id`."""
+    """A network as data: stem, norm and stages. Equal networks are equal objects with equal `id`.
+
+    Examples:
+        >>> import mixnas
+        >>> block = {"mixer": "attention", "channel_mixer": "mlp"}
+        >>> architecture = mixnas.Architecture.from_dict({"stem": "conv", "stages": [{"width": 16, "block": block}]})
+        >>> mixnas.Architecture.from_yaml(architecture.to_yaml()) == architecture
+        True
+        >>> len(architecture.id)
+        12
+    """
 
     stem: Op
     norm: Op
@@ -194,6 +204,9 @@ class Architecture:
         if isinstance(plain, dict) and "space" in plain:
             return cls.from_dict(plain["space"], f"{path}: space")
         return cls.from_dict(plain, str(path))
+
+    def __repr__(self) -> str:
+        return f"Architecture({self.id}, {self})"
 
     def __str__(self) -> str:
         parts = [str(self.stem)]

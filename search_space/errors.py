@@ -9,7 +9,16 @@ from collections.abc import Iterable
 
 
 class NasError(Exception):
-    """Root of everything that mixnas raises on purpose. Exit status 1 of the command line."""
+    """Root of everything that mixnas raises on purpose. Exit status 1 of the command line.
+
+    Examples:
+        >>> import mixnas
+        >>> try:
+        ...     mixnas.SearchSpace.from_dict({"stem": "konv", "stages": [{"width": 8, "block": {}}]})
+        ... except mixnas.NasError as error:
+        ...     print("Did you mean 'conv'?" in str(error))
+        True
+    """
 
     exit_status = 1
 

@@ -207,6 +207,15 @@ class Network(nn.Module):
 
     Raises:
         ConfigError: See `checked_plan`.
+
+    Examples:
+        >>> import mixnas
+        >>> block = {"mixer": "attention", "channel_mixer": "mlp"}
+        >>> architecture = mixnas.Architecture.from_dict({"stem": "conv", "stages": [{"width": 16, "block": block}]})
+        >>> io = mixnas.IOSpec("image", (8, 8), in_features=3, num_outputs=10)
+        >>> network = mixnas.Network(architecture, io)
+        >>> network(io.example(4)).shape
+        torch.Size([4, 10])
     """
 
     def __init__(
@@ -218,6 +227,9 @@ class Network(nn.Module):
         units: Sequence[tuple[str, nn.Module]] | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(architecture, Architecture) or not isinstance(io, IOSpec):
+            given = f"{type(architecture).__name__} and {type(io).__name__}"
+            raise ConfigError(f"Network: {given} were given. It takes an Architecture and the IOSpec of a task.")
         self.architecture = architecture
         self.io = io
         self.deployed = False

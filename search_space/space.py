@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from mixnas.search_space.architecture import BLOCK_AXES, Architecture, Block, Op, Stage
-from mixnas.search_space.errors import ConfigError
+from mixnas.search_space.errors import ConfigError, nearest
 from mixnas.search_space.files import load_yaml
 from mixnas.search_space.grammar import BlockChoice, OpChoice, OpOption, SpaceTree, StageChoice, read_space
 from mixnas.search_space.registry import Value
@@ -74,7 +75,19 @@ def _choose(pick: Pick, name: str, values: tuple[Any, ...]) -> int:
 
 
 class SearchSpace:
-    """See the module. Vectors are integer arrays over `variables`; an inactive position is -1."""
+    """See the module. Vectors are integer arrays over `variables`; an inactive position is -1.
+
+    Examples:
+        >>> import mixnas, numpy
+        >>> space = mixnas.SearchSpace.from_dict({"stem": "conv", "stages": [
+        ...     {"width": [8, 16], "block": {"mixer": [{"name": "dwconv", "kernel_size": [3, 5]}, "pooling"],
+        ...                                  "channel_mixer": "mlp"}}]})
+        >>> space.size(), [variable.name for variable in space.variables]
+        (6, ['stages.0.width', 'stages.0.blocks.0.mixer', 'stages.0.blocks.0.mixer.dwconv.kernel_size'])
+        >>> architecture = space.sample(numpy.random.default_rng(0))
+        >>> space.decode(space.encode(architecture)) == architecture
+        True
+    """
 
     def __init__(self, tree: SpaceTree, source: str = "space") -> None:
         self.tree = tree
@@ -86,6 +99,9 @@ class SearchSpace:
         for variable in self.variables:
             options = len(self.variables[variable.parent].values) if variable.parent >= 0 else 1
             self._allowed.append(np.array([i in variable.parent_options for i in range(options)]))
+
+    def __repr__(self) -> str:
+        return f"SearchSpace({self.source}: {self.size():,} architectures, {len(self.variables)} choices)"
 
     @classmethod
     def from_dict(cls, plain: Any, source: str = "space") -> SearchSpace:
@@ -172,9 +188,16 @@ class SearchSpace:
         """The architecture of an integer vector; inactive positions are not read.
 
         Raises:
-            ConfigError: Wrong length, or an active position outside its variable's values.
+            ConfigError: Wrong length, a value that is no whole number, or an active position outside its variable's
+                values.
         """
-        row = [int(v) for v in vector]
+        row = vector.tolist() if isinstance(vector, np.ndarray) else list(vector)
+        for value in row:
+            if type(value) is not int and (isinstance(value, bool) or not isinstance(value, Integral)):
+                raise ConfigError(
+                    f"{self.source}: {value!r} in a vector is no position among a variable's values. Give whole "
+                    "numbers, as `encode` does."
+                )
         if len(row) != len(self.variables):
             raise ConfigError(
                 f"{self.source}: a vector of length {len(row)}; this space has {len(self.variables)} variables."
@@ -196,8 +219,13 @@ class SearchSpace:
         """Integer vector (num_variables,), int64, inactive positions -1.
 
         Raises:
-            ConfigError: The architecture is not in this space; the message says at which place.
+            ConfigError: The architecture is not in this space; the message says at which place, and what is allowed.
         """
+        if not isinstance(architecture, Architecture):
+            raise ConfigError(
+                f"{self.source}: {type(architecture).__name__} is no Architecture. Read plain data with "
+                "Architecture.from_dict."
+            )
         vector = np.full(len(self.variables), INACTIVE, dtype=np.int64)
         for name, position in self._positions(architecture):
             vector[self._index[name]] = position
@@ -205,7 +233,7 @@ class SearchSpace:
 
     def encode_many(self, architectures: Sequence[Architecture]) -> np.ndarray:
         """Integer matrix (num_architectures, num_variables)."""
-        if not architectures:
+        if not len(architectures):
             return np.empty((0, len(self.variables)), dtype=np.int64)
         return np.stack([self.encode(architecture) for architecture in architectures])
 
@@ -233,10 +261,7 @@ class SearchSpace:
         def op(choice: OpChoice, path: str, chosen: Op) -> Iterator[tuple[str, int]]:
             i = next((i for i, option in enumerate(choice.options) if fits(option, chosen)), None)
             if i is None:
-                allowed = ", ".join(choice.labels)
-                raise ConfigError(
-                    f"{self.source}: not in this space: {path} is {chosen}. Allowed: {allowed}, with their knobs."
-                )
+                raise ConfigError(f"{self.source}: not in this space: {_why_not(choice, path, chosen)}")
             if len(choice.options) > 1:
                 yield path, i
             for k, vs in choice.options[i].knobs:
@@ -302,7 +327,16 @@ class SearchSpace:
         return active
 
     def sample_many(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Random integer vectors (count, num_variables): every choice uniform among its values."""
+        """Random integer vectors (count, num_variables): every choice uniform among its values.
+
+        That is not uniform over architectures: those of few choices (a small depth) come as often as those of many.
+
+        Raises:
+            ConfigError: `count` is no whole number from 0, or `rng` no `numpy.random.Generator`.
+        """
+        if isinstance(count, bool) or not isinstance(count, Integral) or count < 0:
+            raise ConfigError(f"{self.source}: {count!r} architectures cannot be drawn. Give a whole number from 0.")
+        _check_generator(rng)
         matrix = rng.integers(0, self._counts, size=(count, len(self.variables)))
         return np.where(self.active(matrix), matrix, INACTIVE)
 
@@ -319,7 +353,13 @@ class SearchSpace:
         """Change each active choice with probability `rate` (default: one on average), at least one.
 
         A choice that becomes active by it is drawn at random. A space of one architecture returns it unchanged.
+
+        Raises:
+            ConfigError: The architecture is not in this space, or `rate` no share from 0 to 1.
         """
+        _check_generator(rng)
+        if rate is not None and not 0 <= rate <= 1:
+            raise ConfigError(f"{self.source}: a rate of {rate!r}. Allowed: a share from 0 to 1.")
         vector = self.encode(architecture)
         where = np.flatnonzero(vector >= 0)
         if not len(where):
@@ -333,6 +373,7 @@ class SearchSpace:
 
     def crossover(self, first: Architecture, second: Architecture, rng: np.random.Generator) -> Architecture:
         """Uniform crossover: each choice from either parent, where only one has it from that one."""
+        _check_generator(rng)
         a, b = self.encode(first), self.encode(second)
         child = np.where(rng.random(len(a)) < 0.5, a, b)
         return self._complete(np.where(child >= 0, child, np.maximum(a, b)), rng)
@@ -362,6 +403,38 @@ class SearchSpace:
         for i, variable in inside:
             if vector[i] < 0:
                 vector[i] = source.get((variable.axis, variable.option, variable.knob), INACTIVE)
+
+
+def _why_not(choice: OpChoice, path: str, chosen: Op) -> str:
+    """Why an operator is none of a place's: its name, or of the option that is nearest to it one knob."""
+    found: list[list[str]] = []
+    for option, label in zip(choice.options, choice.labels, strict=True):
+        if option.name == chosen.name:
+            place, own, given = f"{path}.{label}", dict(option.knobs), dict(chosen.knobs)
+            found.append(
+                [
+                    *(
+                        f"{place}.{k} is {given[k]!r}. Allowed: {', '.join(map(str, vs))}."
+                        for k, vs in own.items()
+                        if k in given and given[k] not in vs
+                    ),
+                    *(
+                        f"{place} has no knob {k!r}. Allowed: {', '.join(own) or 'none'}."
+                        for k in given
+                        if k not in own
+                    ),
+                    *(f"{place} lacks the knob {k!r}." for k in own if k not in given),
+                ]
+            )
+    if found:
+        return min(found, key=len)[0]
+    allowed = list(dict.fromkeys(option.name for option in choice.options))
+    return f"{path} is {chosen}.{nearest(chosen.name, allowed)} Allowed: {', '.join(allowed)}."
+
+
+def _check_generator(rng: Any) -> None:
+    if not isinstance(rng, np.random.Generator):
+        raise ConfigError(f"{rng!r} is no source of random numbers. Give numpy.random.default_rng(seed).")
 
 
 _CHANNEL_QUANT = "quant.channel_mixer"  # where a block's two branches have policies of their own

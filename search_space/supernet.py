@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mixnas.search_space.architecture import Architecture, Op
 from mixnas.search_space.enumeration import Site, check_space, cost_corner, sites_of
+from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.network import Network, build_op, build_unit, build_units, checked_plan, nested, seeded
 from mixnas.search_space.operators.quantization.policy import adds_state
 from mixnas.search_space.registry import Context
@@ -65,10 +66,25 @@ class Supernet(nn.Module):
 
     Raises:
         ConfigError: An operator of the space cannot stand where it stands.
+
+    Examples:
+        >>> import mixnas, numpy
+        >>> block = {"mixer": "attention", "channel_mixer": "mlp"}
+        >>> space = mixnas.SearchSpace.from_dict({"stem": "conv", "stages": [{"width": [8, 16], "block": block}]})
+        >>> io = mixnas.IOSpec("image", (8, 8), in_features=3, num_outputs=10)
+        >>> supernet = mixnas.Supernet(space, io)
+        >>> architecture = space.sample(numpy.random.default_rng(0))
+        >>> views, own = supernet.subnet(architecture), supernet.extract(architecture)
+        >>> x = io.example(2)
+        >>> bool((views.eval()(x) - own.eval()(x)).abs().max() < 1e-5)
+        True
     """
 
     def __init__(self, space: SearchSpace, io: IOSpec, generator: torch.Generator | None = None) -> None:
         super().__init__()
+        if not isinstance(space, SearchSpace) or not isinstance(io, IOSpec):
+            given = f"{type(space).__name__} and {type(io).__name__}"
+            raise ConfigError(f"Supernet: {given} were given. It takes a SearchSpace and the IOSpec of a task.")
         check_space(space, io)
         self.space = space
         self.io = io
@@ -79,6 +95,10 @@ class Supernet(nn.Module):
             with seeded(generator):
                 self._allocate()
         self._forget_views()
+
+    def __repr__(self) -> str:
+        count = sum(parameter.numel() for parameter in self.parameters())
+        return f"Supernet({count:,} parameters for {self.space.size():,} architectures)"
 
     # -- the store --------------------------------------------------------------------------------------------------
 

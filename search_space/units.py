@@ -13,12 +13,17 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from mixnas.search_space.architecture import Architecture, Block, Op
-from mixnas.search_space.registry import Context
+from mixnas.search_space.errors import ConfigError, nearest
+from mixnas.search_space.registry import KINDS, Context
 
 if TYPE_CHECKING:
     import torch
 
 ROLES = ("stem", "downsample", "token", "channel", "head")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,15 @@ class IOSpec:
         head: Name of a head: "pool" answers (B, num_outputs), "token" (B, *grid, num_outputs); see `nas ops head`.
         tokens: Whether the input is integers (B, L) rather than features (B, *size, in_features).
         out_size: Grid of the answers, where it is neither one answer ("pool") nor the input's own size.
+
+    Raises:
+        ConfigError: A kind, an extent or a number that cannot be.
+
+    Examples:
+        >>> import mixnas
+        >>> photographs = mixnas.IOSpec("image", (32, 32), in_features=3, num_outputs=10)
+        >>> photographs.example(2).shape
+        torch.Size([2, 32, 32, 3])
     """
 
     kind: str
@@ -42,6 +56,24 @@ class IOSpec:
     head: str = "pool"
     tokens: bool = False
     out_size: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            near = nearest(str(self.kind), KINDS)
+            raise ConfigError(f"IOSpec: kind is {self.kind!r}.{near} Allowed: {', '.join(KINDS)}.")
+        extents = 2 if self.kind == "image" else 1
+        for name in ("size", "out_size"):
+            value = getattr(self, name)
+            if name == "out_size" and value is None:
+                continue
+            if not isinstance(value, tuple | list) or not all(map(_is_count, value)):
+                raise ConfigError(f"IOSpec: {name} is {value!r}. It must be whole numbers from 1, as in (32, 32).")
+            object.__setattr__(self, name, tuple(value))
+        if len(self.size) != extents:
+            raise ConfigError(f"IOSpec: size is {self.size!r}. Of kind {self.kind!r} it has {extents} extents.")
+        for name in ("in_features", "num_outputs"):
+            if not _is_count(getattr(self, name)):
+                raise ConfigError(f"IOSpec: {name} is {getattr(self, name)!r}. It must be a whole number from 1.")
 
     @property
     def grid(self) -> tuple[int, ...]:

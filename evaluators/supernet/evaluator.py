@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,10 +15,11 @@ from mixnas.evaluators.costs import SpaceCosts, costs
 from mixnas.evaluators.metrics import metrics_of
 from mixnas.evaluators.protocol import Metric, Outcome, Request, attempt
 from mixnas.evaluators.supernet.judging import SubnetJudge, fine_tune
-from mixnas.evaluators.supernet.training import SupernetConfig, is_trained, train_supernet
+from mixnas.evaluators.supernet.sampling import FairSampler
+from mixnas.evaluators.supernet.training import SupernetConfig, SupernetResult, is_trained, train_supernet
 from mixnas.evaluators.tasks.loading import by_name
 from mixnas.evaluators.tasks.task import Task
-from mixnas.evaluators.training import TrainConfig
+from mixnas.evaluators.training import DivergedError, TrainConfig
 from mixnas.predictors.latency.source import LatencySource, LatencySpec
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.network import Network
@@ -107,21 +109,20 @@ class SupernetEvaluator:
             written = {"task": spec.task, "space": spec.space}
             self.latency.prepare(self.space, self.task.io, plain=written, report=report, should_stop=should_stop)
         supernet = Supernet(self.space, self.task.io, torch.Generator().manual_seed(spec.seed))
+        judge = SubnetJudge(supernet, self.task, device=self.device, seed=spec.seed, probe=spec.supernet.probe)
         if spec.checkpoint is not None and is_trained(spec.checkpoint):
             self._train(supernet, SILENT, should_stop)
         else:
             with report.phase("train supernet", unit="steps", seconds=spec.supernet.seconds) as phase:
-                self._train(supernet, phase, should_stop)
-        self._judge = SubnetJudge(
-            supernet,
-            self.task,
-            device=self.device,
-            seed=spec.seed,
-            probe=spec.supernet.probe,
-        )
+                result = self._train(supernet, phase, should_stop)
+                with contextlib.suppress(DivergedError):  # what a barely trained one may do
+                    inherited = judge(FairSampler(self.space, spec.seed).draw(max))[self.task.metric]
+                    told = {f"{self.task.metric} of the largest": inherited}
+                    phase(result.steps, result.steps, loss=result.loss, **told)
+        self._judge = judge
 
-    def _train(self, supernet: Supernet, report: Report, should_stop: Callable[[], bool] | None) -> None:
-        train_supernet(
+    def _train(self, supernet: Supernet, report: Report, should_stop: Callable[[], bool] | None) -> SupernetResult:
+        return train_supernet(
             supernet,
             self.task,
             self._spec.supernet,

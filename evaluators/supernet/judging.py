@@ -68,7 +68,7 @@ class SubnetJudge:
             )
 
     def __call__(self, architecture: Architecture) -> dict[str, float]:
-        """The task's metric, by its name, and "loss".
+        """The task's metric, by its name, its standard error, and "loss"; see `Metrics.named`.
 
         Raises:
             ConfigError: The architecture is not one of the space.
@@ -120,7 +120,7 @@ class SubnetJudge:
             metrics = judged(self.task, answers(), f"with inherited weights, {architecture.id}'s validation")
         if changing:
             self._trail.leave()
-        return {self.task.metric: metrics.score, "loss": metrics.loss}
+        return metrics.named(self.task.metric)
 
     def _answering(self, head: nn.Module, body: Sequence[nn.Module]) -> Callable[[Tensor], Tensor]:
         """The head, or one whose last layer is fitted to the probe's examples."""

@@ -54,17 +54,30 @@ class Examples(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Split:
     """Examples of one split, whole, in memory. See `Examples` for one that reads or computes them.
 
     Attributes:
         inputs: (N, H, W, C) float for images; (N, L) integer tokens or (N, L, C) float for sequences.
         targets: (N,) with the "pool" head; (N, *grid) with a dense one, `IGNORE` where nothing is asked.
+
+    Examples:
+        >>> import mixnas, torch
+        >>> split = mixnas.Split(torch.zeros(100, 8, 8, 1), torch.zeros(100, dtype=torch.long))
+        >>> split
+        Split(100 examples, inputs (8, 8, 1) float32, targets () int64)
+        >>> inputs, targets = split.gather(torch.tensor([3, 1]))
     """
 
     inputs: Tensor
     targets: Tensor
+
+    def __repr__(self) -> str:
+        inputs, targets = (
+            f"{tuple(t.shape[1:])} {str(t.dtype).removeprefix('torch.')}" for t in (self.inputs, self.targets)
+        )
+        return f"Split({len(self)} examples, inputs {inputs}, targets {targets})"
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -124,6 +137,18 @@ class Task:
         label_smoothing: Of a classification: share of the target that training spreads over all classes, from 0 to
             below 1.
         train, validation, test: The splits; see `Split`, `Examples`.
+
+    Examples:
+        >>> import mixnas, torch
+        >>> class Bright(mixnas.Task):
+        ...     name = "bright"
+        ...     io = mixnas.IOSpec("image", (8, 8), in_features=1, num_outputs=2)
+        ...     def __init__(self):
+        ...         x = torch.rand(90, 8, 8, 1, generator=torch.Generator().manual_seed(0))
+        ...         y = (x.mean((1, 2, 3)) > 0.5).long()
+        ...         self.train, self.validation, self.test = (mixnas.Split(x[i::3], y[i::3]) for i in range(3))
+        >>> Bright()
+        Bright(bright: image 8x8, 2 outputs, accuracy max, 30/30/30 examples)
     """
 
     name: str
@@ -141,6 +166,12 @@ class Task:
         super().__init_subclass__(**kwargs)
         # A loss of a task's own need not know of smoothing. Decided here, not at every step of a training.
         cls._loss_smooths = "label_smoothing" in inspect.signature(cls.loss).parameters
+
+    def __repr__(self) -> str:
+        io = self.io
+        size, counts = "x".join(map(str, io.size)), "/".join(str(len(getattr(self, name))) for name in SPLITS)
+        what = f"{io.kind} {size}, {io.num_outputs} outputs, {self.metric} {self.direction}, {counts} examples"
+        return f"{type(self).__name__}({self.name}: {what})"
 
     def loss(self, outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
         """What a network is judged by beside the metric: mean cross-entropy over what is labelled.

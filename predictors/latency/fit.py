@@ -11,6 +11,7 @@ import numpy as np
 from mixnas.predictors.latency.features import Works
 from mixnas.predictors.latency.lookup import SpaceUnits
 from mixnas.predictors.latency.model import Columns, Composition, FitConfig, UnitModel, blend, half_width
+from mixnas.predictors.latency.outside import half_width_outside
 from mixnas.predictors.latency.predictor import LatencyPredictor, Profiled, categorical
 from mixnas.predictors.latency.unit_rows import UnitRows
 from mixnas.predictors.measuring.table import MeasurementTable
@@ -71,7 +72,7 @@ class _Alone:
             [Unit.from_plain(what.config) for what in subjects],
             [what.work for what in subjects],
             np.array([latency.ms for latency in latencies]),
-            np.array([math.log(latency.high_ms / latency.low_ms) / 2 / 1.645 for latency in latencies]),
+            np.array([latency.half_width / 1.645 for latency in latencies]),
         )
 
 
@@ -101,8 +102,9 @@ def fit(
             "give `latency.profile` (or --budget) more time."
         )
     alone = _Alone.of(table)
-    settings = Columns.of([describe(unit) for unit in alone.units])
-    model = UnitModel.fit(Columns.of(alone.works), settings, alone.ms, config)
+    counted, settings = Columns.of(alone.works), Columns.of([describe(unit) for unit in alone.units])
+    model = UnitModel.fit(counted, settings, alone.ms, config)
+    outside = half_width_outside(counted, settings, alone.ms, config)
 
     # Every unit that a space or a measured network has.
     networks = Networks.of(table)
@@ -113,8 +115,8 @@ def fit(
     unit_ms = np.empty(len(units))
     buildable = np.ones(len(units), dtype=bool)
     for part, some in units.chunks():
-        counted, buildable[part] = works.of_all(some)
-        unit_ms[part] = model.predict(counted, some.described())
+        work, buildable[part] = works.of_all(some)
+        unit_ms[part] = model.predict(work, some.described())
     unit_ms = blend(unit_ms, measured_ms, model.spread, spread)
 
     # Networks from units: one part fits, the other calibrates.
@@ -141,6 +143,7 @@ def fit(
         "threads": table.threads,
         "batch": table.batch,
         "half_width": half_width(error[held_out], config),
+        "half_width_outside": outside,
         "coverage": config.coverage,
         "accuracy": accuracy(predicted[held_out], networks.latency_ms[held_out]),
         "provenance": table.header["provenance"],

@@ -144,7 +144,9 @@ class UnitModel:
     high: np.ndarray
 
     @classmethod
-    def fit(cls, works: Columns, settings: Columns, latency_ms: np.ndarray, config: FitConfig) -> UnitModel:
+    def fit(
+        cls, works: Columns, settings: Columns, latency_ms: np.ndarray, config: FitConfig, *, spread: bool = True
+    ) -> UnitModel:
         """Fit to measured units.
 
         Args:
@@ -152,6 +154,7 @@ class UnitModel:
             settings: Settings of each unit, `units.describe`.
             latency_ms: (units,).
             config: How.
+            spread: Whether the spread is wanted, which takes some more fits; else it is infinite.
 
         Raises:
             ConfigError: Fewer than `MIN_UNITS` units.
@@ -182,13 +185,15 @@ class UnitModel:
                 seed=config.seed,
             )
 
+        if not spread:
+            return replace(half, trees=grow(np.arange(count)))
         order = np.random.default_rng(config.seed).permutation(count)
         errors = []
         for fold in np.array_split(order, 4):
             rest = np.setdiff1d(order, fold)
             errors.append(grow(rest).predict(features[fold]) - target[fold])
-        spread = float(np.sqrt((np.concatenate(errors) ** 2).mean()))
-        return replace(half, trees=grow(np.arange(count)), spread=spread)
+        scatter = float(np.sqrt((np.concatenate(errors) ** 2).mean()))
+        return replace(half, trees=grow(np.arange(count)), spread=scatter)
 
     def physical(self, works: Columns) -> np.ndarray:
         """Milliseconds by the physical model alone."""

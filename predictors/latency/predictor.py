@@ -34,8 +34,6 @@ from mixnas.search_space.units import IOSpec, Unit, describe, plan, registry_siz
 
 FORMAT = 3  # 1 had another sentinel; in 2 a unit was a whole block
 SHIPPED = Path(__file__).parents[1] / "tables"
-OUTSIDE_FACTOR = 3.0
-"""How much wider (on a logarithmic scale) the interval of a network is that holds a unit outside the measured range."""
 
 
 def user_directory() -> Path:
@@ -60,7 +58,8 @@ class Prediction:
     """A predicted latency and what it is made of.
 
     Attributes:
-        latency: Of the whole network; its interval (90%) is calibrated on networks that the fit had not seen.
+        latency: Of the whole network; its interval (90%) is calibrated on networks that the fit had not seen, and for
+            units of which something was never measured on whole operators that it had not seen.
         units: The breakdown; sums to `latency.ms`.
         device: The device.
         runtime: "eager", "compiled", "onnxruntime" or "graph".
@@ -93,11 +92,12 @@ class Profiled:
 
 class _Seen(NamedTuple):
     """What is known of a unit that was asked about: its milliseconds in a network, the operators that are told by their
-    presence as bits, and what of it lies outside the measured range."""
+    presence as bits, what of it lies outside the measured range, and whether it was profiled."""
 
     ms: float
     operators: int
     outside: tuple[str, ...]
+    profiled: bool
 
 
 class LatencyPredictor:
@@ -109,6 +109,19 @@ class LatencyPredictor:
         composition: From units to networks.
         profiled: The units that it was fitted for.
         spaces: The spaces that it was fitted for.
+
+    Examples:
+        After the example of `mixnas.profile`:
+
+        >>> import mixnas, numpy
+        >>> from mixnas.predictors.measuring.device import device_name
+        >>> predictor = mixnas.LatencyPredictor.load(device_name("cpu"), directory="tables")
+        >>> (known,) = predictor.spaces
+        >>> answer = predictor.predict(known.space.sample(numpy.random.default_rng(0)), known.io)
+        >>> answer.latency.low_ms < answer.latency.ms < answer.latency.high_ms
+        True
+        >>> [unit.name for unit in answer.units][0]
+        'stem'
     """
 
     def __init__(
@@ -128,6 +141,10 @@ class LatencyPredictor:
         self._inputs: tuple[IOSpec, ...] | None = None
         self._works: Any = None  # a `features.Works`, which needs torch
         self._tables: list[tuple[SpaceUnits, SpaceTable]] = []
+
+    def __repr__(self) -> str:
+        inputs = "; ".join(map(_input, self.inputs)) or "no input"
+        return f"LatencyPredictor({self.device}, {self.tag}, for {inputs})"
 
     # -- what it is ---------------------------------------------------------------------------------------------------
 
@@ -216,15 +233,17 @@ class LatencyPredictor:
         Returns:
             The prediction with its interval and breakdown. A unit that was not profiled is counted and predicted by the
             model (this imports torch the first time). An input that was not profiled and a unit outside the measured
-            range are reported, the interval widened.
+            range are reported; the interval then allows for what such guesses were off by when whole operators were
+            left out of the fit, and there is none where too few were measured to tell.
 
         Raises:
             ConfigError: See `input_of`; or a unit can neither be found nor built.
         """
         io = self.input_of(io)
-        outside = dict.fromkeys([] if io in self.inputs else [f"input: {_input(io)} was not profiled"])
+        known_input = io in self.inputs
+        outside = dict.fromkeys([] if known_input else [f"input: {_input(io)} was not profiled"])
         units: list[UnitLatency] = []
-        total, present = 0.0, 0
+        total, guessed, present = 0.0, 0.0, 0
         for name, unit in self.plan(architecture, io):
             seen = self._seen.get(unit) or self._look_at(unit)
             if seen.outside:
@@ -235,19 +254,28 @@ class LatencyPredictor:
                 present |= new
             units.append(UnitLatency(name, unit.role, ms))
             total += ms
-        spread = math.exp(self.half_width * (OUTSIDE_FACTOR if outside else 1.0))
-        latency = Latency(total, total / spread, total * spread, "predicted", tuple(outside))
+            if seen.outside or not (known_input or seen.profiled):
+                guessed += ms
+        latency = Latency(total, *self._interval(total - guessed, guessed), "predicted", tuple(outside))
         return Prediction(latency, tuple(units), self.device, self.runtime, self.estimate)
+
+    def _interval(self, known_ms: float, guessed_ms: float) -> tuple[float | None, float | None]:
+        """The ends for a network of which a part lies outside the measured range; that part may be off as a whole."""
+        spread, outside = math.exp(self.half_width), self.meta.get("half_width_outside")
+        if guessed_ms > 0 and outside is None:
+            return None, None
+        off = math.exp(outside) if guessed_ms > 0 and outside is not None else 1.0
+        return (known_ms + guessed_ms / off) / spread, (known_ms + guessed_ms * off) * spread
 
     def _look_at(self, unit: Unit) -> _Seen:
         row = self.profiled.units.find(unit)
         operators = sum(self._bits.get(f"{axis}={op.name}", 0) for axis, op in unit.choices)
         if row >= 0:
-            found = _Seen(float(self.profiled.in_network_ms[row]), operators, ())
+            found = _Seen(float(self.profiled.in_network_ms[row]), operators, (), True)
         else:
             self.works.of(unit)  # says why, where it cannot be built
             ms = float(self._predicted(UnitRows.of([unit]))[0])
-            found = _Seen(ms, operators, tuple(self.model.outside(describe(unit))))
+            found = _Seen(ms, operators, tuple(self.model.outside(describe(unit))), False)
         self._seen[unit] = found
         return found
 
@@ -474,12 +502,13 @@ def summary(path: Path) -> dict[str, Any]:
         "threads",
         "batch",
         "half_width",
+        "half_width_outside",
         "accuracy",
         "provenance",
         "num_units",
         "num_networks",
     )
-    return {name: meta[name] for name in names} | {"estimate": bool(meta.get("estimate", False)), "file": path.name}
+    return {name: meta.get(name) for name in names} | {"estimate": bool(meta.get("estimate", False)), "file": path.name}
 
 
 def plain_digest(plain: Any) -> str:

@@ -1,8 +1,9 @@
 """Profiling a device: measure the units of a space and some whole networks, then fit the predictor.
 
-The budget is spent in rounds. The first covers every operator; later ones measure the units that the model is least
-sure of. Whole networks, which the fit and its calibration need, get about half of the time throughout. What is measured
-is in the table within seconds, so a stopped profile goes on where it was.
+The budget is spent in rounds. The first measures what a fit needs at least, in as much of the time as that takes, and
+covers every operator; what things took there decides how much the later ones measure, of the units that the model is
+least sure of. Whole networks, which the fit and its calibration need, get about half of the time throughout. What is
+measured is in the table within seconds, so a stopped profile goes on where it was.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ log = logging.getLogger(__name__)
 
 _PATIENCE = 5.0
 """Budgets after which a profile gives up that has not measured what a fit needs."""
+_LEAST_PATIENCE_S = 60.0
+"""It does not give up before."""
 _KEEP_S = 15.0
 """Seconds of measurements that a kill may lose."""
 _CANDIDATES = 2000
@@ -128,7 +131,12 @@ class Profiler:
         self.left_out: dict[str, str] = {}  # subjects that turned out not to run here, and why
         self._rows: dict[str, int] = {}  # of the space's units by subject
         self.rng = np.random.default_rng([config.seed, len(self.table.subjects)])
-        self._cost = {"unit": 0.05, "network": 0.1}  # seconds per subject, corrected by what is seen
+        # Seconds that building a subject and a window of it took, by kind; guesses until something was measured.
+        self._building, self._window = {"unit": 0.005, "network": 0.01}, {"unit": 0.02, "network": 0.03}
+
+    def _cost(self, kind: str) -> float:
+        """Seconds that a subject will take."""
+        return self._building[kind] + self.config.measure.passes * self._window[kind]
 
     def _sentinel(self) -> Call:
         if self.runtime == "graph":
@@ -205,12 +213,15 @@ class Profiler:
         """The subjects that could be built before `until` (at least one), and their calls."""
         built: list[Subject] = []
         calls: list[Call] = []
+        taken: dict[str, list[float]] = {"unit": [], "network": []}
         for what in subjects:
             if calls and (time.monotonic() > until or self._memory_is_low()):
                 break
+            begun = time.monotonic()
             try:
                 calls.append(self.call_of(what))
                 built.append(what)
+                taken[what.kind].append(time.monotonic() - begun)
             except (ConfigError, RuntimeError) as error:
                 if isinstance(error, RuntimeError) and not runtimes.is_out_of_memory(error):
                     raise
@@ -218,6 +229,9 @@ class Profiler:
                 self.left_out[what.id] = str(error)
                 if self.torch_device == "cuda":
                     torch.cuda.empty_cache()
+        for kind, seconds in taken.items():
+            if seconds:
+                self._building[kind] = sum(seconds) / len(seconds)
         return built, calls
 
     def measure(
@@ -226,6 +240,8 @@ class Profiler:
         deadline: float,
         stop: Callable[[], bool] | None = None,
         tick: Callable[[], None] | None = None,
+        *,
+        once: bool = False,
     ) -> int:
         """Measure subjects in shuffled passes until all are done or it is `deadline` (`time.monotonic`).
 
@@ -234,6 +250,7 @@ class Profiler:
             deadline: When to end.
             stop: Asked before each window.
             tick: Called after each window.
+            once: Whether to end as soon as each has a window.
 
         Returns:
             How many subjects were begun; what was built too late to be measured is left for another time.
@@ -248,15 +265,19 @@ class Profiler:
         # Half of the time at most for building (a compiler may take seconds a unit), the rest for measuring.
         subjects, calls = self._built(subjects, begun + (deadline - begun) / 2)
         rows = []
-        kept = time.monotonic()
+        kept = before = time.monotonic()
         seen: set[int] = set()
+        spent: dict[str, list[float]] = {"unit": [], "network": []}
+
+        def enough() -> bool:
+            up = time.monotonic() > deadline and len(seen) > 0
+            return up or (once and len(seen) == len(calls)) or (stop is not None and stop())
+
         with measuring(self.config.measure.threads):
-            for window in windows_of(
-                calls,
-                self.meter,
-                self.rng,
-                should_stop=lambda: (time.monotonic() > deadline and len(seen) > 0) or (stop is not None and stop()),
-            ):
+            for window in windows_of(calls, self.meter, self.rng, should_stop=enough):
+                now = time.monotonic()
+                spent[subjects[window.index].kind].append(now - before)
+                before = now
                 seen.add(window.index)
                 rows.append((subjects[window.index], window))
                 if time.monotonic() > kept + _KEEP_S:
@@ -268,12 +289,9 @@ class Profiler:
         if self.torch_device == "cuda":
             calls.clear()
             torch.cuda.empty_cache()
-        taken = time.monotonic() - begun
-        if seen:
-            kinds = [subjects[i].kind for i in seen]
-            expected = sum(self._cost[kind] for kind in kinds)
-            for kind in set(kinds):
-                self._cost[kind] *= taken / expected
+        for kind, seconds in spent.items():
+            if seconds:
+                self._window[kind] = sum(seconds) / len(seconds)
         return len(seen)
 
     def _memory_is_low(self) -> bool:
@@ -381,12 +399,16 @@ class Profiler:
         while (left := deadline - time.monotonic()) > 1.0:
             if should_stop is not None and should_stop():
                 return
-            # A short first round tells what things cost; then two long ones, whose passes lie far apart in time.
-            slot = left * (0.08 if rounds == 0 else 0.5 if rounds == 1 else 1.0)
-            networks = self.choose_networks(max(2, int(slot * share / self._cost["network"])))
-            if len(networks) * self._cost["network"] < slot * share / 2:
-                share = share if networks or share == 1 else 0.0
-            units = self.choose_units(max(4, int(slot * (1 - share) / self._cost["unit"]))) if share < 1 else []
+            if rounds == 0:  # what a fit needs at least, whatever that takes: it tells what things cost
+                slot = left
+                networks = self.choose_networks(self.config.fit.min_networks)
+                units = self.choose_units(_FIRST_UNITS) if share < 1 else []
+            else:  # then two rounds, whose passes lie far apart in time
+                slot = left * (0.5 if rounds == 1 else 1.0)
+                networks = self.choose_networks(max(2, int(slot * share / self._cost("network"))))
+                if len(networks) * self._cost("network") < slot * share / 2:
+                    share = share if networks or share == 1 else 0.0
+                units = self.choose_units(max(4, int(slot * (1 - share) / self._cost("unit")))) if share < 1 else []
             subjects = [*units, *networks]
             if not subjects:
                 return
@@ -397,29 +419,40 @@ class Profiler:
             if tick is not None:
                 tick()
 
+    def lacking(self) -> tuple[int, int]:
+        """Units and networks that a fit needs beyond what the table has."""
+        kinds = [what.kind for what in self.table.subjects.values()]
+        needed = MIN_UNITS - kinds.count("unit"), self.config.fit.min_networks - kinds.count("network")
+        return max(needed[0], 0), max(needed[1], 0)
+
     def go_on_until_fit(
         self, deadline: float, tick: Callable[[], None] | None = None, should_stop: Callable[[], bool] | None = None
-    ) -> None:
+    ) -> bool:
         """Measure past the budget what a fit needs at least: a busy machine may not have come so far.
 
         Args:
             deadline: When to give up, on the clock of `time.monotonic`.
             tick: As of `run`.
             should_stop: As of `run`.
+
+        Returns:
+            Whether there was time for all that can be measured.
         """
-        while time.monotonic() < deadline and not (should_stop is not None and should_stop()):
-            kinds = [what.kind for what in self.table.subjects.values()]
-            units, networks = (kinds.count(kind) for kind in ("unit", "network"))
-            subjects: list[Subject] = []
-            if networks < self.config.fit.min_networks:
-                subjects += self.choose_networks(self.config.fit.min_networks)
-            if units < MIN_UNITS:
-                subjects += self.choose_units(MIN_UNITS - units)
+        while any(self.lacking()) and not (should_stop is not None and should_stop()):
+            units, networks = self.lacking()
+            new = [what for what in self.choose_units(4 * MIN_UNITS) if what.id not in self.table.subjects]
+            subjects = new[:units]
+            if networks:
+                some = self.choose_networks(self.config.fit.min_networks)
+                subjects += [what for what in some if what.id not in self.table.subjects]
             if not subjects:
-                return
+                return True
+            if time.monotonic() > deadline:
+                return False
             log.info("beyond its budget, the profile measures %d more to have enough for a fit", len(subjects))
-            if self.measure(subjects, deadline, should_stop, tick) == 0:
-                return
+            if self.measure(subjects, deadline, should_stop, tick, once=True) == 0:
+                return True
+        return True
 
 
 def profile(
@@ -452,7 +485,18 @@ def profile(
 
     Raises:
         ConfigError: Not this machine's device, a runtime that is not there, or a budget too short for a fit.
-        StoppedEarly: `should_stop` said so.
+        StoppedEarly: `should_stop` said so, or there was not time enough for a fit; what was measured is kept.
+
+    Examples:
+        >>> import mixnas
+        >>> from mixnas.predictors.latency.profile import ProfileConfig
+        >>> space = mixnas.SearchSpace.from_dict(
+        ...     {"stem": "conv", "stages": [{"width": [4, 8], "depth": [1, 2],
+        ...      "block": {"mixer": ["identity", "pooling"], "channel_mixer": {"name": "mlp", "expansion": [1, 2]}}}]})
+        >>> io = mixnas.IOSpec("image", (8, 8), in_features=1, num_outputs=10)
+        >>> predictor = mixnas.profile(space, io, device="cpu", directory="tables", config=ProfileConfig(budget_s=3))
+        >>> predictor.inputs == (io,)
+        True
     """
     config = config or ProfileConfig()
     begun = time.monotonic()
@@ -473,10 +517,20 @@ def profile(
         share = 1.0 if sources else config.network_share
         # The fit takes some seconds, most of them scikit-learn's import.
         profiler.run(begun + config.budget_s - min(8.0, 0.25 * config.budget_s), share, tick, should_stop)
+        in_time = True
         if not sources:
-            profiler.go_on_until_fit(begun + _PATIENCE * config.budget_s, tick, should_stop)
+            in_time = profiler.go_on_until_fit(
+                begun + max(_PATIENCE * config.budget_s, _LEAST_PATIENCE_S), tick, should_stop
+            )
     if should_stop is not None and should_stop():
         raise StoppedEarly(f"profiling was stopped. What was measured is kept in {place}.")
+    if not in_time:
+        units, networks = profiler.lacking()
+        raise StoppedEarly(
+            f"in {time.monotonic() - begun:.0f} s the profile did not come so far that it can be fitted: it lacks "
+            f"{units} units and {networks} networks. What was measured is kept in {place}. Give it more time: "
+            "`latency.profile` of a search, --budget of nas latency profile."
+        )
     kinds = [what.kind for what in profiler.table.subjects.values()]
     if sources and kinds.count("unit") < config.min_units and kinds.count("network") >= MIN_NETWORKS:
         predictor = transfer(profiler.table, nearest_source(profiler.table, sources, config.fit), config.fit)

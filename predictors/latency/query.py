@@ -9,16 +9,10 @@ from typing import Any
 import numpy as np
 
 from mixnas.predictors.latency.predictor import LatencyPredictor, Prediction
-from mixnas.predictors.measuring.device import device_name
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.space import SearchSpace
 from mixnas.search_space.units import IOSpec
-
-
-def device_or_here(device: str | None) -> str:
-    """A device's name; that of this machine where none is given."""
-    return device_name() if device in (None, "auto") else str(device)
 
 
 def ask(predictor: LatencyPredictor, plain: Any, source: str, io: IOSpec | None = None) -> Prediction:

@@ -7,9 +7,10 @@ predictor and asking it needs no torch; profiling and measuring do.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,9 @@ from mixnas.predictors.measuring.device import device_name
 from mixnas.predictors.measuring.measure import Call, Clock, MeasureConfig, measure_networks
 from mixnas.predictors.measuring.table import MeasurementTable, tagged
 from mixnas.predictors.measuring.value import Latency
-from mixnas.search_space.architecture import Architecture
+from mixnas.search_space.architecture import Architecture, Op
 from mixnas.search_space.errors import ConfigError
+from mixnas.search_space.grammar import OpChoice
 from mixnas.search_space.reporting import SILENT, Report
 from mixnas.search_space.space import SearchSpace
 
@@ -107,12 +109,36 @@ class LatencySource:
         """Runtime and batch size as in the names of files."""
         return tagged(self._spec.runtime, self._spec.batch_size)
 
-    def check(self) -> None:
-        """Refuse what can neither be measured nor predicted, before any work is started.
+    def check_policies(self, space: SearchSpace) -> None:
+        """Refuse a space with a quantization policy that does not run through the runtime on the device.
 
         Raises:
-            ConfigError: This machine lacks the runtime, or nobody measured the device.
+            ConfigError: Names the policy, where it stands, and why it does not run.
         """
+        from mixnas.search_space.operators.quantization.policy import policy_of
+
+        here = self._spec.device in ("auto", "cpu", "cuda") or self.here
+        kind = self.torch_device if here or self._spec.device.startswith("cpu-") else "cuda"
+        for s, stage in enumerate(space.tree.stages):
+            choices = [choice for block in stage.blocks for choice in (block.quant, block.channel_quant)]
+            for policy in dict.fromkeys(op for choice in choices if choice is not None for op in _operators(choice)):
+                reason = policy_of(policy).why_not(kind, self._spec.runtime)
+                if reason:
+                    raise ConfigError(
+                        f"{space.source}: stages[{s}]: quant {policy} does not run through {self._spec.runtime!r} on "
+                        f"{self.device}: {reason}. Leave the policy out, or choose another latency.runtime."
+                    )
+
+    def check(self, space: SearchSpace) -> None:
+        """Refuse what can neither be measured nor predicted, before any work is started.
+
+        Args:
+            space: Whose networks it will be asked about.
+
+        Raises:
+            ConfigError: This machine lacks the runtime, nobody measured the device, or see `check_policies`.
+        """
+        self.check_policies(space)
         if self.here:
             from mixnas.predictors.measuring import runtimes
 
@@ -294,3 +320,11 @@ class LatencySource:
         inputs = network.io.example(spec.batch_size, generator=generator).to(self.torch_device)
         deployed = copy.deepcopy(network).deploy().to(self.torch_device).eval().requires_grad_(False)
         return runtimes.prepare(deployed, inputs, spec.runtime, spec.threads, f"network {network.architecture.id}")
+
+
+def _operators(choice: OpChoice) -> Iterator[Op]:
+    """Every operator that may stand at a place, with every setting of its knobs."""
+    for option in choice.options:
+        names = [name for name, _ in option.knobs]
+        for values in product(*(values for _, values in option.knobs)):
+            yield Op(option.name, tuple(zip(names, values, strict=True)))

@@ -128,6 +128,7 @@ def transfer(table: MeasurementTable, source: LatencyPredictor, config: FitConfi
         "threads": table.threads,
         "batch": table.batch,
         "half_width": half_width(error, config),
+        "half_width_outside": None,  # no unit was measured here
         "coverage": config.coverage,
         "accuracy": accuracy(predicted[judging], latency[judging]),
         "provenance": table.header["provenance"],

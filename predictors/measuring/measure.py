@@ -41,6 +41,7 @@ Clock = Callable[[Call, int], np.ndarray]
 QUANTILE = 20
 MAX_DRIFT = 0.10
 CONFIDENCE = 0.90
+_LEAST_REPEATS = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +51,8 @@ class MeasureConfig:
     Attributes:
         passes: Accepted windows per network, each in a pass of its own over all networks in shuffled order.
         window_ms: Time that the repeats of a window should take together; sets the number of repeats.
-        min_repeats: Repeats of a window, at least.
+        min_repeats: Repeats of a window, at least; of a forward that takes longer than `window_ms` as many as last as
+            long as these would at that time, but no fewer than three.
         max_repeats: Repeats of a window, at most.
         warmup: Untimed calls before each window.
         sentinel_repeats: Repeats of each sentinel reading.
@@ -325,21 +327,37 @@ class Meter:
     def window(self, call: Call, index: int = 0, pass_index: int = 0) -> Window:
         """Measure one window of `call`. Must run inside `measuring`."""
         for _ in range(self.config.warmup):  # here: what a first call keeps for later ones is not for the other heap
+            started = time.perf_counter()
             call()
+            if (time.perf_counter() - started) * 1e3 > self.config.window_ms:
+                break
         self._sentinel()
         measured = partial(self._window, call, index, pass_index)
         own_heap = self._clock is cpu_clock and _can_have_own_heap(self.config.threads)
         return on_own_heap(measured) if own_heap else measured()
 
+    def _once_ms(self, call: Call) -> float:
+        return max(float(self._clock(call, 1)[0]) * 1e-6, 1e-6)
+
     def _window(self, call: Call, index: int, pass_index: int) -> Window:
         config = self.config
-        call()
-        estimate_ms = max(float(self._clock(call, 1)[0]) * 1e-6, 1e-6)
-        repeats = int(np.clip(config.window_ms / estimate_ms, config.min_repeats, config.max_repeats))
+        estimate_ms = self._once_ms(call)
+        long = estimate_ms > config.window_ms  # then what a first call is slower by, and the caches, are nothing to it
+        if not long:
+            estimate_ms = self._once_ms(call)
+        repeats = repeats_of(estimate_ms, config)
         before = self._read()  # anew: since the reading after the last window, the core may be another
-        call()  # brings code and data back that the sentinel's reading pushed out of the caches
+        if not long:
+            call()  # brings code and data back that the sentinel's reading pushed out of the caches
         samples = self._clock(call, repeats)
         return Window(index, pass_index, samples, before, self._read())
+
+
+def repeats_of(forward_ms: float, config: MeasureConfig) -> int:
+    """Repeats of a window for a forward that takes so long; see `MeasureConfig`."""
+    if forward_ms <= config.window_ms:
+        return int(np.clip(config.window_ms / forward_ms, config.min_repeats, config.max_repeats))
+    return max(min(_LEAST_REPEATS, config.min_repeats), int(config.min_repeats * config.window_ms / forward_ms))
 
 
 def windows_of(

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from mixnas.predictors.measuring.device import INTERPRETER
-from mixnas.predictors.measuring.measure import MAX_DRIFT, MeasureConfig, Measurement, Window, summarise
+from mixnas.predictors.measuring.measure import MeasureConfig, Measurement, Window, summarise
 from mixnas.predictors.measuring.runtimes import RUNTIMES
 from mixnas.search_space.errors import ConfigError, IntegrityError, nearest, visible
 from mixnas.search_space.files import check_stamp, read_bytes, read_json, stamped, without_stamp, write_json
@@ -259,7 +259,7 @@ class MeasurementTable:
                     provenance,
                     window.pass_index,
                     *(f"{v:.6g}" for v in (p20, p50, p80, window.before_ns * 1e-6, window.after_ns * 1e-6)),
-                    int(window.drift <= MAX_DRIFT),
+                    int(window.accepted),
                     " ".join(f"{v:.6g}" for v in window.samples_ns * 1e-3),
                 ]
             )

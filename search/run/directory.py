@@ -47,8 +47,12 @@ Since 3, there are digests: what was written before has none, and is read all th
 _READABLE = (1, 2, FORMAT)
 _RESUMABLE = (2, FORMAT)
 
-# What the trials of a run depend on: a resumed run may change its budget, not these.
-FIXED_KEYS = ("task", "objectives", "constraints", "space")
+FIXED_KEYS = (
+    *("task", "objectives", "constraints", "space", "search.evaluator", "train", "supernet"),
+    *("latency.runtime", "latency.threads", "latency.batch_size"),
+)
+"""What the trials of a run depend on: a resumed run may change its seed, strategy and budget, not these."""
+_FREE = ("checkpoint_every", "processes")  # of the super-network: its weights are the same
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _PACKAGES = ("mixnas", "torch", "triton", "optuna", "numpy", "scikit-learn", "ray")
@@ -124,13 +128,29 @@ def commit() -> str | None:
 
 
 class Run:
-    """One run directory. Reading needs nothing; whoever searches enters it (`with run:`) and so holds its lock."""
+    """One run directory. Reading needs nothing; whoever searches enters it (`with run:`) and so holds its lock.
+
+    Examples:
+        After the example of `mixnas.search`:
+
+        >>> import mixnas
+        >>> run = mixnas.Run.open("small")
+        >>> run.status().state
+        'finished'
+        >>> best = run.front().members[0]
+        >>> sorted(best.metrics)[:3]
+        ['accuracy', 'accuracy_se', 'latency_ms']
+    """
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path = path
         self.manifest = manifest
         self._lock: int | None = None
         self._entered = 0
+
+    def __repr__(self) -> str:
+        state = "running" if self.is_running() else "finished" if self.manifest.get("finished") else "stopped"
+        return f"Run({str(self.path)!r}, {state})"
 
     # -- making and opening -----------------------------------------------------------------------------------------
 
@@ -171,7 +191,7 @@ class Run:
             "commit": commit(),
             **facts,
             "phases": [],
-            "fixed": {key: config[key] for key in FIXED_KEYS if key in config},
+            "fixed": _fixed(config),
             "digests": {"config.yaml": [digest_of(text.encode())]},
         }
         atomic_write(path / "config.yaml", text)
@@ -458,10 +478,13 @@ class Run:
         """Refuse a configuration under which the trials so far would mean something else.
 
         Raises:
-            ConfigError: With the differences in `task`, `objectives`, `constraints` or `space`.
+            ConfigError: With the differences in what `FIXED_KEYS` names.
         """
+        now = _fixed(config)
         for key, before in self.manifest["fixed"].items():
-            after = config.get(key)
+            after = now.get(key)
+            if key in ("train", "supernet") and isinstance(after, Mapping):  # a later version may have more settings
+                after = {name: after[name] for name in before if name in after}
             # the order of objectives is the order of the values that are stored, and the file's text shows it
             old, new = (dump_yaml({key: plain}).splitlines() for plain in (before, after))
             if old != new:
@@ -488,6 +511,19 @@ class Run:
             running=counts["running"] if running else 0,
             trials=trials if isinstance(trials, int) else None,
         )
+
+
+def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What `FIXED_KEYS` names of a resolved configuration, as far as it is there."""
+    found: dict[str, Any] = {}
+    for key in FIXED_KEYS:
+        group, _, name = key.rpartition(".")
+        place = config.get(group) if group else config
+        if isinstance(place, Mapping) and name in place:
+            found[key] = place[name]
+    if "supernet" in found:
+        found["supernet"] = {name: value for name, value in found["supernet"].items() if name not in _FREE}
+    return found
 
 
 def list_runs(root: str | Path = "runs") -> list[RunStatus]:

@@ -50,7 +50,7 @@ class Member:
         """All that a filter may name: the metrics, and the ends of the latency's interval."""
         if self.latency is None:
             return dict(self.metrics)
-        return {**self.metrics, "latency_low_ms": self.latency.low_ms, "latency_high_ms": self.latency.high_ms}
+        return {**self.metrics, **self.latency.ends}
 
     def to_plain(self) -> dict[str, Any]:
         """Plain data; what is empty is left out."""
@@ -86,7 +86,7 @@ class Member:
         return cls(**{**plain, **latencies})
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class Front:
     """A Pareto front, and the search that it came from.
 
@@ -125,6 +125,10 @@ class Front:
     others: tuple[Member, ...]
     knee: str | None
     searched_front: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        what = "final" if self.final else "so far"
+        return f"Front({self.run}, {what}: {len(self.members)} networks on {self.device or 'no device'})"
 
     def to_plain(self) -> dict[str, Any]:
         """What the file holds; the members stand under "front"."""

@@ -23,20 +23,20 @@ def non_dominated(values: np.ndarray, objectives: Sequence[Objective]) -> np.nda
     """Which points are on the Pareto front.
 
     Args:
-        values: Finite objective values (num_points, num_objectives).
+        values: Objective values (num_points, num_objectives). A point with NaN is never a member, and dominates none.
         objectives: Their directions.
 
     Returns:
         Boolean mask (num_points,). Of points with equal values the first is a member and the others are not.
     """
     points = as_minimised(values, objectives)
-    if not len(points):
-        return np.zeros(0, dtype=bool)
-    if points.shape[1] == 1:
-        mask = np.zeros(len(points), dtype=bool)
-        mask[int(np.argmin(points[:, 0]))] = True
+    mask = ~np.isnan(points).any(axis=1)
+    if not mask.any():
         return mask
-    return np.asarray(moocore.is_nondominated(points), dtype=bool)
+    if points.shape[1] == 1:
+        return np.arange(len(points)) == int(np.nanargmin(points[:, 0]))
+    mask[mask] = moocore.is_nondominated(points[mask])
+    return mask
 
 
 @dataclass(frozen=True, slots=True)

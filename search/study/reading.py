@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+from mixnas.evaluators.protocol import standard_error
 from mixnas.search.study.objectives import Comparison, Objective
 from mixnas.search.study.pareto import Reference
 from mixnas.search.study.results import INTERRUPTED, Results, Status, TrialRecord
@@ -282,6 +283,19 @@ def read_records(journal: str | Path, objectives: Sequence[Objective]) -> tuple[
         raise IntegrityError(f"{journal}: damaged: no trials of this study ({shown(str(error))}).") from error
 
 
+def check_journal(journal: str | Path, objectives: Sequence[Objective]) -> None:
+    """Check a journal record by record, unless its summary says that all of it is what was written.
+
+    Raises:
+        IntegrityError: It is damaged.
+        ConfigError: It belongs to other objectives.
+    """
+    data = read_bytes(journal) if os.path.lexists(journal) else b""
+    known = check_summary(journal, data)
+    if known is None or known[1] != len(data):
+        read_records(journal, objectives)
+
+
 def _reference(study: Mapping[str, Any]) -> Reference | None:
     stored = study.get("reference")
     return None if stored is None else Reference(tuple(stored["point"]), tuple(stored["span"]))
@@ -313,12 +327,14 @@ class Summary:
     Attributes:
         counts: Trials of each status.
         best: The best value of each objective on the front; empty while the front is.
+        errors: The standard errors of those values that have one.
         hypervolume: Of the front; None until its box is fixed.
         seconds: Of all trials that are done, together.
     """
 
     counts: Mapping[str, int]
     best: Mapping[str, float] = field(default_factory=dict)
+    errors: Mapping[str, float] = field(default_factory=dict)
     hypervolume: float | None = None
     seconds: float = 0.0
 
@@ -331,14 +347,18 @@ def summary_path(journal: str | Path) -> Path:
 def summarise(results: Results) -> Summary:
     """What trials come to."""
     members = results.front()
-    best = {
-        objective.name: (max if objective.maximise else min)(member.metrics[objective.name] for member in members)
-        for objective in results.objectives
-        if members
-    }
+    best, errors = {}, {}
+    for objective in results.objectives if members else ():
+        name = objective.name
+        values = [member.metrics[name] for member in members]
+        member = members[values.index((max if objective.maximise else min)(values))]
+        best[name] = member.metrics[name]
+        if standard_error(name) in member.metrics:
+            errors[name] = member.metrics[standard_error(name)]
     return Summary(
         counts={status: results.counts[status] for status in get_args(Status)},
         best=best,
+        errors=errors,
         hypervolume=results.hypervolume(),
         seconds=sum(record.seconds for record in results.records if record.status == "done"),
     )
@@ -360,6 +380,7 @@ def write_summary(journal: str | Path, results: Results, size: int, crc: int) ->
         "crc": f"{crc:08x}",
         "counts": dict(found.counts),
         "best": dict(found.best),
+        "errors": dict(found.errors),
         "hypervolume": found.hypervolume,
         "seconds": found.seconds,
     }
@@ -380,7 +401,7 @@ def check_summary(journal: str | Path, data: bytes) -> tuple[Summary, int] | Non
         if not check_stamp(plain, str(path)) or plain["format"] != SUMMARY_FORMAT:
             raise ValueError("its digest is missing, or it is of another version")
         size, crc = int(plain["bytes"]), str(plain["crc"])
-        found = Summary(**{key: plain[key] for key in ("counts", "best", "hypervolume", "seconds")})
+        found = Summary(**{key: plain[key] for key in ("counts", "best", "errors", "hypervolume", "seconds")})
     except (KeyError, TypeError, ValueError) as error:
         raise IntegrityError(f"{path}: damaged ({shown(str(error))}). Delete it; a resume writes it again.") from error
     if len(data) < size or f"{zlib.crc32(memoryview(data)[:size]):08x}" != crc:

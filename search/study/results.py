@@ -107,7 +107,7 @@ class Results:
 
     def _add_to_front(self, record: TrialRecord) -> None:
         point = as_minimised(np.array(self.values(record)), self.objectives)[0]
-        if (self._front_points <= point).all(axis=1).any():
+        if np.isnan(point).any() or (self._front_points <= point).all(axis=1).any():
             return
         stays = ~(self._front_points >= point).all(axis=1)
         self._front = [member for member, keep in zip(self._front, stays, strict=True) if keep] + [record]

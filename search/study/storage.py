@@ -110,10 +110,26 @@ class _Replay(JournalStorageReplayResult):
                 if self._is_issued_by_this_worker(log):
                     raise
                 return
-        trial = copy.copy(self._trials[trial_id])
-        trial.params = {**trial.params, name: distribution.to_external_repr(log["param_value_internal"])}
-        trial.distributions = {**trial.distributions, name: distribution}
-        self._trials[trial_id] = trial
+        value = distribution.to_external_repr(log["param_value_internal"])
+        if self._is_issued_by_this_worker(log):  # whoever has the trial sees it as it was
+            trial = self._trials[trial_id] = copy.copy(self._trials[trial_id])
+            trial.params = {**trial.params, name: value}
+            trial.distributions = {**trial.distributions, name: distribution}
+        else:
+            trial = self._trials[trial_id]
+            trial.params[name], trial.distributions[name] = value, distribution
+
+    def _apply_set_trial_user_attr(self, log: dict[str, Any]) -> None:
+        if self._is_issued_by_this_worker(log):
+            super()._apply_set_trial_user_attr(log)
+        elif self._trial_exists_and_updatable(log["trial_id"], log):
+            self._trials[log["trial_id"]].user_attrs.update(log["user_attr"])
+
+    def _apply_set_trial_system_attr(self, log: dict[str, Any]) -> None:
+        if self._is_issued_by_this_worker(log):
+            super()._apply_set_trial_system_attr(log)
+        elif self._trial_exists_and_updatable(log["trial_id"], log):
+            self._trials[log["trial_id"]].system_attrs.update(log["system_attr"])
 
     def _apply_set_trial_state_values(self, log: dict[str, Any]) -> None:
         super()._apply_set_trial_state_values(log)

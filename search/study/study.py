@@ -21,7 +21,8 @@ from mixnas.search.strategies.evolution import NSGA2
 from mixnas.search.study.journal import JournalFile
 from mixnas.search.study.objectives import Comparison, Objective
 from mixnas.search.study.optuna_internals import assign_generation, fail, stored
-from mixnas.search.study.reading import check_objectives, read_records, status_of, write_summary
+from mixnas.search.study.pareto import Reference
+from mixnas.search.study.reading import check_journal, check_objectives, status_of, write_summary
 from mixnas.search.study.results import INTERRUPTED, Results, TrialRecord
 from mixnas.search.study.storage import Storage
 from mixnas.search_space.architecture import Architecture
@@ -72,6 +73,11 @@ def _record(trial: FrozenTrial) -> TrialRecord:
     )
 
 
+def _reference(study: optuna.Study) -> Reference | None:
+    stored = study.user_attrs.get("reference")
+    return None if stored is None else Reference(tuple(stored["point"]), tuple(stored["span"]))
+
+
 class SearchStudy:
     """Asks for architectures and takes their results. One process at a time (the run directory's lock).
 
@@ -116,7 +122,7 @@ class SearchStudy:
         self._size = space.size()
         question = Question(space, tuple(objectives), tuple(constraints), seed)
         sampler = strategy.make(question, cheap, lambda architecture: self._refusal(architecture) is None)
-        _, reference = read_records(journal, objectives)  # checks it more closely than Optuna does
+        check_journal(journal, objectives)  # more closely than Optuna does
         self._backend = JournalFile(journal)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
@@ -138,7 +144,7 @@ class SearchStudy:
         self._mark_interrupted()
         trials = self.optuna_study.get_trials(deepcopy=False)
         records = [_record(trial) for trial in trials if trial.state != TrialState.WAITING]
-        self.results = Results(objectives, constraints, records, reference)
+        self.results = Results(objectives, constraints, records, _reference(self.optuna_study))
         self._store_reference()
         self._seen = {r.id: r.number for r in self.results.records if r.evaluated}
         self._summarised = -1  # bytes of the journal that its summary is of

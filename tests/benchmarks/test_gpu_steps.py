@@ -53,7 +53,7 @@ def call(tmp_path, monkeypatch, scripts):
 
     monkeypatch.setattr(_gpu_steps, "_TERM_S", 0.2)
 
-    def run(faults="", seconds=30.0, steps=_gpu_steps.STEPS):
+    def run(faults="", seconds=300.0, steps=_gpu_steps.STEPS):
         monkeypatch.setenv("FAULTS", faults)
         out, work = tmp_path / "out", tmp_path / "work"
         out.mkdir(exist_ok=True)
@@ -73,9 +73,10 @@ def _items(out, step):
 @pytest.mark.parametrize("fault", ["fail", "hang", "die"])
 @pytest.mark.parametrize("step", ["right", "tuned", "fast", "measured", "trained"])
 def test_one_step_never_stops_the_others(call, step, fault):
-    began = time.monotonic()
-    ended, out = call(f"{step}:{fault}", seconds=8.0)
-    assert time.monotonic() - began < 16.0  # twice what it was given: it hangs for an hour otherwise
+    # What hangs takes its whole share; what ends by itself has all the time that a loaded machine may want for it.
+    given, began = 15.0 if fault == "hang" else 300.0, time.monotonic()
+    ended, out = call(f"{step}:{fault}", seconds=given)
+    assert time.monotonic() - began < given + 300.0  # it hangs for an hour otherwise
     expected = {"fail": "failed", "hang": "timed out", "die": "died"}[fault]
     if fault == "hang":
         assert ended[step]["state"] == expected
@@ -96,7 +97,7 @@ def test_one_step_never_stops_the_others(call, step, fault):
 
 
 def test_a_second_call_goes_on_where_the_first_ended(call):
-    _, out = call("fast:hang", seconds=6.0)
+    _, out = call("fast:hang", seconds=15.0)
     first = _items(out, "fast")["result 0"]["by"]
     ended, out = call()
     assert ended["fast"]["state"] == "done"

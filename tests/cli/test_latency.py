@@ -127,6 +127,57 @@ def test_one_question_at_a_time(tmp_path: Path):
     assert refused.returncode == 2 and "expected a mapping" in refused.stderr
 
 
+WIDE = """
+import torch
+from mixnas import IOSpec, Split, Task
+
+class Wide(Task):
+    name = "wide"
+    def __init__(self):
+        g = torch.Generator().manual_seed(0)
+        x, y = torch.randn(30, 48, 48, 1, generator=g), torch.randint(10, (30,), generator=g)
+        self.train, self.validation, self.test = (Split(x[i : i + 10], y[i : i + 10]) for i in (0, 10, 20))
+        self.io = IOSpec("image", (48, 48), 1, 10)
+"""
+
+
+def test_the_file_s_task_is_part_of_the_question(profiled: Path, searched: Path, tmp_path: Path, monkeypatch):
+    """A network of larger inputs got the answer for those that were profiled."""
+    (tmp_path / "wide_input.py").write_text(WIDE)
+    monkeypatch.chdir(tmp_path)
+    tables, batches = ("--tables", profiled / "tables"), ("-c", profiled / "batches.yaml")
+    small = json.loads(ok("latency", "query", *batches, "--sample", 2, "--json", *tables))
+    asked = ("latency", "query", *batches, "--set", "task=wide_input:Wide", "--json", *tables)
+    large = json.loads(ok(*asked, "--sample", 2))
+    (tmp_path / "architecture.yaml").write_text(json.dumps(large[0]["architecture"]))
+    (single,) = json.loads(ok(*asked, "--arch", "architecture.yaml"))
+    assert single["latency_ms"] == large[0]["latency_ms"]
+    for before, after in zip(small, large, strict=True):
+        assert before["id"] == after["id"] and after["latency_ms"] > before["latency_ms"]
+        assert before["outside"] == [] and any("image 48x48" in text for text in after["outside"])
+    # of a run the task is the run's, whatever the predictor was profiled for
+    shutil.copytree(searched / "runs" / "first", tmp_path / "wide")
+    manifest = json.loads((tmp_path / "wide" / "manifest.json").read_text())
+    manifest["fixed"]["task"] = "wide_input:Wide"
+    (tmp_path / "wide" / "manifest.json").write_text(json.dumps(manifest))
+    config = (tmp_path / "wide" / "config.yaml").read_text()
+    (tmp_path / "wide" / "config.yaml").write_text(config.replace("task: digits", "task: wide_input:Wide"))
+    rows = json.loads(
+        ok("latency", "query", "wide", "--runs", tmp_path, "--runtime", f"eager-b{BATCH}", "--json", *tables)
+    )
+    assert rows and all(any("image 48x48" in text for text in row["outside"]) for row in rows)
+
+
+def test_the_file_s_device_and_threads_are_part_of_the_question(profiled: Path, tmp_path: Path):
+    asked = ("latency", "query", "-c", profiled / "batches.yaml", "--sample", 1, "--tables", profiled / "tables")
+    refused = nas(*asked, "--set", "latency.threads=2")
+    assert refused.returncode == 2 and "-2t' through" in refused.stderr
+    refused = nas(*asked, "--set", "device=nvidia-h100")
+    assert refused.returncode == 2 and "no measurements of device 'nvidia-h100'" in refused.stderr
+    refused = nas("latency", "query", "--arch", "a.yaml", "--device", "nvidia-h100", "--estimate")
+    assert refused.returncode == 2 and "needs the task's input. Give -c FILE" in refused.stderr
+
+
 def test_a_gpu_that_nobody_measured_is_estimated_and_said_to_be(tmp_path: Path):
     (tmp_path / "c.yaml").write_text(CONFIG)
     asked = ["latency", "query", "--device", "nvidia-h100", "--runtime", "graph", "-c", tmp_path / "c.yaml",

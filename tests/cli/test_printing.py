@@ -14,6 +14,10 @@ from .command import ok
 PLAIN = Namespace(no_color=True)
 
 
+def _narrow(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    monkeypatch.setattr(printing, "terminal_width", lambda: width)
+
+
 def test_a_narrow_table_wraps_texts_and_headers_and_cuts_neither_names_nor_numbers(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -22,7 +26,7 @@ def test_a_narrow_table_wraps_texts_and_headers_and_cuts_neither_names_nor_numbe
     printing.print_table(PLAIN, columns, [row])
     wide = capsys.readouterr().out
     assert all(part in line for line in [wide.splitlines()[3]] for part in row)
-    monkeypatch.setattr(printing, "_PIPE_WIDTH", 60)
+    _narrow(monkeypatch, 60)
     printing.print_table(PLAIN, columns, [row])
     narrow = capsys.readouterr().out
     lines = narrow.splitlines()
@@ -31,15 +35,41 @@ def test_a_narrow_table_wraps_texts_and_headers_and_cuts_neither_names_nor_numbe
     assert text in "".join(line[-25:].strip() for line in lines)
 
 
+def test_one_line_a_row_where_a_column_may_be_cut(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    text = "layer: conv(kernel_size=3, stride=2) > " + "8[attention(heads=2)+mlp(expansion=2)], " * 9
+    columns = ["id", "accuracy", "macs", "architecture"]
+    rows = [["54820b57dc37", "0.9861 ±0.0062", "1,234", text], ["9c7f5de37f75", "0.5000 ±0.0263", "7", "short"]]
+
+    def printed() -> list[str]:
+        printing.print_table(PLAIN, columns, rows, cut="architecture", spare=["macs"])
+        return capsys.readouterr().out.splitlines()
+
+    assert [line for line in printed() if text.strip() in line]  # a pipe gets all of it
+    _narrow(monkeypatch, 70)
+    lines = [line for line in printed() if line.strip()]
+    assert max(map(len, lines)) <= 70 and len(lines) == 4  # header, rule, two rows
+    assert lines[2].split()[:3] == ["54820b57dc37", "0.9861", "±0.0062"] and lines[2].rstrip().endswith("…")
+    assert "macs" in lines[0] and lines[3].rstrip().endswith("short")
+    _narrow(monkeypatch, 48)
+    lines = [line for line in printed() if line.strip()]
+    assert max(map(len, lines)) <= 48 and "macs" not in lines[0] and "0.9861 ±0.0062" in lines[2]
+
+
 def test_numbers():
     assert [printing.number(v) for v in (7, 12345, 12345.0, 0.123456, 3.0)] == ["7", "12,345", "12,345", "0.1235", "3"]
 
 
-def test_a_front_on_a_narrow_terminal_has_its_architectures_below(searched: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_front_has_a_line_for_each_network_and_all_of_it_on_request(searched: Path, monkeypatch: pytest.MonkeyPatch):
     asked = ("front", "first", "--runs", searched / "runs")
     members = json.loads(ok(*asked, "--json"))["front"]
-    names = [f"{m['id']}  {Architecture.from_dict(m['architecture'])}" for m in members]
-    assert not set(names) & set(ok(*asked).splitlines())
-    monkeypatch.setattr(printing, "_PIPE_WIDTH", 80)
+    names = [str(Architecture.from_dict(m["architecture"])) for m in members]
+    assert all(name in ok(*asked) for name in names)  # a pipe gets all of it
+    _narrow(monkeypatch, 80)
     narrow = ok(*asked)
-    assert narrow.splitlines()[-len(names) :] == names and "…" not in narrow
+    assert max(map(len, narrow.splitlines())) <= 80 and "…" in narrow
+    for member in members:
+        (line,) = [line for line in narrow.splitlines() if member["id"] in line]
+        metrics = member["metrics"]
+        assert f"{metrics['accuracy']:.4f} ±{metrics['accuracy_se']:.4f}" in line
+    whole = ok(*asked, "--full").splitlines()
+    assert whole[-len(names) :] == [f"{m['id']}  {name}" for m, name in zip(members, names, strict=True)]

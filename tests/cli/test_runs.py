@@ -40,6 +40,27 @@ def test_front_as_json_csv_and_filtered(searched: Path):
     assert wrong.returncode == 2 and "Did you mean 'params'?" in wrong.stderr
 
 
+def test_what_was_measured_in_the_search_is_not_called_predicted(searched: Path):
+    printed = (searched / "printed").read_text()
+    assert "measured ms" in printed and "predicted" not in printed  # a stand-alone search predicts nothing
+
+
+def test_an_empty_front_does_not_speak_of_a_filter_that_was_not_given(searched: Path, tmp_path: Path):
+    shutil.copytree(searched / "runs" / "first", tmp_path / "missed")
+    path = tmp_path / "missed" / "pareto.json"
+    pareto = json.loads(path.read_text())
+    missed = [{**member, "reason": "violates latency_ms <= 0.01"} for member in pareto["front"]]
+    path.write_text(
+        json.dumps(pareto | {"front": [], "others": missed, "knee": None, "constraints": ["latency_ms <= 0.01"]})
+    )
+    answer = nas("front", "missed", "--runs", tmp_path)
+    assert answer.returncode == 3 and "satisfies the constraints latency_ms <= 0.01" in answer.stderr
+    assert "--where" not in answer.stderr
+    for member in missed:  # what missed stands in the table, with the reason
+        (line,) = [line for line in answer.stdout.splitlines() if member["id"] in line]
+        assert "violates latency_ms <= 0.01" in line and f"{member['metrics']['latency_ms']:.3f}" in line
+
+
 def test_status(searched: Path):
     runs = ("--runs", searched / "runs")
     assert "first" in ok("status", *runs)
@@ -54,6 +75,7 @@ def test_every_trial_is_in_the_table(searched: Path):
     assert sum(row["status"] == "done" for row in rows) == 6
     done = [row["id"] for row in rows if row["status"] == "done"]
     assert len(set(done)) == 6
+    assert all(0 <= float(row["accuracy_se"]) < 0.1 for row in rows if row["status"] == "done")
 
 
 def test_resume_with_more_trials_goes_on_and_repeats_nothing(searched: Path, tmp_path: Path):

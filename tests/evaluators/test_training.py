@@ -15,6 +15,7 @@ from mixnas.evaluators.training import (
     DivergedError,
     TrainConfig,
     evaluate,
+    judged,
     learning_rate,
     parameter_groups,
     recalibrate,
@@ -26,6 +27,7 @@ from mixnas.search_space.errors import ConfigError, StoppedEarly
 from mixnas.search_space.network import Network
 from mixnas.search_space.reporting import SILENT
 from mixnas.search_space.settings import build
+from mixnas.search_space.units import IOSpec
 from tests.evaluators.streamed import HalfFlipped, Signs
 
 SMALL = {
@@ -371,3 +373,42 @@ class NoScore(Digits):
 def test_a_metric_that_is_not_finite_is_named() -> None:
     with pytest.raises(DivergedError, match="the validation accuracy is nan"):
         evaluate(small_network(), NoScore())
+
+
+class _Right(Task):
+    """Judges outputs (n, 2), whatever they are of; `squared` is no mean over examples."""
+
+    io = IOSpec("image", (8, 8), 1, 2)
+
+    def __init__(self, squared: bool = False) -> None:
+        self.squared = squared
+
+    def new_metric(self):
+        return super().new_metric() if not self.squared else _RootMeanSquare()
+
+
+class _RootMeanSquare:
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def update(self, outputs: torch.Tensor, targets: torch.Tensor) -> None:
+        self.values += (outputs[:, 0] - targets).square().tolist()
+
+    def result(self) -> float:
+        return math.sqrt(sum(self.values) / len(self.values))
+
+
+def test_the_standard_error_of_an_accuracy_is_that_of_so_many_examples() -> None:
+    generator = torch.Generator().manual_seed(0)
+    outputs = torch.randn(1600, 2, generator=generator) + torch.tensor([1.0, 0.0])
+    targets = torch.zeros(1600, dtype=torch.long)
+    for parts in (1, 7):  # in whatever batches
+        found = judged(_Right(), zip(outputs.chunk(parts), targets.chunk(parts), strict=True), "the validation")
+        assert found.score == pytest.approx((outputs.argmax(-1) == 0).double().mean().item())
+        wanted = math.sqrt(found.score * (1 - found.score) / 1600)
+        assert found.error is not None and 0.6 < found.error / wanted < 1.6
+    assert judged(_Right(), [(outputs[:1], targets[:1])], "one").error is None
+    assert set(judged(_Right(), [(outputs[:1], targets[:1])], "one").named("accuracy")) == {"accuracy", "loss"}
+    rms = judged(_Right(squared=True), [(outputs, targets)], "the validation")
+    exact = (outputs[:, 0].square().var() / 1600).sqrt().item() / (2 * rms.score)  # the delta method
+    assert rms.error is not None and 0.6 < rms.error / exact < 1.6

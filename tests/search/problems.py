@@ -60,6 +60,7 @@ class FromFunction:
 
     metrics: Mapping[str, Metric] = {}
     finishing = "nothing"
+    device = "cpu"
 
     def __init__(self, function: Callable[[Architecture], Mapping[str, float]]) -> None:
         self._function = function

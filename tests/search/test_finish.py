@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from mixnas.evaluators.tasks.loading import by_name
+from mixnas.evaluators.training import DivergedError
 from mixnas.predictors.measuring.value import Latency
-from mixnas.search.finish import choose_finalists, final_front, measure_finalists
+from mixnas.search.finish import FinalNetworks, choose_finalists, final_front, measure_finalists
+from mixnas.search.job import agreement
 from mixnas.search.run.front import Member
 from mixnas.search.study.objectives import parse_constraints, parse_objectives
 from mixnas.search.study.results import Results, TrialRecord
+from mixnas.search_space.network import Network
+from mixnas.search_space.reporting import SILENT
+from mixnas.search_space.space import SearchSpace
 
 OBJECTIVES = parse_objectives({"accuracy": "max", "latency_ms": "min"})
 
@@ -63,5 +74,74 @@ class _Network:
 
 
 def test_another_device_is_predicted_to_the_end():
-    (latency,) = measure_finalists([_Network()], _Elsewhere(), 7, None, None)
-    assert latency.kind == "predicted"
+    latency, reason = measure_finalists([_Network(), "it diverged"], _Elsewhere(), 7, None, None)
+    assert latency.kind == "predicted" and reason == "it diverged"
+
+
+SPACE = SearchSpace.from_dict(
+    {"stem": "conv", "stages": [{"width": [4, 8], "block": {"mixer": ["identity", "pooling"], "channel_mixer": "mlp"}}]}
+)
+
+
+class _Finishing:
+    """An evaluator of which one network diverges, and another has weights that are no numbers."""
+
+    finishing = "fine-tune"
+    device = "cpu"
+
+    def __init__(self, task, diverging, spoilt):
+        self.task, self.diverging, self.spoilt, self.asked = task, diverging, spoilt, []
+
+    def finish(self, architecture, report, should_stop):
+        self.asked.append(architecture.id)
+        if architecture.id == self.diverging:
+            raise DivergedError("the training loss is nan at step 3. Lower lr or clip.", step=3)
+        network = Network(architecture, self.task.io, generator=torch.Generator().manual_seed(0))
+        if architecture.id == self.spoilt:
+            with torch.no_grad():
+                next(network.parameters()).fill_(float("nan"))
+        return network.eval()
+
+
+def test_a_finalist_that_diverges_is_named_and_the_rest_is_finished(tmp_path):
+    task = by_name("digits")
+    architectures = list(dict.fromkeys(SPACE.sample(np.random.default_rng(seed)) for seed in range(20)))[:3]
+    records = [
+        TrialRecord(i, "done", a.id, a.to_json(), {"accuracy": 0.5, "latency_ms": 1.0})
+        for i, a in enumerate(architectures)
+    ]
+    diverging, good, spoilt = (record.id for record in records)
+    evaluator = _Finishing(task, diverging, spoilt)
+
+    def finish(recipe="first"):
+        networks = FinalNetworks(tmp_path, task, "digits", recipe)
+        return networks, networks.finish(records, evaluator, SILENT, lambda: False)
+
+    networks, finished = finish()
+    assert evaluator.asked == [diverging, good, spoilt]
+    assert "training loss is nan at step 3" in finished[0] and "validation loss is nan" in finished[2]
+    latencies = measure_finalists(finished, _Elsewhere(), 7, None, None)
+    members = [networks.member(r, latency, None) for r, latency in zip(records, latencies, strict=True)]
+    front, others, best = final_front(members, OBJECTIVES, ())
+    assert [m.id for m in front] == [good] == [best]
+    assert {m.id: m.reason for m in others} == {diverging: finished[0], spoilt: finished[2]}
+    assert 0 < front[0].metrics["accuracy_se"] < 0.1 and 0 < front[0].metrics["test_accuracy_se"] < 0.1
+    # a resume repeats neither what was finished nor what failed, until it is to be finished otherwise
+    _, again = finish()
+    assert evaluator.asked == [diverging, good, spoilt] and again[0] == finished[0] and again[2] == finished[2]
+    evaluator.diverging = ""
+    _, other = finish("second")
+    assert evaluator.asked[3:] == [diverging, good, spoilt] and not isinstance(other[0], str)
+    assert isinstance(finish("second")[1][0], Network) and len(evaluator.asked) == 6
+
+
+def test_how_far_the_search_agreed_with_the_final_weights_is_said():
+    def members(pairs):
+        return [replace(_member(str(i), after, 1.0), searched={"accuracy": before}) for i, (before, after) in pairs]
+
+    good = agreement(members(enumerate([(0.1 * i, 0.5 + 0.05 * i) for i in range(1, 9)])), "accuracy")
+    assert good.startswith("accuracy of the candidates: 0.1 to 0.8 in the search, 0.55 to 0.9 with their final weights")
+    assert good.endswith("Kendall's tau between the two orders 1.00")
+    chance = agreement(members(enumerate([(0.3, 0.9), (0.46, 0.8), (0.31, 0.7), (0.4, 0.95), (0.35, 0.6)])), "accuracy")
+    assert "as by chance: train the super-network for longer (supernet.seconds)" in chance
+    assert agreement(members(enumerate([(0.1, 0.2)] * 4)), "accuracy") == ""

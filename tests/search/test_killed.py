@@ -44,7 +44,7 @@ def searches():
     searches = Searches()
     yield searches
     searches.process.stdin.close()
-    searches.process.wait(timeout=60)
+    searches.process.wait(timeout=600)
     searches.process.stdout.close()
 
 
@@ -59,7 +59,7 @@ def started(path):
     return path.exists() and path.read_text().startswith("started\n")
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=600):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "nothing happened"

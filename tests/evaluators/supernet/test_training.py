@@ -202,7 +202,7 @@ def test_a_time_budget_decides_the_steps_once(digits, tmp_path):
     with pytest.raises(StoppedEarly):
         train_supernet(supernet, digits, config, seed=0, checkpoint=path, report=watch, should_stop=lambda: True)
     ((step, steps, _),) = watch.seen
-    assert step == 1 and steps > 4
+    assert step == 1 and steps > 1
     # Measuring has trained nothing: as many steps asked for by number give the same weights.
     resumed = tiny_supernet(digits)
     result = train_supernet(resumed, digits, config, seed=0, checkpoint=path)

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mixnas.predictors.latency import profile as profile_module
 from mixnas.predictors.latency.model import FitConfig
 from mixnas.predictors.latency.predictor import LatencyPredictor, installed, summary
 from mixnas.predictors.latency.profile import ProfileConfig, profile
 from mixnas.predictors.measuring import device
 from mixnas.predictors.measuring.measure import MeasureConfig
 from mixnas.predictors.measuring.table import MeasurementTable
-from mixnas.search_space.errors import ConfigError, IntegrityError
+from mixnas.search_space.errors import ConfigError, IntegrityError, StoppedEarly
 from mixnas.search_space.space import SearchSpace
 from mixnas.search_space.units import IOSpec
 
@@ -226,9 +227,15 @@ def test_the_interpreters_timings_are_refused(tmp_path, space):
     assert MeasurementTable.load(tmp_path, device.INTERPRETER, "eager").subjects
 
 
-def test_too_short_a_budget_says_so(tmp_path, space):
-    with pytest.raises(ConfigError, match=r"latency\.profile"):
-        profile(space, IO, device="cpu", directory=tmp_path, config=replace(QUICK, budget_s=0.05))
+def test_too_short_a_budget_stops_keeps_what_it_has_and_can_be_gone_on_with(tmp_path, space, monkeypatch):
+    monkeypatch.setattr(profile_module, "_LEAST_PATIENCE_S", 0.0)
+    with pytest.raises(StoppedEarly, match=r"lacks .* networks\. What was measured is kept .*`latency\.profile`"):
+        profile(space, IO, device="cpu", directory=tmp_path, config=replace(QUICK, budget_s=0.01))
+    kept = set(MeasurementTable.load(tmp_path, device.device_name("cpu", 1), "eager").subjects)
+    predictor = profile(space, IO, device="cpu", directory=tmp_path, config=replace(QUICK, max_networks=12))
+    assert predictor.meta["num_networks"] == 12 and predictor.meta["num_units"] > 8
+    again = MeasurementTable.load(tmp_path, device.device_name("cpu", 1), "eager").subjects
+    assert kept < set(again)
 
 
 OLD = sorted((Path(__file__).parents[2] / "data" / "v1").glob("*/latency/*.npz"))

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import time
 
-from mixnas.predictors.latency.profile import ProfileConfig, profile
-from mixnas.predictors.measuring.measure import MeasureConfig
+import numpy as np
+import pytest
+
+from mixnas.predictors.latency import profile as profile_module
+from mixnas.predictors.latency.profile import ProfileConfig, Profiler, profile
+from mixnas.predictors.measuring.measure import MeasureConfig, Window
 from mixnas.predictors.measuring.table import MeasurementTable
 from mixnas.search_space.space import SearchSpace
 from mixnas.search_space.units import IOSpec
@@ -30,15 +34,53 @@ def test_a_profile_that_is_out_of_time_goes_on_until_it_can_fit(tmp_path):
 
 
 def test_it_stops_when_it_is_asked_to_or_nothing_comes_of_it(tmp_path, monkeypatch):
-    from mixnas.predictors.latency.profile import Profiler
-
     measured: list[int] = []
     profiler = Profiler(
         space(), IMAGE, device="cpu", runtime="eager", directory=tmp_path, config=ProfileConfig(measure=QUICK)
     )
-    monkeypatch.setattr(profiler, "measure", lambda subjects, *_: measured.append(len(subjects)))
+    monkeypatch.setattr(profiler, "measure", lambda subjects, *_, **__: measured.append(len(subjects)))
     profiler.go_on_until_fit(time.monotonic() + 60, should_stop=lambda: len(measured) == 3)
     assert measured == [20, 20, 20]  # twelve networks and eight units, each time anew: nothing was measured
-    profiler.go_on_until_fit(time.monotonic() - 1)
+    assert not profiler.go_on_until_fit(time.monotonic() - 1)  # out of time
     assert len(measured) == 3
     assert MeasurementTable.load(tmp_path, profiler.name, "eager").subjects == {}
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(("network_s", "networks"), [(0.1, 200), (1.5, 15), (4.0, 12)])
+def test_what_is_measured_is_planned_from_the_first_timings(tmp_path, monkeypatch, network_s, networks):
+    """At 224 x 224 a network takes seconds: first what a fit needs, then as many more as there is time for."""
+    clock, rounds = _Clock(), []
+    profiler = Profiler(
+        space(), IMAGE, device="cpu", runtime="eager", directory=tmp_path, config=ProfileConfig(measure=QUICK)
+    )
+
+    def measure(subjects, deadline, *_, **__):
+        kinds = [what.kind for what in subjects]
+        rounds.append((kinds.count("network"), kinds.count("unit"), deadline - clock.now))
+        for what in subjects:
+            seconds = {"unit": network_s / 20, "network": network_s}[what.kind]
+            if clock.now >= deadline:
+                break
+            clock.now += seconds
+            profiler._building[what.kind], profiler._window[what.kind] = 0.0, seconds
+            profiler.table.subjects[what.id] = what
+            profiler.table.windows[what.id] = [Window(0, 0, np.ones(3), 1.0, 1.0)]
+        return len(subjects)
+
+    monkeypatch.setattr(profile_module, "time", clock)
+    monkeypatch.setattr(profiler, "measure", measure)
+    profiler.run(60.0, 0.5)
+    assert rounds[0][0] == 12 and rounds[0][1] >= 8
+    measured = [what.kind for what in profiler.table.subjects.values()].count("network")
+    assert measured >= min(networks, space().size() // 2)
+    # no round was given more than there was time for, by more than the least that a round has
+    for count, units, left in rounds[1:]:
+        assert count * network_s + units * network_s / 20 <= max(1.1 * left, 2 * network_s + 4 * network_s / 20)

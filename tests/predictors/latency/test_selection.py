@@ -11,7 +11,7 @@ from mixnas.predictors.latency.lookup import SpaceUnits
 from mixnas.predictors.latency.model import Columns, FitConfig, totals
 from mixnas.predictors.latency.profile import ProfileConfig, Profiler, profile
 from mixnas.predictors.latency.selection import cover, draw_by_size, sample_rows, unit_sizes
-from mixnas.predictors.measuring import runtimes
+from mixnas.predictors.measuring import measure, runtimes
 from mixnas.predictors.measuring.measure import MeasureConfig
 from mixnas.predictors.measuring.table import BY_SIZE, MeasurementTable
 from mixnas.search_space.architecture import Architecture
@@ -37,6 +37,12 @@ IO = IOSpec("image", (8, 8), 1, 10)
 QUICK = ProfileConfig(
     max_networks=60, measure=MeasureConfig(passes=1, window_ms=0.2, sentinel_repeats=2, max_extra_passes=0)
 )
+
+
+@pytest.fixture(autouse=True)
+def _steady(monkeypatch):
+    """Every window counts: these tests are not about how restless the machine is that runs them."""
+    monkeypatch.setattr(measure, "MAX_DRIFT", float("inf"))
 
 
 def profiler(directory, plain=PLAIN, **changes):

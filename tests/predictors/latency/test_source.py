@@ -71,10 +71,10 @@ def test_devices() -> None:
 
 def test_a_runtime_that_is_not_there_is_refused() -> None:
     with pytest.raises(ConfigError, match="'graph' is not available here"):
-        replace(HERE, runtime="graph").open().check()
-    HERE.open().check()
+        replace(HERE, runtime="graph").open().check(SPACE)
+    HERE.open().check(SPACE)
     with pytest.raises(ConfigError, match='no measurements of device "nobody\'s"'):
-        replace(HERE, device="nobody's").open().check()
+        replace(HERE, device="nobody's").open().check(SPACE)
 
 
 def test_larger_networks_take_longer_and_share_one_reference() -> None:

@@ -15,6 +15,7 @@ from mixnas.predictors.measuring.measure import (
     forward_call,
     measure_networks,
     measuring,
+    repeats_of,
     summarise,
 )
 from mixnas.predictors.measuring.sentinel import make_sentinel
@@ -48,6 +49,33 @@ def measure(machine, costs, rng, **options):
     return measure_networks(
         calls, rng=rng, sentinel=machine.call(0.25), clock=machine.clock, reference_ms=0.25, **options
     )
+
+
+def test_a_long_forward_is_repeated_less():
+    """A network that takes 0.3 s would else take 4 s a window, in which a shared machine has drifted."""
+    config = MeasureConfig()
+    assert [repeats_of(ms, config) for ms in (0.01, 1.0, 1.5, 12.0, 24.0, 300.0)] == [80, 12, 8, 8, 4, 3]
+    rng = np.random.default_rng(0)
+    machine = Machine(lambda t: 1.0, 0.01, rng)
+    called = {0.5: 0, 300.0: 0}
+
+    def counted(cost_ms):
+        call = machine.call(cost_ms)
+
+        def run():
+            called[cost_ms] += 1
+            call()
+
+        run.cost_ms = cost_ms
+        return run
+
+    calls = [counted(cost_ms) for cost_ms in called]
+    few = MeasureConfig(passes=1, warmup=1)
+    found = measure_networks(
+        calls, rng=rng, config=few, sentinel=machine.call(0.25), clock=machine.clock, reference_ms=0.25
+    )
+    assert called[300.0] == 1 + 1 + 3 and called[0.5] == 1 + 2 + 1 + 24
+    assert [one.latency.ms for one in found] == pytest.approx([0.5, 300.0], rel=0.05)
 
 
 def test_drift_cancels():

@@ -100,6 +100,48 @@ def test_a_changed_space_is_refused_with_the_difference(tmp_path):
     assert run.config()["space"] == CONFIG["space"]
 
 
+FULL = {
+    **CONFIG,
+    "search": {"trials": 12, "seed": 0, "strategy": "nsga2", "evaluator": "supernet"},
+    "train": {"epochs": 3, "lr": 1e-3},
+    "supernet": {"seconds": 5.0, "processes": 1},
+    "latency": {"runtime": "eager", "threads": 1, "batch_size": 1, "profile": 45.0, "passes": 3},
+    "final": {"candidates": 3},
+}
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "value"),
+    [
+        ("search", "evaluator", "standalone"),
+        ("train", "epochs", 4),
+        ("supernet", "seconds", 50.0),
+        ("latency", "runtime", "compiled"),
+        ("latency", "threads", 2),
+        ("latency", "batch_size", 32),
+    ],
+)
+def test_what_trials_depend_on_is_fixed_by_the_run(tmp_path, group, name, value):
+    run = Run.create(tmp_path, FULL, name="r")
+    with pytest.raises(ConfigError, match=rf"{group}.* has changed since the run was started") as error:
+        run.write_config({**FULL, group: {**FULL[group], name: value}})
+    assert str(value) in str(error.value) and run.config() == FULL
+
+
+def test_seed_strategy_and_budget_may_change(tmp_path):
+    run = Run.create(tmp_path, FULL, name="r")
+    changed = {
+        **FULL,
+        "search": {**FULL["search"], "trials": 99, "seed": 7, "strategy": "tpe", "time": 60.0},
+        "supernet": {**FULL["supernet"], "processes": 2},
+        "latency": {**FULL["latency"], "profile": 90.0, "passes": 5},
+        "final": {"candidates": 9},
+    }
+    run.write_config(changed)
+    assert run.config() == changed
+    run.write_config({**changed, "train": {**FULL["train"], "later": 0}})  # a setting of a later version
+
+
 HOLD = """
 import sys
 from mixnas.search.run.directory import Run

@@ -87,3 +87,16 @@ def test_knee():
     front = np.array([[0.99, 10.0], [0.97, 2.0], [0.5, 1.0]])
     assert knee(front, objectives) == 1
     assert knee(front[:1], objectives) == 0
+
+
+def test_a_point_with_nan_is_never_non_dominated_and_dominates_none():
+    objectives = [Objective("accuracy", "max"), Objective("ms", "min")]
+    values = np.array([[np.nan, 0.1], [0.9, 2.0], [0.8, np.nan], [0.7, 3.0], [0.5, 1.0]])
+    assert non_dominated(values, objectives).tolist() == [False, True, False, False, True]
+    assert non_dominated(values[:, :1], objectives[:1]).tolist() == [False, True, False, False, False]
+    assert not non_dominated(np.full((2, 2), np.nan), objectives).any()
+    records = [
+        TrialRecord(i, "done", f"{i:012d}", "{}", {"accuracy": accuracy, "ms": ms})
+        for i, (accuracy, ms) in enumerate(values)
+    ]
+    assert {record.number for record in Results(objectives, (), records).front()} == {1, 4}

@@ -1,0 +1,365 @@
+"""Processes on this machine that finish and evaluate architectures, each with an evaluator made from one spec.
+
+A worker is a fresh process that imports this package, never the caller's script, so a script needs no
+`if __name__ == "__main__"`. It makes the evaluator from the spec, answers one task after the other, and ends when its
+caller ends, in whatever way. What only the caller's process knows (a class or an operator defined in a script) it
+cannot make: `Workers.open` says so, and the caller does the work itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from types import TracebackType
+from typing import Any
+
+from mixnas.evaluators.protocol import Evaluator, EvaluatorSpec, Outcome, Request, attempt
+from mixnas.predictors.measuring.measure import fixed_threads
+from mixnas.search_space.errors import NasError, StoppedEarly
+from mixnas.search_space.reporting import SILENT, Report, SilentReport
+
+_logger = logging.getLogger(__name__)
+
+_TRIES = 3
+_OPEN_SECONDS = 300.0
+_TELL_SECONDS = 0.2  # between two messages about the progress of one task
+_WORTH_SECONDS = 30.0  # of work left, as the work so far lets expect: workers take some seconds to start
+FINISH, EVALUATE = "finish", "evaluate"
+
+
+class WorkersUnavailableError(NasError):
+    """Workers cannot make the evaluator; the caller's own process may."""
+
+
+@dataclass(slots=True)
+class _Task:
+    key: int
+    what: str
+    request: Request
+    tries: int = 0
+    done: float = 0.0
+
+
+class _Worker:
+    """One process, as its caller sees it."""
+
+    def __init__(self, threads: int) -> None:
+        self.connection, theirs = Pipe()
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        command = [sys.executable, "-c", f"from mixnas.evaluators.workers import serve; serve({theirs.fileno()})"]
+        environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+        # Its standard input is a lifeline: it ends when this process does, and nobody can write to it by accident.
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment, pass_fds=[theirs.fileno()]
+        )
+        theirs.close()
+        self.task: _Task | None = None
+        self.ready = False
+
+    def tell(self, *message: Any) -> None:
+        """Send; a worker that is gone is noticed when it is listened to."""
+        with contextlib.suppress(OSError):
+            self.connection.send_bytes(pickle.dumps(message))
+
+    def end(self) -> int:
+        """End it now; returns its status."""
+        self.process.kill()
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.connection.close()
+        return self.process.wait()
+
+
+@dataclass
+class Workers:
+    """A context manager; within it, `submit` tasks and take `answers`, from one thread.
+
+    Attributes:
+        spec: What the workers' evaluators are made from.
+        count: Processes.
+        threads: Of each, inside an operator.
+    """
+
+    spec: EvaluatorSpec
+    count: int
+    threads: int = 1
+    _workers: list[_Worker] = field(default_factory=list, init=False)
+    _queue: deque[_Task] = field(default_factory=deque, init=False)
+    _dead: list[tuple[int, Outcome]] = field(default_factory=list, init=False)
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for worker in self._workers:
+            worker.end()
+        self._workers.clear()
+
+    def open(self, should_stop: Callable[[], bool] = lambda: False) -> None:
+        """Start the processes, and wait until each has made its evaluator.
+
+        Args:
+            should_stop: Asked while waiting.
+
+        Raises:
+            WorkersUnavailableError: One of them cannot, with its reason.
+            StoppedEarly: `should_stop` said so.
+        """
+        try:
+            spec = pickle.dumps(self.spec)
+        except Exception as error:
+            raise WorkersUnavailableError(f"the evaluator cannot be sent to another process: {error}") from error
+        self._workers += [self._start(spec) for _ in range(self.count)]
+        until = time.monotonic() + _OPEN_SECONDS
+        for worker in self._workers:
+            try:
+                while not worker.connection.poll(0.2):
+                    if should_stop():
+                        raise StoppedEarly("stopped while workers were starting.")
+                    if time.monotonic() > until:
+                        raise WorkersUnavailableError(f"a worker was not ready after {_OPEN_SECONDS:.0f} s.")
+                state, reason = pickle.loads(worker.connection.recv_bytes())
+            except (EOFError, OSError) as error:
+                status = worker.process.wait()
+                raise WorkersUnavailableError(f"a worker ended with status {status} before it was ready.") from error
+            if state != "ready":
+                raise WorkersUnavailableError(reason)
+            worker.ready = True
+
+    def _start(self, spec: bytes) -> _Worker:
+        worker = _Worker(self.threads)
+        worker.tell(self.threads, spec)
+        return worker
+
+    @property
+    def free(self) -> int:
+        """How many more tasks would start at once."""
+        return max(0, sum(worker.task is None for worker in self._workers) - len(self._queue))
+
+    @property
+    def busy(self) -> int:
+        """Tasks that are not answered."""
+        return sum(worker.task is not None for worker in self._workers) + len(self._queue) + len(self._dead)
+
+    @property
+    def progress(self) -> float:
+        """How much of the tasks in flight is done, in tasks."""
+        return sum(worker.task.done for worker in self._workers if worker.task is not None)
+
+    def submit(self, key: int, what: str, request: Request) -> None:
+        """Have a task done.
+
+        Args:
+            key: Comes back with the answer.
+            what: `FINISH` or `EVALUATE`.
+            request: Of what.
+        """
+        self._queue.append(_Task(key, what, request))
+        self._deal()
+
+    def _deal(self) -> None:
+        for worker in self._workers:
+            if self._queue and worker.ready and worker.task is None:
+                worker.task = task = self._queue.popleft()
+                task.tries, task.done = task.tries + 1, 0.0
+                worker.tell(task.what, task.request)
+
+    def answers(self, timeout: float | None = None) -> Iterator[tuple[int, Outcome]]:
+        """What was answered meanwhile; waits for something to happen, which may be progress only.
+
+        A process that dies is replaced and its task tried again; one that three processes died of has failed.
+
+        Args:
+            timeout: Seconds to wait at most.
+
+        Yields:
+            The key of a task and its outcome; of `FINISH` the outcome's network is what `Evaluator.finish` gave.
+        """
+        yield from self._dead
+        self._dead.clear()
+        by_connection = {worker.connection: worker for worker in self._workers}
+        for connection in wait(list(by_connection), timeout):
+            worker = by_connection[connection]  # type: ignore[index]
+            try:
+                kind, value = pickle.loads(worker.connection.recv_bytes())
+            except (EOFError, OSError):
+                yield from self._replace(worker)
+                continue
+            if kind == "ready":
+                worker.ready = True
+            elif kind == "failed":  # a replacement that cannot do what the first ones could
+                raise NasError(f"a worker that took a dead one's place could not begin: {value}")
+            elif worker.task is not None and kind == "progress":
+                worker.task.done = value
+            elif worker.task is not None:
+                key, worker.task = worker.task.key, None
+                yield key, value
+        self._deal()
+
+    def _replace(self, worker: _Worker) -> Iterator[tuple[int, Outcome]]:
+        status, task, began = worker.end(), worker.task, worker.ready
+        self._workers.remove(worker)
+        if not began:
+            raise NasError(f"a worker ended with status {status} while it was starting.")
+        self._workers.append(self._start(pickle.dumps(self.spec)))
+        if task is None:
+            return
+        if task.tries < _TRIES:
+            self._queue.appendleft(task)
+        else:
+            how = f"signal {-status}" if status < 0 else f"status {status}"
+            yield task.key, Outcome(failure=f"the process that did it ended by {how}, {_TRIES} times")
+
+
+def share_of_threads(tasks: int) -> tuple[int, int]:
+    """How this process's threads are best shared: processes for so many tasks, and threads of each.
+
+    Small networks gain little from a second thread and all from a second process.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    count = max(1, min(threads, tasks))
+    return count, max(1, threads // count)
+
+
+class _Told(SilentReport):
+    """Passes the progress of a task on, now and then."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection, self._last = connection, time.monotonic()
+
+    def __call__(self, done: float, total: float | None = None, **info: object) -> None:
+        """See `Report`."""
+        if total and time.monotonic() - self._last > _TELL_SECONDS:
+            self._last = time.monotonic()
+            self._connection.send_bytes(pickle.dumps(("progress", min(1.0, done / total))))
+
+
+def serve(descriptor: int) -> None:
+    """What a worker does: make the evaluator it is told of, then answer one task after the other."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the caller, which ends its workers
+    threading.Thread(target=_end_with_the_caller, daemon=True).start()
+    connection = Connection(descriptor)
+    try:
+        threads, spec = pickle.loads(connection.recv_bytes())
+        evaluator = _made(connection, threads, spec)
+        while evaluator is not None:
+            what, request = pickle.loads(connection.recv_bytes())
+            connection.send_bytes(pickle.dumps(("answer", _answer(evaluator, what, request, connection))))
+    except (EOFError, OSError):
+        return
+
+
+def _end_with_the_caller() -> None:
+    with contextlib.suppress(OSError):
+        sys.stdin.buffer.read()
+    os._exit(1)
+
+
+def _made(connection: Connection, threads: int, spec: bytes) -> Evaluator | None:
+    import torch
+
+    torch.set_num_threads(threads)
+    try:
+        evaluator = pickle.loads(spec).open()
+        evaluator.prepare()
+    except Exception as error:
+        connection.send_bytes(pickle.dumps(("failed", f"{type(error).__name__}: {error}")))
+        return None
+    connection.send_bytes(pickle.dumps(("ready", "")))
+    made: Evaluator = evaluator
+    return made
+
+
+def _answer(evaluator: Evaluator, what: str, request: Request, connection: Connection) -> Outcome:
+    if what == EVALUATE:
+        (outcome,) = evaluator.evaluate([request])
+        return outcome
+    return attempt(lambda asked: Outcome(network=evaluator.finish(asked.architecture, _Told(connection))), request)
+
+
+def finish_all(
+    evaluator: Evaluator,
+    requests: Sequence[Request],
+    total: int,
+    report: Report = SILENT,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple[int, Outcome]]:
+    """Bring architectures to their final weights: in this process, or in several where that is quicker.
+
+    How many threads each is trained with, and so its weights to the bit, depends on `total` and on the threads of this
+    process, and on nothing else: not on how long it takes, nor on what a resume has left.
+
+    Args:
+        evaluator: Prepared.
+        requests: Of which architectures.
+        total: Of how many candidates these are what is left.
+        report: Given how many are done, of `total`.
+        should_stop: Asked before each and while they are trained.
+
+    Yields:
+        The index of a request and its outcome, whose network is what `Evaluator.finish` gave; in any order.
+
+    Raises:
+        StoppedEarly: `should_stop` said so.
+    """
+    done = total - len(requests)
+    count, threads = share_of_threads(total) if evaluator.device == "cpu" else (1, 1)
+    with fixed_threads(threads) if evaluator.device == "cpu" else contextlib.nullcontext():
+        begun = time.monotonic()
+        for i, request in enumerate(requests):
+            left = len(requests) - i
+            if should_stop():
+                raise StoppedEarly(f"stopped after {done} of {total} candidates.")
+            if i and count > 1 and left > 1 and (time.monotonic() - begun) / i * left > _WORTH_SECONDS:
+                with Workers(evaluator.spec, min(count, left), threads) as workers:
+                    try:
+                        workers.open(should_stop)
+                    except WorkersUnavailableError as error:
+                        _logger.info("candidates are finished one after the other: %s", error)
+                        count = 1
+                    else:
+                        yield from _in_workers(workers, dict(enumerate(requests[i:], i)), total, report, should_stop)
+                        return
+            part = _Part(report, done, total)
+            yield i, attempt(lambda r: Outcome(network=evaluator.finish(r.architecture, part, should_stop)), request)  # noqa: B023
+            done += 1
+            report(done, total)
+
+
+def _in_workers(
+    workers: Workers, requests: dict[int, Request], total: int, report: Report, should_stop: Callable[[], bool]
+) -> Iterator[tuple[int, Outcome]]:
+    for key, request in requests.items():
+        workers.submit(key, FINISH, request)
+    while workers.busy:
+        if should_stop():
+            raise StoppedEarly(f"stopped after {total - workers.busy} of {total} candidates.")
+        yield from workers.answers(timeout=0.5)
+        report(round(total - workers.busy + workers.progress, 1), total)
+
+
+class _Part(SilentReport):
+    """Progress inside one of several networks."""
+
+    def __init__(self, report: Report, number: int, total: int) -> None:
+        self._report, self._number, self._total = report, number, total
+
+    def __call__(self, done: float, total: float | None = None, **info: object) -> None:
+        """See `Report`."""
+        self._report(round(self._number + (done / total if total else 0), 1), self._total)

@@ -1,0 +1,176 @@
+"""Workers: what they finish is what this process would, and no fault of one is another's."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from mixnas.evaluators import workers as module
+from mixnas.evaluators.protocol import Request
+from mixnas.evaluators.workers import EVALUATE, Workers, WorkersUnavailableError, finish_all
+from mixnas.search_space.errors import StoppedEarly
+from mixnas.search_space.space import SearchSpace
+from tests.evaluators.stubborn import StubbornSpec
+
+SPACE = SearchSpace.from_dict(
+    {
+        "stem": {"name": "conv", "stride": 2},
+        "stages": [{"width": [4, 8], "depth": [1, 2, 3], "block": {"mixer": "identity", "channel_mixer": "mlp"}}],
+    }
+)
+FOUR = [Request(SPACE.decode([i % 2, i % 3])) for i in range(4)]
+
+
+def spec(folder, faults=(), **more):
+    return StubbornSpec(folder, {FOUR[i].architecture.id: fault for i, fault in dict(faults).items()}, **more)
+
+
+def begun(folder, i):
+    path = folder / FOUR[i].architecture.id
+    return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+
+def gone(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2] if Path("/proc").exists() else False
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def at_once(monkeypatch, two_threads):
+    """Workers from the second candidate on, however quick they are."""
+    monkeypatch.setattr(module, "_WORTH_SECONDS", -1.0)
+
+
+def weights(network):
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def test_candidates_end_the_same_wherever_they_are_finished(tmp_path, at_once, monkeypatch):
+    evaluator = spec(tmp_path).open()
+    said = []
+    elsewhere = dict(finish_all(evaluator, FOUR, 4, lambda done, total: said.append((done, total))))
+    assert sorted(elsewhere) == [0, 1, 2, 3]
+    shares = [done for done, _ in said]
+    assert said[-1] == (4, 4) and shares == sorted(shares)
+    pids = [begun(tmp_path, i)[0] for i in range(4)]
+    assert pids[0] == os.getpid() and os.getpid() not in pids[1:] and all(map(gone, pids[1:]))
+    monkeypatch.setattr(module, "_WORTH_SECONDS", float("inf"))
+    here = dict(finish_all(evaluator, FOUR, 4))
+    for i in range(4):
+        assert begun(tmp_path, i)[1] == os.getpid()
+        first, second = weights(here[i].network), weights(elsewhere[i].network)
+        assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_one_that_diverges_or_kills_its_process_is_its_own_failure(tmp_path, at_once):
+    evaluator = spec(tmp_path, {1: "diverge", 2: "die", 3: "die once"}).open()
+    found = dict(finish_all(evaluator, FOUR, 4))
+    assert found[0].network is not None and found[3].network is not None
+    assert found[1].failure == "DivergedError: the loss is nan" and found[1].network is None
+    assert found[2].failure == "the process that did it ended by signal 9, 3 times"
+    assert [len(begun(tmp_path, i)) for i in range(4)] == [1, 1, 3, 2]
+
+
+def test_what_only_this_process_knows_is_finished_here(tmp_path, at_once):
+    evaluator = spec(tmp_path, home=os.getpid()).open()
+    found = dict(finish_all(evaluator, FOUR, 4))
+    assert all(outcome.network is not None for outcome in found.values())
+    assert {pid for i in range(4) for pid in begun(tmp_path, i)} == {os.getpid()}
+    with (
+        Workers(evaluator.spec, 2) as workers,
+        pytest.raises(WorkersUnavailableError, match="LookupError: only at home"),
+    ):
+        workers.open()
+
+
+def test_a_spec_that_cannot_be_sent_is_finished_here(tmp_path, at_once):
+    evaluator = spec(tmp_path).open()
+    evaluator.spec = lambda: None  # of this function: pickle finds no name for it
+    assert all(outcome.network is not None for _, outcome in finish_all(evaluator, FOUR, 4))
+
+
+def test_a_stop_leaves_no_process(tmp_path, at_once):
+    evaluator = spec(tmp_path, {2: "hang"}).open()
+    with pytest.raises(StoppedEarly, match=r"stopped after \d of 4"):
+        list(finish_all(evaluator, FOUR, 4, should_stop=lambda: bool(begun(tmp_path, 2))))
+    assert all(gone(pid) for pid in begun(tmp_path, 2))
+
+
+def test_the_threads_are_those_of_all_candidates_not_of_those_left(tmp_path, two_threads):
+    assert module.share_of_threads(1) == (1, 2)
+    assert module.share_of_threads(2) == (2, 1) == module.share_of_threads(24)
+    seen = []
+    evaluator = spec(tmp_path).open()
+    evaluator._suffer = lambda architecture: seen.append(torch.get_num_threads())
+    list(finish_all(evaluator, FOUR[3:], 4))
+    list(finish_all(evaluator, FOUR[:1], 1))
+    assert seen == [1, 2] and torch.get_num_threads() == 2
+
+
+def test_evaluating_in_workers(tmp_path):
+    with Workers(spec(tmp_path).open().spec, 2) as workers:
+        workers.open()
+        assert workers.free == 2
+        for i, request in enumerate(FOUR):
+            workers.submit(i, EVALUATE, request)
+        assert workers.free == 0 and workers.busy == 4
+        found = {}
+        while workers.busy:
+            found |= dict(workers.answers())
+    assert sorted(found) == [0, 1, 2, 3]
+    assert {outcome.metrics["threads"] for outcome in found.values()} == {1.0}
+    assert all(gone(int(outcome.metrics["pid"])) for outcome in found.values())
+
+
+_CALLER = """
+import sys
+from pathlib import Path
+from mixnas.evaluators.workers import FINISH, Workers
+from tests.evaluators.test_workers import FOUR, spec
+# No `if __name__ == "__main__"`: a worker that imported this script would start workers of its own.
+with Workers(spec(Path(sys.argv[1]), {0: "hang"}), 1) as workers:
+    workers.open()
+    workers.submit(0, FINISH, FOUR[0])
+    while True:
+        list(workers.answers(1.0))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="looks at /proc")
+def test_workers_end_with_a_caller_that_is_killed(tmp_path):
+    script = tmp_path / "caller.py"
+    script.write_text(_CALLER)
+    root = str(Path(__file__).parents[2])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, *filter(None, sys.path)])}
+    caller = subprocess.Popen([sys.executable, str(script), str(tmp_path)], env=environment)
+    try:
+        until = time.monotonic() + 300
+        while not begun(tmp_path, 0):
+            assert caller.poll() is None and time.monotonic() < until
+            time.sleep(0.05)
+        (worker,) = begun(tmp_path, 0)
+        caller.send_signal(signal.SIGKILL)
+        while not gone(worker):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+    finally:
+        caller.kill()
+        caller.wait()
