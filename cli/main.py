@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import logging
-import os
 import pkgutil
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from mixnas import cli
+from mixnas.cli.streams import guarded
 from mixnas.cli.verbs import Group, Verb
-from mixnas.search_space.errors import NasError, nearest
+from mixnas.search_space.errors import NasError, StoppedEarly, machine_fault, nearest
 
 EXIT_STATUS = """\
 exit status: 0 done; 1 failed; 2 wrong usage or configuration; 3 nothing feasible under the constraints;
@@ -102,20 +103,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb is None:
         parser.print_help()
         return 0
-    level = logging.DEBUG if args.verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    for noisy in ("torch", "jax", "matplotlib", "asyncio"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    with guarded() as (out, err):
+        level = logging.DEBUG if args.verbose else logging.WARNING
+        logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=err, force=True)
+        for noisy in ("torch", "jax", "matplotlib", "asyncio"):
+            logging.getLogger(noisy).setLevel(logging.WARNING)
+        status = _carry_out(verb, args)
+        with contextlib.suppress(OSError):
+            out.flush()
+        if status == 0 and out.failed is not None and not isinstance(out.failed, BrokenPipeError):
+            print(f"nas: stdout cannot be written: {out.failed.strerror or out.failed}.", file=err)
+            status = 1
+    return status
+
+
+def _carry_out(verb: Verb, args: argparse.Namespace) -> int:
+    """Run a verb; whatever ends it is one sentence and a status."""
     try:
         return verb.run(args)
     except NasError as error:
-        if args.verbose:
-            logging.getLogger(__name__).debug("traceback", exc_info=True)
-        print(f"nas: {error}", file=sys.stderr)
-        return error.exit_status
+        problem, status = str(error), error.exit_status
     except KeyboardInterrupt:
-        print("nas: aborted", file=sys.stderr)
-        return verb.aborted
+        problem, status = "aborted", verb.aborted
     except BrokenPipeError:  # the reader of a pipe has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except SystemExit as end:
+        problem, status = f"something that was run ended the program (sys.exit({end.code}))", 1
+    except (OSError, MemoryError, RuntimeError) as error:
+        fault = machine_fault(error)
+        if not fault:
+            raise
+        advice = " Then go on: nas resume RUN." if verb.aborted == StoppedEarly.exit_status else ""
+        problem, status = f"{fault}.{advice}", verb.aborted
+    if args.verbose:
+        logging.getLogger(__name__).debug("traceback", exc_info=True)
+    print(f"nas: {problem}", file=sys.stderr)
+    return status

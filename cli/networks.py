@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from mixnas.cli.printing import colored, print_json
-from mixnas.cli.verbs import Verb
+from mixnas.cli.verbs import Verb, trusting
 from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.formats.format import names
 
@@ -39,6 +39,7 @@ def export_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-verify", action="store_true", help="do not load the task: compare on random inputs, measure nothing"
     )
     parser.add_argument("--licence", "--license", default="unknown", metavar="ID", help="SPDX identifier, for the card")
+    trusting(parser)
     parser.add_argument("-o", "--output", metavar="DIR", help="where to (default: the run's exports/)")
 
 
@@ -75,6 +76,7 @@ def export(args: argparse.Namespace) -> int:
             output=args.output,
             verify=not args.no_verify,
             licence=args.licence,
+            trust=args.trust,
             report=phase,
         )
     written = [str(folder) for folder in found]
@@ -91,6 +93,7 @@ def export(args: argparse.Namespace) -> int:
 def reproduce_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `nas reproduce`."""
     parser.add_argument("export", metavar="EXPORT", help="the folder of an exported network")
+    trusting(parser)
 
 
 def reproduce(args: argparse.Namespace) -> int:
@@ -103,7 +106,11 @@ def reproduce(args: argparse.Namespace) -> int:
     stop = StopSignal()
     with progress, stop, progress.phase("reproduce") as phase:
         found = reproducing.reproduce(
-            args.export, report=phase, should_stop=stop, told=lambda text: print(text, file=sys.stderr)
+            args.export,
+            report=phase,
+            should_stop=stop,
+            told=lambda text: print(text, file=sys.stderr),
+            trust=args.trust,
         )
     if args.json:
         print_json(

@@ -25,6 +25,7 @@ from mixnas.search import card as cards
 from mixnas.search.picking import Choice
 from mixnas.search.run.directory import Run, versions
 from mixnas.search.run.front import Member
+from mixnas.search.run.trust import require_trust
 from mixnas.search_space.errors import ConfigError, IntegrityError
 from mixnas.search_space.files import atomic_write, write_json
 from mixnas.search_space.formats import format as formats
@@ -71,6 +72,7 @@ def export_run(
     output: str | None = None,
     verify: bool = True,
     licence: str = "unknown",
+    trust: bool = False,
     report: Report = SILENT,
 ) -> list[Path]:
     """Write networks of a run as folders: files of each network as deployed, with what a reader needs to know.
@@ -88,6 +90,7 @@ def export_run(
         verify: Whether the task is loaded and judges the files. Without it, their outputs are compared on random
             inputs, and nothing is measured.
         licence: Of the exported weights, an SPDX identifier.
+        trust: Whether a task that is not of the package may be run though the run was not started here with it.
         report: Told of what is done.
 
     Returns:
@@ -105,6 +108,8 @@ def export_run(
         >>> sorted(path.name for path in folder.iterdir())
         ['README.md', 'architecture.yaml', 'card.json', 'load.py', 'manifest.json', 'model.py', 'model.safetensors']
     """
+    if verify or trial is not None:  # else no task is loaded
+        require_trust(run.manifest, run.path, "export", trust)
     wanted = [formats.get(name) for name in dict.fromkeys(format_names)]
     for file_format in wanted:
         formats.require(file_format)
@@ -112,7 +117,7 @@ def export_run(
     if trial is not None and choice != Choice():
         raise ConfigError("trial is one way to choose a network: give no other beside it.")
     chosen = []
-    for member in choice.of(run.front()) if trial is None else [finished_trial(run, trial)]:
+    for member in choice.of(run.front()) if trial is None else [finished_trial(run, trial, trust)]:
         network = load_network(run.networks / f"{member.id}.safetensors").deploy()
         for file_format in wanted:
             if problem := file_format.why_not(network):
@@ -136,8 +141,13 @@ def export_run(
             root.rmdir()
 
 
-def finished_trial(run: Run, number: int) -> Member:
+def finished_trial(run: Run, number: int, trust: bool = False) -> Member:
     """The final network of a trial; finished now, where it is not.
+
+    Args:
+        run: Its run.
+        number: Of the trial.
+        trust: As of `export_run`.
 
     Raises:
         NasError: See `Job.finish_trial`.
@@ -151,7 +161,7 @@ def finished_trial(run: Run, number: int) -> Member:
     from mixnas.search.run.progress import make_progress
     from mixnas.search.run.stopping import StopSignal
 
-    opened, config = reopen(run.path)
+    opened, config = reopen(run.path, trust=trust)
     return Job(opened, config, progress=make_progress("auto"), stop=StopSignal()).finish_trial(number)
 
 

@@ -14,6 +14,7 @@ from mixnas.evaluators.training import evaluate
 from mixnas.search import card as cards
 from mixnas.search.config import read_config
 from mixnas.search.problem import Problem
+from mixnas.search.run.trust import require_trust
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import ConfigError, IntegrityError
 from mixnas.search_space.reporting import SILENT, Report
@@ -78,6 +79,7 @@ def reproduce(
     report: Report = SILENT,
     should_stop: Callable[[], bool] | None = None,
     told: Callable[[str], None] | None = None,
+    trust: bool = False,
 ) -> Reproduced:
     """Train an exported network again by the run's own recipe, and judge it on the test split.
 
@@ -88,6 +90,7 @@ def reproduce(
         report: Told of the phases.
         should_stop: Asked between steps.
         told: Told what is about to be imported.
+        trust: Whether a task that is not of the package may be run: the card names it.
 
     Raises:
         ConfigError, IntegrityError: See `read_export`; or the task or the space cannot be built here.
@@ -95,6 +98,7 @@ def reproduce(
     """
     card = read_export(folder)
     config = read_config(card["config"], Path(folder) / cards.CARD)
+    require_trust({"fixed": {"task": config.task.to_plain()}}, Path(folder), "reproduce", trust)
     if told is not None and ":" in config.task.name:
         told(f"importing {config.task.name}, the task that the card names")
     problem = Problem(config, str(Path(folder) / cards.CARD))
