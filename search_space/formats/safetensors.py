@@ -204,6 +204,7 @@ class Safetensors:
     file_name = "model.safetensors"
     beside: tuple[str, ...] = ("model.py",)
     packages: tuple[str, ...] = ("safetensors",)
+    loads_with = ("torch", "safetensors")
     needs_mixnas = False
     load = staticmethod(load_safetensors)
 
