@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,18 @@ from mixnas.evaluators.costs import costs
 from mixnas.evaluators.protocol import Evaluator, Outcome, Request, attempt
 from mixnas.evaluators.tasks.task import Task
 from mixnas.evaluators.training import evaluate
+from mixnas.evaluators.workers import finish_all
 from mixnas.predictors.latency.source import LatencySource
 from mixnas.predictors.measuring.value import Latency
 from mixnas.search.run.front import Front, Member
 from mixnas.search.study.objectives import Comparison, Objective
-from mixnas.search.study.pareto import as_minimised, knee, non_dominated
+from mixnas.search.study.pareto import as_minimised, knee, non_dominated, non_dominated_minimised
 from mixnas.search.study.results import Results, TrialRecord
 from mixnas.search_space.errors import StoppedEarly
 from mixnas.search_space.files import write_json
 from mixnas.search_space.formats.safetensors import load_network, read_extra, save_network
 from mixnas.search_space.network import Network
-from mixnas.search_space.reporting import Report, SilentReport
+from mixnas.search_space.reporting import Report
 
 
 def choose_finalists(results: Results, count: int) -> list[TrialRecord]:
@@ -36,18 +38,98 @@ def choose_finalists(results: Results, count: int) -> list[TrialRecord]:
         count: At most so many.
     """
     front = results.front()
-    if len(front) <= count:
-        return front
-    points = as_minimised(np.array([results.values(record) for record in front]), results.objectives)
+    points = np.array([results.values(record) for record in front]).reshape(-1, len(results.objectives))
+    return [front[i] for i in _spanning(as_minimised(points, results.objectives), count)]
+
+
+def _spanning(points: np.ndarray, count: int) -> list[int]:
+    """Which of minimised points (rows, objectives), none dominated, together span them, in order; at most `count`."""
+    if len(points) <= count:
+        return list(range(len(points)))
     span = points.max(axis=0) - points.min(axis=0)
     points = (points - points.min(axis=0)) / np.where(span > 0, span, 1)
     reference = np.full(points.shape[1], 1.1)
     chosen = list(dict.fromkeys(int(i) for i in points.argmin(axis=0)))[:count]
     while len(chosen) < count:
-        rest = [i for i in range(len(front)) if i not in chosen]
+        rest = [i for i in range(len(points)) if i not in chosen]
         gains = [moocore.hypervolume(points[[*chosen, i]], ref=reference) for i in rest]
         chosen.append(rest[int(np.argmax(gains))])
-    return [front[i] for i in sorted(chosen)]
+    return sorted(chosen)
+
+
+Measure = Callable[[Sequence[TrialRecord]], Sequence[Latency | str]]
+"""Latency of trials' architectures, untrained: weights have no influence on time. Or why one has none."""
+
+
+def choose_measured(
+    results: Results, count: int, measure: Measure, *, known: Mapping[str, Latency] | None = None, tried: int = 60
+) -> list[TrialRecord]:
+    """`choose_finalists` where latency was predicted, has a constraint, and can be measured: those that keep it so.
+
+    A search finds what its predictor flatters. Whoever would be a finalist is therefore measured before anything is
+    trained; by what was found the predictions of the others are corrected (their mean ratio), the choice is made
+    again, and so on until all that are chosen were measured.
+
+    Args:
+        results: The trials of the search, `latency_ms` among their metrics being predicted.
+        count: At most so many.
+        measure: See `Measure`.
+        known: Latencies that were measured before, by id.
+        tried: Architectures that are measured, at most.
+
+    Returns:
+        Trials whose measured interval keeps the constraints on latency; where there are none, those that come nearest.
+    """
+    on_latency = [c for c in results.constraints if c.metric == "latency_ms"]
+    others = [c for c in results.constraints if c.metric != "latency_ms"]
+    records = [r for r in results.records if r.status == "done" and all(c.holds(r.metrics) for c in others)]
+    predicted = np.array([r.metrics["latency_ms"] for r in records])
+    measured: dict[str, Latency | str] = dict(known or {})
+
+    def broken(record: TrialRecord, ms: float) -> float:
+        """By how much constraints on latency are broken, 0 where they are kept; a measured interval as a whole."""
+        found = measured.get(record.id)
+        if isinstance(found, str):
+            return math.inf
+        ends = (ms,) if found is None else (found.low_ms or ms, found.high_ms or ms)
+        missed = [c.violation({"latency_ms": end}) for c in on_latency for end in ends]
+        return max(0.0, *missed) if all(c.holds({"latency_ms": e}) for c in on_latency for e in ends) else max(missed)
+
+    while True:
+        pairs = [(measured[r.id], p) for r, p in zip(records, predicted, strict=True) if r.id in measured]
+        ratios = [math.log(latency.ms / p) for latency, p in pairs if isinstance(latency, Latency)]
+        believed = predicted * (math.exp(float(np.mean(ratios))) if ratios else 1.0)
+        for i, record in enumerate(records):
+            latency = measured.get(record.id)
+            if isinstance(latency, Latency):
+                believed[i] = latency.ms
+        missed = np.array([broken(r, float(ms)) for r, ms in zip(records, believed, strict=True)])
+        keeping = np.flatnonzero(missed <= 0)
+        values = np.array([results.values(r) for r in records]).reshape(-1, len(results.objectives))
+        for column, objective in enumerate(results.objectives):
+            if objective.name == "latency_ms":
+                values[:, column] = believed
+        points = as_minimised(values, results.objectives)
+        front = keeping[non_dominated_minimised(points[keeping])]
+        chosen = [int(front[i]) for i in _spanning(points[front], count)]
+        if not chosen:
+            chosen = [int(i) for i in np.argsort(missed, kind="stable")[:count] if math.isfinite(missed[i])]
+        new = [i for i in chosen if records[i].id not in measured]
+        if not new or len(measured) >= tried:
+            return [records[i] for i in chosen if records[i].id in measured or len(measured) >= tried]
+        for i, taken in zip(new, measure([records[i] for i in new]), strict=True):
+            measured[records[i].id] = taken
+
+
+def nothing_within(finalists: Sequence[Member], constraints: Sequence[Comparison]) -> str:
+    """What to say where no finalist satisfies the constraints: how many there are, and which comes nearest."""
+    usable = [f for f in finalists if all(c.metric in f.metrics for c in constraints)]
+    text = f"{len(finalists)} trained, none within {', '.join(map(str, constraints))}"
+    if not usable:
+        return text
+    nearest = min(usable, key=lambda f: max(c.violation(f.metrics) for c in constraints))
+    values = ", ".join(f"{c.metric} {nearest.metrics[c.metric]:.4g}" for c in constraints)
+    return f"{text}; nearest is {nearest.id} with {values}"
 
 
 class FinalNetworks:
@@ -86,6 +168,11 @@ class FinalNetworks:
         extra = read_extra(path) if path.exists() else {}
         return load_network(path) if "test" in extra and extra.get("recipe", self._recipe) == self._recipe else None
 
+    def _kept(self, identity: str) -> bool:
+        """Whether a trial kept the network as it ended: it only has to be judged."""
+        path = self.path(identity)
+        return path.exists() and "test" not in read_extra(path)
+
     def finish(
         self, records: Sequence[TrialRecord], evaluator: Evaluator, report: Report, should_stop: Callable[[], bool]
     ) -> list[Network | str]:
@@ -105,36 +192,37 @@ class FinalNetworks:
         """
         found = [self._known(record.id) for record in records]
         left = [i for i, one in enumerate(found) if one is None]
-        if left:
-            total = len(records)
-            with report.phase(evaluator.finishing, total, unit="networks", initial=total - len(left)) as phase:
-                for done, i in enumerate(left, total - len(left)):
-                    if should_stop():
-                        raise StoppedEarly(f"stopped after {done} of {total} candidates.")
-                    found[i] = self._finish(records[i], evaluator, _Within(phase, done, total), should_stop)
-                    phase(done + 1)
+        if not left:
+            return [one for one in found if one is not None]
+        total = len(records)
+        with report.phase(evaluator.finishing, total, unit="networks", initial=total - len(left)) as phase:
+            for i in [i for i in left if self._kept(records[i].id)]:
+                if should_stop():
+                    raise StoppedEarly(f"stopped after {total - len(left)} of {total} candidates.")
+                found[i] = self._judged(records[i], Outcome(network=load_network(self.path(records[i].id))))
+                left.remove(i)
+                phase(total - len(left))
+            requests = [Request(records[i].architecture) for i in left]
+            for number, outcome in finish_all(evaluator, requests, total, phase, should_stop):
+                found[left[number]] = self._judged(records[left[number]], outcome)
         return [one for one in found if one is not None]
 
-    def _finish(
-        self, record: TrialRecord, evaluator: Evaluator, report: Report, should_stop: Callable[[], bool]
-    ) -> Network | str:
-        path = self.path(record.id)
-        kept = path.exists() and "test" not in read_extra(path)  # by its trial, as it ended
-
+    def _judged(self, record: TrialRecord, outcome: Outcome) -> Network | str:
+        """Judge what was finished, and keep it; or keep why it could not be."""
         judged: dict[str, Any] = {}
 
-        def finish(request: Request) -> Outcome:
-            network = load_network(path) if kept else evaluator.finish(request.architecture, report, should_stop)
-            judged.update(self._judge(network))
-            return Outcome(network=network)
+        def judge(request: Request) -> Outcome:
+            if outcome.network is not None:
+                judged.update(self._judge(outcome.network))
+            return outcome
 
-        outcome = attempt(finish, Request(record.architecture))
-        if outcome.network is None:
-            write_json(self._failure(record.id), {"failure": outcome.failure, "recipe": self._recipe})
-            return outcome.failure
-        save_network(path, outcome.network, judged)
+        ended = attempt(judge, Request(record.architecture))
+        if ended.network is None:
+            write_json(self._failure(record.id), {"failure": ended.failure, "recipe": self._recipe})
+            return ended.failure
+        save_network(self.path(record.id), ended.network, judged)
         self._failure(record.id).unlink(missing_ok=True)
-        return load_network(path)
+        return load_network(self.path(record.id))
 
     def _judge(self, network: Network) -> dict[str, Any]:
         extra: dict[str, Any] = {"task": self._task_plain, "recipe": self._recipe}
@@ -157,17 +245,6 @@ class FinalNetworks:
         if isinstance(latency, str):
             return replace(found, reason=latency)
         return replace(found, metrics={**metrics, "latency_ms": latency.ms}, latency=latency)
-
-
-class _Within(SilentReport):
-    """Progress inside one of several networks."""
-
-    def __init__(self, phase: Report, number: int, total: int) -> None:
-        self._phase, self._number, self._total = phase, number, total
-
-    def __call__(self, done: float, total: float | None = None, **info: object) -> None:
-        """See `Report`."""
-        self._phase(round(self._number + (done / total if total else 0), 1), self._total)
 
 
 def measure_finalists(
