@@ -14,7 +14,7 @@ from mixnas.predictors.latency.lookup import check_tables
 from mixnas.predictors.latency.source import LatencySource
 from mixnas.search.config import Config
 from mixnas.search.study.feasibility import Corners, check_constraints, corners
-from mixnas.search_space.enumeration import check_space
+from mixnas.search_space.enumeration import check_single, check_space
 from mixnas.search_space.errors import ConfigError, nearest
 from mixnas.search_space.space import SearchSpace
 from mixnas.search_space.units import IOSpec
@@ -54,6 +54,7 @@ class Problem:
         self.space = SearchSpace.from_dict(config.space, f"{source}: space")
         self.io: IOSpec = self.task.io
         check_space(self.space, self.io)
+        self._check_batches()
         latency = self.latency()
         self.device, self.latency_tag = latency.device, latency.tag
         self.metrics = self.evaluator(latency).metrics
@@ -64,6 +65,20 @@ class Problem:
         self.constraints = config.parsed_constraints(self.metrics)
         self.corners: Corners = corners(self.space, self.io)
         check_constraints(self.constraints, self.corners)
+
+    def _check_batches(self) -> None:
+        """Refuse what cannot be trained on one example at a time, where a batch has but one."""
+        config = self.config
+        sizes = {"final.train.batch_size": config.final.train.batch_size}
+        if config.search.evaluator == "standalone":
+            sizes = {"train.batch_size": config.train.batch_size}
+        elif config.search.evaluator == "supernet":
+            sizes["supernet.batch_size"] = config.supernet.batch_size // config.supernet.processes
+        if len(self.task.train) == 1:
+            sizes = {"task: train has one example": 1}
+        for where, size in sizes.items():
+            if size == 1:
+                check_single(self.space, self.io, where)
 
     def latency(self, directory: Path | None = None, reference_ms: float | None = None) -> LatencySource:
         """Where latency comes from.

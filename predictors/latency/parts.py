@@ -424,7 +424,7 @@ class _Places:
     def head(self, width: Digit, grid: _Grid) -> Place:
         """The head."""
         digits = (self.norm, width, *grid.digits)
-        head = Op(self.io.head)
+        head = self.io.head_op
 
         def after(context: Context) -> Context:
             return self.io.after(self.size_after("head", head, context))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mixnas.predictors.latency.parts import build_parts
+from mixnas.search_space import registry
 from mixnas.search_space.cost import cost
 from mixnas.search_space.enumeration import cost_corner
 from mixnas.search_space.operators.quantization.float import FP32
@@ -48,7 +49,6 @@ def test_only_what_matters_decides():
     assert sizes == {"stem": 16, "stages.0.blocks.0.token": 2, "stages.0.blocks.0.channel": 2, "head": 2}
 
 
-@register("quant", "parts_stepped", paper="made for a test", knobs={"bits": Knob(8, low=2, high=8)})
 @dataclass(frozen=True)
 class _Stepped(FP32):
     bits: int
@@ -56,7 +56,10 @@ class _Stepped(FP32):
 
 @pytest.mark.parametrize("bits", [[4, 8], 4])
 @pytest.mark.parametrize("channel_mixer", ["none", ["none", "mlp"], "mlp"])
-def test_the_knobs_of_a_policy_of_a_branch_that_may_be_absent(channel_mixer, bits):
+def test_the_knobs_of_a_policy_of_a_branch_that_may_be_absent(channel_mixer, bits, monkeypatch):
+    monkeypatch.setattr(registry, "_operators", dict(registry._operators))  # for this test alone
+    knobs = {"bits": Knob(8, low=2, high=8)}
+    register("quant", "parts_stepped", paper="made for a test", knobs=knobs)(_Stepped)
     policy = {"name": "parts_stepped", "bits": bits}
     quant = {"mixer": ["fp32", policy], "channel_mixer": policy}
     block = {"mixer": ["identity", "pooling"], "channel_mixer": channel_mixer, "quant": quant}
