@@ -70,7 +70,7 @@ class _Search:
 def _trials(root: Path, run: str) -> list[dict[str, Any]]:
     from mixnas.search.run.directory import Run
     from mixnas.search.study.objectives import parse_objectives
-    from mixnas.search.study.study import read_results
+    from mixnas.search.study.reading import read_results
 
     opened = Run.open(run, root)
     results = read_results(opened.journal, parse_objectives(opened.manifest["fixed"]["objectives"]))

@@ -145,6 +145,7 @@ def _query_run(args: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
     """The device, and a row for each network of the run's front: predicted, and measured where it was."""
     from mixnas.predictors.latency import query as asking
     from mixnas.search.run.directory import Run
+    from mixnas.search.run.trust import is_trusted
 
     run = Run.open(args.run, args.runs)
     front = run.front()
@@ -155,7 +156,10 @@ def _query_run(args: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
     predictor: LatencyPredictor | None
     try:
         if args.estimate:
-            args.config = args.config or run.path / "config.yaml"
+            if args.config is None:
+                if not is_trusted(run.manifest):  # looking runs no program of another's
+                    raise ConfigError(f"{run.path}: its task is a program and it was not started here. Give -c FILE.")
+                args.config = run.path / "config.yaml"
             predictor = _estimate(args, device)
         else:
             predictor = run_predictor(run, device, args.runtime, args.tables)

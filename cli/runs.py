@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from mixnas.cli.overview import overview
 from mixnas.cli.printing import colored, number, print_json, print_table
-from mixnas.cli.verbs import Verb, budgeted, config_name, configured, load_config, settings
-from mixnas.search_space.errors import StoppedEarly
+from mixnas.cli.verbs import Verb, budgeted, config_name, configured, load_config, settings, trusting
+from mixnas.search_space.errors import IntegrityError, StoppedEarly
 
 if TYPE_CHECKING:
     from mixnas.search.config import Config
@@ -99,13 +99,14 @@ def resume_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN")
     configured(parser)
     budgeted(parser)
+    trusting(parser)
 
 
 def resume(args: argparse.Namespace) -> int:
     """Go on with a run."""
     from mixnas.search.job import reopen
 
-    run, config = reopen(args.run, args.runs, config=args.config, settings=settings(args))
+    run, config = reopen(args.run, args.runs, config=args.config, settings=settings(args), trust=args.trust)
     return _execute(args, run, config)
 
 
@@ -142,15 +143,24 @@ def _all_runs(args: argparse.Namespace) -> int:
 
 def _one_run(args: argparse.Namespace) -> int:
     from mixnas.search.run.directory import Run
+    from mixnas.search.run.integrity import problems, undigested
     from mixnas.search.run.progress import format_seconds
 
     run = Run.open(args.run, args.runs)
+    wrong = dict(problems(run.path, run.manifest))
+    for name, problem in wrong.items():
+        print(f"nas: {run.path / name}: {problem}", file=sys.stderr)
+    old = undigested(run.path, run.manifest)
+    if old and not args.quiet:
+        print(f"written before files had digests, so read unchecked: {', '.join(old)}", file=sys.stderr)
+    if "config.yaml" in wrong:
+        return IntegrityError.exit_status
     now, phases = overview(run), run.manifest["phases"]
-    one = now.status
+    one, ended = now.status, IntegrityError.exit_status if wrong else 0
     if args.json:
-        plain = {**one.to_plain(), "hypervolume": now.hypervolume, "best": now.best, "best_se": now.errors}
-        print_json({**plain, "phases": phases})
-        return 0
+        about = {"hypervolume": now.hypervolume, "best": now.best, "best_se": now.errors, "phases": phases}
+        print_json({**one.to_plain(), **about, "wrong": wrong, "unchecked": old})
+        return ended
     print(
         f"{one.name}: {one.state}, {one.done} of {one.trials} trials done, {one.failed} failed, {one.running} running"
     )
@@ -163,7 +173,7 @@ def _one_run(args: argparse.Namespace) -> int:
         print(f"time left in the search: about {format_seconds(now.seconds_left)}")
     for phase in phases:
         print(f"phase {phase['name']}: {format_seconds(phase['seconds'])}")
-    return 0
+    return ended
 
 
 # -- nas front --------

@@ -18,6 +18,7 @@ from mixnas.evaluators.protocol import standard_error
 from mixnas.evaluators.tasks.task import Accumulator, Task, asked
 from mixnas.search_space.errors import ConfigError, NasError, StoppedEarly
 from mixnas.search_space.operators.norms import norms_with_running_statistics, reset_running_statistics
+from mixnas.search_space.operators.quantization.projected import calibrated_layers, calibrating
 from mixnas.search_space.reporting import SILENT, Report
 
 _GROUPS = 16  # that a split is dealt to for the standard error, which they tell to within some 20%
@@ -217,6 +218,7 @@ def train(
             with torch.no_grad():
                 torch._foreach_copy_(parameters, average)
             recalibrate(network, task, device=device, generator=local)
+        calibrate(network, task, device=device, generator=local)
     network.eval()
     return TrainResult(
         steps=step,
@@ -323,12 +325,48 @@ def recalibrate(
     order = torch.randperm(len(task.train), generator=generator, device=device)
     order = order[: batches * batch_size]
     # In parts that differ by at most one example: a last one of a single example may leave a norm one value a channel.
-    for chunk in order.tensor_split(math.ceil(len(order) / batch_size)):
-        inputs, _ = gather(task.train, chunk, device)
-        network(inputs)
+    with calibrating(network):  # not with ranges of other weights
+        for chunk in order.tensor_split(math.ceil(len(order) / batch_size)):
+            inputs, _ = gather(task.train, chunk, device)
+            network(inputs)
     network.train(mode)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+
+
+@torch.no_grad()
+def calibrate(
+    network: nn.Module,
+    task: Task,
+    *,
+    generator: torch.Generator,
+    device: str | torch.device = "cpu",
+    batch_size: int = 128,
+    batches: int = 2,
+) -> None:
+    """Find the ranges of activations anew for the weights as they are, where a policy needs them; the mode is kept.
+
+    A network without such a policy is left alone and costs nothing.
+
+    Args:
+        generator: On `device`; picks the training examples.
+
+    Raises:
+        ConfigError: There are no examples, or activations are NaN or infinite.
+    """
+    if not calibrated_layers(network):
+        return
+    mode = network.training
+    network.eval()
+    device = torch.device(device)
+    order = torch.randperm(len(task.train), generator=generator, device=device)
+    if not len(order):
+        raise ConfigError("the calibration set is empty. Give the task at least one training example.")
+    with calibrating(network):
+        for chunk in order[: batches * batch_size].split(batch_size):
+            inputs, _ = gather(task.train, chunk, device)
+            network(inputs)
+    network.train(mode)
 
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, object]]:

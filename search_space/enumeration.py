@@ -15,6 +15,8 @@ from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.grammar import BlockChoice, OpChoice, StageChoice
 from mixnas.search_space.network import build_op, check_head, check_op, check_stem
 from mixnas.search_space.operators.norms import has_running_statistics
+from mixnas.search_space.operators.quantization.policy import policy_of
+from mixnas.search_space.operators.quantization.projected import Projected
 from mixnas.search_space.registry import Context
 from mixnas.search_space.space import SearchSpace
 from mixnas.search_space.units import IOSpec, registry_size_after
@@ -136,13 +138,29 @@ def check_space(space: SearchSpace, io: IOSpec) -> None:
         ConfigError: Kind of task, width, size, or the grid of dense targets do not fit; the message says where and what
             does.
     """
+    seen: set[tuple[str, Op, Context]] = set()
+    counted: set[tuple[str, Op, Op, Context]] = set()
     for site in sites_of(space, io):
         if site.axis == "head":
             check_head(io, site.before)
         elif site.axis not in ("stem", "downsample"):
-            check_op(site.axis, site.op, site.before, site.unit)
+            for axis, op in ((site.axis, site.op), *(("quant", quant) for quant in site.quants)):
+                if (axis, op, site.before) not in seen:  # the blocks of a stage mostly have the same choices
+                    seen.add((axis, op, site.before))
+                    check_op(axis, op, site.before, site.unit)
             for quant in site.quants:
-                check_op("quant", quant, site.before, site.unit)
+                layers = (site.axis, site.op, quant, site.before)
+                if layers not in counted and isinstance(policy_of(quant), Projected):  # others take any layer
+                    counted.add(layers)
+                    _check_layers(site, quant)
+
+
+def _check_layers(site: Site, quant: Op) -> None:
+    """Raise `ConfigError` where a policy cannot take a layer of an operator: counting one prepares each of them."""
+    try:
+        op_cost(site.axis, site.op, quant, site.before, site.after)
+    except ConfigError as error:
+        raise ConfigError(f"{site.unit}: {site.axis.replace('_', ' ')} {site.op}: {error}") from None
 
 
 def check_single(space: SearchSpace, io: IOSpec, where: str) -> None:

@@ -16,12 +16,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, TypeVar
 
-from mixnas.search_space.errors import ConfigError, NasError, nearest
+from mixnas.search_space.errors import ConfigError, NasError, listed, nearest, shown
 
 KINDS = ("image", "sequence", "causal")
 AXES = ("stem", "norm", "downsample", "mixer", "gate", "channel_mixer", "quant", "head")
 BETWEEN = ("stem", "downsample", "head")
 """Axes whose operators stand between two contexts: they are built with both, and tell their `out_size`."""
+
+LARGEST = 65_536
+"""Of a knob that names no bound of its own."""
 
 Value = int | float | str | bool
 _Class = TypeVar("_Class", bound=type)
@@ -71,7 +74,7 @@ class Knob:
         parts = ["a whole number" if isinstance(self.default, int) else "a number"]
         if self.low is not None or self.high is not None:
             parts.append(f"from {'-inf' if self.low is None else f'{self.low:g}'}")
-            parts.append(f"to {'inf' if self.high is None else f'{self.high:g}'}")
+            parts.append(f"to {LARGEST if self.high is None else self.high:g}")
         if self.step is not None:
             parts.append(f"in steps of {self.step:g}")
         return " ".join(parts)
@@ -91,7 +94,8 @@ class Knob:
         if not ok or (self.choices is not None and value not in self.choices):
             return None
         if isinstance(value, int | float) and not isinstance(value, bool):
-            if (self.low is not None and value < self.low) or (self.high is not None and value > self.high):
+            high = LARGEST if self.high is None else self.high
+            if (self.low is not None and value < self.low) or value > high:
                 return None
             if self.step is not None and not _is_multiple(value - (self.low or 0), self.step):
                 return None
@@ -128,6 +132,23 @@ class Operator:
     knobs: Mapping[str, Knob] = field(default_factory=dict)
     check: Callable[[Context, Mapping[str, Value]], str | None] | None = None
 
+
+STRUCTURE: Mapping[str, Knob] = {
+    "width": Knob(1, low=1, high=16_384, doc="channels of a stage"),
+    "depth": Knob(1, low=1, high=256, doc="blocks of a stage"),
+    "recursion": Knob(1, low=1, high=64, doc="how often a block runs with one set of weights"),
+}
+"""The settings of stages and blocks, as `Knob`s."""
+
+MOST_CHOICES = 256
+"""Values in one list of choices."""
+MOST_COMBINATIONS = 4096
+"""Combinations of one operator's knobs."""
+MOST_STAGES = 64
+MOST_BLOCKS = 1024
+"""Blocks of a space, the deepest of each stage together."""
+MOST_VARIABLES = 20_000
+"""Choices of a space that depend on nobody else's, or on another one: `SearchSpace.variables`."""
 
 _operators: dict[tuple[str, str], Operator] = {}
 _aliases: dict[tuple[str, str], str] = {}
@@ -231,7 +252,7 @@ def get(axis: str, name: str) -> Operator:
         known = names(axis)
         elsewhere = [a for a in AXES if (a, name) in _operators]
         hint = f" It is a {elsewhere[0].replace('_', ' ')}." if elsewhere else nearest(name, known)
-        raise ConfigError(f"no {axis.replace('_', ' ')} is called {name!r}.{hint} Allowed: {', '.join(known)}.")
+        raise ConfigError(f"no {axis.replace('_', ' ')} is called {shown(name)}.{hint} Allowed: {listed(known)}.")
     return operator
 
 

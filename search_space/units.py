@@ -265,6 +265,11 @@ def plan(
     return tuple(units)
 
 
+def is_unit(name: str) -> bool:
+    """Whether the path of a module in a network is the name of a unit."""
+    return name in ("stem", "head") or name.endswith((".downsample", ".token", ".channel"))
+
+
 def describe_frame(unit: Unit) -> dict[str, float]:
     """What `describe` says of a unit whatever its operators are."""
     return {

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mixnas.evaluators.tasks.task import IGNORE, RESERVED_METRICS, SPLITS, Examples, Split, Task, asked
-from mixnas.search_space.errors import ConfigError
+from mixnas.search_space.errors import ConfigError, shown
 from mixnas.search_space.units import IOSpec
 
 _T = TypeVar("_T")
@@ -33,9 +33,16 @@ def check_class(cls: type, source: str) -> None:
     Raises:
         ConfigError: It lacks methods of a task; the message names them.
     """
-    missing = [f"{method}()" for method in _METHODS if not callable(getattr(cls, method, None))]
+    if issubclass(cls, Task):
+        return
+    missing = [f"{method}()" for method in _METHODS if not _has_method(cls, method)]
     if missing:
-        raise ConfigError(f"task {source!r}: {cls.__name__} is no task, it lacks {', '.join(missing)}. {_INHERIT}")
+        raise ConfigError(f"task {shown(source)}: {cls.__name__} is no task, it lacks {', '.join(missing)}. {_INHERIT}")
+
+
+def _has_method(cls: type, name: str) -> bool:
+    """Whether a class itself defines a function, without asking it anything."""
+    return inspect.isroutine(inspect.getattr_static(cls, name, None))
 
 
 def check_task(task: object, source: str) -> Task:

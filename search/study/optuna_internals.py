@@ -24,6 +24,11 @@ def fail(study: optuna.Study, trial: FrozenTrial, **user_attrs: Any) -> None:
     storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
 
 
+def is_finished(study: optuna.Study, trial: optuna.Trial) -> bool:
+    """Whether a trial has ended, without a copy of it."""
+    return study._storage.get_trial(trial._trial_id).state.is_finished()
+
+
 # -- generations of evolutionary samplers
 
 

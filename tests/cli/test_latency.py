@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from mixnas.predictors.latency.model import FitConfig
 from mixnas.predictors.latency.profile import ProfileConfig, profile
 from mixnas.predictors.measuring.measure import MeasureConfig
 from mixnas.search.config import load_config
+from mixnas.search.run.directory import Run
 from mixnas.search_space.space import SearchSpace
 
 from .command import CONFIG, nas, ok
@@ -70,12 +72,11 @@ def test_a_run_of_batches_is_answered_by_its_own_predictor(searched: Path, profi
     shutil.copytree(searched / "runs" / "first", tmp_path / "batches")
     run = tmp_path / "batches"
     shutil.copytree(profiled / "tables", run / "latency")
-    text = (run / "manifest.json").read_text()
-    assert text.count('"latency": "eager"') == 1
-    (run / "manifest.json").write_text(text.replace('"latency": "eager"', f'"latency": "eager-b{BATCH}"'))
-    config = (run / "config.yaml").read_text()
-    assert config.count("threads: 1, batch_size: 1}") == 1
-    (run / "config.yaml").write_text(config.replace("batch_size: 1}", f"batch_size: {BATCH}}}"))
+    opened = Run.open(run)
+    assert opened.manifest["latency"] == "eager"
+    opened.update(latency=f"eager-b{BATCH}")
+    config = opened.config()
+    opened.write_config({**config, "latency": {**config["latency"], "batch_size": BATCH}})
     asked = ("latency", "query", "batches", "--runs", tmp_path)
     front = json.loads((run / "pareto.json").read_text())["front"]
     rows = json.loads(ok(*asked, "--json"))
@@ -91,8 +92,8 @@ def test_a_run_of_batches_is_answered_by_its_own_predictor(searched: Path, profi
 def test_only_what_was_measured_is_called_measured(searched: Path, profiled: Path, tmp_path: Path):
     shutil.copytree(searched / "runs" / "first", tmp_path / "elsewhere")
     run = tmp_path / "elsewhere"
-    pareto = json.loads((run / "pareto.json").read_text())
-    (run / "pareto.json").write_text(json.dumps(pareto | {"latency": "predicted"}))
+    opened = Run.open(run)
+    opened.write_tables("", replace(opened.front(), latency="predicted"))
     asked = ("latency", "query", "elsewhere", "--runs", tmp_path, "--tables", profiled / "tables", "--json")
     rows = json.loads(ok(*asked, "--runtime", f"eager-b{BATCH}"))
     assert rows and not any("measured_ms" in row for row in rows)

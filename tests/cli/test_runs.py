@@ -100,7 +100,7 @@ def test_resume_with_more_trials_goes_on_and_repeats_nothing(searched: Path, tmp
         ("constraints: ['parms <= 10']", 2, "Did you mean 'params'?"),
         ("objectives: {acuracy: max}", 2, "Did you mean 'accuracy'?"),
         ("device: nvidia-h100", 2, "nvidia-h100"),
-        ("a: &x 1\nb: *x", 2, "alias"),
+        ("a: &x [*x]", 2, "alias of itself"),
     ],
 )
 def test_what_is_wrong_is_refused_before_work_starts(tmp_path: Path, text: str, status: int, says: str):
