@@ -51,7 +51,7 @@ def search(args: argparse.Namespace) -> int:
     source = config_name(args)
     if args.dry_run:
         problem = Problem(config, source)
-        strategy = STRATEGIES.name_of(config.search.strategy)
+        strategy = STRATEGIES.name_of(problem.strategy)
         lines = [
             f"task          {config.task.name}: {problem.io.kind}, input {'x'.join(map(str, problem.io.size))}",
             f"space         {problem.space.size():,} architectures, {len(problem.space.variables)} choices",

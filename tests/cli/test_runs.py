@@ -187,5 +187,5 @@ def test_a_damaged_run_ends_with_status_5(searched: Path, tmp_path: Path):
 def test_dry_run_says_what_would_be_done_and_starts_nothing(tmp_path: Path):
     (tmp_path / "config.yaml").write_text(CONFIG)
     said = ok("search", "--dry-run", "-c", tmp_path / "config.yaml", "--trials", 9, "--runs", tmp_path / "runs")
-    assert "84 architectures" in said and "9 trials by nsga2, standalone" in said and "nothing was started" in said
+    assert "84 architectures" in said and "9 trials by predictor, standalone" in said and "nothing was started" in said
     assert not (tmp_path / "runs").exists()
