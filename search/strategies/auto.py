@@ -11,7 +11,10 @@ from mixnas.search.strategies.evolution import NSGA2
 from mixnas.search.strategies.predictor import Predictor
 
 MANY = 1000
-"""Quick evaluations from which on evolution is as good, and takes no time to propose."""
+"""Quick evaluations from which on evolution is taken, which proposes in no time.
+
+Not a measured line: at 400 evaluations of a published table `predictor` is still ahead, with half as many too.
+"""
 
 
 @STRATEGIES.register("auto")
@@ -19,7 +22,7 @@ MANY = 1000
 class Auto(Strategy):
     """`predictor`; where evaluations are quick, in batches so large that proposing takes at most half the time.
 
-    With a thousand quick evaluations or more `nsga2`: on the published tables its front is then as good.
+    With a thousand quick evaluations or more, `nsga2`.
     """
 
     def resolve(self, *, quick: bool, trials: int) -> Strategy:
