@@ -9,6 +9,7 @@ Only the job writes there.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,6 +100,10 @@ class Job:
                 run.update(reference_ms=latency.reference_ms)
             results = self._search(evaluator)
             records = self._choose(results, latency)
+            if not records and not results.counts["done"]:
+                reasons = Counter(r.failure for r in results.records if r.status == "failed").most_common(3)
+                told = "; ".join(f"{reason} ({count} times)" for reason, count in reasons)
+                raise NasError(f"{run.path}: all {results.evaluated} trials failed: {told}. Mend that, and resume.")
             if not records:
                 nearest = nothing_within([searched_member(r) for r in results.records if r.status == "done"],
                                          problem.constraints)  # fmt: skip
