@@ -38,7 +38,8 @@ def test_front_as_json_csv_and_filtered(searched: Path):
     cheapest = min(member["metrics"]["params"] for member in front)
     few = json.loads(ok("front", "first", "--json", "--where", f"params <= {cheapest}", *runs))["front"]
     assert [member["metrics"]["params"] for member in few] == [cheapest]
-    assert nas("front", "first", "--where", "params < 1", *runs).returncode == 3
+    none = nas("front", "first", "--where", "params < 1", *runs)
+    assert none.returncode == 3 and none.stdout == "" and "no network of the front satisfies" in none.stderr
     wrong = nas("front", "first", "--where", "parms < 1", *runs)
     assert wrong.returncode == 2 and "Did you mean 'params'?" in wrong.stderr
 
@@ -186,6 +187,8 @@ def test_a_damaged_run_ends_with_status_5(searched: Path, tmp_path: Path):
 
 def test_dry_run_says_what_would_be_done_and_starts_nothing(tmp_path: Path):
     (tmp_path / "config.yaml").write_text(CONFIG)
-    said = ok("search", "--dry-run", "-c", tmp_path / "config.yaml", "--trials", 9, "--runs", tmp_path / "runs")
+    said = ok("search", "--dry-run", "-c", tmp_path / "config.yaml", "--trials", 9, "--seed", 7,
+              "--runs", tmp_path / "runs")  # fmt: skip
+    assert "no limit of time, seed 7" in said and "eager, " in said and "batch size 1; no profile" in said
     assert "84 architectures" in said and "9 trials by nsga2, standalone" in said and "nothing was started" in said
     assert not (tmp_path / "runs").exists()
