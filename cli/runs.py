@@ -51,7 +51,7 @@ def search(args: argparse.Namespace) -> int:
     source = config_name(args)
     if args.dry_run:
         problem = Problem(config, source)
-        strategy, latency = STRATEGIES.name_of(problem.strategy), config.latency
+        strategy, latency = STRATEGIES.name_of(config.search.strategy), config.latency
         limit = "no limit of time" if config.search.time is None else f"at most {config.search.time:g} s"
         profile = f"a profile of {latency.profile:g} s" if problem.metrics["latency_ms"].cheap else "no profile"
         lines = [

@@ -174,6 +174,17 @@ def test_an_aborted_search_ends_with_status_4_and_can_be_resumed(tmp_path: Path)
     assert json.loads(ok("status", "aborted", "--json", *runs))["done"] == 6
 
 
+def test_dry_run_says_the_seed_and_what_may_take_how_long(tmp_path: Path):
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    asked = ("search", "--dry-run", "-c", tmp_path / "config.yaml", "--seed", 7)
+    said = ok(*asked)
+    assert "standalone, no limit of time, seed 7" in said and "batch size 1; no profile" in said
+    settings = ["search.evaluator=supernet", "search.time=90s", "latency.profile=30s", "supernet.seconds=20"]
+    said = ok(*asked, *(word for setting in settings for word in ("--set", setting)))
+    assert "supernet, at most 90 s, seed 7" in said and "super-network 20 s of training" in said
+    assert "a profile of 30 s" in said
+
+
 def test_a_damaged_run_ends_with_status_5(searched: Path, tmp_path: Path):
     shutil.copytree(searched / "runs" / "first", tmp_path / "damaged")
     pareto = tmp_path / "damaged" / "pareto.json"
@@ -187,8 +198,6 @@ def test_a_damaged_run_ends_with_status_5(searched: Path, tmp_path: Path):
 
 def test_dry_run_says_what_would_be_done_and_starts_nothing(tmp_path: Path):
     (tmp_path / "config.yaml").write_text(CONFIG)
-    said = ok("search", "--dry-run", "-c", tmp_path / "config.yaml", "--trials", 9, "--seed", 7,
-              "--runs", tmp_path / "runs")  # fmt: skip
-    assert "no limit of time, seed 7" in said and "eager, " in said and "batch size 1; no profile" in said
+    said = ok("search", "--dry-run", "-c", tmp_path / "config.yaml", "--trials", 9, "--runs", tmp_path / "runs")
     assert "84 architectures" in said and "9 trials by nsga2, standalone" in said and "nothing was started" in said
     assert not (tmp_path / "runs").exists()
