@@ -102,8 +102,8 @@ class Job:
             results = self._search(evaluator)
             records = self._choose(results, latency)
             if not records and not results.counts["done"]:
-                reasons = Counter(r.failure for r in results.records if r.status == "failed").most_common(3)
-                told = "; ".join(f"{reason} ({count} times)" for reason, count in reasons)
+                failures = Counter(r.failure for r in results.records if r.status == "failed").most_common(3)
+                told = "; ".join(f"{failure} ({count} times)" for failure, count in failures)
                 raise NasError(f"{run.path}: all {results.evaluated} trials failed: {told}. Mend that, and resume.")
             if not records:
                 nearest = nothing_within([searched_member(r) for r in results.records if r.status == "done"],
