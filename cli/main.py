@@ -15,6 +15,7 @@ from mixnas import cli
 from mixnas.cli.streams import guarded
 from mixnas.cli.verbs import Group, Verb
 from mixnas.search_space.errors import NasError, StoppedEarly, machine_fault, nearest
+from mixnas.search_space.extensions import name_extensions
 
 EXIT_STATUS = """\
 exit status: 0 done; 1 failed; 2 wrong usage or configuration; 3 nothing feasible under the constraints;
@@ -50,6 +51,8 @@ def _common() -> argparse.ArgumentParser:
     common.add_argument("-v", "--verbose", action="store_true", help="more on stderr: every trial, tracebacks")
     common.add_argument("--no-color", action="store_true", help="no colours (NO_COLOR does the same)")
     common.add_argument("--json", action="store_true", help="answer as JSON")
+    own = "a module of your own that registers operators, strategies or formats; may come again"
+    common.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE", help=own)
     common.add_argument("--runs", default="runs", metavar="DIR", help="the directory of all runs (default: runs)")
     return common
 
@@ -120,6 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _carry_out(verb: Verb, args: argparse.Namespace) -> int:
     """Run a verb; whatever ends it is one sentence and a status."""
     try:
+        name_extensions(args.imports)
         return verb.run(args)
     except NasError as error:
         problem, status = str(error), error.exit_status

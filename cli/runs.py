@@ -52,17 +52,31 @@ def search(args: argparse.Namespace) -> int:
     if args.dry_run:
         problem = Problem(config, source)
         strategy = STRATEGIES.name_of(problem.strategy)
+        latency = config.latency
+        limit = "no limit of time" if config.search.time is None else f"at most {config.search.time:g} s"
+        profile = f"a profile of {latency.profile:g} s" if problem.metrics["latency_ms"].cheap else "no profile"
         lines = [
             f"task          {config.task.name}: {problem.io.kind}, input {'x'.join(map(str, problem.io.size))}",
             f"space         {problem.space.size():,} architectures, {len(problem.space.variables)} choices",
             f"objectives    {', '.join(map(str, problem.objectives))}",
             f"constraints   {', '.join(map(str, problem.constraints)) or 'none'}",
-            f"search        {config.search.trials} trials by {strategy}, {config.search.evaluator}",
+            f"search        {config.search.trials} trials by {strategy}, {config.search.evaluator}, {limit}, seed "
+            f"{config.search.seed}",
+            *([f"super-network {_supernet_time(config)}"] if config.search.evaluator == "supernet" else []),
+            f"latency       of {problem.device}, {latency.runtime}, {latency.threads} threads, batch size "
+            f"{latency.batch_size}; {profile}",
             "nothing was started (--dry-run)",
         ]
         print("\n".join(lines))
         return 0
     return _execute(args, new_run(config, root=args.runs, name=args.name, source=source), config)
+
+
+def _supernet_time(config: Config) -> str:
+    supernet = config.supernet
+    if supernet.seconds is not None:
+        return f"{supernet.seconds:g} s of training"
+    return f"{supernet.steps} steps" if supernet.steps else f"{supernet.epochs} epochs"
 
 
 def _execute(args: argparse.Namespace, run: Run, config: Config) -> int:
@@ -230,7 +244,7 @@ def front(args: argparse.Namespace) -> int:
         print_json(replace(found, members=members).to_plain())
     elif args.csv:
         _print_csv(members)
-    else:
+    elif members or not found.members:  # what a filter leaves nothing of is no table
         _print_front(args, found, members, whole=args.full)
     if members:
         return 0

@@ -9,6 +9,7 @@ Only the job writes there.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -100,6 +101,10 @@ class Job:
                 run.update(reference_ms=latency.reference_ms)
             results = self._search(evaluator)
             records = self._choose(results, latency)
+            if not records and not results.counts["done"]:
+                failures = Counter(r.failure for r in results.records if r.status == "failed").most_common(3)
+                told = "; ".join(f"{failure} ({count} times)" for failure, count in failures)
+                raise NasError(f"{run.path}: all {results.evaluated} trials failed: {told}. Mend that, and resume.")
             if not records:
                 wanted = ", ".join(map(str, problem.constraints))
                 done = [searched_member(record) for record in results.records if record.status == "done"]

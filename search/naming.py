@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from mixnas.search_space.errors import ConfigError, listed, nearest, shown
+from mixnas.search_space.extensions import HINT, import_extensions
 from mixnas.search_space.settings import build
 
 _T = TypeVar("_T")
@@ -71,6 +72,7 @@ class Registry(Generic[_T]):
             package = importlib.import_module(self._package)
             for module in pkgutil.iter_modules(package.__path__, f"{self._package}."):
                 importlib.import_module(module.name)
+        import_extensions()
         return iter(sorted(self._classes))
 
     def read(self, plain: Any, where: str) -> _T:
@@ -84,7 +86,7 @@ class Registry(Generic[_T]):
         if named.name not in names:
             raise ConfigError(
                 f"{where}: no {self.kind} is called {shown(named.name)}.{nearest(named.name, names)} "
-                f"Allowed: {listed(names)}."
+                f"Allowed: {listed(names)}.{HINT}"
             )
         return build(self._classes[named.name], named.options, where)
 

@@ -135,9 +135,16 @@ def check_space(space: SearchSpace, io: IOSpec) -> None:
     """Refuse a space that holds an operator which cannot stand where it stands, before any work is started.
 
     Raises:
-        ConfigError: Kind of task, width, size, or the grid of dense targets do not fit; the message says where and what
-            does.
+        ConfigError: Kind of task, width, size, or the grid of dense targets do not fit; the message says in which file,
+            where in it, and what does.
     """
+    try:
+        _check_sites(space, io)
+    except ConfigError as error:
+        raise ConfigError(f"{space.source}: {error}") from None
+
+
+def _check_sites(space: SearchSpace, io: IOSpec) -> None:
     seen: set[tuple[str, Op, Context]] = set()
     counted: set[tuple[str, Op, Op, Context]] = set()
     for site in sites_of(space, io):

@@ -17,6 +17,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, TypeVar
 
 from mixnas.search_space.errors import ConfigError, NasError, listed, nearest, shown
+from mixnas.search_space.extensions import HINT, import_extensions
 
 KINDS = ("image", "sequence", "causal")
 AXES = ("stem", "norm", "downsample", "mixer", "gate", "channel_mixer", "quant", "head")
@@ -227,15 +228,15 @@ _loaded = False
 
 
 def load() -> None:
-    """Import the files of all operators that come with the package (needs torch)."""
+    """Import the files of all operators that come with the package (needs torch), and a user's own (`extensions`)."""
     global _loaded
-    if _loaded:
-        return
-    from mixnas.search_space import operators
+    if not _loaded:
+        from mixnas.search_space import operators
 
-    for info in pkgutil.walk_packages(operators.__path__, f"{operators.__name__}."):
-        importlib.import_module(info.name)
-    _loaded = True
+        for info in pkgutil.walk_packages(operators.__path__, f"{operators.__name__}."):
+            importlib.import_module(info.name)
+        _loaded = True
+    import_extensions()
 
 
 def get(axis: str, name: str) -> Operator:
@@ -252,7 +253,7 @@ def get(axis: str, name: str) -> Operator:
         known = names(axis)
         elsewhere = [a for a in AXES if (a, name) in _operators]
         hint = f" It is a {elsewhere[0].replace('_', ' ')}." if elsewhere else nearest(name, known)
-        raise ConfigError(f"no {axis.replace('_', ' ')} is called {shown(name)}.{hint} Allowed: {listed(known)}.")
+        raise ConfigError(f"no {axis.replace('_', ' ')} is called {shown(name)}.{hint} Allowed: {listed(known)}.{HINT}")
     return operator
 
 

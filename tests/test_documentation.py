@@ -78,8 +78,10 @@ def test_the_examples_of_a_page_run(name, tmp_path):
     text = (ROOT / "docs" / name).read_text()
     blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.M | re.S)
     assert blocks
-    script = tmp_path / "example.py"  # a file: classes are looked up in their source
-    script.write_text("\n\n".join([*blocks, USE[name]]))
+    for i, block in enumerate(blocks):  # each is a module, with imports of its own
+        (tmp_path / f"block{i}.py").write_text(block)
+    script = tmp_path / "example.py"
+    script.write_text("\n".join([*(f"from block{i} import *" for i in range(len(blocks))), USE[name]]))
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout.strip().endswith("ran"), done.stderr
 

@@ -9,7 +9,7 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,14 +63,22 @@ def find_tasks(folder: Path, package: str) -> dict[str, str]:
 
 
 def _name_in(node: ast.ClassDef) -> str | None:
-    """The text that a class gives its attribute `name`."""
+    """The text that a class gives its attribute `name`, alone or beside others (`name, metric = "mine", "mae"`)."""
     for statement in node.body:
-        if isinstance(statement, ast.Assign | ast.AnnAssign):
+        if isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None:
             targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-            named = any(isinstance(target, ast.Name) and target.id == "name" for target in targets)
-            if named and isinstance(statement.value, ast.Constant) and isinstance(statement.value.value, str):
-                return statement.value.value
+            for value in (given for target in targets for given in _given_to_name(target, statement.value)):
+                if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                    return value.value
     return None
+
+
+def _given_to_name(target: ast.expr, value: ast.expr) -> Iterator[ast.expr]:
+    if isinstance(target, ast.Name) and target.id == "name":
+        yield value
+    elif isinstance(target, ast.Tuple | ast.List) and isinstance(value, ast.Tuple | ast.List):
+        for one, given in zip(target.elts, value.elts, strict=False):
+            yield from _given_to_name(one, given)
 
 
 def is_built_in(spec: Any) -> bool:

@@ -8,6 +8,7 @@ from typing import Annotated
 from mixnas.evaluators.protocol import Evaluator
 from mixnas.search.engines import ENGINES, Engine
 from mixnas.search.engines.session import Session
+from mixnas.search_space.errors import NasError
 from mixnas.search_space.settings import Between
 
 
@@ -26,5 +27,10 @@ class LocalEngine(Engine):
         """See `Engine`."""
         while proposals := session.next(self.batch):
             outcomes = evaluator.evaluate([proposal.request for proposal in proposals])
+            if len(outcomes) != len(proposals):
+                raise NasError(
+                    f"the evaluator {type(evaluator).__name__} gave {len(outcomes)} outcomes for {len(proposals)} "
+                    "requests. evaluate(requests) gives one for each, in their order."
+                )
             for proposal, outcome in zip(proposals, outcomes, strict=True):
                 session.done(proposal, outcome)

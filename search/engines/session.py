@@ -13,6 +13,10 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
+
+import numpy as np
+from torch import Tensor
 
 from mixnas.evaluators.protocol import Outcome
 from mixnas.search.run.stopping import StopSignal
@@ -134,6 +138,12 @@ class Session:
                 if not self._in_flight:
                     self._ending = Ending("exhausted", str(end))
                 break
+            except MachineError:
+                raise
+            except Exception:  # of a strategy: its trial is not in flight, and would stay open
+                with self._stop.shield():
+                    self._study.mark_interrupted(but=self._in_flight)
+                raise
             proposals.append(proposal)
         return proposals
 
@@ -176,9 +186,12 @@ class Session:
         """Take what came of a proposal.
 
         Raises:
-            NasError: The first trials all failed for the same reason, or the outcome leaves out a metric.
+            NasError: The first trials all failed for the same reason, the outcome leaves out a metric, or the proposal
+                is none that is in flight.
         """
-        failure = outcome.failure or _unusable(outcome.metrics)
+        begun = self._check_in_flight(proposal)
+        outcome = _plain(outcome, time.monotonic() - begun)
+        failure = outcome.failure
         if not failure:
             self._check_complete(outcome.metrics)
             if self._keep is not None and outcome.network is not None:
@@ -194,6 +207,21 @@ class Session:
         self._report_safe_trials()
         self._check_first(record)
         return record
+
+    def _check_in_flight(self, proposal: Proposal) -> float:
+        """When it was proposed."""
+        known, begun = self._in_flight.get(proposal.number, (None, 0.0))
+        if known is None:
+            raise NasError(
+                f"trial {proposal.number} is not in flight: its outcome was taken already, or this session did not "
+                "propose it. An engine gives one outcome for each proposal."
+            )
+        if known is not proposal and known.request != proposal.request:
+            raise NasError(
+                f"trial {proposal.number}: the outcome is of architecture {proposal.architecture.id}, and "
+                f"{known.architecture.id} was proposed. An engine gives back the proposals that it was given."
+            )
+        return begun
 
     def _fail(self, proposal: Proposal, reason: str, seconds: float) -> TrialRecord:
         record = self._study.tell_failure(proposal, reason, seconds)
@@ -231,13 +259,48 @@ class Session:
             raise NasError(f"the first {_SAME_FAILURES} trials all failed for the same reason: {record.failure}")
 
 
-def _unusable(metrics: Mapping[str, float]) -> str:
-    """Why metrics cannot be kept; empty where they can."""
-    for name, value in metrics.items():
+def _plain(outcome: Outcome, elapsed: float) -> Outcome:
+    """An outcome as it is kept: numbers of Python's own, of whatever kind they were; a failure where they are none.
+
+    Args:
+        outcome: As an evaluator gave it.
+        elapsed: Seconds since it was asked for, where its own are no time.
+    """
+    failure: object = outcome.failure
+    if isinstance(failure, BaseException):
+        failure = f"{type(failure).__name__}: {failure}"
+    text = str(failure) if failure else ""
+    try:
+        seconds = float(_number(outcome.seconds))
+        seconds = seconds if math.isfinite(seconds) else elapsed
+    except (TypeError, ValueError, OverflowError):
+        seconds = elapsed
+    metrics: dict[str, float] = {}
+    for name, value in outcome.metrics.items() if not text else ():
         try:
-            finite = math.isfinite(value)
+            metrics[name] = _number(value)
+            why = "" if math.isfinite(metrics[name]) else f"is {metrics[name]}"
         except (TypeError, ValueError):
-            return f"metric {name} is {type(value).__name__}, not a number"
-        if not finite:
-            return f"metric {name} is {value}"
-    return ""
+            why = f"is {type(value).__name__}, not a number"
+        except OverflowError:
+            why = "is too large for a number"
+        if not isinstance(name, str):
+            why = f"has a name that is {type(name).__name__}, not text"
+        if why:
+            return Outcome({}, f"metric {name} {why}", seconds)
+    return Outcome(metrics, text, seconds, outcome.network)
+
+
+def _number(value: Any) -> float:
+    """A number, or what holds just one: of NumPy, of torch, a decimal or a fraction.
+
+    Raises:
+        TypeError, ValueError: It is none.
+        OverflowError: It is too large for a float.
+    """
+    if isinstance(value, Tensor | np.generic | np.ndarray):
+        value = value.item() if math.prod(value.shape) == 1 else None
+    if isinstance(value, str | bytes) or not hasattr(type(value), "__float__"):
+        raise TypeError
+    number = float(value)
+    return value if type(value) is int else number

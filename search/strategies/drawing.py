@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial
 
 from mixnas.search.strategies import Acceptable, Question
 from mixnas.search_space.architecture import Architecture
+from mixnas.search_space.errors import NasError
 from mixnas.search_space.space import SearchSpace
 
 MAX_DRAWS = 50
@@ -97,12 +98,22 @@ class BatchSampler(OverSpace, RandomSampler):
         """See `strategies.Batching`."""
         if len(self._decided) < count:
             rng = trial_generator(self._seed, len(study.get_trials(deepcopy=False)))
-            self._decided.extend(self.propose(study, count - len(self._decided), rng))
+            self._decided.extend(self._proposed(study, count - len(self._decided), rng))
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """The next of the batch; of one of its own, where the study refused some."""
         if not self._decided:
-            self._decided = deque(self.propose(study, 1, trial_generator(self._seed, trial.number)))
+            self._decided = deque(self._proposed(study, 1, trial_generator(self._seed, trial.number)))
         return self._space.params_of(self._decided.popleft())
+
+    def _proposed(self, study: Study, count: int, rng: np.random.Generator) -> list[Architecture]:
+        found: Any = self.propose(study, count, rng)
+        if not isinstance(found, list | tuple) or not found or not all(isinstance(a, Architecture) for a in found):
+            given = f"{type(found[0]).__name__} among others" if isinstance(found, list | tuple) and found else found
+            raise NasError(
+                f"the strategy {type(self).__name__} was asked to propose {count} architectures and gave {given!r}. "
+                "It must give a list of at least one; what is not acceptable the study refuses itself."
+            )
+        return list(found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -141,7 +141,7 @@ class SearchStudy:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 self.optuna_study.set_metric_names([o.name for o in objectives])
-        self._mark_interrupted()
+        self.mark_interrupted()
         trials = self.optuna_study.get_trials(deepcopy=False)
         records = [_record(trial) for trial in trials if trial.state != TrialState.WAITING]
         self.results = Results(objectives, constraints, records, _reference(self.optuna_study))
@@ -180,8 +180,11 @@ class SearchStudy:
         finally:
             self._backend.close()
 
-    def _mark_interrupted(self) -> None:
+    def mark_interrupted(self, but: Collection[int] = ()) -> None:
+        """End the trials that nobody carries out any more: all that are running, but for those of these numbers."""
         for trial in self.optuna_study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if trial.number in but:
+                continue
             fail(self.optuna_study, trial, failure=INTERRUPTED)
             _logger.info("trial %d was interrupted; its architecture may be evaluated again", trial.number)
 

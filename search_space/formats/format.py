@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from mixnas.search_space.errors import ConfigError, IntegrityError, NasError, nearest
+from mixnas.search_space.extensions import HINT, import_extensions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,12 +82,18 @@ def register(cls: _Class) -> _Class:
     """Class decorator that registers a format.
 
     Raises:
-        NasError: The name is taken.
+        NasError: The name is taken, or the name of the file.
     """
     taken = _formats.get(cls.name)
     if taken is not None and type(taken) is not cls:
         here, there = (f"{c.__module__}.{c.__qualname__}" for c in (cls, type(taken)))
         raise NasError(f"format {cls.name!r} is registered twice: by {there} and by {here}. Rename one.")
+    for other in _formats.values():
+        if other.name != cls.name and other.file_name == cls.file_name:
+            raise NasError(
+                f"format {cls.name!r} writes {cls.file_name}, and so does {other.name!r}: in one export they would "
+                "overwrite each other. Choose another file_name."
+            )
     _formats[cls.name] = cls()
     return cls
 
@@ -103,7 +110,8 @@ def _modules() -> dict[str, str]:
 
 
 def names() -> list[str]:
-    """Sorted names of all formats; imports none of them."""
+    """Sorted names of all formats; imports none of the package's."""
+    import_extensions()
     return sorted(_modules().keys() | _formats.keys())
 
 
@@ -114,10 +122,12 @@ def get(name: str) -> Format:
         ConfigError: No such format; the message names the nearest and all there are.
     """
     if name not in _formats:
+        import_extensions()
+    if name not in _formats:
         module = _modules().get(name)
         if module is None:
             known = names()
-            raise ConfigError(f"no format is called {name!r}.{nearest(name, known)} Allowed: {', '.join(known)}.")
+            raise ConfigError(f"no format is called {name!r}.{nearest(name, known)} Allowed: {', '.join(known)}.{HINT}")
         importlib.import_module(module)
     return _formats[name]
 

@@ -39,7 +39,8 @@ def test_front_as_json_csv_and_filtered(searched: Path):
     cheapest = min(member["metrics"]["params"] for member in front)
     few = json.loads(ok("front", "first", "--json", "--where", f"params <= {cheapest}", *runs))["front"]
     assert [member["metrics"]["params"] for member in few] == [cheapest]
-    assert nas("front", "first", "--where", "params < 1", *runs).returncode == 3
+    none = nas("front", "first", "--where", "params < 1", *runs)
+    assert none.returncode == 3 and none.stdout == "" and "no network of the front satisfies" in none.stderr
     wrong = nas("front", "first", "--where", "parms < 1", *runs)
     assert wrong.returncode == 2 and "Did you mean 'params'?" in wrong.stderr
 
@@ -171,6 +172,17 @@ def test_an_aborted_search_ends_with_status_4_and_can_be_resumed(tmp_path: Path)
     assert aborted.returncode == 4 and "nas: aborted" in aborted.stderr
     ok("resume", "aborted", "-q", *runs)
     assert json.loads(ok("status", "aborted", "--json", *runs))["done"] == 6
+
+
+def test_dry_run_says_the_seed_and_what_may_take_how_long(tmp_path: Path):
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    asked = ("search", "--dry-run", "-c", tmp_path / "config.yaml", "--seed", 7)
+    said = ok(*asked)
+    assert "standalone, no limit of time, seed 7" in said and "batch size 1; no profile" in said
+    settings = ["search.evaluator=supernet", "search.time=90s", "latency.profile=30s", "supernet.seconds=20"]
+    said = ok(*asked, *(word for setting in settings for word in ("--set", setting)))
+    assert "supernet, at most 90 s, seed 7" in said and "super-network 20 s of training" in said
+    assert "a profile of 30 s" in said
 
 
 def test_a_damaged_run_ends_with_status_5(searched: Path, tmp_path: Path):

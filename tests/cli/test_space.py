@@ -24,6 +24,13 @@ def test_space_verbs(tmp_path: Path):
     assert "84 architectures" in ok("space", "check", path)
 
 
+def test_what_cannot_stand_there_is_said_with_the_file(tmp_path: Path):
+    path = tmp_path / "odd.yaml"
+    path.write_text(CONFIG.replace("mixer: [identity,", "mixer: [{name: attention, heads: 3},"))
+    answer = nas("space", "check", path)
+    assert answer.returncode == 2 and answer.stderr.startswith(f"nas: {path}: space: "), answer.stderr
+
+
 def test_a_space_whose_constraints_nothing_meets_ends_with_status_3(tmp_path: Path):
     path = tmp_path / "config.yaml"
     path.write_text(CONFIG)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import mixnas
+from mixnas.evaluators.tasks.digits import Digits
 from mixnas.evaluators.training import evaluate
 from mixnas.predictors.latency.predictor import LatencyPredictor
 from mixnas.search.config import Config, read_config
@@ -18,7 +19,7 @@ from mixnas.search.run.directory import Run
 from mixnas.search.run.progress import Progress
 from mixnas.search.run.stopping import StopSignal
 from mixnas.search_space.architecture import Architecture
-from mixnas.search_space.errors import ConfigError, InfeasibleError, StoppedEarly
+from mixnas.search_space.errors import ConfigError, InfeasibleError, NasError, StoppedEarly
 from mixnas.search_space.formats.safetensors import load_network
 
 V1 = Path(__file__).parents[1] / "data" / "v1"
@@ -156,6 +157,21 @@ def test_constraints_that_no_trial_meets_end_with_a_reason(tmp_path: Path):
     ):
         _job(run, config).execute()
     assert (run.path / "trials.csv").exists() and run.front().members == ()
+
+
+class _Broken(Digits):
+    def loss(self, outputs, targets):
+        if outputs.shape[0] > 2:  # not those of the check
+            raise RuntimeError(f"no loss of {len(outputs)}")
+        return super().loss(outputs, targets)
+
+
+def test_a_search_of_which_every_trial_failed_says_why(tmp_path: Path):
+    task = {"name": f"{__name__}:_Broken"}
+    config = _config(STANDALONE, task=task, search={"trials": 3, "evaluator": "standalone"})
+    run = new_run(config, root=tmp_path, name="broken", source="test")
+    with pytest.raises(NasError, match=r"all 3 trials failed: RuntimeError: no loss of \d+ \(3 times\)\. Mend that"):
+        _job(run, config).execute()
 
 
 def test_searching_twice_in_one_process(tmp_path: Path):

@@ -23,6 +23,14 @@ def test_tasks_are_found_by_one_walk_of_a_folder(tmp_path) -> None:
     (tmp_path / "first.py").write_text("import nowhere\n\nclass First(Base):\n    name: str = 'one'\n")
     (tmp_path / "helper.py").write_text("class Base:\n    name: str\n\nclass Named:\n    named = 'no'\n")
     assert find_tasks(tmp_path, "some.package") == {"one": "some.package.first:First"}
+    both = "class Both(Base):\n    name, metric, direction = 'two', 'mae', 'min'\n"
+    (tmp_path / "both.py").write_text(both + "\nclass Odd(Base):\n    (a, [name]), b = (1, ['three']), name\n")
+    found = find_tasks(tmp_path, "some.package")
+    assert found == {
+        "one": "some.package.first:First",
+        "two": "some.package.both:Both",
+        "three": "some.package.both:Odd",
+    }
     (tmp_path / "second.py").write_text("class Second(Base):\n    name = 'one'\n")
     with pytest.raises(NasError, match=r"'one': some.package.first:First and some.package.second:Second. Rename one"):
         find_tasks(tmp_path, "some.package")

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import decimal
 import errno
+import fractions
 import math
 import os
 import random
@@ -16,9 +18,11 @@ from mixnas.evaluators.protocol import Outcome
 from mixnas.search.engines.local import LocalEngine
 from mixnas.search.engines.session import Budget, Session
 from mixnas.search.run.stopping import StopSignal
+from mixnas.search.strategies import Strategy
+from mixnas.search.strategies.drawing import BatchSampler
 from mixnas.search.strategies.evolution import NSGA2
 from mixnas.search.study.reading import read_results
-from mixnas.search.study.study import SearchStudy
+from mixnas.search.study.study import Proposal, SearchStudy
 from mixnas.search_space.errors import MachineError, NasError, StoppedEarly
 from tests.contracts.engine import carry_out
 from tests.search.problems import FromFunction, analytic
@@ -154,6 +158,91 @@ def test_a_full_disk_under_the_journal_stops_it_with_what_to_do(study, monkeypat
         carry_out(LocalEngine(), study, FromFunction(fills), Budget(trials=8))
     full.clear()
     study.close()
+
+
+def kept(tmp_path, space, objectives, outcome: Outcome):
+    """The record that a session makes of an outcome."""
+    with SearchStudy(tmp_path / "kept", space, objectives) as study, Session(study, Budget(trials=3)) as session:
+        (proposal,) = session.next()
+        return session.done(proposal, outcome)
+
+
+HALVES = [
+    *(torch.tensor(0.5), torch.tensor([[0.5]], dtype=torch.float64, requires_grad=True)),
+    *(np.array(0.5), np.array([0.5]), np.float32(0.5), decimal.Decimal("0.5"), fractions.Fraction(1, 2)),
+]
+
+
+@pytest.mark.parametrize("half", HALVES, ids=repr)
+def test_whatever_is_a_number_is_kept_as_one(tmp_path, space, objectives, half):
+    known = {"latency_ms": np.int64(3), "params": 7}
+    record = kept(tmp_path, space, objectives, Outcome({**known, "accuracy": half}, seconds=half))
+    assert (record.status, record.metrics, record.seconds) == ("done", {**known, "accuracy": 0.5}, 0.5)
+    assert {type(value) for value in record.metrics.values()} <= {int, float}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "says"),
+    [
+        ({"accuracy": torch.tensor([0.5, 0.5])}, "metric accuracy is Tensor, not a number"),
+        ({"accuracy": np.array([])}, "metric accuracy is ndarray, not a number"),
+        ({"accuracy": "0.5"}, "metric accuracy is str, not a number"),
+        ({"accuracy": None}, "metric accuracy is NoneType, not a number"),
+        ({"accuracy": 1 + 0j}, "metric accuracy is complex, not a number"),
+        ({"accuracy": 10**400}, "metric accuracy is too large for a number"),
+        ({"accuracy": decimal.Decimal("nan")}, "metric accuracy is nan"),
+        ({3: 1.0}, "metric 3 has a name that is int, not text"),
+    ],
+)
+def test_what_is_no_number_is_a_failure(tmp_path, space, objectives, metrics, says):
+    record = kept(tmp_path, space, objectives, Outcome({"latency_ms": 1.0, **metrics}))
+    assert (record.status, record.failure) == ("failed", says)
+
+
+def test_a_failure_and_a_time_of_any_kind_are_kept(tmp_path, space, objectives):
+    record = kept(tmp_path, space, objectives, Outcome({}, ValueError("no such"), seconds=math.nan))
+    assert (record.status, record.failure) == ("failed", "ValueError: no such") and 0 <= record.seconds < 3600
+
+
+def test_an_outcome_is_taken_once_and_of_what_was_proposed(study):
+    with Session(study, Budget(trials=9)) as session:
+        first, second = session.next(2)
+        session.done(first, outcome(first))
+        with pytest.raises(NasError, match=f"trial {first.number} is not in flight: its outcome was taken already"):
+            session.done(first, outcome(first))
+        swapped = Proposal(second.trial, first.request)
+        with pytest.raises(NasError, match=f"trial {second.number}: .* {second.architecture.id} was proposed"):
+            session.done(swapped, outcome(first))
+        assert session.done(second, outcome(second)).id == second.architecture.id
+    assert study.results.counts == {"done": 2}
+
+
+def test_an_evaluator_that_answers_too_little_is_named(study):
+    class Short(FromFunction):
+        def evaluate(self, requests):
+            return super().evaluate(requests)[1:]
+
+    with pytest.raises(NasError, match="the evaluator Short gave 2 outcomes for 3 requests"):
+        carry_out(LocalEngine(batch=3), study, Short(analytic), Budget(trials=9))
+    assert study.results.counts == {"interrupted": 3}
+
+
+@pytest.mark.parametrize("given", [[], None, ["conv"]], ids=repr)
+@pytest.mark.parametrize("later", [False, True])
+def test_a_strategy_that_proposes_nothing_is_named(tmp_path, space, objectives, given, later):
+    class Nothing(BatchSampler):
+        def propose(self, study, count, rng):
+            return [space.decode(np.zeros(len(space.variables), dtype=int))] if later and not study.trials else given
+
+    class Strange(Strategy):
+        def make(self, question, cheap, acceptable):
+            return Nothing(question, acceptable)
+
+    path = tmp_path / "strange"
+    says = r"the strategy Nothing was asked to propose .* It must give a list"
+    with SearchStudy(path, space, objectives, strategy=Strange()) as study, pytest.raises(NasError, match=says):
+        carry_out(LocalEngine(batch=2), study, FromFunction(analytic), Budget(trials=9))
+    assert "running" not in read_results(path, objectives).counts
 
 
 def test_a_missing_metric_stops_it(study):
