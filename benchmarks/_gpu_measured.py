@@ -134,6 +134,7 @@ def _measure(context: Context, setting: Setting, results: Results, place: Path, 
         "calibration": predictor.accuracy,
     }
     item.pop("failed", None)
+    pack(context, place, results)  # what was measured comes back, whatever becomes of the rest
     results.keep(setting.name, item)
     _unseen(context, setting, space, predictor, place, quick, results, until)
     judge(results.items[setting.name], predictor, setting.io)

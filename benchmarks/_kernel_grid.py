@@ -315,11 +315,11 @@ def odd() -> Iterator[Point]:
 
 def tiny() -> Iterator[Point]:
     """Yield one shape of each kind that the interpreter gets through at once."""
-    yield _conv2d(2, 5, 5, 3, "silu", gated=True)
+    yield _conv2d(1, 3, 3, 3, "silu", gated=True)
     yield _conv1d(2, 7, 5, 4)
     yield _norm(9, 12, "layer")
     yield _glu(3, 5, "silu")
     yield _gla(1, 9, 1, 16, both=False)
-    yield _scan(1, 5, 3, 2)
+    yield _scan(1, 3, 2, 2)
     yield _neighborhood(1, 5, 1, 16, 3, 1)
-    yield _block(1, 3, 16, 3, 1)
+    yield _block(1, 2, 16, 3, 1)

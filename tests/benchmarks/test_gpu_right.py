@@ -19,7 +19,7 @@ skip = json.load(open(answers + ".skip"))
 group = arguments["--step"].partition(":")[2]
 with open(answers, "a") as file:
     def answer(**what):
-        file.write(json.dumps(what) + "\\n")
+        file.write(json.dumps({"group": group.split("+")[0], **what}) + "\\n")
         file.flush()
     for name in ("first", "dies", "loses", "hangs", "last"):
         key = f"{group} {name}"
@@ -37,14 +37,15 @@ with open(answers, "a") as file:
 """
 
 
-def _run(tmp_path, monkeypatch, seconds, groups):
+def _run(tmp_path, monkeypatch, groups, seconds=3600.0, hangs=lambda worker: worker.begun.endswith("hangs")):
+    """No check waits for a length of time: what hangs is known by its name."""
     import _gpu_right
     from _gpu_context import Context
 
     script = tmp_path / "worker.py"
     script.write_text(_WORKER)
     monkeypatch.setattr(_gpu_right, "_SCRIPT", script)
-    monkeypatch.setattr(_gpu_right, "_CHECK_S", 1.0)
+    monkeypatch.setattr(_gpu_right._Worker, "hangs", property(hangs))
     monkeypatch.setattr(_gpu_right, "groups", lambda dry: list(groups))
     out, work = tmp_path / "out", tmp_path / "work"
     out.mkdir(exist_ok=True)
@@ -55,19 +56,29 @@ def _run(tmp_path, monkeypatch, seconds, groups):
 
 
 def test_a_check_costs_no_other(tmp_path, monkeypatch, scripts):
-    items = _run(tmp_path, monkeypatch, 60.0, ["a", "b"])["items"]
+    items = _run(tmp_path, monkeypatch, ["a", "b"])["items"]
     for group in "ab":
         assert items[f"{group} first"]["right"] and items[f"{group} last"]["right"]
         assert items[f"{group} dies"]["why"] == "its process ended with -9"
         assert items[f"{group} loses"]["why"] == "illegal memory access"
-        assert items[f"{group} hangs"]["why"] == "no answer in 1 s"
+        assert items[f"{group} hangs"]["why"] == "no answer in 100 s"
     assert len(items) == 10
 
 
 def test_what_there_was_no_time_for_is_said(tmp_path, monkeypatch, scripts):
-    data = _run(tmp_path, monkeypatch, 1.5, ["a", "b", "c", "d"])
+    data = _run(tmp_path, monkeypatch, ["a", "b", "c", "d+e"], seconds=1.0, hangs=lambda worker: False)
     assert not data["complete"]
-    assert data["left_out"]["d"] == "out of time"
+    assert data["left_out"]["d"] == data["left_out"]["e"] == "out of time", "each part by itself"
+
+
+def test_a_check_hangs_after_a_while(scripts):
+    import _gpu_right
+
+    worker = _gpu_right._Worker("a+b", None, None)
+    assert not worker.hangs and worker.parts_left == ["a", "b"]
+    worker.since -= _gpu_right._CHECK_S
+    worker.part = "b"
+    assert worker.hangs and worker.parts_left == ["b"]
 
 
 def _launched(points):
