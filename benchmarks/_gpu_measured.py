@@ -219,14 +219,17 @@ def _times(
     with fixed_threads(config.threads):
         for architecture in architectures:
             build = functools.partial(_network, architecture, setting.io, generator)
-            network = runtimes.built_on(device, build)
-            inputs = setting.io.example(setting.batch, generator=generator).to(device)
             try:
+                network = runtimes.built_on(device, build)
+                inputs = setting.io.example(setting.batch, generator=generator).to(device)
                 calls.append(runtimes.prepare(network, inputs, runtime, config.threads))
             except (ConfigError, RuntimeError) as error:
                 if not isinstance(error, ConfigError) and not runtimes.is_out_of_memory(error):
                     raise
                 calls.append(None)
+                network = inputs = None
+                if device == "cuda":
+                    torch.cuda.empty_cache()
                 print(f"{setting.name}: {architecture.id} is left out: {first_line(error)}")
         if runtime == "graph":
             sentinel = runtimes.prepare(*sentinel_module(device), "graph", config.threads)

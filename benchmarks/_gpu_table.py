@@ -143,13 +143,16 @@ def _trained(trained: Mapping[str, Any]) -> Iterator[str]:
     if not trained:
         return
     yield "== trained"
+    best = 0.0
     for name, item in trained["items"].items():
         if not item.get("right"):
             yield f"  {name}: {item.get('failed')}"
         elif "steps_per_s" in item:
+            best = max(best, item["steps_per_s"])
+            loses = f", the input loses {100 * (1 - item['steps_per_s'] / best):.0f}%" if item.get("streamed") else ""
             yield (
-                f"  {name:62s} {item['steps_per_s']:8.2f} steps/s, floor {item['floor_steps_per_s']:.1f} "
-                f"(products alone), {item.get('peak_gib', 0):.1f} GiB"
+                f"  {name:56s} {item['steps_per_s']:8.2f} steps/s, at most {item['floor_steps_per_s']:.1f} by its "
+                f"products{loses}, {item.get('peak_gib', 0):.1f} GiB"
             )
         elif "best_test" in item:
             yield (

@@ -165,6 +165,27 @@ def test_shares_pass_on_what_is_left(scripts):
     assert _gpu_steps.share("measured", ["measured"], 60.0) == 60.0
 
 
+@pytest.mark.parametrize("patience", [0.0, 3.0])
+def test_nine_minutes_are_kept_whatever_hangs(tmp_path, monkeypatch, scripts, patience):
+    """On a recorded clock: every step takes all it is given, and what it takes to end it besides."""
+    import _gpu_steps
+    import gpu
+
+    now = [1000.0]
+    monkeypatch.setattr(_gpu_steps.time, "monotonic", lambda: now[0])
+
+    def hang(run, step, seconds):
+        now[0] += seconds + run.grace_s + patience
+        return "timed out", ""
+
+    monkeypatch.setattr(_gpu_steps, "one_try", hang)
+    deadline = now[0] + 540.0 - gpu._CLOSING_S
+    run = _gpu_steps.Run(out=tmp_path, work=tmp_path, deadline=deadline, dry=False, grace_s=12.0)
+    ended = _gpu_steps.run_all(run, list(gpu.STEPS), say=lambda text: None)["steps"]
+    assert {step["state"] for step in ended.values()} == {"timed out"}
+    assert 1000.0 + 540.0 - 2 * gpu._CLOSING_S < now[0] <= 1000.0 + 540.0
+
+
 def test_a_log_is_cut_from_its_beginning(tmp_path, monkeypatch, scripts):
     import _gpu_steps
 

@@ -289,6 +289,33 @@ def test_what_came_back_may_be_read_only(came_back, checkout):
     assert kept("measured", _DEVICE, checkout).exists()
 
 
+def test_what_ships_of_gpus_loads_and_is_used(scripts):
+    """Whatever `--take` has put into this checkout, and what else is there."""
+    from _checkout import ROOT
+    from _gpu_results import read_step
+
+    from mixnas.predictors.latency.predictor import SHIPPED, installed
+    from mixnas.predictors.measuring.table import MeasurementTable
+
+    shipped = installed(SHIPPED)
+    assert shipped, "a device ships"
+    for device, tag, path in shipped:
+        predictor = LatencyPredictor.open(path)
+        assert (predictor.device, predictor.tag) == (device, tag) and predictor.meta["num_units"] > 0
+        assert MeasurementTable.load(SHIPPED, device, tag).subjects
+        assert LatencyPredictor.load(device, tag).device == device, "a query finds it"
+    for path in (ROOT / "benchmarks" / "results").glob("gpu-*.json"):
+        data, fault = read_step(path)
+        assert not fault and not data["dry"] and path.name == f"gpu-{data['device']}.{data['step']}.json"
+    for family, table in configs.load().items():
+        for kernel, by_gpu in table["kernels"].items():
+            for gpu in by_gpu:
+                assert gpu in (configs.ANY_GPU, configs.INTERPRETER, *table["provenance"]), (
+                    f"{family}: {kernel} for {gpu} says where it is from"
+                )
+                assert configs.rows(kernel, gpu)[-1].up_to == {}, "every size has a row"
+
+
 def test_nothing_is_taken_from_nothing(tmp_path, scripts):
     from _gpu_take import take
 
