@@ -117,7 +117,7 @@ def _measure(context: Context, setting: Setting, results: Results, place: Path, 
     quick = MeasureConfig(batch_size=setting.batch, window_ms=10.0)
     if context.dry:
         quick = MeasureConfig(passes=1, window_ms=0.2, sentinel_repeats=2, max_extra_passes=0)
-        left = min(left, 30.0)
+        left = min(left, 600.0)  # it ends when all is measured
     budget = left * (_PROFILE_SHARE if len(results.items.get(setting.name, {}).get("ids", [])) < _UNSEEN else 0.9)
     began = time.monotonic()
     predictor = _profiled(context, setting, space, plain, place, budget, quick)

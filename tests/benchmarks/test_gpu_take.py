@@ -34,7 +34,7 @@ def tables(tmp_path_factory):
     """A table and a predictor as a GPU of that name would leave them."""
     place = tmp_path_factory.mktemp("tables")
     quick = MeasureConfig(passes=1, window_ms=0.2, sentinel_repeats=2, max_extra_passes=0)
-    config = ProfileConfig(budget_s=60, max_networks=16, measure=quick, fit=FitConfig(num_trees=10))
+    config = ProfileConfig(budget_s=600, max_networks=16, measure=quick, fit=FitConfig(num_trees=10))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(profile_module, "device_name", lambda *_: _DEVICE)
         profile(SearchSpace.from_dict(_PLAIN), _IO, runtime="eager", directory=place, config=config)
