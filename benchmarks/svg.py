@@ -162,7 +162,7 @@ def main() -> None:
     """The command line."""
     from mixnas.search.run.directory import Run
     from mixnas.search.study.objectives import parse_objectives
-    from mixnas.search.study.study import read_results
+    from mixnas.search.study.reading import read_results
     from mixnas.search_space.files import atomic_write
 
     parser = argparse.ArgumentParser(description="The front of a run as SVG.")

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import logging
-import os
 import pkgutil
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from mixnas import cli
+from mixnas.cli.streams import guarded
 from mixnas.cli.verbs import Group, Verb
-from mixnas.search_space.errors import NasError
+from mixnas.search_space.errors import NasError, StoppedEarly, machine_fault, nearest
 
 EXIT_STATUS = """\
 exit status: 0 done; 1 failed; 2 wrong usage or configuration; 3 nothing feasible under the constraints;
@@ -21,8 +22,25 @@ exit status: 0 done; 1 failed; 2 wrong usage or configuration; 3 nothing feasibl
 
 
 class _Parser(argparse.ArgumentParser):
+    """Names what is nearest to a word that is not known."""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            known = list(map(str, action.choices))
+            text = f"{value!r} is not known.{nearest(value, known)} Allowed: {', '.join(known)}"
+            raise argparse.ArgumentError(action, text)
+
+    def parse_all(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        """`parse_args`, with the options of the verb that was called to choose the nearest from."""
+        args, rest = self.parse_known_args(argv)
+        if rest:
+            of: argparse.ArgumentParser = getattr(args, "parser", None) or self
+            near = nearest(rest[0].partition("=")[0], of._option_string_actions)
+            of.error(f"{rest[0]!r} is not known.{near}")
+        return args
+
     def error(self, message: str) -> Any:
-        self.exit(2, f"{self.prog}: {message}. See: {self.prog} --help\n")
+        self.exit(2, f"{self.prog}: {message}{'' if message.endswith('?') else '.'} See: {self.prog} --help\n")
 
 
 def _common() -> argparse.ArgumentParser:
@@ -43,7 +61,7 @@ def find_verbs() -> list[Verb | Group]:
     return [verb for module in having for verb in module.VERBS]
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> _Parser:
     """The parser of the whole command line; a parsed line knows its `Verb` as `called`."""
     common = _common()
     parser = _Parser(
@@ -58,7 +76,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     def add(verb: Verb, places: Any) -> None:
         made = places.add_parser(verb.name, parents=[common], help=verb.text, description=verb.text)
-        made.set_defaults(called=verb)
+        made.set_defaults(called=verb, parser=made)
         verb.arguments(made)
 
     for found in find_verbs():
@@ -75,7 +93,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = make_parser()
-    args = parser.parse_args(argv)
+    args = parser.parse_all(argv)
     if args.version:
         import mixnas
 
@@ -85,20 +103,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb is None:
         parser.print_help()
         return 0
-    level = logging.DEBUG if args.verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    for noisy in ("torch", "jax", "matplotlib", "asyncio"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    with guarded() as (out, err):
+        level = logging.DEBUG if args.verbose else logging.WARNING
+        logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=err, force=True)
+        for noisy in ("torch", "jax", "matplotlib", "asyncio"):
+            logging.getLogger(noisy).setLevel(logging.WARNING)
+        status = _carry_out(verb, args)
+        with contextlib.suppress(OSError):
+            out.flush()
+        if status == 0 and out.failed is not None and not isinstance(out.failed, BrokenPipeError):
+            print(f"nas: stdout cannot be written: {out.failed.strerror or out.failed}.", file=err)
+            status = 1
+    return status
+
+
+def _carry_out(verb: Verb, args: argparse.Namespace) -> int:
+    """Run a verb; whatever ends it is one sentence and a status."""
     try:
         return verb.run(args)
     except NasError as error:
-        if args.verbose:
-            logging.getLogger(__name__).debug("traceback", exc_info=True)
-        print(f"nas: {error}", file=sys.stderr)
-        return error.exit_status
+        problem, status = str(error), error.exit_status
     except KeyboardInterrupt:
-        print("nas: aborted", file=sys.stderr)
-        return verb.aborted
+        problem, status = "aborted", verb.aborted
     except BrokenPipeError:  # the reader of a pipe has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except SystemExit as end:
+        problem, status = f"something that was run ended the program (sys.exit({end.code}))", 1
+    except (OSError, MemoryError, RuntimeError) as error:
+        fault = machine_fault(error)
+        if not fault:
+            raise
+        advice = " Then go on: nas resume RUN." if verb.aborted == StoppedEarly.exit_status else ""
+        problem, status = f"{fault}.{advice}", verb.aborted
+    if args.verbose:
+        logging.getLogger(__name__).debug("traceback", exc_info=True)
+    print(f"nas: {problem}", file=sys.stderr)
+    return status

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mixnas.search.run.directory import Run, RunStatus
-    from mixnas.search.study.results import Results, TrialRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,37 +30,18 @@ class Overview:
 
 def overview(run: Run) -> Overview:
     """Look at a run; for one that is running, too."""
-    from mixnas.evaluators.protocol import standard_error
     from mixnas.search.study.objectives import parse_constraints, parse_objectives
-    from mixnas.search.study.study import read_results
+    from mixnas.search.study.reading import summary_of
 
     status, fixed = run.status(), run.manifest["fixed"]
     objectives, constraints = parse_objectives(fixed["objectives"]), parse_constraints(fixed.get("constraints", []))
-    results = read_results(run.journal, objectives, constraints)
-    best = _best(results)
-    values = {name: member.metrics[name] for name, member in best.items()}
-    errors = {
-        name: member.metrics[standard_error(name)]
-        for name, member in best.items()
-        if standard_error(name) in member.metrics
-    }
-    return Overview(status, values, errors, results.hypervolume(), _seconds_left(status, results))
+    found = summary_of(run.journal, objectives, constraints)
+    return Overview(
+        status, dict(found.best), dict(found.errors), found.hypervolume, _seconds_left(status, found.seconds)
+    )
 
 
-def _best(results: Results) -> dict[str, TrialRecord]:
-    """The trial of the front that is best by each objective."""
-    members = results.front()
-    if not members:
-        return {}
-    found = {}
-    for objective in results.objectives:
-        values = [member.metrics[objective.name] for member in members]
-        found[objective.name] = members[values.index((max if objective.maximise else min)(values))]
-    return found
-
-
-def _seconds_left(status: RunStatus, results: Results) -> float | None:
-    seconds = [record.seconds for record in results.records if record.status == "done"]
-    if status.state != "running" or not seconds or not status.trials or status.done >= status.trials:
+def _seconds_left(status: RunStatus, seconds: float) -> float | None:
+    if status.state != "running" or not status.done or not status.trials or status.done >= status.trials:
         return None
-    return (status.trials - status.done) * sum(seconds) / len(seconds)
+    return (status.trials - status.done) * seconds / status.done

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from mixnas.search_space.errors import visible
+
 _PIPE_WIDTH = 200  # a file or a pipe has no width of its own
 _BETWEEN = 3  # characters between two columns
 _LEAST_TEXT = 12  # characters of a column that is wrapped
@@ -54,9 +56,10 @@ def print_table(
     from rich.table import Table
 
     width = terminal_width()
+    columns, rows = list(columns), [[visible(cell) for cell in row] for row in rows]
     if width is not None:
         columns, rows = _without_spare(columns, rows, width, cut, spare)
-    table = Table(*columns, title=escape(title) or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(*columns, title=escape(visible(title)) or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     kept = []  # columns whose cells stay whole, and how wide they are with and without their headers on one line
     for i, column in enumerate(table.columns):
         cells = [row[i] for row in rows]
@@ -81,7 +84,8 @@ def print_table(
         line = line if width else max(line, rest + used + longest)
     for row in rows:
         table.add_row(*map(escape, row))
-    console = Console(no_color=not colored(args), highlight=False, soft_wrap=False)
+    out = getattr(sys.stdout, "raw", sys.stdout)  # rich draws itself; what it is given was made visible above
+    console = Console(file=out, no_color=not colored(args), highlight=False, soft_wrap=False)
     console.width = line
     console.print(table)
 

@@ -67,6 +67,13 @@ def budgeted(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--time", metavar="T", help="time limit of the search phase, e.g. 5m")
 
 
+def trusting(parser: argparse.ArgumentParser) -> None:
+    """The argument of verbs that run a run's own task."""
+    parser.add_argument(
+        "--trust", action="store_true", help="run the run's own task though the run was not started here with it"
+    )
+
+
 # -- what they stand for --------
 
 
@@ -86,6 +93,9 @@ def config_name(args: argparse.Namespace) -> str:
 
 def load_config(args: argparse.Namespace) -> Config:
     """The configuration that was asked for, or the embedded one."""
+    from mixnas.search_space.files import load_yaml
+
+    load_yaml(args.config or DEFAULT_CONFIG)  # what is no YAML is said before torch is imported
     from mixnas.search import config
 
     return config.load_config(args.config or DEFAULT_CONFIG, settings=settings(args))

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
+from mixnas.evaluators.isolation import undisturbed
 from mixnas.search_space.architecture import Architecture
-from mixnas.search_space.errors import StoppedEarly
+from mixnas.search_space.errors import MachineError, StoppedEarly, machine_fault, visible
 from mixnas.search_space.reporting import SILENT, Report
 
 if TYPE_CHECKING:
@@ -130,16 +131,23 @@ class EvaluatorSpec(Protocol):
 def attempt(evaluate: Callable[[Request], Outcome], request: Request) -> Outcome:
     """The outcome of one request; whatever goes wrong in it becomes the reason of its failure.
 
+    What it changed for the whole process is put back (`isolation`). A fault of the machine is no failure of the
+    architecture: it ends the search, and the trial stays open.
+
     Raises:
         StoppedEarly: It was asked to stop.
+        MachineError: The disk is full, the host's memory used up, a permission missing.
     """
     started = time.perf_counter()
     try:
-        found = evaluate(request)
+        with undisturbed():
+            found = evaluate(request)
         return Outcome(found.metrics, found.failure, time.perf_counter() - started, found.network)
     except StoppedEarly:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a task that ends the program ends its trial
+        if fault := machine_fault(error):
+            raise MachineError(f"architecture {request.architecture.id}: {fault}.") from error
         failure = _reason(error)
         _logger.debug("architecture %s failed", request.architecture.id, exc_info=True)
     if failure.startswith("out of memory"):
@@ -147,10 +155,10 @@ def attempt(evaluate: Callable[[Request], Outcome], request: Request) -> Outcome
     return Outcome({}, failure, time.perf_counter() - started)
 
 
-def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    # torch.OutOfMemoryError by its name, so that an evaluator without torch does not import it
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+def _reason(error: BaseException) -> str:
+    text = visible(" ".join(str(error)[:2000].split()))
+    # torch.OutOfMemoryError, of a GPU, by its name, so that an evaluator without torch does not import it
+    if type(error).__name__ == "OutOfMemoryError":
         return f"out of memory: {text[:300]}".rstrip(": ")
     return f"{type(error).__name__}: {text[:500]}".rstrip(": ")
 

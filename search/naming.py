@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from mixnas.search_space.errors import ConfigError, nearest
+from mixnas.search_space.errors import ConfigError, listed, nearest, shown
 from mixnas.search_space.settings import build
 
 _T = TypeVar("_T")
@@ -28,7 +28,7 @@ class Named:
         if isinstance(plain, str):
             return cls(plain)
         if not isinstance(plain, Mapping) or not isinstance(plain.get("name"), str):
-            raise ConfigError(f"{where}: expected a name or {{name: ..., option: value}}; got {plain!r}.")
+            raise ConfigError(f"{where}: expected a name or {{name: ..., option: value}}; got {shown(plain)}.")
         return cls(plain["name"], {key: value for key, value in plain.items() if key != "name"})
 
     def to_plain(self) -> str | dict[str, Any]:
@@ -83,8 +83,8 @@ class Registry(Generic[_T]):
         names = list(self)
         if named.name not in names:
             raise ConfigError(
-                f"{where}: no {self.kind} is called {named.name!r}.{nearest(named.name, names)} "
-                f"Allowed: {', '.join(names)}."
+                f"{where}: no {self.kind} is called {shown(named.name)}.{nearest(named.name, names)} "
+                f"Allowed: {listed(names)}."
             )
         return build(self._classes[named.name], named.options, where)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import re
 from collections.abc import Iterable
 
 
@@ -39,13 +41,76 @@ class StoppedEarly(NasError):  # noqa: N818 - not a failure: the run can be resu
     exit_status = 4
 
 
+class MachineError(StoppedEarly):
+    """The machine, not an architecture, is at fault: a full disk, no memory, no permission. Exit status 4."""
+
+
 class IntegrityError(NasError):
     """A file is damaged, truncated or not what it says it is. Exit status 5."""
 
     exit_status = 5
 
 
+_MACHINE = frozenset(
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOMEM, errno.EFBIG),
+        *(errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.EAGAIN),
+    }
+)
+_ADVICE = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Make it writable"),
+    **dict.fromkeys((errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE), "End other programs"),
+}
+_NO_MEMORY = re.compile(r"DefaultCPUAllocator|can't allocate memory|[Cc]annot allocate memory")
+
+
+def machine_fault(error: BaseException) -> str:
+    """What is wrong with this machine and what to do, where an error is its fault; empty where it is not.
+
+    Disk, memory of the host, permissions and open files are the machine's. A GPU's memory is not: that an architecture
+    does not fit there is a property of the architecture.
+    """
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
+        return "this machine's memory is used up. Free some, or make batches or the space smaller"
+    if isinstance(error, OSError) and error.errno in _MACHINE:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}. {_ADVICE.get(error.errno, 'Make room')}"
+    return ""
+
+
+_LONGEST_SHOWN = 80
+_LONGEST_LIST = 160
+
+
+def shown(value: object) -> str:
+    """A value as messages show it: its `repr`, cut where it is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a whole number of thousands of digits
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}... ({len(text)} characters)"
+
+
+def listed(names: Iterable[object]) -> str:
+    """Names as messages list them, separated by commas; a long list is cut and its length told."""
+    texts = [str(name) for name in names]
+    whole = ", ".join(texts)
+    if len(whole) <= _LONGEST_LIST:
+        return whole
+    kept = whole[:_LONGEST_LIST].rpartition(", ")[0] or whole[:_LONGEST_LIST]
+    return f"{kept}, ... ({len(texts)} in all)"
+
+
+def visible(text: str) -> str:
+    """Text in which nothing can move a terminal's cursor, colour it or hide: control characters are spelled out."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    )
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for the closest allowed name, or an empty string."""
-    close = difflib.get_close_matches(str(name), list(allowed), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name)[:_LONGEST_SHOWN], list(allowed), n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""

@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import fnmatch
 import importlib
+import math
 import pkgutil
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, TypeVar
 
-from mixnas.search_space.errors import ConfigError, NasError, nearest
+from mixnas.search_space.errors import ConfigError, NasError, listed, nearest, shown
 
 KINDS = ("image", "sequence", "causal")
 AXES = ("stem", "norm", "downsample", "mixer", "gate", "channel_mixer", "quant", "head")
 BETWEEN = ("stem", "downsample", "head")
 """Axes whose operators stand between two contexts: they are built with both, and tell their `out_size`."""
+
+LARGEST = 65_536
+"""Of a knob that names no bound of its own."""
 
 Value = int | float | str | bool
 _Class = TypeVar("_Class", bound=type)
@@ -69,7 +74,7 @@ class Knob:
         parts = ["a whole number" if isinstance(self.default, int) else "a number"]
         if self.low is not None or self.high is not None:
             parts.append(f"from {'-inf' if self.low is None else f'{self.low:g}'}")
-            parts.append(f"to {'inf' if self.high is None else f'{self.high:g}'}")
+            parts.append(f"to {LARGEST if self.high is None else self.high:g}")
         if self.step is not None:
             parts.append(f"in steps of {self.step:g}")
         return " ".join(parts)
@@ -82,18 +87,26 @@ class Knob:
             ok = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
             value = int(value) if ok else value
         elif isinstance(self.default, float):
-            ok = isinstance(value, int | float) and float("-inf") < value < float("inf")
+            ok = isinstance(value, int | float) and abs(value) <= sys.float_info.max
             value = float(value) if ok else value
         else:
             ok = isinstance(value, str)
         if not ok or (self.choices is not None and value not in self.choices):
             return None
         if isinstance(value, int | float) and not isinstance(value, bool):
-            if (self.low is not None and value < self.low) or (self.high is not None and value > self.high):
+            high = LARGEST if self.high is None else self.high
+            if (self.low is not None and value < self.low) or value > high:
                 return None
-            if self.step is not None and (value - (self.low or 0)) % self.step != 0:
+            if self.step is not None and not _is_multiple(value - (self.low or 0), self.step):
                 return None
         return value
+
+
+def _is_multiple(value: float, step: float) -> bool:
+    """Exactly of whole numbers; of decimals, which have no exact floats, as nearly as floats tell."""
+    if isinstance(value, int) and isinstance(step, int):
+        return value % step == 0
+    return math.isclose(value / step, round(value / step), rel_tol=1e-9, abs_tol=1e-9)
 
 
 @dataclass(frozen=True)
@@ -120,6 +133,23 @@ class Operator:
     check: Callable[[Context, Mapping[str, Value]], str | None] | None = None
 
 
+STRUCTURE: Mapping[str, Knob] = {
+    "width": Knob(1, low=1, high=16_384, doc="channels of a stage"),
+    "depth": Knob(1, low=1, high=256, doc="blocks of a stage"),
+    "recursion": Knob(1, low=1, high=64, doc="how often a block runs with one set of weights"),
+}
+"""The settings of stages and blocks, as `Knob`s."""
+
+MOST_CHOICES = 256
+"""Values in one list of choices."""
+MOST_COMBINATIONS = 4096
+"""Combinations of one operator's knobs."""
+MOST_STAGES = 64
+MOST_BLOCKS = 1024
+"""Blocks of a space, the deepest of each stage together."""
+MOST_VARIABLES = 20_000
+"""Choices of a space that depend on nobody else's, or on another one: `SearchSpace.variables`."""
+
 _operators: dict[tuple[str, str], Operator] = {}
 _aliases: dict[tuple[str, str], str] = {}
 
@@ -138,7 +168,8 @@ def register(
 
     Args:
         axis: One of `AXES`: the place in an architecture where it may stand.
-        name: The standard name in the literature, as it is written in an architecture file.
+        name: The standard name in the literature, as it is written in an architecture file: letters, digits and
+            underscores, and no attribute of a torch container (it becomes part of the names of parameters).
         paper: Where it comes from.
         kinds: The kinds of task that it serves.
         knobs: Its settings; the class takes them as keyword arguments of the same names.
@@ -146,14 +177,20 @@ def register(
         aliases: Former names, under which stored architectures may have it; the canonical form has `name`.
 
     Raises:
-        NasError: The name is taken, or the axis or a kind does not exist.
+        NasError: The name is taken or cannot be one, or the axis or a kind does not exist.
     """
     if axis not in AXES:
         raise NasError(f"operator {name!r}: no axis {axis!r}; the axes are {', '.join(AXES)}.")
     if not kinds or set(kinds) - set(KINDS):
         raise NasError(f"operator {name!r}: kinds {kinds!r} must be some of {', '.join(KINDS)}.")
+    _check_name(axis, name)
     knobs = dict(knobs or {})
     for knob_name, knob in knobs.items():
+        if not knob_name.isidentifier() or knob_name == "name":
+            raise NasError(
+                f"{axis} {name!r}: a knob cannot be called {knob_name!r}. It is a keyword argument of the class and a "
+                "key of a configuration, where `name` is the operator's: letters, digits and underscores."
+            )
         if knob.normalise(knob.default) is None:
             raise NasError(f"{axis} {name!r}: the default of {knob_name} is not {knob.describe()}.")
 
@@ -168,6 +205,22 @@ def register(
         return cls
 
     return decorate
+
+
+def _check_name(axis: str, name: str) -> None:
+    """Refuse a name under which torch holds no submodule."""
+    from torch import nn
+
+    if not isinstance(name, str) or not name.isidentifier():
+        raise NasError(
+            f"{axis} {name!r}: an operator's name is part of the names of its parameters. It must be letters, digits "
+            "and underscores, and begin with a letter."
+        )
+    if hasattr(nn.Sequential(), name) or hasattr(nn.ModuleDict(), name):
+        raise NasError(
+            f"{axis} {name!r}: torch's modules have an attribute of that name, so that no submodule can. Choose "
+            f"another, for example {name}_{axis}."
+        )
 
 
 _loaded = False
@@ -199,7 +252,7 @@ def get(axis: str, name: str) -> Operator:
         known = names(axis)
         elsewhere = [a for a in AXES if (a, name) in _operators]
         hint = f" It is a {elsewhere[0].replace('_', ' ')}." if elsewhere else nearest(name, known)
-        raise ConfigError(f"no {axis.replace('_', ' ')} is called {name!r}.{hint} Allowed: {', '.join(known)}.")
+        raise ConfigError(f"no {axis.replace('_', ' ')} is called {shown(name)}.{hint} Allowed: {listed(known)}.")
     return operator
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from mixnas.search_space.errors import ConfigError, nearest
+from mixnas.search_space.errors import ConfigError, listed, nearest, shown
 from mixnas.search_space.files import parse_yaml
 
 _T = TypeVar("_T")
@@ -66,7 +66,9 @@ def parse_duration(value: Any, where: str = "duration") -> float:
             units = {"d": 86400, "h": 3600, "m": 60, "s": 1}
             seconds = sum(float(match[unit]) * size for unit, size in units.items() if match[unit])
     if not 0 < seconds < math.inf:
-        raise ConfigError(f"{where}: {value!r} is not a duration. Allowed: 90s, 5m, 1h30m, or a number of seconds.")
+        raise ConfigError(
+            f"{where}: {shown(value)} is not a duration. Allowed: 90s, 5m, 1h30m, or a number of seconds."
+        )
     return seconds
 
 
@@ -108,14 +110,15 @@ def build(cls: type[_T], plain: Any, source: str, *, overridden: Mapping[str, st
 def _build(cls: type[_T], plain: Any, place: _Place) -> _T:
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     if not isinstance(plain, Mapping):
-        raise ConfigError(f"{place}: expected a mapping with {', '.join(fields)}; got {plain!r}.")
+        raise ConfigError(f"{place}: expected a mapping with {listed(fields)}; got {shown(plain)}.")
     moved: Mapping[str, str] = getattr(cls, "MOVED", {})
     for key in plain:
         if key in moved:
             raise ConfigError(f"{place / str(key)}: {key} {moved[key]}.")
         if key not in fields:
             raise ConfigError(
-                f"{place / str(key)}: unknown key {key!r}.{nearest(str(key), fields)} Allowed: {', '.join(fields)}."
+                f"{place / str(key)[:60]}: unknown key {shown(key)}.{nearest(str(key), fields)} "
+                f"Allowed: {listed(fields)}."
             )
     values: dict[str, Any] = {}
     hints = _hints(cls)
@@ -139,19 +142,18 @@ def _convert(hint: Any, value: Any, place: _Place) -> Any:
     if origin is Literal:
         if value not in args or type(value) not in {type(a) for a in args}:
             raise ConfigError(
-                f"{place}: {value!r} is not allowed.{nearest(str(value), map(str, args))} "
-                f"Allowed: {', '.join(map(str, args))}."
+                f"{place}: {shown(value)} is not allowed.{nearest(str(value), map(str, args))} Allowed: {listed(args)}."
             )
         return value
     if origin in (Union, types.UnionType):
         return _union(args, value, place)
     if origin is tuple and len(args) == 2 and args[1] is Ellipsis:
         if not isinstance(value, list | tuple):
-            raise ConfigError(f"{place}: expected a list; got {value!r}.")
+            raise ConfigError(f"{place}: expected a list; got {shown(value)}.")
         return tuple(_convert(args[0], item, place / str(i)) for i, item in enumerate(value))
     if origin in (dict, Mapping):
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{place}: expected a mapping; got {value!r}.")
+            raise ConfigError(f"{place}: expected a mapping; got {shown(value)}.")
         return {key: _convert(args[1], item, place / key) for key, item in value.items()}
     if hasattr(hint, "from_plain"):
         return hint.from_plain(value, str(place))
@@ -168,7 +170,7 @@ def _annotated(hint: Any, marks: Sequence[Any], value: Any, place: _Place) -> An
         if isinstance(mark, Between) and isinstance(converted, int | float):
             too_low = mark.low is not None and converted < mark.low
             if too_low or (mark.high is not None and converted > mark.high):
-                raise ConfigError(f"{place}: {value!r} is not allowed. Allowed: {_word(hint)}{mark}.")
+                raise ConfigError(f"{place}: {shown(value)} is not allowed. Allowed: {_word(hint)}{mark}.")
     return converted
 
 
@@ -184,7 +186,7 @@ def _union(args: tuple[Any, ...], value: Any, place: _Place) -> Any:
             errors.append(error)
     if len(errors) == 1:
         raise errors[0]
-    raise ConfigError(f"{place}: {value!r} is not allowed. Allowed: {' or '.join(map(_word, options))}.")
+    raise ConfigError(f"{place}: {shown(value)} is not allowed. Allowed: {' or '.join(map(_word, options))}.")
 
 
 def _word(hint: Any) -> str:
@@ -211,7 +213,7 @@ def _scalar(hint: Any, value: Any, place: _Place) -> Any:
     else:
         raise TypeError(f"{place}: fields of type {hint!r} are not understood")
     if not fits:
-        raise ConfigError(f"{place}: {value!r} is not allowed. Allowed: {_word(hint)}.")
+        raise ConfigError(f"{place}: {shown(value)} is not allowed. Allowed: {_word(hint)}.")
     return value
 
 
@@ -248,6 +250,7 @@ def apply_overrides(plain: Mapping[str, Any], settings: Iterable[str]) -> tuple[
         key, equals, text = setting.partition("=")
         key = key.strip()
         parts = key.split(".")
+        setting = setting if len(setting) <= 80 else f"{setting[:80]}..."
         if not equals or not all(parts):
             raise ConfigError(f"--set {setting}: expected key=value, for example search.trials=20.")
         value = parse_yaml(text, f"--set {setting}")
@@ -263,14 +266,14 @@ def _step(node: Any, part: str, last: bool, value: Any, where: str) -> Any:
     """Set `node[part]` when it is the last, else go down to it; mappings on the way are made."""
     if isinstance(node, list):
         if not part.isdigit() or int(part) >= len(node):
-            raise ConfigError(f"{where}: {part!r} is not a place in a list of {len(node)}. Counting starts at 0.")
+            raise ConfigError(f"{where}: {shown(part)} is not a place in a list of {len(node)}. Counting starts at 0.")
         index: Any = int(part)
     elif isinstance(node, dict):
         index = part
         if not last and node.get(part) is None:
             node[part] = {}
     else:
-        raise ConfigError(f"{where}: leads into {node!r}, which is no mapping or list.")
+        raise ConfigError(f"{where}: leads into {shown(node)}, which is no mapping or list.")
     if last:
         node[index] = value
     return node[index]
@@ -300,7 +303,7 @@ def load(
         resolve: Applied to the plain data before it is built (for example, to look a default up).
     """
     if plain is not None and not isinstance(plain, Mapping):
-        raise ConfigError(f"{source}: expected a mapping at the top; got {plain!r}.")
+        raise ConfigError(f"{source}: expected a mapping at the top; got {shown(plain)}.")
     changed, overridden = apply_overrides(plain or {}, settings)
     if resolve is not None:
         changed = resolve(changed)

@@ -15,7 +15,7 @@ import pytest
 
 from mixnas.search.run.directory import Run
 from mixnas.search.study.objectives import parse_objectives
-from mixnas.search.study.study import read_results
+from mixnas.search.study.reading import read_results
 
 CONFIG: dict[str, Any] = {
     "task": "growth:LeftNeighbour",

@@ -24,8 +24,8 @@ from mixnas.predictors.measuring.table import MeasurementTable
 from mixnas.search.config import load_config
 from mixnas.search.run.directory import Run, list_runs
 from mixnas.search.study.objectives import parse_constraints, parse_objectives
+from mixnas.search.study.reading import read_results
 from mixnas.search.study.results import Results
-from mixnas.search.study.study import read_results
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import ConfigError, IntegrityError
 from mixnas.search_space.files import load_yaml

@@ -23,7 +23,6 @@ ORDERS = [
     "import mixnas",
     "import mixnas.search",
     "import mixnas; mixnas.search; import mixnas.search.job",
-    "from mixnas.search import job; import mixnas",
     "from mixnas.search.run.directory import Run; import mixnas; from mixnas import search",
     "from mixnas import *; import mixnas; assert search is mixnas.search",
     "import mixnas; dir(mixnas); import mixnas.search.study; import mixnas.search.engines",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.machinery
+import importlib.util
 import inspect
 import os
 import sys
@@ -12,10 +14,14 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixnas.search_space.errors import ConfigError, NasError, nearest
+from mixnas.search_space.errors import ConfigError, NasError, listed, nearest, shown
+from mixnas.search_space.files import read_bytes
 
 if TYPE_CHECKING:
     from mixnas.evaluators.tasks.task import Task
+
+
+_LONGEST_NAME = 200
 
 
 def names() -> list[str]:
@@ -67,6 +73,40 @@ def _name_in(node: ast.ClassDef) -> str | None:
     return None
 
 
+def is_built_in(spec: Any) -> bool:
+    """Whether a configuration's `task` names one that comes with the package: no other program is run for it."""
+    name = spec.get("name") if isinstance(spec, Mapping) else spec
+    return isinstance(name, str) and name in _built_in()
+
+
+def source_of(module_name: str) -> Path | None:
+    """The file of a module, found as an import would find it, but without importing anything; None where it has none.
+
+    Args:
+        module_name: With its packages, "package.module".
+    """
+    places: list[str] | None = None
+    found = None
+    for part in _parts(module_name):
+        try:
+            if places is None:
+                path = [*sys.path, *([] if "" in sys.path else [os.getcwd()])]
+                found = importlib.machinery.PathFinder.find_spec(part, path) or importlib.util.find_spec(part)
+            else:
+                found = importlib.machinery.PathFinder.find_spec(part, places)
+        except (ImportError, ValueError, AttributeError, OSError):
+            return None
+        if found is None:
+            return None
+        places = list(found.submodule_search_locations or [])
+    return Path(found.origin) if found is not None and found.has_location and found.origin else None
+
+
+def _parts(module_name: str) -> list[str]:
+    parts = module_name.split(".")
+    return [".".join(parts[:i]) for i in range(1, len(parts) + 1)]
+
+
 def by_name(spec: str | Mapping[str, Any], /, **options: Any) -> Task:
     """Build a task.
 
@@ -89,7 +129,7 @@ def by_name(spec: str | Mapping[str, Any], /, **options: Any) -> Task:
             raise ConfigError(f"task: no name is given. Write name: with one of {', '.join(names())} or module:Class.")
         spec = spec["name"]
     if not isinstance(spec, str):
-        raise ConfigError(f"task: {spec!r} is not a name. Give one of {', '.join(names())} or package.module:Class.")
+        raise ConfigError(f"task: {shown(spec)} is not a name. Give one of {listed(names())} or package.module:Class.")
     cls = _find_class(spec)
     check_class(cls, spec)  # before it is called: a class that is no task might do anything
     _check_options(spec, cls, options)
@@ -104,15 +144,17 @@ def by_name(spec: str | Mapping[str, Any], /, **options: Any) -> Task:
 
 def _find_class(name: str) -> type:
     path = _built_in().get(name, name)
-    module_name, colon, class_name = path.partition(":")
-    if not colon or not module_name or not class_name:
+    module_name, _, class_name = path.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), class_name)) or len(path) > _LONGEST_NAME:
         raise ConfigError(
-            f"task: no task is called {name!r}.{nearest(name, names())} Allowed: {', '.join(names())}, "
+            f"task: no task is called {shown(name)}.{nearest(name, names())} Allowed: {listed(names())}, "
             "or a class of your own as package.module:Class."
         )
     # A user's own module lies beside the configuration more often than it is installed.
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())
+    if module_name not in sys.modules:
+        _check_source(name, module_name, class_name)
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -130,9 +172,47 @@ def _find_class(name: str) -> type:
         own = [key for key in classes if vars(module)[key].__module__ == module.__name__]
         raise ConfigError(
             f"task {name!r}: {module_name} has no class {class_name!r}.{nearest(class_name, own)} "
-            f"Its classes: {', '.join(own) or 'none'}."
+            f"Its classes: {listed(own) or 'none'}."
         )
     return cls
+
+
+def _check_source(name: str, module_name: str, class_name: str) -> None:
+    """Refuse a module that, as its text stands, has no such class or one that is no task's: importing it runs it.
+
+    Raises:
+        ConfigError: See above. What the text does not tell (a star import, an extension) is left to the import.
+    """
+    file = source_of(module_name)
+    if file is None or file.suffix != ".py":
+        return
+    try:
+        nodes = list(ast.walk(ast.parse(read_bytes(file))))
+    except (SyntaxError, ValueError, RecursionError, ConfigError):
+        return  # the import says what is wrong
+    if any(isinstance(node, ast.ImportFrom) and node.names[0].name == "*" for node in nodes):
+        return
+    own = [node for node in nodes if isinstance(node, ast.ClassDef)]
+    classes = [node for node in own if node.name == class_name]
+    bound = {
+        alias.asname or alias.name for n in nodes if isinstance(n, ast.Import | ast.ImportFrom) for alias in n.names
+    }
+    bound |= {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    if not classes and class_name not in bound:
+        raise ConfigError(
+            f"task {shown(name)}: {module_name} has no class {class_name!r}."
+            f"{nearest(class_name, [n.name for n in own])} Its classes: {listed(n.name for n in own) or 'none'}."
+        )
+    if classes and not any(node.bases or _has_methods(node) for node in classes):
+        raise ConfigError(
+            f"task {shown(name)}: {class_name} of {file} is no task, as its text shows; it was not imported. "
+            "Inherit from mixnas.evaluators.tasks.Task and give name, io and the splits."
+        )
+
+
+def _has_methods(node: ast.ClassDef) -> bool:
+    """Whether a class that inherits from nothing is meant as a task."""
+    return any(isinstance(one, ast.FunctionDef) and one.name in ("loss", "new_metric") for one in node.body)
 
 
 def _check_options(name: str, cls: type, options: Mapping[str, Any]) -> None:

@@ -6,9 +6,11 @@ A predictor file is `<device>.<runtime>.npz`: plain arrays and one JSON text, wi
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +27,7 @@ from mixnas.predictors.measuring.table import outdated, tagged
 from mixnas.predictors.measuring.value import Latency
 from mixnas.search_space.architecture import Architecture, Op
 from mixnas.search_space.errors import ConfigError, IntegrityError, nearest
-from mixnas.search_space.files import atomic_create
+from mixnas.search_space.files import atomic_create, read_bytes
 from mixnas.search_space.registry import BETWEEN, Context
 from mixnas.search_space.space import SearchSpace
 from mixnas.search_space.units import IOSpec, Unit, describe, plan, registry_size_after
@@ -542,11 +544,23 @@ def _damaged(path: Path, reason: object) -> IntegrityError:
     )
 
 
+LARGEST_FILE = 1 << 28
+"""Bytes of a predictor file, and of all its arrays unpacked."""
+
+
+def _check_size(path: Path, data: bytes) -> None:
+    """Refuse an archive whose headers announce more than a predictor holds, before anything is unpacked."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        unpacked = sum(info.file_size for info in archive.infolist())
+    if unpacked > LARGEST_FILE:
+        raise _damaged(path, f"it would unpack to {unpacked:,} bytes; allowed are {LARGEST_FILE:,}")
+
+
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     try:
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise _damaged(path, "not an archive")
+        data = read_bytes(path, at_most=LARGEST_FILE)
+        _check_size(path, data)
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except IntegrityError:
         raise

@@ -55,6 +55,8 @@ log = logging.getLogger(__name__)
 
 _PATIENCE = 5.0
 """Budgets after which a profile gives up that has not measured what a fit needs."""
+_LEAST_PATIENCE_S = 60.0
+"""It does not give up before."""
 _KEEP_S = 15.0
 """Seconds of measurements that a kill may lose."""
 _CANDIDATES = 2000
@@ -492,7 +494,7 @@ def profile(
         ...     {"stem": "conv", "stages": [{"width": [4, 8], "depth": [1, 2],
         ...      "block": {"mixer": ["identity", "pooling"], "channel_mixer": {"name": "mlp", "expansion": [1, 2]}}}]})
         >>> io = mixnas.IOSpec("image", (8, 8), in_features=1, num_outputs=10)
-        >>> predictor = mixnas.profile(space, io, device="cpu", directory="tables", config=ProfileConfig(budget_s=6))
+        >>> predictor = mixnas.profile(space, io, device="cpu", directory="tables", config=ProfileConfig(budget_s=3))
         >>> predictor.inputs == (io,)
         True
     """
@@ -517,7 +519,9 @@ def profile(
         profiler.run(begun + config.budget_s - min(8.0, 0.25 * config.budget_s), share, tick, should_stop)
         in_time = True
         if not sources:
-            in_time = profiler.go_on_until_fit(begun + _PATIENCE * config.budget_s, tick, should_stop)
+            in_time = profiler.go_on_until_fit(
+                begun + max(_PATIENCE * config.budget_s, _LEAST_PATIENCE_S), tick, should_stop
+            )
     if should_stop is not None and should_stop():
         raise StoppedEarly(f"profiling was stopped. What was measured is kept in {place}.")
     if not in_time:

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,8 @@ import numpy as np
 from mixnas.predictors.measuring.device import INTERPRETER
 from mixnas.predictors.measuring.measure import MeasureConfig, Measurement, Window, summarise
 from mixnas.predictors.measuring.runtimes import RUNTIMES
-from mixnas.search_space.errors import ConfigError, IntegrityError, nearest
-from mixnas.search_space.files import write_json
+from mixnas.search_space.errors import ConfigError, IntegrityError, nearest, visible
+from mixnas.search_space.files import check_stamp, read_bytes, read_json, stamped, without_stamp, write_json
 
 SCHEMA = 3  # 1 had another sentinel; in 2 a unit was a whole block, and its work was counted whole
 
@@ -46,7 +47,9 @@ COLUMNS = {
     "sentinel_after_ms": "20th percentile of the sentinel just after",
     "accepted": "1 when the two differ by at most 10%, else 0",
     "samples_us": "the repeats in order, microseconds, separated by spaces",
+    "crc": "CRC-32, in hexadecimal, of all lines so far, this one up to here; tables of before have none",
 }
+_FORMER_COLUMNS = tuple(name for name in COLUMNS if name != "crc")
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ class MeasurementTable:
         self.csv_path, self.json_path, self.header = csv_path, json_path, header
         self.subjects: dict[str, Subject] = {}
         self.windows: dict[str, list[Window]] = {}
+        self._chain: int | None = None  # CRC-32 of the lines so far; None of a table that has none
 
     @property
     def device(self) -> str:
@@ -148,9 +152,12 @@ class MeasurementTable:
             "columns": COLUMNS,
             "provenance": [],
         }
-        write_json(json_path, header)
-        csv_path.write_text(",".join(COLUMNS) + "\n")
-        return cls(csv_path, json_path, header)
+        write_json(json_path, stamped(header))
+        line = ",".join(COLUMNS)
+        csv_path.write_text(line + "\n")
+        table = cls(csv_path, json_path, header)
+        table._chain = zlib.crc32(line.encode())
+        return table
 
     @classmethod
     def load(cls, directory: Path, device: str, tag: str) -> MeasurementTable:
@@ -164,9 +171,11 @@ class MeasurementTable:
         if not csv_path.exists() or not json_path.exists():
             raise ConfigError(f"{csv_path}: no such table. Make it with `nas latency profile --device {device}`.")
         try:
-            header = json.loads(json_path.read_text())
+            header = read_json(json_path)
+            has_digest = check_stamp(header, str(json_path))
+            header = without_stamp(header)
             own = tagged(header["runtime"], header["batch"])
-            if header["schema"] < SCHEMA:
+            if isinstance(header["schema"], int) and header["schema"] < SCHEMA:
                 raise IntegrityError(outdated(csv_path, "a table of measurements", f"schema {header['schema']}"))
             if header["schema"] != SCHEMA or header["device"] != device or own != tag:
                 raise IntegrityError(
@@ -174,17 +183,34 @@ class MeasurementTable:
                     f"expected {device} ({tag}), schema {SCHEMA}."
                 )
             table = cls(csv_path, json_path, header)
-            with open(csv_path, newline="") as file:
-                reader = csv.DictReader(file)
-                if reader.fieldnames != list(COLUMNS):
-                    raise IntegrityError(f"{csv_path}: the columns are not those of schema {SCHEMA}.")
-                for row in reader:
-                    table._read_row(row)
+            table._read_rows(read_bytes(csv_path).decode("utf-8"), has_digest)
         except IntegrityError:
             raise
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise IntegrityError(f"{csv_path}: damaged or not a measurement table: {error}.") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error, RecursionError) as error:
+            reason = visible(str(error))[:150]
+            raise IntegrityError(f"{csv_path}: damaged or not a measurement table: {reason}.") from error
         return table
+
+    def _read_rows(self, text: str, has_digest: bool) -> None:
+        lines = text.split("\n")
+        columns = lines[0].split(",")
+        if columns == list(COLUMNS) and has_digest:
+            self._chain = zlib.crc32(lines[0].encode())
+        elif columns != list(_FORMER_COLUMNS):
+            raise IntegrityError(f"{self.csv_path}: damaged, or the columns are not those of schema {SCHEMA}.")
+        if lines.pop():
+            raise IntegrityError(f"{self.csv_path}:{len(lines) + 1}: damaged: the file ends within a row.")
+        for number, line in enumerate(lines[1:], start=2):
+            if self._chain is not None:
+                row, _, crc = line.rpartition(",")
+                self._chain = zlib.crc32(row.encode(), self._chain)
+                if crc != f"{self._chain:08x}":
+                    raise IntegrityError(
+                        f"{self.csv_path}:{number}: damaged: not the row that was written. Restore the file, or delete "
+                        "it and profile again."
+                    )
+            (cells,) = csv.reader([line], strict=True)
+            self._read_row(dict(zip(columns, cells, strict=True)))
 
     def _read_row(self, row: Mapping[str, str]) -> None:
         identity = row["subject"]
@@ -200,14 +226,15 @@ class MeasurementTable:
             self.windows[identity] = []
         samples = np.array(row["samples_us"].split(), dtype=float) * 1e3
         before, after = float(row["sentinel_before_ms"]) * 1e6, float(row["sentinel_after_ms"]) * 1e6
-        if not len(samples) or not (before > 0 and after > 0 and np.isfinite(samples).all()):
+        usable = 0 < before < np.inf and 0 < after < np.inf and np.isfinite(samples).all() and (samples > 0).all()
+        if not len(samples) or not usable:
             raise IntegrityError(f"{self.csv_path}: subject {identity} has a row without usable times.")
         self.windows[identity].append(Window(0, int(row["pass"]), samples, before, after))
 
     def add_provenance(self, record: Mapping[str, Any]) -> int:
         """Record how the rows that follow were measured; returns its index."""
         self.header["provenance"].append(dict(record))
-        write_json(self.json_path, self.header)
+        write_json(self.json_path, stamped(self.header))
         return len(self.header["provenance"]) - 1
 
     def append(self, rows: Iterable[tuple[Subject, Window]], provenance: int) -> None:
@@ -237,9 +264,16 @@ class MeasurementTable:
                 ]
             )
         with open(self.csv_path, "a") as file:
-            file.write(buffer.getvalue())
+            file.write("".join(map(self._stamped, buffer.getvalue().splitlines())))
             file.flush()
             os.fsync(file.fileno())
+
+    def _stamped(self, line: str) -> str:
+        """A row as it is written, with the chain where the table has one."""
+        if self._chain is None:
+            return line + "\n"
+        self._chain = zlib.crc32(line.encode(), self._chain)
+        return f"{line},{self._chain:08x}\n"
 
     def measurements(self, kind: str, config: MeasureConfig | None = None) -> dict[str, Measurement]:
         """Every subject of a kind by its id, each from all its windows."""

@@ -18,7 +18,7 @@ from mixnas.evaluators.protocol import Outcome
 from mixnas.search.run.stopping import StopSignal
 from mixnas.search.study.results import INTERRUPTED, TrialRecord
 from mixnas.search.study.study import Proposal, SearchStudy, SpaceExhausted
-from mixnas.search_space.errors import NasError, StoppedEarly
+from mixnas.search_space.errors import MachineError, NasError, StoppedEarly
 from mixnas.search_space.reporting import SILENT, Report
 
 _logger = logging.getLogger(__name__)
@@ -88,11 +88,18 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
+            self._study.sync()  # a trial whose end waited for the disk has ended
             with self._stop.shield():
                 for proposal, begun in list(self._in_flight.values()):
-                    self._fail(proposal, INTERRUPTED, time.monotonic() - begun)
+                    if not self._study.has_ended(proposal):
+                        self._fail(proposal, INTERRUPTED, time.monotonic() - begun)
+            self._study.summarise()
+        except MachineError:
+            if error is None:
+                raise
+            # the disk that cannot be written is why it ends; the next session marks what was in flight
+            _logger.debug("what was in flight could not be marked", exc_info=True)
         finally:
-            self._study.sync()
             self._report_safe_trials()
 
     # -- proposals ----------------------------------------------------------------------------------------------------
@@ -160,6 +167,7 @@ class Session:
     def _maybe_checkpoint(self) -> None:
         if self._checkpoint is not None and time.monotonic() - self._last_checkpoint >= _CHECKPOINT_SECONDS:
             self._checkpoint()
+            self._study.summarise()
             self._last_checkpoint = time.monotonic()
 
     # -- outcomes -----------------------------------------------------------------------------------------------------

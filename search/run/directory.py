@@ -1,12 +1,17 @@
 """A run directory: everything about one search, every file whole or not there, one process at a time.
 
 runs/<name>/config.yaml     the configuration as resolved
-            manifest.json   format, versions, seed, device, commit, when, phases with their seconds
+            manifest.json   format, versions, seed, device, commit, when, phases with their seconds, digests
             study.journal   the Optuna study
+            study.summary.json  what the journal comes to, checked against it
             trials.csv      every trial
             pareto.json     the front (`search.run.front`)
             latency/        this machine's profile, where latency is predicted
             supernet.safetensors, networks/, exports/
+
+Every file tells whether it is what was written: the manifest, the journal's records, tables, predictors and weights in
+themselves, the others by their digest in the manifest (`search.run.integrity`). Nothing in a run is followed when it is
+a link.
 """
 
 from __future__ import annotations
@@ -16,7 +21,6 @@ import dataclasses
 import difflib
 import fcntl
 import importlib.metadata
-import json
 import os
 import platform
 import re
@@ -31,12 +35,17 @@ from typing import Any, Literal
 
 from mixnas.predictors.measuring.table import tagged
 from mixnas.search.run.front import Front
-from mixnas.search_space.errors import ConfigError, IntegrityError, NasError, nearest
-from mixnas.search_space.files import atomic_write, dump_yaml, load_yaml, write_json
+from mixnas.search.run.integrity import check_layout, not_as_written, read_manifest, write_manifest
+from mixnas.search.run.trust import mark
+from mixnas.search.study.reading import summary_of
+from mixnas.search_space.errors import ConfigError, IntegrityError, MachineError, NasError, listed, nearest, visible
+from mixnas.search_space.files import atomic_write, digest_of, dump_yaml, parse_yaml, read_bytes
 
-FORMAT = 2
-"""Since 2, latency is that of branches, not of whole blocks. A run of format 1 can be looked at, not gone on with."""
-_READABLE = (1, FORMAT)
+FORMAT = 3
+"""Since 2, latency is that of branches, not of whole blocks: a run of format 1 can be looked at, not gone on with.
+Since 3, there are digests: what was written before has none, and is read all the same."""
+_READABLE = (1, 2, FORMAT)
+_RESUMABLE = (2, FORMAT)
 
 FIXED_KEYS = (
     *("task", "objectives", "constraints", "space", "search.evaluator", "train", "supernet"),
@@ -78,6 +87,14 @@ class RunStatus:
     def to_plain(self) -> dict[str, Any]:
         """Plain data for `--json`."""
         return dataclasses.asdict(self)
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is anything under a path, a link that leads nowhere too; no path that cannot be one is."""
+    try:
+        return os.path.lexists(path)
+    except ValueError:  # a NUL
+        return False
 
 
 def utc_now() -> str:
@@ -129,6 +146,7 @@ class Run:
         self.path = path
         self.manifest = manifest
         self._lock: int | None = None
+        self._entered = 0
 
     def __repr__(self) -> str:
         state = "running" if self.is_running() else "finished" if self.manifest.get("finished") else "stopped"
@@ -162,19 +180,22 @@ class Run:
         if name is not None and not _NAME.fullmatch(name):
             raise ConfigError(f"{name!r} is no name for a run. Allowed: letters, digits, '.', '_', '-'; not '.' first.")
         path = cls._make(root, name, prefix)
+        created, text = utc_now(), dump_yaml(dict(config))
         manifest = {
             "format": FORMAT,
             "name": path.name,
-            "created": utc_now(),
+            "created": created,
+            "mark": mark(config.get("task"), created),
             "finished": None,
             "versions": versions(),
             "commit": commit(),
             **facts,
             "phases": [],
             "fixed": _fixed(config),
+            "digests": {"config.yaml": [digest_of(text.encode())]},
         }
-        atomic_write(path / "config.yaml", dump_yaml(dict(config)))
-        write_json(path / "manifest.json", manifest)
+        atomic_write(path / "config.yaml", text)
+        write_manifest(path / "manifest.json", manifest)
         return cls(path, manifest)
 
     @staticmethod
@@ -207,23 +228,13 @@ class Run:
             IntegrityError: Its manifest is damaged.
         """
         root = Path(root)
-        path = Path(run) if (Path(run) / "manifest.json").exists() else root / run
-        manifest_path = path / "manifest.json"
-        if not manifest_path.exists():
+        path = Path(run) if _is_there(Path(run) / "manifest.json") else root / run
+        if not _is_there(path / "manifest.json"):
             known = [p.parent.name for p in sorted(root.glob("*/manifest.json"))]
-            listing = f"Runs in {root}: {', '.join(known[-20:])}." if known else f"There are no runs in {root}."
-            raise ConfigError(f"{run}: no such run.{nearest(str(run), known)} {listing}")
-        try:
-            manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-            written = manifest["format"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise IntegrityError(f"{manifest_path}: damaged: not the manifest of a run.") from error
-        if written not in _READABLE:
-            raise ConfigError(
-                f"{path}: has format {written}; this version of mixnas reads formats up to {FORMAT}. "
-                f"Open it with the version that wrote it ({manifest.get('versions', {}).get('mixnas', 'unknown')})."
-            )
-        return cls(path, manifest)
+            listing = f"Runs in {root}: {listed(known[-20:])}." if known else f"There are no runs in {root}."
+            raise ConfigError(f"{str(run)[:100]}: no such run.{nearest(str(run), known)} {listing}")
+        check_layout(path)
+        return cls(path, read_manifest(path / "manifest.json", _READABLE))
 
     # -- places -----------------------------------------------------------------------------------------------------
 
@@ -260,10 +271,18 @@ class Run:
         return path
 
     def config(self) -> dict[str, Any]:
-        """The configuration as it was resolved, as plain data."""
-        plain = load_yaml(self.path / "config.yaml")
+        """The configuration as it was resolved, as plain data.
+
+        Raises:
+            IntegrityError: The file is not what was written.
+        """
+        path = self.path / "config.yaml"
+        try:
+            plain = parse_yaml(self._read("config.yaml").decode(), str(path))
+        except (ConfigError, UnicodeDecodeError) as error:
+            raise IntegrityError(f"{path}: damaged: not a configuration. Restore it from a copy.") from error
         if not isinstance(plain, dict):
-            raise IntegrityError(f"{self.path / 'config.yaml'}: damaged: not a configuration.")
+            raise IntegrityError(f"{path}: damaged: not a configuration. Restore it from a copy.")
         return plain
 
     # -- lock -------------------------------------------------------------------------------------------------------
@@ -274,7 +293,13 @@ class Run:
         Raises:
             NasError: Another process holds it.
         """
-        file = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        if self._lock is not None:
+            self._entered += 1
+            return self
+        try:
+            file = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        except FileNotFoundError:
+            raise MachineError(f"{self.path}: the run was removed.") from None
         for attempt in range(5):
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -290,13 +315,16 @@ class Run:
             )
         os.ftruncate(file, 0)
         os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
-        self._lock = file
+        self._lock, self._entered = file, 1
+        with contextlib.suppress(NasError, KeyError):  # a resume may have changed it since it was opened
+            self.manifest = read_manifest(self.path / "manifest.json", _READABLE)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._lock is not None:
+        self._entered -= 1
+        if self._lock is not None and not self._entered:
             os.close(self._lock)
             self._lock = None
 
@@ -305,8 +333,8 @@ class Run:
         if self._lock is not None:
             return True
         try:
-            file = os.open(self.path / ".lock", os.O_RDONLY)
-        except FileNotFoundError:
+            file = os.open(self.path / ".lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:  # there is none, or it may not be looked at
             return False
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -318,10 +346,58 @@ class Run:
 
     # -- writing ----------------------------------------------------------------------------------------------------
 
+    def check_there(self) -> None:
+        """Make sure that the run whose lock is held is still the one at its path.
+
+        Raises:
+            MachineError: It was removed or replaced meanwhile; nothing is written then.
+        """
+        if self._lock is None:
+            return
+        held = os.fstat(self._lock)
+        try:
+            there = os.stat(self.path / ".lock", follow_symlinks=False)
+        except OSError:
+            there = None
+        if there is None or (there.st_dev, there.st_ino) != (held.st_dev, held.st_ino):
+            raise MachineError(
+                f"{self.path}: the run was removed, moved or replaced while it was worked on; nothing more is written. "
+                "What was finished is where the directory now is."
+            )
+
     def update(self, **facts: Any) -> None:
         """Change entries of the manifest."""
+        self.check_there()
         self.manifest.update(facts)
-        write_json(self.path / "manifest.json", self.manifest)
+        if self.manifest["format"] in _RESUMABLE:
+            self.manifest["format"] = FORMAT
+        write_manifest(self.path / "manifest.json", self.manifest)
+
+    def _write(self, name: str, text: str) -> None:
+        """Write one of the files whose digest the manifest has.
+
+        The manifest first knows both the digest of what is there and of what comes, so that a crash between the two
+        writes is no damage.
+        """
+        path, new = self.path / name, digest_of(text.encode())
+        digests = self.manifest.setdefault("digests", {})
+        before = digest_of(read_bytes(path)) if _is_there(path) else ""
+        digests[name] = [d for d in digests.get(name, [before]) if d and d == before and d != new] + [new]
+        self.update()
+        atomic_write(path, text)
+
+    def _read(self, name: str) -> bytes:
+        """Read one of them.
+
+        Raises:
+            ConfigError: It cannot be read.
+            IntegrityError: It is not what was written.
+        """
+        data = read_bytes(self.path / name)
+        problem = not_as_written(self.manifest, name, data)
+        if problem:
+            raise IntegrityError(f"{self.path / name}: {problem}")
+        return data
 
     def add_phase(self, name: str, seconds: float) -> None:
         """Note a phase that has ended and how long it took."""
@@ -335,19 +411,19 @@ class Run:
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Save a configuration whose budget was changed by a resume; see `check_fixed`."""
         self.check_fixed(config)
-        atomic_write(self.path / "config.yaml", dump_yaml(dict(config)))
+        self._write("config.yaml", dump_yaml(dict(config)))
 
     def write_tables(self, csv_text: str, front: Front) -> None:
         """Write `trials.csv` (`Results.to_csv`) and `pareto.json`."""
-        atomic_write(self.path / "trials.csv", csv_text)
-        front.write(self.path / "pareto.json")
+        self._write("trials.csv", csv_text)
+        self._write("pareto.json", front.to_text())
 
     # -- results ----------------------------------------------------------------------------------------------------
 
     @property
     def has_front(self) -> bool:
         """Whether a front has been written."""
-        return (self.path / "pareto.json").exists()
+        return _is_there(self.path / "pareto.json")
 
     def front(self) -> Front:
         """The front that was written last.
@@ -356,10 +432,9 @@ class Run:
             NasError: None has been written yet.
             IntegrityError: The file is damaged.
         """
-        try:
-            return Front.read(self.path / "pareto.json")
-        except FileNotFoundError:
-            raise NasError(f"{self.path}: no front has been written yet. 'nas resume {self.name}' goes on.") from None
+        if not self.has_front:
+            raise NasError(f"{self.path}: no front has been written yet. 'nas resume {self.name}' goes on.")
+        return Front.parse(self._read("pareto.json"), str(self.path / "pareto.json"))
 
     @property
     def latency_tag(self) -> str:
@@ -376,7 +451,7 @@ class Run:
         Raises:
             ConfigError: Its latencies would not compare with those of this version.
         """
-        if self.manifest["format"] != FORMAT:
+        if self.manifest["format"] not in _RESUMABLE:
             raise ConfigError(
                 f"{self.path}: was begun by an earlier version, whose latency tables measured whole blocks; its trials "
                 "cannot be gone on with. Its front can be seen and exported; start a new run with its config.yaml."
@@ -423,19 +498,17 @@ class Run:
 
     def status(self) -> RunStatus:
         """The run at a glance; for one that is running, too."""
-        from mixnas.search.study.journal import count_states  # imports optuna
-
         running = self.is_running()
-        counts = {state.name: count for state, count in count_states(self.journal).items()}
+        counts = summary_of(self.journal).counts
         search = self.config().get("search")
         trials = search.get("trials") if isinstance(search, dict) else None
         return RunStatus(
             name=self.name,
             state="running" if running else "finished" if self.manifest.get("finished") else "stopped",
             created=str(self.manifest.get("created", "")),
-            done=counts["COMPLETE"],
-            failed=counts["FAIL"],
-            running=counts["RUNNING"] if running else 0,
+            done=counts["done"],
+            failed=counts["failed"] + counts["interrupted"],
+            running=counts["running"] if running else 0,
             trials=trials if isinstance(trials, int) else None,
         )
 
@@ -459,6 +532,7 @@ def list_runs(root: str | Path = "runs") -> list[RunStatus]:
     for path in Path(root).glob("*/manifest.json"):
         try:
             found.append(Run.open(path.parent).status())
-        except NasError as error:
-            found.append(RunStatus(path.parent.name, "stopped", "", 0, 0, 0, None, problem=str(error)))
+        except Exception as error:  # whatever is wrong with one hides no other
+            problem = str(error) if isinstance(error, NasError) else f"{type(error).__name__}: {error}"
+            found.append(RunStatus(path.parent.name, "stopped", "", 0, 0, 0, None, problem=visible(problem)))
     return sorted(found, key=lambda status: (status.created, status.name))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mixnas.predictors.measuring.value import Latency
-from mixnas.search_space.errors import ConfigError, IntegrityError
-from mixnas.search_space.files import write_json
+from mixnas.search_space.architecture import Architecture
+from mixnas.search_space.errors import ConfigError, IntegrityError, shown, visible
+from mixnas.search_space.files import atomic_write, json_text, parse_json, read_bytes
 
 FORMAT = 2
 """1 had no format number and spelt latencies in three ways; it can still be read."""
@@ -62,6 +64,20 @@ class Member:
         if self.reason:
             plain["reason"] = self.reason
         return {**plain, "seconds": self.seconds, "architecture": self.architecture}
+
+    def _check(self) -> None:
+        """See `Front._check`."""
+        if not isinstance(self.id, str) or Architecture.from_canonical(self.architecture).id != self.id:
+            raise ValueError(f"{shown(self.id)} is not the id of its architecture")
+        if not isinstance(self.reason, str):
+            raise ValueError("a reason is no text")
+        _check_numbers("a metric", (*self.metrics.values(), *self.searched.values(), self.trial))
+        _check_numbers("a time", (self.seconds,), least=0.0)
+        for latency in (self.latency, self.predicted):
+            if latency is not None:
+                _check_numbers("a latency", (latency.ms, latency.low_ms, latency.high_ms), least=0.0)
+                if latency.kind not in ("measured", "predicted"):
+                    raise ValueError(f"a latency is neither measured nor predicted but {shown(latency.kind)}")
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Member:
@@ -152,35 +168,80 @@ class Front:
             }
         )
 
+    def to_text(self) -> str:
+        """The file's text."""
+        return json_text(self.to_plain())
+
     def write(self, path: str | Path) -> None:
         """Write the file, atomically."""
-        write_json(path, self.to_plain())
+        atomic_write(path, self.to_text())
 
     @classmethod
     def read(cls, path: str | Path) -> Front:
         """Read the file, of this format or the first.
 
         Raises:
-            FileNotFoundError: There is none.
-            ConfigError: It is of a later format.
+            ConfigError: There is none, or it is of a later format.
             IntegrityError: It is damaged.
         """
-        text = Path(path).read_text(encoding="utf-8")
+        return cls.parse(read_bytes(path), str(path))
+
+    @classmethod
+    def parse(cls, text: str | bytes, path: str) -> Front:
+        """What the file holds; see `read`."""
         try:
-            plain = json.loads(text)
+            plain = parse_json(text, path)
             written = plain.get("format", 1)
             if written == 1:
                 plain = _from_first_format(plain)
             elif written != FORMAT:
                 raise ConfigError(
-                    f"{path}: has format {written}; this version of mixnas reads up to {FORMAT}. "
+                    f"{path}: has format {shown(written)}; this version of mixnas reads up to {FORMAT}. "
                     "Open it with the version that wrote it."
                 )
-            return cls.from_plain(plain)
+            front = cls.from_plain(plain)
+            front._check()
+            return front
         except ConfigError:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except IntegrityError as error:
             raise IntegrityError(f"{path}: damaged: not a front. Delete it; a resume writes it again.") from error
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            reason = visible(str(error))[:120]
+            raise IntegrityError(
+                f"{path}: damaged: not a front ({reason}). Delete it; a resume writes it again."
+            ) from error
+
+    def _check(self) -> None:
+        """That every part is of its type, and every id that of its architecture.
+
+        Raises:
+            ValueError: With what is wrong.
+        """
+        ids = {member.id for member in (*self.members, *self.others)}
+        for member in (*self.members, *self.others):
+            member._check()
+        texts = (self.run, self.metric, self.evaluator, self.device, self.latency, *self.constraints)
+        if not all(isinstance(text, str) for text in texts) or not isinstance(self.final, bool):
+            raise ValueError("a text or a yes or no is something else")
+        if not all(isinstance(i, str) and _ID.fullmatch(i) for i in self.searched_front):
+            raise ValueError("searched_front holds something else than ids")
+        if not all(d in ("max", "min") for d in self.objectives.values()):
+            raise ValueError("an objective has no direction")
+        if self.final and self.knee is not None and self.knee not in ids:
+            raise ValueError("the knee is none of its networks")
+        _check_numbers("trials", self.trials.values())
+        _check_numbers("hypervolume", (x for x in (self.hypervolume, *(self.reference or ())) if x is not None))
+
+
+_ID = re.compile(r"[0-9a-f]{12}")
+
+
+def _check_numbers(what: str, numbers: Iterable[object], *, least: float = -math.inf) -> None:
+    for number in numbers:
+        plain = isinstance(number, int | float) and not isinstance(number, bool)
+        if not plain or not math.isfinite(number) or number < least:  # type: ignore[arg-type, operator]
+            raise ValueError(f"{what} is {shown(number)}")
 
 
 def _from_first_format(plain: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import time
 from types import TracebackType
 from typing import Any, TextIO
 
-from mixnas.search_space.errors import ConfigError
+from mixnas.search_space.errors import ConfigError, visible
 
 _LINE_SECONDS = 5.0
 _BAR_SECONDS = 0.1
@@ -184,7 +184,8 @@ class BarProgress(Progress):
         from rich.progress import BarColumn, SpinnerColumn, TextColumn
         from rich.progress import Progress as RichProgress
 
-        self._console = Console(file=stream, no_color=not color, highlight=False)
+        raw: TextIO = getattr(stream, "raw", stream)
+        self._console = Console(file=raw, no_color=not color, highlight=False)
         self._rich = RichProgress(
             SpinnerColumn(finished_text="[green]✓[/]"),
             TextColumn("{task.description}"),
@@ -207,7 +208,7 @@ class BarProgress(Progress):
 
     def note(self, text: str) -> None:
         """Write the line above the bars."""
-        self._console.print(text, markup=False)
+        self._console.print(visible(text), markup=False)
 
     def _begin(self, phase: Phase) -> None:
         super()._begin(phase)

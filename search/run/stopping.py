@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopSignal:
-    """While it is entered, the first SIGINT or SIGTERM sets `requested`; the next raises `KeyboardInterrupt` at once.
+    """While it is entered, the first SIGINT, SIGTERM or SIGHUP sets `requested`; the next raises `KeyboardInterrupt`.
 
     An instance is callable and returns `requested`, so that it serves as the `should_stop` of a training loop. Outside
     the main thread, where Python delivers no signals, `request` is the only way to stop.
@@ -41,7 +41,9 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+            # what is ignored, as SIGHUP is under nohup, stays so
+            heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+            self._previous = {number: signal.signal(number, self._handle) for number in heard}
         return self
 
     def __exit__(

@@ -2,31 +2,32 @@
 
 Optuna's own `JournalFileBackend` locks, writes and fsyncs for each of the thirty or so records of a trial, and a file
 that ends in half a record becomes unreadable for good with the next append. Here the run directory's lock says that
-there is one writer, records wait in memory until they matter, and a torn end is cut off at opening. The file stays one
-that Optuna and its dashboard read.
+there is one writer, records wait in memory until they matter, each carries a checksum (`reading`), and a torn end is
+cut off at opening. The file stays one that Optuna and its dashboard read.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import os
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from optuna.storages.journal import BaseJournalBackend
-from optuna.trial import TrialState
 
 from mixnas.search.study.optuna_internals import JournalOperation
-from mixnas.search_space.errors import IntegrityError, NasError
+from mixnas.search.study.reading import Scan, chained, check_summary, scan
+from mixnas.search_space.errors import IntegrityError, MachineError
+from mixnas.search_space.files import atomic_write, read_bytes
 
 _logger = logging.getLogger(__name__)
 
-_STATE_PREFIX = f'{{"op_code":{int(JournalOperation.SET_TRIAL_STATE_VALUES)},'.encode()
-_CREATE_PREFIX = f'{{"op_code":{int(JournalOperation.CREATE_TRIAL)},'.encode()
 _SYNC_SECONDS = 0.25
 _BUFFERED = frozenset(
     {
@@ -39,72 +40,35 @@ _BUFFERED = frozenset(
 )
 
 
-def _is_record(line: bytes) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:
-        return False
+def torn_path(path: str | Path) -> Path:
+    """Where what is cut off a journal is kept."""
+    return Path(f"{path}.torn")
 
 
-def sound_size(path: str | Path) -> int:
-    """Number of bytes of a journal up to the end of its last whole record.
-
-    What a killed process or a power cut leaves behind the last whole record (half a line, a line that is no record,
-    zeros) does not count.
+def repair(path: str | Path) -> tuple[bytes, Scan]:
+    """A journal's records, back to the last whole one; a torn end behind it goes into a file beside the journal.
 
     Raises:
-        IntegrityError: A line that is no record stands before one that is: not a torn end, but damage.
+        IntegrityError: See `reading.scan` and `reading.check_summary`; nothing is cut then.
     """
-    # zeros, which JSON cannot hold, are blocks that a power cut lost
-    data = Path(path).read_bytes().partition(b"\0")[0]
-    end = data.rfind(b"\n") + 1
-    while end:
-        start = data.rfind(b"\n", 0, end - 1) + 1
-        if _is_record(data[start:end]):
-            break
-        end = start
-    for number, line in enumerate(data[:end].splitlines(), start=1):
-        # a record is checked in full when it is read; here only that none is missing its beginning or its end
-        if not (line.startswith(b"{") and line.endswith(b"}")):
-            raise IntegrityError(
-                f"{path}:{number}: damaged: not a record of the study, with whole records after it. "
-                "Restore the file from a copy, or delete that line to lose that record only."
-            )
-    return end
-
-
-def repair(path: str | Path) -> int:
-    """Cut a torn end off, back to the last whole record; return how many bytes went."""
     path = Path(path)
-    if not path.exists():
-        return 0
-    size, sound = path.stat().st_size, sound_size(path)
-    if size > sound:
+    data = read_bytes(path) if os.path.lexists(path) else b""
+    found = scan(data, path)
+    check_summary(path, data[: found.end])
+    if len(data) > found.end:
+        torn = data[found.end :]
+        before = read_bytes(torn_path(path)) if os.path.lexists(torn_path(path)) else b""
+        atomic_write(torn_path(path), before + torn)
         with open(path, "rb+") as file:
-            file.truncate(sound)
+            file.truncate(found.end)
             os.fsync(file.fileno())
-        _logger.warning("%s: cut %d bytes of a half-written record off its end", path, size - sound)
-    return size - sound
-
-
-def count_states(path: str | Path) -> dict[TrialState, int]:
-    """How many trials of a journal are in each state, without replaying it (any process may ask, at any time).
-
-    Trials that wait to be started count as running.
-    """
-    counts = dict.fromkeys(TrialState, 0)
-    path = Path(path)
-    if not path.exists():
-        return counts
-    created = 0
-    with open(path, "rb") as file:
-        for line in file:
-            created += line.startswith(_CREATE_PREFIX)
-            if line.startswith(_STATE_PREFIX) and line.endswith(b"\n") and _is_record(line):
-                state = TrialState(json.loads(line)["state"])
-                counts[state] += state.is_finished()
-    counts[TrialState.RUNNING] = created - sum(counts.values())
-    return counts
+        _logger.warning(
+            "%s: cut %d bytes of a half-written record off its end; they are in %s",
+            path,
+            len(torn),
+            torn_path(path).name,
+        )
+    return data[: found.end], found
 
 
 def _sync_directory(path: Path) -> None:
@@ -125,58 +89,44 @@ class JournalFile(BaseJournalBackend):
 
     Args:
         path: The file; it is made if it does not exist.
-        read_only: Read what is there without repairing it (another process may be writing); appending raises.
 
     Raises:
-        IntegrityError: The file is damaged elsewhere than at its end.
+        IntegrityError: The file is damaged elsewhere than at its end, or has lost trials.
     """
 
-    def __init__(self, path: str | Path, *, read_only: bool = False) -> None:
+    def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.read_only = read_only
         self._pending: list[bytes] = []  # not yet in the file
         self._unread: list[bytes] = []  # appended here, not yet asked back by the storage
-        self._file_was_read = False
         self._encode = json.JSONEncoder(separators=(",", ":")).encode
         self.synced = True
         self._last_sync = -math.inf
-        if not read_only:
-            repair(self.path)
-            self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-            _sync_directory(self.path.parent)
-        self._found_size = sound_size(self.path) if self.path.exists() else 0
-        self._size = self._found_size
+        self._found: bytes | None
+        self._found, found = repair(self.path)  # until the storage has asked for it
+        self._chain, self.size, self.crc = found.chain, found.end, zlib.crc32(self._found)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+        self._file = os.open(self.path, flags, 0o666)
+        _sync_directory(self.path.parent)
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
         """Yield the records from a number on: from the file the first time, then what was appended since."""
-        if not self._file_was_read:
-            yield from self._read_file(log_number_from)
-            self._file_was_read = True
+        if self._found is not None:
+            found, self._found = self._found, None
+            for number, line in enumerate(found.split(b"\n")[:-1], start=1):
+                if number > log_number_from:
+                    try:
+                        yield json.loads(line)
+                    except (ValueError, RecursionError) as error:
+                        raise IntegrityError(f"{self.path}:{number}: damaged: not a record of the study.") from error
         unread, self._unread = self._unread, []
         for line in unread:
             yield json.loads(line)
 
-    def _read_file(self, log_number_from: int) -> Iterator[dict[str, Any]]:
-        count = 0
-        if self.path.exists():
-            with open(self.path, "rb") as file:
-                while file.tell() < self._found_size:
-                    line = file.readline()
-                    count += 1
-                    if count <= log_number_from:
-                        continue
-                    try:
-                        yield json.loads(line)
-                    except ValueError as error:
-                        raise IntegrityError(f"{self.path}:{count}: damaged: not a record of the study.") from error
-
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Take records; those that finish a trial, or change the study, are written before this returns."""
-        if self.read_only:
-            raise NasError(f"{self.path} was opened for reading only.")
         urgent = False
         for log in logs:
-            line = self._encode(log).encode() + b"\n"
+            line, self._chain = chained(self._encode(log).encode(), self._chain)
             self._pending.append(line)
             self._unread.append(line)
             urgent |= log["op_code"] not in _BUFFERED
@@ -197,20 +147,35 @@ class JournalFile(BaseJournalBackend):
         """Hand waiting records to the operating system.
 
         Raises:
-            NasError: The disk is full or gone. The file ends at a whole record all the same.
+            MachineError: The disk is full or gone, or the file was removed. It ends at a whole record all the same, and
+                what waits is kept.
         """
         if self._pending:
+            self._check_there()
             data = b"".join(self._pending)
             try:
                 written = 0
                 while written < len(data):
                     written += os.write(self._file, data[written:])
             except OSError as error:
-                os.ftruncate(self._file, self._size)
-                raise NasError(f"{self.path}: cannot be written: {error.strerror}. Make room, then resume.") from error
-            self._size += len(data)
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._file, self.size)
+                raise MachineError(
+                    f"{self.path}: cannot be written: {error.strerror}. Make room, then resume."
+                ) from error
+            self.size += len(data)
+            self.crc = zlib.crc32(data, self.crc)
             self._pending.clear()
             self.synced = False
+
+    def _check_there(self) -> None:
+        held = os.fstat(self._file)
+        try:
+            there = os.stat(self.path, follow_symlinks=False)
+        except OSError:
+            there = None
+        if there is None or (there.st_dev, there.st_ino) != (held.st_dev, held.st_ino):
+            raise MachineError(f"{self.path}: was removed or replaced while it was written; the search cannot go on.")
 
     def __reduce__(self) -> Any:
         """A copy in another process would be a second writer."""
@@ -218,7 +183,9 @@ class JournalFile(BaseJournalBackend):
 
     def close(self) -> None:
         """Flush and close; a second time does nothing."""
-        if not self.read_only and self._file >= 0:
-            self.sync()
-            os.close(self._file)
-            self._file = -1
+        if self._file >= 0:
+            try:
+                self.sync()
+            finally:
+                os.close(self._file)
+                self._file = -1

@@ -11,9 +11,12 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mixnas.search_space.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    import numpy as np
 
 DIRECTIONS = ("max", "min")
 
@@ -103,6 +106,18 @@ class Comparison:
         if self.comparison in ("<", ">") and excess == 0:
             return math.ulp(0.0)
         return excess
+
+    def violations(self, values: np.ndarray) -> np.ndarray:
+        """`violation` of many values of the metric at once, (rows,) each; of a strict one the sign alone is exact."""
+        excess = (values - self.bound) / (abs(self.bound) or 1.0)
+        if self.comparison == "==":
+            return abs(excess)
+        return -excess if self.comparison in (">", ">=") else excess
+
+    def hold(self, values: np.ndarray) -> np.ndarray:
+        """`holds` of many values of the metric at once, (rows,) boolean."""
+        found: np.ndarray = _COMPARISONS[self.comparison](values, self.bound)  # type: ignore[arg-type,assignment]
+        return found
 
     def __str__(self) -> str:
         return f"{self.metric} {self.comparison} {self.bound:g}"

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 import optuna
@@ -21,11 +20,13 @@ from mixnas.search.strategies.drawing import trial_generator
 from mixnas.search.strategies.evolution import NSGA2
 from mixnas.search.study.journal import JournalFile
 from mixnas.search.study.objectives import Comparison, Objective
-from mixnas.search.study.optuna_internals import assign_generation, fail
+from mixnas.search.study.optuna_internals import assign_generation, fail, stored
 from mixnas.search.study.pareto import Reference
-from mixnas.search.study.results import INTERRUPTED, Results, Status, TrialRecord
+from mixnas.search.study.reading import check_journal, check_objectives, status_of, write_summary
+from mixnas.search.study.results import INTERRUPTED, Results, TrialRecord
+from mixnas.search.study.storage import Storage
 from mixnas.search_space.architecture import Architecture
-from mixnas.search_space.errors import ConfigError, InfeasibleError, NasError
+from mixnas.search_space.errors import InfeasibleError, IntegrityError, NasError, shown
 from mixnas.search_space.space import SearchSpace
 
 _logger = logging.getLogger(__name__)
@@ -59,57 +60,22 @@ class Proposal:
 
 
 def _record(trial: FrozenTrial) -> TrialRecord:
+    """It shares what is long with the trial."""
     attrs = trial.user_attrs
-    failure = attrs.get("failure", "")
-    status: Status
-    if trial.state == TrialState.COMPLETE:
-        status = "done"
-    elif trial.state == TrialState.FAIL:
-        status = "interrupted" if failure == INTERRUPTED else "failed"
-    elif trial.state == TrialState.PRUNED:
-        status = "duplicate" if "duplicate_of" in attrs else "infeasible"
-    else:
-        status = "running"
     return TrialRecord(
         number=trial.number,
-        status=status,
+        status=status_of(trial.state, attrs),
         id=attrs.get("id", ""),
         architecture_json=attrs.get("architecture", ""),
         metrics=attrs.get("metrics", {}),
         seconds=attrs.get("seconds", 0.0),
-        failure=failure,
+        failure=attrs.get("failure", ""),
     )
 
 
 def _reference(study: optuna.Study) -> Reference | None:
     stored = study.user_attrs.get("reference")
     return None if stored is None else Reference(tuple(stored["point"]), tuple(stored["span"]))
-
-
-def read_results(
-    journal: str | Path, objectives: Sequence[Objective], constraints: Sequence[Comparison] = ()
-) -> Results:
-    """The trials in a journal, without changing it: also while another process is searching.
-
-    Raises:
-        IntegrityError: The journal is damaged.
-        ConfigError: It belongs to other objectives.
-    """
-    backend = JournalFile(journal, read_only=True)
-    storage = optuna.storages.JournalStorage(backend)
-    if not storage.get_all_studies():
-        return Results(objectives, constraints)
-    study = optuna.load_study(study_name=STUDY_NAME, storage=storage, sampler=optuna.samplers.RandomSampler())
-    _check_objectives(study, objectives, journal)
-    records = map(_record, study.get_trials(deepcopy=False))
-    return Results(objectives, constraints, records, _reference(study))
-
-
-def _check_objectives(study: optuna.Study, objectives: Sequence[Objective], journal: str | Path) -> None:
-    stored = study.user_attrs.get("objectives")
-    given = {o.name: o.direction for o in objectives}
-    if stored is not None and (stored != given or list(stored) != list(given)):
-        raise ConfigError(f"{journal}: this study has the objectives {stored}, not {given}. Start a new run for those.")
 
 
 class SearchStudy:
@@ -156,16 +122,20 @@ class SearchStudy:
         self._size = space.size()
         question = Question(space, tuple(objectives), tuple(constraints), seed)
         sampler = strategy.make(question, cheap, lambda architecture: self._refusal(architecture) is None)
+        check_journal(journal, objectives)  # more closely than Optuna does
         self._backend = JournalFile(journal)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.optuna_study = optuna.create_study(
-            study_name=STUDY_NAME,
-            storage=optuna.storages.JournalStorage(self._backend),
-            sampler=sampler,
-            directions=["maximize" if o.maximise else "minimize" for o in objectives],
-            load_if_exists=True,
-        )
-        _check_objectives(self.optuna_study, objectives, journal)
+        try:
+            self.optuna_study = optuna.create_study(
+                study_name=STUDY_NAME,
+                storage=Storage(self._backend),
+                sampler=sampler,
+                directions=["maximize" if o.maximise else "minimize" for o in objectives],
+                load_if_exists=True,
+            )
+        except (KeyError, TypeError, ValueError, AssertionError, IndexError, AttributeError, RecursionError) as error:
+            raise IntegrityError(f"{journal}: damaged: Optuna cannot read it ({shown(str(error))}).") from error
+        check_objectives(self.optuna_study.user_attrs.get("objectives"), objectives, journal)
         if "objectives" not in self.optuna_study.user_attrs:
             self.optuna_study.set_user_attr("objectives", {o.name: o.direction for o in objectives})
             with warnings.catch_warnings():
@@ -173,10 +143,11 @@ class SearchStudy:
                 self.optuna_study.set_metric_names([o.name for o in objectives])
         self._mark_interrupted()
         trials = self.optuna_study.get_trials(deepcopy=False)
-        records = [_record(t) for t in trials if t.state != TrialState.WAITING]
+        records = [_record(trial) for trial in trials if trial.state != TrialState.WAITING]
         self.results = Results(objectives, constraints, records, _reference(self.optuna_study))
         self._store_reference()
         self._seen = {r.id: r.number for r in self.results.records if r.evaluated}
+        self._summarised = -1  # bytes of the journal that its summary is of
 
     def __enter__(self) -> SearchStudy:
         return self
@@ -195,9 +166,19 @@ class SearchStudy:
         """Bring all that was told to the disk."""
         self._backend.sync()
 
+    def summarise(self) -> None:
+        """Bring all that was told to the disk, and what it comes to beside it (`reading.Summary`)."""
+        self._backend.sync()
+        if self._summarised != self._backend.size:
+            write_summary(self._backend.path, self.results, self._backend.size, self._backend.crc)
+            self._summarised = self._backend.size
+
     def close(self) -> None:
-        """Write what is waiting and close the file."""
-        self._backend.close()
+        """Write what is waiting, and its summary, and close the file."""
+        try:
+            self.summarise()
+        finally:
+            self._backend.close()
 
     def _mark_interrupted(self) -> None:
         for trial in self.optuna_study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -260,13 +241,11 @@ class SearchStudy:
 
     def _refuse(self, trial: optuna.Trial, architecture: Architecture, refusal: str) -> None:
         self._refused_in_a_row += 1
-        status: Status = "infeasible"
         if refusal == "duplicate":
-            status = "duplicate"
             trial.set_user_attr("duplicate_of", self._seen[architecture.id])
         trial.set_user_attr("failure", refusal)
         self.optuna_study.tell(trial, state=TrialState.PRUNED)
-        self.results.add(TrialRecord(trial.number, status, architecture.id, architecture.to_json(), failure=refusal))
+        self.results.add(_record(stored(self.optuna_study, trial)))
 
     def _unseen(self) -> Architecture:
         """An architecture that may be evaluated: near the front, anywhere, or the first of a small space."""
@@ -326,7 +305,11 @@ class SearchStudy:
             trial.set_constraint(str(constraint), constraint.violation(plain))
         values = [float(plain[o.name]) for o in self.results.objectives]
         self.optuna_study.tell(trial, values=values)
-        return self._add(proposal, "done", metrics=plain, seconds=round(seconds, 6))
+        return self._add(proposal.trial)
+
+    def has_ended(self, proposal: Proposal) -> bool:
+        """Whether its end is in the study, though `tell` may not have returned."""
+        return stored(self.optuna_study, proposal.trial).state.is_finished()
 
     def tell_failure(self, proposal: Proposal, reason: str, seconds: float) -> TrialRecord:
         """Take a failure, as safely as `tell` takes metrics. With the reason "interrupted" it does not count."""
@@ -335,12 +318,10 @@ class SearchStudy:
         self.optuna_study.tell(proposal.trial, state=TrialState.FAIL)
         if reason == INTERRUPTED:
             self._seen.pop(proposal.architecture.id, None)
-            return self._add(proposal, "interrupted", seconds=round(seconds, 6), failure=reason)
-        return self._add(proposal, "failed", seconds=round(seconds, 6), failure=reason)
+        return self._add(proposal.trial)
 
-    def _add(self, proposal: Proposal, status: Status, **fields: Any) -> TrialRecord:
-        architecture = proposal.architecture
-        record = TrialRecord(proposal.number, status, architecture.id, architecture.to_json(), **fields)
+    def _add(self, trial: optuna.Trial) -> TrialRecord:
+        record = _record(stored(self.optuna_study, trial))
         self.results.add(record)
         self._store_reference()
         return record

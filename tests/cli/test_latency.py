@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from mixnas.predictors.latency.model import FitConfig
 from mixnas.predictors.latency.profile import ProfileConfig, profile
 from mixnas.predictors.measuring.measure import MeasureConfig
 from mixnas.search.config import load_config
+from mixnas.search.run.directory import Run
 from mixnas.search_space.space import SearchSpace
 
 from .command import CONFIG, nas, ok
@@ -70,12 +72,11 @@ def test_a_run_of_batches_is_answered_by_its_own_predictor(searched: Path, profi
     shutil.copytree(searched / "runs" / "first", tmp_path / "batches")
     run = tmp_path / "batches"
     shutil.copytree(profiled / "tables", run / "latency")
-    text = (run / "manifest.json").read_text()
-    assert text.count('"latency": "eager"') == 1
-    (run / "manifest.json").write_text(text.replace('"latency": "eager"', f'"latency": "eager-b{BATCH}"'))
-    config = (run / "config.yaml").read_text()
-    assert config.count("threads: 1, batch_size: 1}") == 1
-    (run / "config.yaml").write_text(config.replace("batch_size: 1}", f"batch_size: {BATCH}}}"))
+    opened = Run.open(run)
+    assert opened.manifest["latency"] == "eager"
+    opened.update(latency=f"eager-b{BATCH}")
+    config = opened.config()
+    opened.write_config({**config, "latency": {**config["latency"], "batch_size": BATCH}})
     asked = ("latency", "query", "batches", "--runs", tmp_path)
     front = json.loads((run / "pareto.json").read_text())["front"]
     rows = json.loads(ok(*asked, "--json"))
@@ -91,8 +92,8 @@ def test_a_run_of_batches_is_answered_by_its_own_predictor(searched: Path, profi
 def test_only_what_was_measured_is_called_measured(searched: Path, profiled: Path, tmp_path: Path):
     shutil.copytree(searched / "runs" / "first", tmp_path / "elsewhere")
     run = tmp_path / "elsewhere"
-    pareto = json.loads((run / "pareto.json").read_text())
-    (run / "pareto.json").write_text(json.dumps(pareto | {"latency": "predicted"}))
+    opened = Run.open(run)
+    opened.write_tables("", replace(opened.front(), latency="predicted"))
     asked = ("latency", "query", "elsewhere", "--runs", tmp_path, "--tables", profiled / "tables", "--json")
     rows = json.loads(ok(*asked, "--runtime", f"eager-b{BATCH}"))
     assert rows and not any("measured_ms" in row for row in rows)
@@ -124,6 +125,57 @@ def test_one_question_at_a_time(tmp_path: Path):
     (tmp_path / "list.yaml").write_text("[1, 2]")
     refused = nas("latency", "query", "-c", tmp_path / "list.yaml", "--sample", 1)
     assert refused.returncode == 2 and "expected a mapping" in refused.stderr
+
+
+WIDE = """
+import torch
+from mixnas import IOSpec, Split, Task
+
+class Wide(Task):
+    name = "wide"
+    def __init__(self):
+        g = torch.Generator().manual_seed(0)
+        x, y = torch.randn(30, 48, 48, 1, generator=g), torch.randint(10, (30,), generator=g)
+        self.train, self.validation, self.test = (Split(x[i : i + 10], y[i : i + 10]) for i in (0, 10, 20))
+        self.io = IOSpec("image", (48, 48), 1, 10)
+"""
+
+
+def test_the_file_s_task_is_part_of_the_question(profiled: Path, searched: Path, tmp_path: Path, monkeypatch):
+    """A network of larger inputs got the answer for those that were profiled."""
+    (tmp_path / "wide_input.py").write_text(WIDE)
+    monkeypatch.chdir(tmp_path)
+    tables, batches = ("--tables", profiled / "tables"), ("-c", profiled / "batches.yaml")
+    small = json.loads(ok("latency", "query", *batches, "--sample", 2, "--json", *tables))
+    asked = ("latency", "query", *batches, "--set", "task=wide_input:Wide", "--json", *tables)
+    large = json.loads(ok(*asked, "--sample", 2))
+    (tmp_path / "architecture.yaml").write_text(json.dumps(large[0]["architecture"]))
+    (single,) = json.loads(ok(*asked, "--arch", "architecture.yaml"))
+    assert single["latency_ms"] == large[0]["latency_ms"]
+    for before, after in zip(small, large, strict=True):
+        assert before["id"] == after["id"] and after["latency_ms"] > before["latency_ms"]
+        assert before["outside"] == [] and any("image 48x48" in text for text in after["outside"])
+    # of a run the task is the run's, whatever the predictor was profiled for
+    shutil.copytree(searched / "runs" / "first", tmp_path / "wide")
+    manifest = json.loads((tmp_path / "wide" / "manifest.json").read_text())
+    manifest["fixed"]["task"] = "wide_input:Wide"
+    (tmp_path / "wide" / "manifest.json").write_text(json.dumps(manifest))
+    config = (tmp_path / "wide" / "config.yaml").read_text()
+    (tmp_path / "wide" / "config.yaml").write_text(config.replace("task: digits", "task: wide_input:Wide"))
+    rows = json.loads(
+        ok("latency", "query", "wide", "--runs", tmp_path, "--runtime", f"eager-b{BATCH}", "--json", *tables)
+    )
+    assert rows and all(any("image 48x48" in text for text in row["outside"]) for row in rows)
+
+
+def test_the_file_s_device_and_threads_are_part_of_the_question(profiled: Path, tmp_path: Path):
+    asked = ("latency", "query", "-c", profiled / "batches.yaml", "--sample", 1, "--tables", profiled / "tables")
+    refused = nas(*asked, "--set", "latency.threads=2")
+    assert refused.returncode == 2 and "-2t' through" in refused.stderr
+    refused = nas(*asked, "--set", "device=nvidia-h100")
+    assert refused.returncode == 2 and "no measurements of device 'nvidia-h100'" in refused.stderr
+    refused = nas("latency", "query", "--arch", "a.yaml", "--device", "nvidia-h100", "--estimate")
+    assert refused.returncode == 2 and "needs the task's input. Give -c FILE" in refused.stderr
 
 
 def test_a_gpu_that_nobody_measured_is_estimated_and_said_to_be(tmp_path: Path):

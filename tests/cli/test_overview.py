@@ -21,8 +21,8 @@ def test_the_numbers_are_those_of_the_trials(searched: Path, tmp_path: Path):
     assert seen.seconds_left is None and seen.status.state == "finished"
     assert "time left" not in ok("status", "first", "--runs", tmp_path)
 
-    text = (run.path / "config.yaml").read_text()
-    (run.path / "config.yaml").write_text(text.replace("trials: 6", "trials: 10"))
+    config = run.config()
+    run.write_config({**config, "search": {**config["search"], "trials": 10}})
     with run:  # as if a process searched
         seen = overview(run)
         said = ok("status", "first", "--runs", tmp_path)

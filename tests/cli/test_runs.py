@@ -7,9 +7,12 @@ import io
 import json
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
+
+from mixnas.search.run.directory import Run
 
 from .command import CONFIG, nas, ok, read_csv
 
@@ -40,11 +43,47 @@ def test_front_as_json_csv_and_filtered(searched: Path):
     assert wrong.returncode == 2 and "Did you mean 'params'?" in wrong.stderr
 
 
+def test_what_was_measured_in_the_search_is_not_called_predicted(searched: Path):
+    printed = (searched / "printed").read_text()
+    assert "measured ms" in printed and "predicted" not in printed  # a stand-alone search predicts nothing
+
+
+def test_an_empty_front_does_not_speak_of_a_filter_that_was_not_given(searched: Path, tmp_path: Path):
+    shutil.copytree(searched / "runs" / "first", tmp_path / "missed")
+    path = tmp_path / "missed" / "pareto.json"
+    pareto = json.loads(path.read_text())
+    missed = [{**member, "reason": "violates latency_ms <= 0.01"} for member in pareto["front"]]
+    path.write_text(
+        json.dumps(pareto | {"front": [], "others": missed, "knee": None, "constraints": ["latency_ms <= 0.01"]})
+    )
+    answer = nas("front", "missed", "--runs", tmp_path)
+    assert answer.returncode == 3 and "satisfies the constraints latency_ms <= 0.01" in answer.stderr
+    assert "--where" not in answer.stderr
+    for member in missed:  # what missed stands in the table, with the reason
+        (line,) = [line for line in answer.stdout.splitlines() if member["id"] in line]
+        assert "violates latency_ms <= 0.01" in line and f"{member['metrics']['latency_ms']:.3f}" in line
+
+
+def test_watching_ends_with_the_search(searched: Path, monkeypatch: pytest.MonkeyPatch):
+    run, slept = Run.open("first", searched / "runs").__enter__(), []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 2:
+            run.__exit__(None, None, None)
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    shown = ok("status", "first", "--watch", "--runs", searched / "runs")
+    assert shown.count("first: running") == 2 and shown.count("first: finished") == 1
+
+
 def test_status(searched: Path):
     runs = ("--runs", searched / "runs")
     assert "first" in ok("status", *runs)
     one = json.loads(ok("status", "first", "--json", *runs))
     assert one["state"] == "finished" and one["done"] == 6 and one["best"]["accuracy"] > 0
+    assert ok("status", "first", "--watch", *runs) == ok("status", "first", *runs)  # it is over
+    assert "Give its name" in nas("status", "--watch", *runs).stderr
     missing = nas("status", "frist", *runs)
     assert missing.returncode == 2 and "Did you mean 'first'?" in missing.stderr
 
@@ -54,6 +93,7 @@ def test_every_trial_is_in_the_table(searched: Path):
     assert sum(row["status"] == "done" for row in rows) == 6
     done = [row["id"] for row in rows if row["status"] == "done"]
     assert len(set(done)) == 6
+    assert all(0 <= float(row["accuracy_se"]) < 0.1 for row in rows if row["status"] == "done")
 
 
 def test_resume_with_more_trials_goes_on_and_repeats_nothing(searched: Path, tmp_path: Path):
@@ -78,7 +118,7 @@ def test_resume_with_more_trials_goes_on_and_repeats_nothing(searched: Path, tmp
         ("constraints: ['parms <= 10']", 2, "Did you mean 'params'?"),
         ("objectives: {acuracy: max}", 2, "Did you mean 'accuracy'?"),
         ("device: nvidia-h100", 2, "nvidia-h100"),
-        ("a: &x 1\nb: *x", 2, "alias"),
+        ("a: &x [*x]", 2, "alias of itself"),
     ],
 )
 def test_what_is_wrong_is_refused_before_work_starts(tmp_path: Path, text: str, status: int, says: str):

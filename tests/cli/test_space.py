@@ -72,3 +72,22 @@ def test_tables_that_would_not_fit_are_said_by_the_check(tmp_path: Path):
     path.write_text(f"space: {{stem: conv, norm: [layer, rms, batch], stages: {stages}}}")
     refused = nas("space", "check", path)
     assert refused.returncode == 2 and "the tables that latency is looked up in would have" in refused.stderr
+
+
+def test_a_policy_that_does_not_run_there_is_refused_by_name(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(CONFIG.replace("expansion: [1, 2]}", "expansion: [1, 2]}, quant: [fp32, bf16]"))
+    assert nas("space", "check", path).returncode == 0
+    asked = ("--set", "latency.runtime=onnxruntime", "--set", "device=cpu")
+    for words in (("space", "check", path), ("search", "-c", path, "--runs", tmp_path / "runs")):
+        refused = nas(*words, *asked)
+        assert refused.returncode == 2, refused.stderr
+        assert "stages[0]: quant bf16 does not run through 'onnxruntime'" in refused.stderr
+        assert "Leave the policy out" in refused.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_sample_has_a_line_each_and_is_counted():
+    assert nas("space", "sample", "-n", 0).returncode == 2
+    full = ok("space", "sample", "-n", 2, "--full").splitlines()
+    assert full[-1].split()[0] in "".join(full[:-2])

@@ -15,7 +15,8 @@ from mixnas.search.engines.session import Budget, Ending, Session
 from mixnas.search.run.stopping import StopSignal
 from mixnas.search.strategies.evolution import NSGA2
 from mixnas.search.study.objectives import parse_constraints, parse_objectives
-from mixnas.search.study.study import SearchStudy, read_results
+from mixnas.search.study.reading import read_results
+from mixnas.search.study.study import SearchStudy
 from mixnas.search_space.errors import NasError, StoppedEarly
 from mixnas.search_space.space import SearchSpace
 from tests.search.problems import SPACE, TINY, FromFunction, analytic

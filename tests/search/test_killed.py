@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mixnas.search.study.study import read_results
+from mixnas.search.study.reading import read_results
 
 pytestmark = pytest.mark.chaos
 NSGA2 = {"name": "nsga2", "population_size": 8}

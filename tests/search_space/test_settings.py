@@ -130,16 +130,19 @@ def test_a_wrong_setting_is_named_as_one():
         load(Outer, {"name": "a", "inner": {"rate": 2}}, "file.yaml", settings=["count=2"])
 
 
+WHOLE = st.integers(-(2**63) + 1, 2**63 - 1)  # what a file may hold
+
+
 @given(
     st.builds(
         Outer,
         name=st.text(),
         count=st.integers(1, 10**12),
         on=st.booleans(),
-        sizes=st.lists(st.integers()).map(tuple),
+        sizes=st.lists(WHOLE).map(tuple),
         inner=st.builds(Inner, rate=st.floats(0, 1), limit=st.floats(1e-3, 1e6)),
-        task=st.builds(Named, st.text(), st.dictionaries(st.sampled_from(["a", "b"]), st.integers() | st.booleans())),
-        threads=st.just("auto") | st.integers(),
+        task=st.builds(Named, st.text(), st.dictionaries(st.sampled_from(["a", "b"]), WHOLE | st.booleans())),
+        threads=st.just("auto") | WHOLE,
     )
 )
 def test_plain_data_and_yaml_and_back(outer):

@@ -151,9 +151,9 @@ def edit(**changes):
     [
         (edit(wdth=3), r"space\.stages\[0\]: unknown key 'wdth'. Did you mean 'width'\? Allowed: width, depth"),
         (edit(width=[4, 4]), r"stages\[0\].width: 4 stands twice"),
-        (edit(width=0), "whole numbers from 1"),
+        (edit(width=0), "a whole number from 1"),
         (edit(width=[]), "list of choices is empty"),
-        (edit(depth=True), "whole numbers from 1"),
+        (edit(depth=True), "a whole number from 1"),
         (edit(share="yes"), "true or false"),
         (edit(blocks=[]), "either 'block'"),
         (edit(mixer="dwconf"), r"block\.mixer: no mixer is called 'dwconf'. Did you mean 'dwconv'"),

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mixnas.evaluators.tasks.loading import by_name, find_tasks, names
+from mixnas.evaluators.tasks import digits
+from mixnas.evaluators.tasks.loading import by_name, find_tasks, names, source_of
 from mixnas.evaluators.tasks.task import Task
 from mixnas.search_space.errors import ConfigError, NasError
 
@@ -108,14 +109,16 @@ def test_a_users_class_lies_in_the_working_directory(tmp_path, monkeypatch) -> N
 
 
 def test_an_error_inside_a_users_module_is_told_apart(tmp_path, monkeypatch) -> None:
-    (tmp_path / "users_broken_task.py").write_text("import a_module_that_is_not_there\n")
+    (tmp_path / "users_broken_task.py").write_text(
+        "from mixnas.evaluators.tasks import Task\nimport a_module_that_is_not_there\n"
+    )
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="importing users_broken_task failed: No module named 'a_module_that_is_not"):
         by_name("users_broken_task:Task")
 
 
 def test_what_goes_wrong_in_a_users_module_is_said(tmp_path, monkeypatch) -> None:
-    (tmp_path / "users_leaving_task.py").write_text("import sys\nsys.exit(3)\n")
+    (tmp_path / "users_leaving_task.py").write_text("import sys\nsys.exit(3)\nTask = None\n")
     (tmp_path / "users_failing_task.py").write_text(
         "from mixnas.evaluators.tasks import Task\n\nclass Failing(Task):\n    def __init__(self):\n        1 / 0\n"
     )
@@ -137,6 +140,54 @@ def test_a_class_that_is_no_task_is_never_called(tmp_path, monkeypatch) -> None:
     with pytest.raises(ConfigError, match=r"Half is no task, it lacks training_loss\(\), new_metric\(\)"):
         by_name("users_half_task:Half")
     assert not Path("PROOF").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "named", "says"),
+    [
+        (
+            "class Command:\n    pass\n",
+            "Command",
+            "Command of .*users_.*py is no task",
+        ),
+        ("def Command(args): pass\n", "Command", "has no class 'Command'"),
+        ("class Other(Task): pass\n", "Othar", "has no class 'Othar'. Did you mean 'Other'"),
+    ],
+)
+def test_a_module_without_that_task_is_not_even_imported(tmp_path, monkeypatch, text, named, says) -> None:
+    """Importing a module is running it: what its text already shows is said first."""
+    module = f"users_{tmp_path.name}"
+    (tmp_path / f"{module}.py").write_text(f"import pathlib\npathlib.Path('PROOF').touch()\n\n{text}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=says):
+        by_name(f"{module}:{named}")
+    with pytest.raises(ConfigError, match="no class 'Popen2'"):
+        by_name("antigravity:Popen2")
+    assert not Path("PROOF").exists() and not {module, "antigravity"} & set(sys.modules)
+
+
+def test_no_function_or_class_of_another_kind_is_called(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for spec in ("builtins:dict", "builtins:exec", "os:system", "pathlib:Path", "unittest.mock:MagicMock"):
+        with pytest.raises(ConfigError, match=r"no task|has no class") as refused:
+            by_name({"name": spec, "args": "id > PROOF"})
+        assert len(str(refused.value)) <= 300
+    for spec in ("x" * 10_000, "x" * 10_000 + ":Y", "a b:C", "..:D", "digits:", ":", "os\x1b:system", "é"):
+        with pytest.raises(ConfigError) as refused:
+            by_name(spec)
+        assert len(str(refused.value)) <= 300 and "\x1b" not in str(refused.value)
+    assert not Path("PROOF").exists()
+
+
+def test_the_source_of_a_module_is_found_without_importing_it(tmp_path, monkeypatch) -> None:
+    package = tmp_path / "users_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise SystemExit")
+    (package / "tasks.py").write_text("raise SystemExit")
+    monkeypatch.chdir(tmp_path)
+    assert source_of("users_package.tasks") == package / "tasks.py"
+    assert source_of("mixnas.evaluators.tasks.digits") == Path(digits.__file__)
+    assert source_of("no_such_package.tasks") is None and source_of("builtins") is None and source_of("") is None
 
 
 def test_a_task_of_the_former_protocol_is_told_the_new_form(tmp_path, monkeypatch) -> None:

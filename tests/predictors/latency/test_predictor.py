@@ -1,5 +1,6 @@
 """From measuring to a query, for real on a tiny space; then the file of the predictor."""
 
+import io
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mixnas.predictors.latency import profile as profile_module
 from mixnas.predictors.latency.model import FitConfig
 from mixnas.predictors.latency.predictor import LatencyPredictor, installed, summary
 from mixnas.predictors.latency.profile import ProfileConfig, profile
@@ -225,7 +227,8 @@ def test_the_interpreters_timings_are_refused(tmp_path, space):
     assert MeasurementTable.load(tmp_path, device.INTERPRETER, "eager").subjects
 
 
-def test_too_short_a_budget_stops_keeps_what_it_has_and_can_be_gone_on_with(tmp_path, space):
+def test_too_short_a_budget_stops_keeps_what_it_has_and_can_be_gone_on_with(tmp_path, space, monkeypatch):
+    monkeypatch.setattr(profile_module, "_LEAST_PATIENCE_S", 0.0)
     with pytest.raises(StoppedEarly, match=r"lacks .* networks\. What was measured is kept .*`latency\.profile`"):
         profile(space, IO, device="cpu", directory=tmp_path, config=replace(QUICK, budget_s=0.01))
     kept = set(MeasurementTable.load(tmp_path, device.device_name("cpu", 1), "eager").subjects)
@@ -256,3 +259,30 @@ def test_a_predictor_of_whole_blocks_is_refused_in_one_sentence(path, tmp_path, 
 
 def test_there_are_old_predictors_to_refuse():
     assert len(OLD) == 2
+
+
+def test_an_archive_that_would_unpack_to_gigabytes_is_refused_by_its_header(tmp_path):
+    """4 MB of zeros, once read whole."""
+    path = tmp_path / "cpu-x-1t.eager.npz"
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (1 << 32,)})
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("low.npy", "w", force_zip64=True) as f,
+    ):
+        f.write(header.getvalue())
+        for _ in range(300):
+            f.write(bytes(1 << 20))
+    assert path.stat().st_size < 1 << 20
+    with pytest.raises(IntegrityError, match=r"it would unpack to 31\d,\d{3},\d{3} bytes; allowed are 268,435,456"):
+        LatencyPredictor.open(path)
+
+
+def test_a_file_that_announces_more_than_it_holds_is_refused(tmp_path):
+    path = tmp_path / "cpu-x-1t.eager.npz"
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (1 << 40,)})
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("low.npy", header.getvalue())
+    with pytest.raises(IntegrityError, match="damaged, truncated or not a latency predictor"):
+        LatencyPredictor.open(path)

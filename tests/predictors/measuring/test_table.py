@@ -59,7 +59,8 @@ def test_appending_goes_on_after_a_torn_line(filled):
     [
         ("subject,kind", "subject,kin"),
         ('""number"":1', '""number"":9'),
-        ("samples_us\n", "samples_us\nx"),
+        ("samples_us,crc\n", "samples_us,crc\nx"),
+        ("samples_us,crc\n", "samples_us\n"),
         ("0.2,", "-1,"),
     ],
 )
@@ -69,6 +70,44 @@ def test_damage_is_refused(filled, old, new):
     assert old in text
     table.csv_path.write_text(text.replace(old, new))
     with pytest.raises(IntegrityError):
+        MeasurementTable.load(path, DEVICE, "eager")
+
+
+def test_every_digit_is_guarded(filled):
+    path, table = filled
+    for file in (table.csv_path, table.json_path):
+        whole = file.read_bytes()
+        places = [i for i, byte in enumerate(whole) if chr(byte).isdigit()]
+        for place in places[:: max(1, len(places) // 30)]:
+            file.write_bytes(whole[:place] + (b"7" if whole[place : place + 1] != b"7" else b"3") + whole[place + 1 :])
+            with pytest.raises(IntegrityError):
+                MeasurementTable.load(path, DEVICE, "eager")
+        file.write_bytes(whole)
+    text = table.csv_path.read_bytes()
+    table.csv_path.write_bytes(text[:-20])  # within a number
+    with pytest.raises(IntegrityError, match="the file ends within a row"):
+        MeasurementTable.load(path, DEVICE, "eager")
+    lines = text.splitlines(keepends=True)
+    table.csv_path.write_bytes(b"".join([*lines[:2], *lines[3:]]))
+    with pytest.raises(IntegrityError, match="not the row that was written"):
+        MeasurementTable.load(path, DEVICE, "eager")
+
+
+@pytest.mark.parametrize("wrong", ["-0.2", "nan", "inf", "0", ""])
+def test_a_table_of_before_is_read_and_its_times_are_checked(filled, wrong):
+    """Those had neither a chain nor a digest; they stay without one."""
+    path, table = filled
+    lines = [line.rpartition(",")[0] + "\n" for line in table.csv_path.read_text().splitlines()]
+    table.csv_path.write_text("".join(lines))
+    former = MeasurementTable.load(path, DEVICE, "eager")
+    assert former.windows.keys() == table.windows.keys()
+    again = MeasurementTable.create_or_open(path, DEVICE, "eager", 1, 0.2)
+    what = next(iter(again.subjects.values()))
+    again.append([(what, again.windows[what.id][0])], 0)
+    assert len(MeasurementTable.load(path, DEVICE, "eager").windows[what.id]) == len(former.windows[what.id]) + 1
+    cells = lines[-1].rstrip().rsplit(",", 1)
+    table.csv_path.write_text("".join(lines[:-1]) + f"{cells[0]},{wrong}\n")
+    with pytest.raises(IntegrityError, match="without usable times"):
         MeasurementTable.load(path, DEVICE, "eager")
 
 

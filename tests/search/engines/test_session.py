@@ -1,19 +1,25 @@
 from __future__ import annotations
 
+import errno
 import math
 import os
+import random
 import signal
+import sys
+import warnings
 
 import numpy as np
 import pytest
+import torch
 
 from mixnas.evaluators.protocol import Outcome
 from mixnas.search.engines.local import LocalEngine
 from mixnas.search.engines.session import Budget, Session
 from mixnas.search.run.stopping import StopSignal
 from mixnas.search.strategies.evolution import NSGA2
-from mixnas.search.study.study import SearchStudy, read_results
-from mixnas.search_space.errors import NasError, StoppedEarly
+from mixnas.search.study.reading import read_results
+from mixnas.search.study.study import SearchStudy
+from mixnas.search_space.errors import MachineError, NasError, StoppedEarly
 from tests.contracts.engine import carry_out
 from tests.search.problems import FromFunction, analytic
 
@@ -41,7 +47,7 @@ def test_a_trial_that_goes_wrong_is_recorded_and_the_search_goes_on(study):
             case 1:
                 return {**metrics, "accuracy": math.nan}
             case 2:
-                raise MemoryError
+                sys.exit(3)
             case 3:
                 raise ValueError("no such\nthing")
             case 4:
@@ -58,10 +64,96 @@ def test_a_trial_that_goes_wrong_is_recorded_and_the_search_goes_on(study):
     records = [r for r in study.results.records if r.evaluated]
     assert study.results.counts["done"] == 9 and study.results.counts["failed"] == 18
     assert [r.failure for r in records[:9]] == [
-        "", "metric accuracy is nan", "out of memory", "ValueError: no such thing", "metric loss is inf",
+        "", "metric accuracy is nan", "SystemExit: 3", "ValueError: no such thing", "metric loss is inf",
         "out of memory: CUDA out of memory. Tried to allocate 20 GiB.", "metric name is str, not a number", "", "",
     ]  # fmt: skip
     assert len({r.id for r in records}) == 27
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/tmp/x"), r"/tmp/x: No space left on device\. Make room\."),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "Disk quota exceeded. Make room"),
+        (PermissionError(errno.EACCES, "Permission denied"), "Permission denied. Make it writable"),
+        (OSError(errno.EMFILE, "Too many open files"), "Too many open files. End other programs"),
+        (MemoryError(), "this machine's memory is used up"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"),
+            "memory is used up",
+        ),
+    ],
+)
+def test_a_fault_of_the_machine_is_no_verdict(study, tmp_path, space, objectives, constraints, error, says):
+    """The trial stays open, and its architecture may be tried again when there is room."""
+    calls = iter(range(9))
+
+    def fragile(architecture):
+        if next(calls) == 2:
+            raise error
+        return analytic(architecture)
+
+    with pytest.raises(MachineError, match=says) as stopped:
+        carry_out(LocalEngine(), study, FromFunction(fragile), Budget(trials=8))
+    assert stopped.value.exit_status == 4 and isinstance(stopped.value, StoppedEarly)
+    assert study.results.counts == {"done": 2, "interrupted": 1} and study.results.evaluated == 2
+    open_again = study.results.records[2].id
+    study.close()
+    with SearchStudy(tmp_path / "j", space, objectives, constraints) as again:
+        assert again.results.evaluated == 2 and open_again not in again._seen
+
+
+def test_what_a_trial_changes_for_all_is_put_back(study):
+    """One that switched gradients off once failed ten of the twelve after it."""
+    before = _globals()
+
+    def careless(architecture):
+        torch.set_grad_enabled(False)
+        torch.set_num_threads(7)
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
+        torch.manual_seed(1)
+        torch.use_deterministic_algorithms(True)
+        np.random.seed(1)
+        random.seed(1)
+        warnings.simplefilter("ignore")
+        os.environ["CARELESS"] = "1"
+        os.chdir("/")
+        raise ValueError(str(torch.tensor([1.0]).dtype))
+
+    carry_out(LocalEngine(), study, FromFunction(careless), Budget(trials=3))
+    assert study.results.counts == {"failed": 3} and _globals() == before
+
+
+def _globals() -> list[object]:
+    return [
+        *(torch.is_grad_enabled(), torch.get_num_threads(), torch.get_default_dtype(), torch.get_default_device()),
+        *(torch.get_rng_state().tolist(), torch.are_deterministic_algorithms_enabled(), random.getstate()),
+        *(np.random.get_state()[1].tolist(), list(warnings.filters), dict(os.environ), os.getcwd()),
+    ]
+
+
+def test_a_full_disk_under_the_journal_stops_it_with_what_to_do(study, monkeypatch):
+    """What was in flight is marked by the next session; nothing of the disk's error is a traceback."""
+    real = os.write
+    full = []
+
+    def write(handle: int, data: bytes) -> int:
+        if full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(handle, data)
+
+    monkeypatch.setattr("mixnas.search.study.journal.os.write", write)
+
+    def fills(architecture):
+        if study.results.evaluated == 2:
+            full.append(True)
+        return analytic(architecture)
+
+    with pytest.raises(MachineError, match=r"cannot be written: No space left on device\. Make room, then resume"):
+        carry_out(LocalEngine(), study, FromFunction(fills), Budget(trials=8))
+    full.clear()
+    study.close()
 
 
 def test_a_missing_metric_stops_it(study):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,9 +11,14 @@ import pytest
 
 from mixnas.search.engines.local import LocalEngine
 from mixnas.search.engines.session import Budget
+from mixnas.search.export import export_run
+from mixnas.search.job import reopen
 from mixnas.search.run.directory import FORMAT, Run, commit, list_runs, versions
+from mixnas.search.run.integrity import problems, undigested
+from mixnas.search.run.trust import require_trust
+from mixnas.search.study.results import Results
 from mixnas.search.study.study import SearchStudy
-from mixnas.search_space.errors import ConfigError, IntegrityError, NasError
+from mixnas.search_space.errors import ConfigError, IntegrityError, MachineError, NasError, visible
 from tests.contracts.engine import carry_out
 from tests.search.run.fronts import front_of
 
@@ -183,6 +189,202 @@ def test_a_run_from_search_to_tables(tmp_path, space, objectives, constraints, e
     Run.create(tmp_path, CONFIG, name="later")
     assert {s.name: s.state for s in list_runs(tmp_path)} == {"r": "finished", "later": "stopped"}
     assert json.loads(json.dumps(list_runs(tmp_path)[0].to_plain()))["problem"] == ""
+
+
+@pytest.mark.parametrize("kind", ["link", "link to nowhere", "pipe", "the other kind"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("config.yaml", "study.journal", "study.summary.json", "trials.csv", "pareto.json", "supernet.safetensors"),
+        *(".lock", "latency", "networks", "exports", "networks/a.safetensors", "latency/x.csv", "exports/0123456789ab"),
+    ],
+)
+def test_nothing_in_a_run_is_followed_out_of_it(tmp_path, name, kind):
+    """Of a received run, `exports`, `.lock` and the journal led to files of the user's, which were emptied."""
+    run = Run.create(tmp_path / "runs", CONFIG, name="r")
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "file").write_text("mine")
+    path = run.path / name
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    match kind:
+        case "link":
+            path.symlink_to(victim if name in ("latency", "networks", "exports") else victim / "file")
+        case "link to nowhere":
+            path.symlink_to(victim / "new")
+        case "pipe":
+            os.mkfifo(path)
+        case _ if name in ("latency", "networks", "exports"):
+            path.write_text("")
+        case _ if name.startswith("exports/"):
+            pytest.skip("an export is a folder")
+        case _:
+            path.mkdir()
+    with pytest.raises(IntegrityError, match=r"is (a link|a pipe|a folder|a file), where a run has") as refused:
+        Run.open("r", tmp_path / "runs")
+    assert str(path) in str(refused.value)
+    assert "where a run has" in list_runs(tmp_path / "runs")[0].problem
+    assert [p.name for p in victim.iterdir()] == ["file"] and (victim / "file").read_text() == "mine"
+
+
+def test_a_manifest_that_is_no_file_is_refused_at_once(tmp_path):
+    Run.create(tmp_path, CONFIG, name="good")
+    for name in ("pipe", "folder", "link", "closed"):
+        (tmp_path / name).mkdir()
+    os.mkfifo(tmp_path / "pipe" / "manifest.json")
+    (tmp_path / "folder" / "manifest.json").mkdir()
+    (tmp_path / "link" / "manifest.json").symlink_to(tmp_path / "good" / "manifest.json")
+    (tmp_path / "closed" / "manifest.json").write_bytes(b"\xff\xfe")
+    found = {status.name: status.problem for status in list_runs(tmp_path)}
+    assert found.pop("good") == "" and set(found) == {"pipe", "folder", "link", "closed"}
+    assert all("where a run has a file" in found[name] for name in ("pipe", "folder", "link"))
+    assert "damaged" in found["closed"]
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "trials.csv", "pareto.json", "manifest.json"])
+def test_a_digit_that_changed_is_noticed(tmp_path, objectives, name):
+    run = Run.create(tmp_path, CONFIG, name="r", seed=0)
+    run.write_tables("trial,id\n0,1\n", front_of(Results(objectives)))
+    path = run.path / name
+    whole = path.read_bytes()
+    assert list(problems(run.path, Run.open("r", tmp_path).manifest)) == []
+    places = [i for i, byte in enumerate(whole) if chr(byte).isdigit()]
+    for place in places[:: max(1, len(places) // 20)]:
+        path.write_bytes(whole[:place] + (b"7" if whole[place : place + 1] != b"7" else b"3") + whole[place + 1 :])
+        if name == "manifest.json":
+            with pytest.raises((IntegrityError, ConfigError), match=r"not what was written|damaged|has format"):
+                Run.open("r", tmp_path)
+            continue
+        opened = Run.open("r", tmp_path)
+        assert [wrong for wrong, _ in problems(opened.path, opened.manifest)] == [name]
+        if name != "trials.csv":
+            with pytest.raises(IntegrityError, match=f"{name}: damaged: not what was written"):
+                opened.config() if name == "config.yaml" else opened.front()
+    path.write_bytes(whole[: len(whole) // 2])
+    if name == "manifest.json":
+        with pytest.raises(IntegrityError, match="damaged: not the manifest of a run"):
+            Run.open("r", tmp_path)
+    else:
+        assert [wrong for wrong, _ in problems(run.path, run.manifest)] == [name]
+
+
+@pytest.mark.parametrize("crash", ["before the manifest", "between the two"])
+def test_a_crash_between_two_writes_is_no_damage(tmp_path, monkeypatch, crash):
+    run = Run.create(tmp_path, CONFIG, name="r")
+    writes = {"before the manifest": "write_manifest", "between the two": "atomic_write"}[crash]
+    monkeypatch.setattr(f"mixnas.search.run.directory.{writes}", _fails)
+    with pytest.raises(RuntimeError, match="killed here"):
+        run.write_config({**CONFIG, "search": {"trials": 50}})
+    monkeypatch.undo()
+    again = Run.open("r", tmp_path)
+    assert again.config() == CONFIG and list(problems(again.path, again.manifest)) == []
+    again.write_config({**CONFIG, "search": {"trials": 60}})
+    assert Run.open("r", tmp_path).config()["search"]["trials"] == 60
+
+
+def _fails(*args):
+    raise RuntimeError("killed here")
+
+
+MANIFESTS = {
+    "no format": {"format": None},
+    "no objectives": {"fixed": {}},
+    "no fixed": {"fixed": 3},
+    "no created": {"created": 7},
+    "phases": {"phases": [3]},
+    "a negative time": {"phases": [{"name": "search", "seconds": -1}]},
+    "a time in words": {"phases": [{"name": "search", "seconds": "long"}]},
+    "a name that is none": {"phases": [{"name": 3, "seconds": 1}]},
+}
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_a_manifest_that_lacks_something_is_one_sentence(tmp_path, name):
+    """Of format 2, which had no digests: those with one cannot be changed by hand."""
+    run = Run.create(tmp_path, CONFIG, name="r")
+    changed = {**run.manifest, "format": 2, **MANIFESTS[name]}
+    (run.path / "manifest.json").write_text(json.dumps(changed))
+    with pytest.raises(IntegrityError, match=r"manifest\.json: damaged: not the manifest of a run \("):
+        Run.open("r", tmp_path)
+
+
+def test_a_manifest_whose_digest_was_taken_out_is_refused(tmp_path):
+    run = Run.create(tmp_path, CONFIG, name="r")
+    (run.path / "manifest.json").write_text(json.dumps(run.manifest))
+    with pytest.raises(IntegrityError, match="its digest is missing"):
+        Run.open("r", tmp_path)
+
+
+def test_a_run_of_the_format_before_goes_on_and_gets_digests(tmp_path):
+    run = Run.create(tmp_path, CONFIG, name="r")
+    former = {key: value for key, value in run.manifest.items() if key not in ("digests", "mark")} | {"format": 2}
+    (run.path / "manifest.json").write_text(json.dumps(former))
+    again = Run.open("r", tmp_path)
+    again.check_resumable()
+    assert again.config() == CONFIG and undigested(again.path, again.manifest) == ["manifest.json", "config.yaml"]
+    again.write_config({**CONFIG, "search": {"trials": 50}})
+    now = Run.open("r", tmp_path)
+    assert now.manifest["format"] == FORMAT and undigested(now.path, now.manifest) == []
+
+
+def test_a_run_that_was_taken_away_is_written_no_more(tmp_path, objectives):
+    run = Run.create(tmp_path, CONFIG, name="r")
+    with run:
+        shutil.rmtree(run.path)
+        for write in (lambda: run.update(seed=1), lambda: run.write_tables("", front_of(Results(objectives)))):
+            with pytest.raises(MachineError, match="was removed, moved or replaced"):
+                write()
+        Run.create(tmp_path, CONFIG, name="r")
+        with pytest.raises(MachineError, match="was removed, moved or replaced"):
+            run.add_phase("search", 1.0)
+    assert Run.open("r", tmp_path).manifest["phases"] == []
+
+
+def test_names_that_are_no_paths(tmp_path):
+    for name in ("x" * 300, "a\0b", "", "\x1b[31m", "../..", "."):
+        with pytest.raises(ConfigError, match="no such run") as refused:
+            Run.open(name, tmp_path)
+        assert len(visible(str(refused.value))) <= 300 + len(str(tmp_path))
+
+
+# -- whose task may be run --------
+
+
+def _own(tmp_path, monkeypatch, **changes):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evil.py").write_text("raise SystemExit('it ran')\nTask = None\n")
+    return Run.create(tmp_path / "runs", {**CONFIG, "task": "evil:Task"}, name="r")
+
+
+def test_a_run_that_was_started_here_is_trusted_and_no_other(tmp_path, monkeypatch):
+    run = _own(tmp_path, monkeypatch)
+    require_trust(Run.open("r", "runs").manifest, run.path, "resume", False)
+    assert (tmp_path / "state" / "mixnas" / "key").stat().st_mode & 0o077 == 0
+    for changed in (
+        {**run.manifest, "fixed": {**run.manifest["fixed"], "task": "evil:Other"}},
+        {**run.manifest, "mark": ""},
+        {**run.manifest, "created": "2020-01-01T00:00:00Z"},
+    ):
+        with pytest.raises(ConfigError, match=r"'evil:.*evil\.py.* was not started here .* nas resume r --trust"):
+            require_trust(changed, run.path, "resume", False)
+        require_trust(changed, run.path, "resume", True)
+        require_trust({**changed, "fixed": {**changed["fixed"], "task": "digits"}}, run.path, "resume", False)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another user"))
+    with pytest.raises(ConfigError, match="was not started here"):
+        require_trust(run.manifest, run.path, "export", False)
+
+
+def test_looking_at_a_run_imports_nothing_of_it(tmp_path, monkeypatch):
+    run = _own(tmp_path, monkeypatch)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another user"))
+    assert Run.open("r", "runs").status().state == "stopped" and list_runs("runs")[0].problem == ""
+    with pytest.raises(ConfigError, match="--trust"):
+        reopen("r", "runs")
+    with pytest.raises(ConfigError, match="--trust"):
+        export_run(run)
+    assert "evil" not in sys.modules
 
 
 def test_provenance_names_no_machine():

@@ -12,6 +12,7 @@ from mixnas.predictors.measuring.value import Latency
 from mixnas.search.run.front import FORMAT, Front, Member
 from mixnas.search.study.objectives import parse_objectives
 from mixnas.search.study.results import Results
+from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import ConfigError, IntegrityError
 from tests.search.run.fronts import front_of
 
@@ -19,10 +20,15 @@ OBJECTIVES = parse_objectives({"accuracy": "max", "latency_ms": "min"})
 V1 = Path(__file__).parents[2] / "data" / "v1"
 
 
+def architecture(width: int) -> Architecture:
+    block = {"mixer": "identity", "channel_mixer": "none"}
+    return Architecture.from_dict({"stem": "conv", "stages": [{"width": width, "blocks": [block]}]})
+
+
 MEMBER = Member(
-    id="0123456789ab",
+    id=architecture(8).id,
     trial=3,
-    architecture={"stem": "conv"},
+    architecture=architecture(8).to_dict(),
     metrics={"accuracy": 0.9, "test_accuracy": 0.8, "latency_ms": 2.0, "params": 100.0},
     latency=Latency(2.0, 1.9, 2.1, "measured"),
     predicted=Latency(2.2, 1.8, 2.6, "predicted", ("stem: width 64 is outside",)),
@@ -33,7 +39,8 @@ MEMBER = Member(
 
 def final() -> Front:
     base = front_of(Results(OBJECTIVES))
-    other = replace(MEMBER, id="ba9876543210", reason="dominated", predicted=None)
+    second = architecture(16)
+    other = replace(MEMBER, id=second.id, architecture=second.to_dict(), reason="dominated", predicted=None)
     return replace(
         base,
         objectives={"accuracy": "max", "latency_ms": "min"},
@@ -103,6 +110,44 @@ def test_damage_is_told(tmp_path, damage):
     path.write_text(damage)
     with pytest.raises(IntegrityError, match=r"pareto\.json: damaged: not a front"):
         Front.read(path)
+
+
+def _set(plain, value, *keys):
+    for key in keys[:-1]:
+        plain = plain[key]
+    plain[keys[-1]] = value
+
+
+NONSENSE = {
+    "an id that leads out": (("front", 0, "id"), "../../../victim/proj"),
+    "an id that is another's": (("front", 0, "id"), architecture(16).id),
+    "an absolute id": (("front", 0, "id"), "/etc/cron.d/x"),
+    "an id that is no text": (("front", 0, "id"), 7),
+    "a searched id": (("searched_front", 0), "../x"),
+    "another network": (("front", 0, "architecture", "stages", 0, "width"), 9),
+    "a NaN": (("front", 0, "metrics", "accuracy"), float("nan")),
+    "a metric in words": (("front", 0, "metrics", "accuracy"), "high"),
+    "a negative latency": (("front", 0, "latency", "ms"), -1.0),
+    "a negative time": (("front", 0, "seconds"), -0.5),
+    "a time in words": (("front", 0, "latency", "low_ms"), "0.1"),
+    "no latency": (("front", 0, "latency"), {}),
+    "a knee": (("knee",), "ffffffffffff"),
+    "a direction": (("objectives", "accuracy"), "up"),
+    "no members": (("front",), [{}]),
+    "a deep architecture": (("front", 0, "architecture", "stages"), json.loads("[" * 900 + "]" * 900)),
+}
+
+
+@pytest.mark.parametrize("name", NONSENSE)
+def test_what_a_stranger_may_have_written_is_one_sentence(tmp_path, name):
+    path = tmp_path / "pareto.json"
+    keys, value = NONSENSE[name]
+    plain = json.loads(json.dumps(final().to_plain()))
+    _set(plain, value, *keys)
+    path.write_text(json.dumps(plain))
+    with pytest.raises(IntegrityError, match=r"pareto\.json: damaged: not a front") as refused:
+        Front.read(path)
+    assert len(str(refused.value).removeprefix(str(tmp_path))) <= 300 and str(refused.value).isprintable()
 
 
 def test_a_later_format_is_refused(tmp_path):

@@ -13,7 +13,8 @@ from mixnas.search.strategies.evolution import NSGA2, NSGA3
 from mixnas.search.strategies.random import Random
 from mixnas.search.strategies.tpe import TPE
 from mixnas.search.study.objectives import parse_constraints, parse_objectives
-from mixnas.search.study.study import SearchStudy, SpaceExhausted, read_results
+from mixnas.search.study.reading import read_results
+from mixnas.search.study.study import SearchStudy, SpaceExhausted
 from mixnas.search_space.errors import ConfigError, InfeasibleError
 from tests.contracts.engine import carry_out
 from tests.search.problems import FromFunction, analytic, cheap_of

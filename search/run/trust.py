@@ -1,0 +1,95 @@
+"""Whether the program that a run's task is may be run: a run from elsewhere names code that nobody here has looked at.
+
+A run that is started here is marked with a key that lies in the user's directory and nowhere else. The mark is of its
+task, so that neither another's run nor one whose task was changed has it. A task of the package needs no trust.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mixnas.evaluators.tasks.loading import is_built_in, source_of
+from mixnas.search_space.errors import ConfigError, shown, visible
+
+
+def _key_file() -> Path:
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "mixnas" / "key"
+
+
+def _key(*, make: bool) -> bytes:
+    """This user's key; empty where there is none."""
+    path = _key_file()
+    with contextlib.suppress(OSError):
+        return bytes.fromhex(path.read_text(encoding="ascii").strip())
+    if not make:
+        return b""
+    key = secrets.token_bytes(32)
+    with contextlib.suppress(OSError):  # without a home, runs of tasks of one's own ask for --trust
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(handle, "w", encoding="ascii") as file:
+            file.write(key.hex() + "\n")
+        return key
+    return b""
+
+
+def mark(task: Any, created: str, *, make: bool = True) -> str:
+    """The mark of a run that is started here: of its task and when it was created; empty where it needs none."""
+    if is_built_in(task):
+        return ""
+    key = _key(make=make)
+    text = json.dumps([task, created], sort_keys=True, default=str)
+    return hmac.new(key, text.encode(), hashlib.sha256).hexdigest() if key else ""
+
+
+def is_trusted(manifest: Mapping[str, Any]) -> bool:
+    """Whether a run's task is of the package, or the run was started here with this very task."""
+    task = manifest["fixed"].get("task")
+    if is_built_in(task):
+        return True
+    own = mark(task, str(manifest.get("created")), make=False)
+    return bool(own) and hmac.compare_digest(own, str(manifest.get("mark", "")))
+
+
+def require_own(manifest: Mapping[str, Any], run: Path) -> None:
+    """Refuse to import a run's task where a run is only looked at, unless the run was started here.
+
+    Raises:
+        ConfigError: It was not.
+    """
+    if not is_trusted(manifest):
+        raise ConfigError(
+            f"{run}: what is asked only its task knows, a program, and the run was not started here with it. "
+            "Looking at a run runs nothing of it: ask with a configuration (-c) instead."
+        )
+
+
+def require_trust(manifest: Mapping[str, Any], run: Path, verb: str, trust: bool) -> None:
+    """Refuse to import a run's task, unless it may be run.
+
+    Args:
+        manifest: Of the run.
+        run: Its directory.
+        verb: What is asked for.
+        trust: Whether the user said that it may.
+
+    Raises:
+        ConfigError: It may not; the message names module and file.
+    """
+    if trust or is_trusted(manifest):
+        return
+    task = manifest["fixed"].get("task")
+    name = task.get("name") if isinstance(task, Mapping) else task
+    file = source_of(str(name).partition(":")[0])
+    raise ConfigError(
+        f"{run}: its task is {visible(shown(name))}, a program ({file or 'its file is not found'}), and this run was "
+        f"not started here with it. Read it; if it may run: nas {verb} {run.name} --trust"
+    )
