@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from _gpu_context import Context
 from _gpu_results import CAPTURED, COMPILED
-from _kernel_grid import Point, grid, odd, tiny
+from _kernel_grid import Point, Product, grid, odd, products, tiny
 from torch import Tensor, nn
 
 from mixnas.kernels import configs, dispatch
@@ -40,6 +40,7 @@ def families(dry: bool) -> list[str]:
     """Families of kernels, those with the slowest references first."""
     found = dict.fromkeys(point.family for point in (tiny() if dry else grid()))
     slow = ("selective_scan", "gated_linear_attention", "neighborhood_attention", "fused_block")
+    found |= dict.fromkeys(product.family for product in products(dry))
     return sorted(found, key=lambda family: slow.index(family) if family in slow else len(slow))
 
 
@@ -53,6 +54,8 @@ def checks(group: str, context: Context) -> Iterator[Check]:
         yield from _policies(context)
     elif group == "sanitized":
         yield from _sanitized(context)
+    elif group == Product.family:
+        yield from _products(context)
     else:
         yield from _kernels(group, context)
 
@@ -82,6 +85,33 @@ def _kernels(family: str, context: Context) -> Iterator[Check]:
         yield f"{point.family}: {point.label}{CAPTURED}", functools.partial(_in_graph, point, context)
     for point in large:
         yield f"{point.family}: {point.label}, large", functools.partial(_large, point, context)
+
+
+def _products(context: Context) -> Iterator[Check]:
+    for product in products(context.dry):
+        name = f"{product.family}: {product.label}"
+        yield f"{name}, eager", functools.partial(_product, product, "eager", context)
+        if not context.dry and product.rows == 196:  # the ordinary one; in a dry run others take these forms
+            yield f"{name}{COMPILED}", functools.partial(_product, product, "compiled", context)
+            yield f"{name}{CAPTURED}", functools.partial(_product, product, "captured", context)
+
+
+def _product(product: Product, form: str, context: Context) -> dict[str, Any]:
+    """A product of few bits against float64; captured, on operands that it was not captured with."""
+    operands = product.draw(context.torch_device)
+    with torch.no_grad(), dispatch.backend("triton"):
+        if form == "compiled":
+            found = torch.compile(product.function, dynamic=False)(*operands)
+        else:
+            found = product.function(*operands)
+        if form == "captured":
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                found = product.function(*operands)
+            for operand, other in zip(operands, product.draw(context.torch_device, seed=1), strict=True):
+                operand.copy_(other)
+            graph.replay()
+    return _verdict({"output": relative_error(found, product.reference(*operands))}, ALLOWED[torch.bfloat16])
 
 
 def _triton(point: Point) -> Callable[..., Any]:

@@ -29,7 +29,7 @@ DRY_WEIGHTS = {"right": 200, "tuned": 80, "fast": 120, "measured": 100, "trained
 INTERPRETED = ("right", "tuned", "fast")  # of a dry run; the others run ATen's forms
 _MACHINE_S = 90.0
 _WORK = "mixnas-gpu-"  # working folders begin with it
-_OWNER = "owner"  # in a working folder: locked for as long as the call lives that made it
+OWNER = "owner"  # in a working folder: locked for as long as the call lives that made it
 _NODES = ("nvidia*", "nvhost*", "dxg")  # in /dev, on any machine where CUDA can be
 _RATES = 4
 _TRIES = 3
@@ -86,12 +86,12 @@ def devices_here() -> list[str]:
 
 def new_work() -> Path:
     """A working folder, locked as long as this process lives; those of calls that were killed are removed."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_WORK}*/{_OWNER}"):
+    for folder in Path(tempfile.gettempdir()).glob(f"{_WORK}*/{OWNER}"):
         with contextlib.suppress(OSError), open(folder, "rb") as owner:
             fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held by one that lives
             shutil.rmtree(folder.parent, ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix=_WORK))
-    descriptor = os.open(work / _OWNER, os.O_RDWR | os.O_CREAT, 0o600)  # stays open; no child inherits it
+    descriptor = os.open(work / OWNER, os.O_RDWR | os.O_CREAT, 0o600)  # stays open; no child inherits it
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     return work
 

@@ -40,7 +40,7 @@ STARTED = time.monotonic()
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from _gpu_context import first_line  # noqa: E402
 from _gpu_results import STEPS, WHY, unfit  # noqa: E402
-from _gpu_steps import NO_GPU, Run, checkout, devices_here, gpus_may_be_here, new_work, run_all  # noqa: E402
+from _gpu_steps import NO_GPU, OWNER, Run, checkout, devices_here, gpus_may_be_here, new_work, run_all  # noqa: E402
 
 _CLOSING_S = 8.0  # for the table
 
@@ -108,7 +108,9 @@ def _run(arguments: argparse.Namespace) -> int:
         steps = [step for step in STEPS if arguments.only is None or step in arguments.only]
         call = run_all(run, steps, lambda text: print(f"[{time.monotonic() - STARTED:4.0f} s] {text}", flush=True))
     finally:
-        if not arguments.keep_work:
+        if arguments.keep_work:
+            (work / OWNER).unlink(missing_ok=True)  # no later call removes it
+        else:
             shutil.rmtree(work, ignore_errors=True)
     if call["steps"]["machine"]["state"] == "refused":
         return 1

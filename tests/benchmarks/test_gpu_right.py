@@ -81,7 +81,7 @@ def test_a_check_hangs_after_a_while(scripts):
     assert worker.hangs and worker.parts_left == ["b"]
 
 
-def _launched(points):
+def _launched(points, products):
     """Kernels that the points launch, forward and backward; nothing is computed."""
     seen = set()
     with resources.watching(lambda kernel, *_: seen.add(kernel), configs.ANY_GPU, run=False):
@@ -90,6 +90,8 @@ def _launched(points):
             output = point.function(**leaves, **point.case.options)
             output = output[0] if isinstance(output, tuple) else output
             torch.autograd.grad(output, list(leaves.values()), torch.ones_like(output), allow_unused=True)
+        for product in products:
+            product.function(*product.draw())
     return seen
 
 
@@ -98,7 +100,25 @@ def test_every_kernel_of_the_tables_is_checked(scripts, points):
     """A new family has to be in the grid: it says here which kernels no point launches."""
     import _kernel_grid
 
-    assert _launched(getattr(_kernel_grid, points)()) == set(configs.kernels())
+    products = [product for product in _kernel_grid.products(points == "tiny") if product.rows < 1000]
+    assert _launched(getattr(_kernel_grid, points)(), products) == set(configs.kernels())
+
+
+def test_products_of_few_bits_are_checked(scripts, monkeypatch):
+    import _gpu_checks
+    import _kernel_grid
+    from _gpu_context import Context
+
+    context = Context(out=None, work=None, deadline=0.0, dry=True)
+    names = [key for key, _ in _gpu_checks.checks("quantized_linear", context)]
+    assert [name.split()[1] for name in names] == ["int8", "fp8", "int4"]
+    assert "quantized_linear" in _gpu_checks.families(True) and "quantized_linear" in _gpu_checks.families(False)
+    real = Context(out=None, work=None, deadline=0.0, dry=False)
+    forms = [key.rpartition(", ")[2] for key, _ in _gpu_checks.checks("quantized_linear", real)]
+    assert forms == [*["eager"] * 4, "compiled", "in a CUDA graph"] * 3
+    for product in _kernel_grid.products(True):  # ATen's form agrees with the definition on what is drawn
+        operands = product.draw()
+        assert _gpu_checks.relative_error(product.function(*operands), product.reference(*operands)) < 1e-2
 
 
 def test_the_grid_has_every_family_and_batch_one(scripts):
