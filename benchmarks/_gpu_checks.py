@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from _gpu_context import Context
 from _gpu_results import CAPTURED, COMPILED
-from _kernel_grid import Point, grid, odd, tiny
+from _kernel_grid import Point, Product, grid, odd, products, tiny
 from torch import Tensor, nn
 
 from mixnas.kernels import configs, dispatch
@@ -40,6 +40,7 @@ def families(dry: bool) -> list[str]:
     """Families of kernels, those with the slowest references first."""
     found = dict.fromkeys(point.family for point in (tiny() if dry else grid()))
     slow = ("selective_scan", "gated_linear_attention", "neighborhood_attention", "fused_block")
+    found |= dict.fromkeys(product.family for product in products(dry))
     return sorted(found, key=lambda family: slow.index(family) if family in slow else len(slow))
 
 
@@ -47,15 +48,14 @@ def checks(group: str, context: Context) -> Iterator[Check]:
     """A group's checks by name, in the order in which they should run."""
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-    if "+" in group:
-        for part in group.split("+"):
-            yield from checks(part, context)
-    elif group.startswith("operators "):
+    if group.startswith("operators "):
         yield from list(_operators(context))[int(group.split()[1]) :: 3]
     elif group == "policies":
         yield from _policies(context)
     elif group == "sanitized":
         yield from _sanitized(context)
+    elif group == Product.family:
+        yield from _products(context)
     else:
         yield from _kernels(group, context)
 
@@ -85,6 +85,33 @@ def _kernels(family: str, context: Context) -> Iterator[Check]:
         yield f"{point.family}: {point.label}{CAPTURED}", functools.partial(_in_graph, point, context)
     for point in large:
         yield f"{point.family}: {point.label}, large", functools.partial(_large, point, context)
+
+
+def _products(context: Context) -> Iterator[Check]:
+    for product in products(context.dry):
+        name = f"{product.family}: {product.label}"
+        yield f"{name}, eager", functools.partial(_product, product, "eager", context)
+        if not context.dry and product.rows == 196:  # the ordinary one; in a dry run others take these forms
+            yield f"{name}{COMPILED}", functools.partial(_product, product, "compiled", context)
+            yield f"{name}{CAPTURED}", functools.partial(_product, product, "captured", context)
+
+
+def _product(product: Product, form: str, context: Context) -> dict[str, Any]:
+    """A product of few bits against float64; captured, on operands that it was not captured with."""
+    operands = product.draw(context.torch_device)
+    with torch.no_grad(), dispatch.backend("triton"):
+        if form == "compiled":
+            found = torch.compile(product.function, dynamic=False)(*operands)
+        else:
+            found = product.function(*operands)
+        if form == "captured":
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                found = product.function(*operands)
+            for operand, other in zip(operands, product.draw(context.torch_device, seed=1), strict=True):
+                operand.copy_(other)
+            graph.replay()
+    return _verdict({"output": relative_error(found, product.reference(*operands))}, ALLOWED[torch.bfloat16])
 
 
 def _triton(point: Point) -> Callable[..., Any]:
@@ -208,12 +235,13 @@ def _sanitized(context: Context) -> Iterator[Check]:
 
 # -- operators ---------------------------------------------------------------------------------------------------------
 
+_DRY_WIDTH = 8  # in a dry run: interpreted kernels take their time
 _AXES = ("stem", "norm", "downsample", "mixer", "gate", "channel_mixer", "head")
 
 
 def _context(kind: str, dry: bool) -> registry.Context:
     sizes = {"image": (2, 2) if dry else (14, 14)}
-    return registry.Context(16 if dry else 64, sizes.get(kind, (4,) if dry else (96,)), kind)
+    return registry.Context(_DRY_WIDTH if dry else 64, sizes.get(kind, (4,) if dry else (96,)), kind)
 
 
 def _stands(axis: str, name: str, kind: str, dry: bool) -> tuple[Op, registry.Context, registry.Context] | None:
@@ -223,7 +251,7 @@ def _stands(axis: str, name: str, kind: str, dry: bool) -> tuple[Op, registry.Co
     if axis == "stem":
         before = registry.Context(3, (16, 16) if kind == "image" else before.size, kind)
     options = {knob: value.default for knob, value in operator.knobs.items()}
-    if kind != "causal" and options.get("kernel_size", 1) % 2 == 0:
+    if "kernel_size" in options and (dry or (kind != "causal" and options["kernel_size"] % 2 == 0)):
         options["kernel_size"] = 3
     if operator.check is not None and operator.check(before, options):
         return None
@@ -234,11 +262,12 @@ def _stands(axis: str, name: str, kind: str, dry: bool) -> tuple[Op, registry.Co
     return op, before, registry.Context(10 if axis == "head" else 2 * before.width, size, kind)
 
 
-def _input(axis: str, module: nn.Module, before: registry.Context, device: str) -> Tensor:
+def _input(axis: str, module: nn.Module, before: registry.Context, context: Context, device: str) -> Tensor:
     generator = torch.Generator().manual_seed(0)
+    batch = 1 if context.dry else 2
     if axis == "stem" and getattr(module, "takes_tokens", False):
-        return torch.randint(before.width, (2, *before.size), generator=generator).to(device)
-    return torch.randn(2, *before.size, before.width, generator=generator).to(device)
+        return torch.randint(before.width, (batch, *before.size), generator=generator).to(device)
+    return torch.randn(batch, *before.size, before.width, generator=generator).to(device)
 
 
 def _call(axis: str, module: nn.Module, x: Tensor) -> Tensor:
@@ -266,7 +295,7 @@ def _operator(axis: str, name: str, kind: str, context: Context) -> dict[str, An
     module = build_op(axis, op, before, after).eval()
     exact = copy.deepcopy(module).double()
     module = module.to(context.torch_device)
-    x = _input(axis, module, before, context.torch_device)
+    x = _input(axis, module, before, context, context.torch_device)
     found = _outputs(axis, module, x)
     with dispatch.backend("aten"):
         right = _outputs(axis, exact, x.cpu().double() if x.is_floating_point() else x.cpu())
@@ -334,7 +363,7 @@ def _policy(quant: str, axis: str, name: str, kind: str, context: Context) -> di
         return {"right": True, "why": f"not checked: {because}"}
     torch.manual_seed(0)
     prepared = policy.prepare(build_op(axis, op, before, after)).eval()
-    x = _input(axis, prepared, before, "cpu")
+    x = _input(axis, prepared, before, context, "cpu")
     deployed = policy.deploy(copy.deepcopy(prepared))
     errors = {}
     for what, module in (("prepared", prepared), ("deployed", deployed)):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import sys
 from typing import Any
 
 from _gpu_context import Context, first_line
-from _gpu_results import read_json, write_json
+from _gpu_results import EXIT_REFUSED, WHY, read_json, unfit, write_json
+from _gpu_steps import NO_GPU, versions
 
 
 def _rates() -> dict[str, float]:
@@ -45,8 +45,11 @@ def run(context: Context) -> None:
     from mixnas.predictors.measuring.device import provenance
 
     if not context.dry and not torch.cuda.is_available():
-        raise SystemExit("gpu.py measures a CUDA device, and torch finds none here. Try it out with --dry.")
-    found: dict[str, Any] = {"device": context.device, "python": sys.version.split()[0], "torch": torch.__version__}
+        _refuse(NO_GPU)
+    why = unfit(context.out, context.dry, context.device)
+    if why:
+        _refuse(why)
+    found: dict[str, Any] = {"device": context.device, "versions": versions()}
     found["cores"] = os.cpu_count()
     names = ("triton", "numpy", "sklearn", "yaml", "rich", "safetensors", "optuna", "ray", "pandas", "fla", "gemlite")
     found["installed"] = {name: importlib.util.find_spec(name) is not None for name in names}
@@ -62,4 +65,9 @@ def run(context: Context) -> None:
         found.setdefault("rates", {})["special_operations_per_s"] = 16 * properties.multi_processor_count * clock_hz
     path = context.out / "gpu.json"
     write_json(path, read_json(path) | {"machine": found})
-    print({key: found[key] for key in ("device", "torch", "cores")}, found.get("rates", {}))
+    print({key: found[key] for key in ("device", "versions", "cores")}, found.get("rates", {}))
+
+
+def _refuse(why: str) -> None:
+    print(f"{WHY}{why}")
+    raise SystemExit(EXIT_REFUSED)

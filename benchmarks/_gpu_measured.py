@@ -117,7 +117,7 @@ def _measure(context: Context, setting: Setting, results: Results, place: Path, 
     quick = MeasureConfig(batch_size=setting.batch, window_ms=10.0)
     if context.dry:
         quick = MeasureConfig(passes=1, window_ms=0.2, sentinel_repeats=2, max_extra_passes=0)
-        left = min(left, 30.0)
+        left = min(left, 600.0)  # it ends when all is measured
     budget = left * (_PROFILE_SHARE if len(results.items.get(setting.name, {}).get("ids", [])) < _UNSEEN else 0.9)
     began = time.monotonic()
     predictor = _profiled(context, setting, space, plain, place, budget, quick)
@@ -134,6 +134,7 @@ def _measure(context: Context, setting: Setting, results: Results, place: Path, 
         "calibration": predictor.accuracy,
     }
     item.pop("failed", None)
+    pack(context, place, results)  # what was measured comes back, whatever becomes of the rest
     results.keep(setting.name, item)
     _unseen(context, setting, space, predictor, place, quick, results, until)
     judge(results.items[setting.name], predictor, setting.io)
@@ -218,14 +219,17 @@ def _times(
     with fixed_threads(config.threads):
         for architecture in architectures:
             build = functools.partial(_network, architecture, setting.io, generator)
-            network = runtimes.built_on(device, build)
-            inputs = setting.io.example(setting.batch, generator=generator).to(device)
             try:
+                network = runtimes.built_on(device, build)
+                inputs = setting.io.example(setting.batch, generator=generator).to(device)
                 calls.append(runtimes.prepare(network, inputs, runtime, config.threads))
             except (ConfigError, RuntimeError) as error:
                 if not isinstance(error, ConfigError) and not runtimes.is_out_of_memory(error):
                     raise
                 calls.append(None)
+                network = inputs = None
+                if device == "cuda":
+                    torch.cuda.empty_cache()
                 print(f"{setting.name}: {architecture.id} is left out: {first_line(error)}")
         if runtime == "graph":
             sentinel = runtimes.prepare(*sentinel_module(device), "graph", config.threads)

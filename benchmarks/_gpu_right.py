@@ -51,8 +51,20 @@ class _Worker:
     answers: Path
     process: subprocess.Popen[bytes]
     read: int = 0
+    part: str = ""
     begun: str = ""
     since: float = field(default_factory=time.monotonic)
+
+    @property
+    def hangs(self) -> bool:
+        """Whether it has been at one check for too long."""
+        return time.monotonic() - self.since > _CHECK_S
+
+    @property
+    def parts_left(self) -> list[str]:
+        """Parts of the group that it has not gone through."""
+        parts = self.group.split("+")
+        return parts[parts.index(self.part) if self.part else 0 :]
 
     def news(self) -> Iterator[dict[str, Any]]:
         """What it has answered since the last look."""
@@ -67,7 +79,7 @@ class _Worker:
         for line in whole.decode().splitlines():
             answer = json.loads(line)
             self.since = time.monotonic()
-            self.begun = answer["check"] if "begun" in answer else ""
+            self.begun, self.part = answer["check"] if "begun" in answer else "", answer["group"]
             yield answer
 
 
@@ -99,7 +111,7 @@ def run(context: Context) -> None:
         for worker in list(running):
             code = worker.process.poll()
             _take(worker, results, sources)
-            hung = code is None and time.monotonic() - worker.since > _CHECK_S
+            hung = code is None and worker.hangs
             if hung:
                 worker.process.kill()
                 code = worker.process.wait()
@@ -112,33 +124,38 @@ def run(context: Context) -> None:
             if code == EXIT_LOST:
                 waiting.insert(0, worker.group)
             elif code == _EXIT_LATE:
-                results.leave_out(worker.group, "out of time")
+                _leave_out(results, worker.parts_left, "out of time")
             elif code == _EXIT_BAD_ACCESS and worker.group == "sanitized":
                 results.keep("sanitized", {"sources": sources, "right": False, "why": "bad accesses: see log.txt"})
             elif worker.begun:
                 why = f"no answer in {_CHECK_S:.0f} s" if hung else f"its process ended with {code}"
-                results.keep(worker.begun, {"sources": sources, "group": worker.group, "right": False, "why": why})
+                results.keep(worker.begun, {"sources": sources, "group": worker.part, "right": False, "why": why})
                 waiting.insert(0, worker.group)
             else:
-                results.leave_out(worker.group, f"its process ended with {code} before its first check")
+                _leave_out(results, worker.parts_left, f"its process ended with {code} between two checks")
         time.sleep(0.1)
     for worker in running:
         _take(worker, results, sources)
         worker.process.kill()
         worker.process.wait()
-        results.leave_out(worker.group, f"out of time{', during ' + worker.begun if worker.begun else ''}")
+        _leave_out(results, worker.parts_left, f"out of time{', during ' + worker.begun if worker.begun else ''}")
     for group in waiting:
-        results.leave_out(group, "out of time")
+        _leave_out(results, group.split("+"), "out of time")
     if not context.dry and _sanitizer() is None:
         results.leave_out("sanitized", "no compute-sanitizer here")
     results.complete()
+
+
+def _leave_out(results: Results, parts: list[str], why: str) -> None:
+    for part in parts:
+        results.leave_out(part, why)
 
 
 def _take(worker: _Worker, results: Results, sources: str) -> None:
     for answer in worker.news():
         if "begun" not in answer:
             key = answer.pop("check")
-            results.keep(key, {"group": worker.group, "sources": sources, **answer})
+            results.keep(key, {"sources": sources, **answer})
 
 
 def work(context: Context, group: str, answers: Path) -> None:
@@ -152,14 +169,15 @@ def work(context: Context, group: str, answers: Path) -> None:
             file.write(json.dumps(what) + "\n")
             file.flush()
 
-        for key, check in checks(group, context):
+        every = ((part, key, check) for part in group.split("+") for key, check in checks(part, context))
+        for part, key, check in every:
             if key in skip:
                 continue
             if context.left <= 0:
                 raise SystemExit(_EXIT_LATE)
-            answer(check=key, begun=True)
+            answer(group=part, check=key, begun=True)
             found = _answered(check)
-            answer(check=key, **found)
+            answer(group=part, check=key, **found)
             if found.get("context_lost"):
                 raise SystemExit(EXIT_LOST)
 

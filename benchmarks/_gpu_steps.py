@@ -6,7 +6,10 @@ Needs the standard library only: nothing that a step can break is loaded here.
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import importlib.metadata
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -17,14 +20,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _checkout import ROOT
-from _gpu_results import read_json, write_json
+from _checkout import ROOT, use_checkout
+from _gpu_results import DRY_DEVICE, EXIT_REFUSED, WHY, read_json, write_json
 
-STEPS = ("right", "tuned", "fast", "measured", "trained")
+NO_GPU = "gpu.py measures a CUDA device, and torch finds none here. Try it out with --dry."
 WEIGHTS = {"right": 95, "tuned": 85, "fast": 95, "measured": 150, "trained": 75}
 DRY_WEIGHTS = {"right": 200, "tuned": 80, "fast": 120, "measured": 100, "trained": 100}
 INTERPRETED = ("right", "tuned", "fast")  # of a dry run; the others run ATen's forms
 _MACHINE_S = 90.0
+_WORK = "mixnas-gpu-"  # working folders begin with it
+OWNER = "owner"  # in a working folder: locked for as long as the call lives that made it
+_NODES = ("nvidia*", "nvhost*", "dxg")  # in /dev, on any machine where CUDA can be
+_RATES = 4
 _TRIES = 3
 _TERM_S = 3.0  # between asking a process to end and ending it
 _KEPT_LOG = 4 * 2**20
@@ -60,6 +67,33 @@ class Run:
     def left(self) -> float:
         """Seconds until the deadline."""
         return self.deadline - time.monotonic()
+
+
+def gpus_may_be_here() -> bool:
+    """Whether torch could find a CUDA device: a look that takes no time, before a process with torch is started."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return False
+    return any(True for node in _NODES for _ in Path("/dev").glob(node)) or bool(devices_here())
+
+
+def devices_here() -> list[str]:
+    """Standard names of the GPUs of this machine, as far as they are known without torch."""
+    use_checkout()
+    from mixnas.predictors.measuring.device import gpu_models
+
+    return gpu_models()
+
+
+def new_work() -> Path:
+    """A working folder, locked as long as this process lives; those of calls that were killed are removed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_WORK}*/{OWNER}"):
+        with contextlib.suppress(OSError), open(folder, "rb") as owner:
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held by one that lives
+            shutil.rmtree(folder.parent, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(prefix=_WORK))
+    descriptor = os.open(work / OWNER, os.O_RDWR | os.O_CREAT, 0o600)  # stays open; no child inherits it
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return work
 
 
 def checkout(work: Path) -> Path:
@@ -123,32 +157,44 @@ def start(run: Run, step: str, seconds: float) -> subprocess.Popen[bytes]:
             command,
             env=environment(run, step),
             cwd=run.work,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # nothing comes; its end tells the step that this process is no more
             stdout=log,
             stderr=subprocess.STDOUT,
             process_group=0,
         )
 
 
+def wait(process: subprocess.Popen[bytes], seconds: float) -> int:
+    """The exit code of a process; raises `subprocess.TimeoutExpired` where it takes longer."""
+    return process.wait(seconds)
+
+
 def one_try(run: Run, step: str, seconds: float) -> tuple[str, str]:
-    """Run a step once; returns how it ended ("done", "failed", "died", "timed out") and why."""
+    """Run a step once; returns how it ended ("done", "refused", "failed", "died", "timed out") and why."""
     process = start(run, step, seconds)
     try:
-        code = process.wait(seconds + run.grace_s)
+        code = wait(process, seconds + run.grace_s)
     except subprocess.TimeoutExpired:
         return "timed out", f"it was ended {run.grace_s:.0f} s after its {seconds:.0f} s"
     finally:
         _end(process)
+        if process.stdin is not None:
+            process.stdin.close()
     if code == 0:
         return "done", ""
-    return ("died", f"by signal {-code}") if code < 0 else ("failed", _last_words(run.out / "log.txt"))
+    if code < 0:
+        return "died", f"by signal {-code}"
+    return "refused" if code == EXIT_REFUSED else "failed", _last_words(run.out / "log.txt")
 
 
 def _last_words(log: Path) -> str:
+    """Why the last process ended: what it said of it, or else its last line (helpers may speak after it)."""
     with open(log, "rb") as file:
-        file.seek(max(0, log.stat().st_size - 4000))
-        lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "it said nothing"
+        file.seek(max(0, log.stat().st_size - 8000))
+        text = file.read().decode(errors="replace")
+    lines = [line for line in text.rpartition("\n== ")[2].splitlines()[1:] if line.strip()]
+    said = [line.removeprefix(WHY) for line in lines if line.startswith(WHY)] or lines
+    return said[-1][:300] if said else "it said nothing"
 
 
 def _progress(run: Run, step: str) -> int:
@@ -165,12 +211,34 @@ def run_step(run: Run, step: str, seconds: float) -> dict[str, Any]:
         before = _progress(run, step)
         state, why = one_try(run, step, max(run.least_s / 15, until - time.monotonic()))
         tries.append(f"{state} {why}".strip())
-        if state in ("done", "timed out") or _progress(run, step) == before:
+        if state in ("done", "refused", "timed out") or _progress(run, step) == before:
             break
     found = read_json(run.out / f"{step}.json")
     if state == "done" and found and not found.get("complete"):
         state, why = "incomplete", f"{len(found.get('left_out', {}))} things left out for want of time"
     return {"state": state, "why": why, "tries": tries, "seconds": round(time.monotonic() - began, 1)}
+
+
+def versions() -> dict[str, str]:
+    """What is installed, of what results depend on; "" where it is not."""
+    found = {"python": platform.python_version()}
+    for name in ("torch", "triton", "numpy"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = ""
+    return found
+
+
+def machine_is_known(run: Run) -> bool:
+    """Whether an earlier call has looked at this device with these packages: the look takes a start of torch."""
+    machine = read_json(run.out / "gpu.json").get("machine")
+    if not isinstance(machine, dict) or machine.get("versions") != versions():
+        return False
+    if run.dry:
+        return machine.get("device") == DRY_DEVICE
+    rates = machine.get("rates")
+    return isinstance(rates, dict) and len(rates) == _RATES and machine.get("device") in devices_here()[:1]
 
 
 def share(step: str, steps: list[str], left: float, dry: bool = False) -> float:
@@ -193,11 +261,14 @@ def run_all(run: Run, steps: list[str], say: Any = print) -> dict[str, Any]:
         write_json(path, read_json(path) | {"format": 1, "dry": run.dry, "calls": calls})
 
     note()
-    machine = run_step(run, "machine", min(_MACHINE_S, max(run.left - run.grace_s, 5.0)))
+    if machine_is_known(run):
+        machine: dict[str, Any] = {"state": "known", "why": "from an earlier call", "seconds": 0.0}
+    else:
+        machine = run_step(run, "machine", min(_MACHINE_S, max(run.left - run.grace_s, 5.0)))
     call["steps"]["machine"] = machine
     note()
     say(f"machine: {machine['state']} in {machine['seconds']} s {machine['why']}")
-    if "finds none here" in machine["why"]:
+    if machine["state"] == "refused":
         return call
     for step in steps:
         seconds = share(step, steps, run.left, run.dry) - run.grace_s

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from _gpu_results import read_json
+from _gpu_results import read_json, read_step
 
 _WIDTH = 118
 _LINES = 46
@@ -16,20 +17,33 @@ _OURS = "mixnas (Triton)"
 
 def table(out: Path) -> list[str]:
     """The lines, at most a screen of them."""
-    found = {name: read_json(out / f"{name}.json") for name in ("gpu", "right", "tuned", "fast", "measured", "trained")}
-    lines = [*_head(found["gpu"]), *_right(found["right"]), *_tuned(found["tuned"])]
-    tail = [*_measured(found["measured"]), *_trained(found["trained"])]
-    fast = list(_fast(found["fast"]))
-    room = max(4, _LINES - len(lines) - len(tail))
+    found = [_section("gpu.json", _head, read_json(out / "gpu.json"))]
+    for step, lines in (("right", _right), ("tuned", _tuned), ("fast", _fast), ("measured", _measured)):
+        data, fault = read_step(out / f"{step}.json")
+        found.append([f"== {step}: {fault}"] if fault else _section(f"{step}.json", lines, data))
+    data, fault = read_step(out / "trained.json")
+    found.append([f"== trained: {fault}"] if fault else _section("trained.json", _trained, data))
+    fast = found[3]
+    room = max(4, _LINES - sum(map(len, found)) + len(fast))
     if len(fast) > room:
-        fast = [*fast[: room - 1], f"  ... {len(fast) - room + 1} more in fast.json"]
-    return [line[:_WIDTH] for line in [*lines, *fast, *tail]]
+        found[3] = [*fast[: room - 1], f"  ... {len(fast) - room + 1} more in fast.json"]
+    return [line[:_WIDTH] for lines in found for line in lines]
+
+
+def _section(name: str, lines: Callable[[Mapping[str, Any]], Iterator[str]], data: Mapping[str, Any]) -> list[str]:
+    """A part of the table; what was not written by gpu.py costs that part."""
+    try:
+        return list(lines(data))
+    except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
+        return [f"== {name}: is not as gpu.py leaves it ({type(error).__name__}: {error})"]
 
 
 def _head(gpu: Mapping[str, Any]) -> Iterator[str]:
-    machine, rates = gpu.get("machine", {}), gpu.get("machine", {}).get("rates", {})
+    machine = gpu.get("machine", {})
+    rates, versions = machine.get("rates", {}), machine.get("versions", {})
     dry = " (a dry run: no device's figures)" if gpu.get("dry") else ""
-    yield f"== {machine.get('device', 'no device')}{dry}, torch {machine.get('torch')}, triton {machine.get('triton')}"
+    known = (f"{name} {versions[name] or 'none'}" for name in ("torch", "triton", "numpy") if name in versions)
+    yield ", ".join([f"== {machine.get('device', 'the step machine found no device')}{dry}", *known])
     if len(rates) > 1:
         yield (
             f"  reaches: copy {rates['copy_bytes_per_s'] / 1e12:.2f} TB/s, bf16 product "
@@ -37,8 +51,8 @@ def _head(gpu: Mapping[str, Any]) -> Iterator[str]:
             f"{rates['fp32_operations_per_s'] / 1e12:.0f} TFLOP/s: the floors below are of these"
         )
     for call in gpu.get("calls", [])[-1:]:
-        steps = (f"{name} {step['state']} ({step['seconds']:.0f} s)" for name, step in call["steps"].items())
-        yield f"  steps: {', '.join(steps)}"
+        steps = [f"{name} {step['state']} ({step['seconds']:.0f} s)" for name, step in call["steps"].items()]
+        yield from textwrap.wrap(", ".join(steps), _WIDTH, initial_indent="  steps: ", subsequent_indent="    ")
 
 
 def _right(right: Mapping[str, Any]) -> Iterator[str]:
@@ -129,13 +143,16 @@ def _trained(trained: Mapping[str, Any]) -> Iterator[str]:
     if not trained:
         return
     yield "== trained"
+    best = 0.0
     for name, item in trained["items"].items():
         if not item.get("right"):
             yield f"  {name}: {item.get('failed')}"
         elif "steps_per_s" in item:
+            best = max(best, item["steps_per_s"])
+            loses = f", the input loses {100 * (1 - item['steps_per_s'] / best):.0f}%" if item.get("streamed") else ""
             yield (
-                f"  {name:62s} {item['steps_per_s']:8.2f} steps/s, floor {item['floor_steps_per_s']:.1f} "
-                f"(products alone), {item.get('peak_gib', 0):.1f} GiB"
+                f"  {name:56s} {item['steps_per_s']:8.2f} steps/s, at most {item['floor_steps_per_s']:.1f} by its "
+                f"products{loses}, {item.get('peak_gib', 0):.1f} GiB"
             )
         elif "best_test" in item:
             yield (

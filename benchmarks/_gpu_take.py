@@ -5,88 +5,75 @@ Nothing is taken from a dry run, and no launch configuration of a family whose r
 
 from __future__ import annotations
 
-import json
+import contextlib
+import re
 import sys
+import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from _checkout import ROOT, use_checkout
-from _gpu_results import FORMAT, read_json, was_wrong, write_json
+from _gpu_context import first_line
+from _gpu_results import STEPS, TABLES, as_json, read_json, read_step, was_wrong, write_bytes
+from _gpu_steps import devices_here
 
-STEPS = ("right", "tuned", "fast", "measured", "trained")
-
-
-def _slug(device: str) -> str:
-    return "".join(c if c.isalnum() or c in ".-_" else "-" for c in device)
+_LARGEST_UNPACKED = 512 * 2**20  # of tables.zip
 
 
 def kept(step: str, device: str, root: Path = ROOT) -> Path:
     """Where a step's results of a device are in the checkout."""
-    return root / "benchmarks" / "results" / f"gpu-{_slug(device)}.{step}.json"
+    return root / "benchmarks" / "results" / f"gpu-{device}.{step}.json"
 
 
 def bring(out: Path) -> None:
     """Begin with what was taken from this machine's device earlier, where `out` has nothing of a step."""
+    here = devices_here()
     for step in STEPS:
         if (out / f"{step}.json").exists():
             continue
         for path in sorted((ROOT / "benchmarks" / "results").glob(f"gpu-*.{step}.json")):
-            if read_json(path).get("device") in _devices_here():
-                (out / f"{step}.json").write_bytes(path.read_bytes())
+            data, fault = read_step(path)
+            if not fault and data["device"] in here and not data["dry"]:
+                write_bytes(out / f"{step}.json", path.read_bytes())
 
 
-def _devices_here() -> list[str]:
-    use_checkout()
-    from mixnas.predictors.measuring.device import gpu_models
+@dataclass(frozen=True)
+class _Found:
+    """What came back, looked at, and what it becomes in the checkout.
 
-    return gpu_models()
-
-
-def refuse_unfit(out: Path) -> str:
-    """The device whose results these are.
-
-    Exits, saying why, where they are nobody's: of a dry run, of several devices, of another format, or none.
+    Attributes:
+        device: Whose results these are.
+        files: The new contents by place; all are written, or none.
+        lines: What is said of them.
+        launches: Whether there are new launches.
     """
-    found = {step: read_json(out / f"{step}.json") for step in STEPS}
-    found = {step: data for step, data in found.items() if data}
-    if not found:
-        sys.exit(f"{out}: no results of gpu.py are here ({', '.join(f'{step}.json' for step in STEPS)}).")
-    dry = [step for step, data in found.items() if data.get("dry") is not False]
-    if dry or read_json(out / "gpu.json").get("dry"):
-        sys.exit(f"{out}: this is a dry run ({', '.join(dry) or 'gpu.json'}): it is no device's and is not taken.")
-    devices = {str(data.get("device")) for data in found.values()}
-    formats = {data.get("format") for data in found.values()}
-    if len(devices) != 1 or formats != {FORMAT}:
-        sys.exit(f"{out}: results of one device in format {FORMAT} are wanted; these are of {devices} in {formats}.")
-    (device,) = devices
-    if not device.startswith("nvidia-"):
-        sys.exit(f"{out}: {device!r} is no NVIDIA GPU's standard name.")
-    return device
+
+    device: str
+    files: dict[Path, bytes]
+    lines: list[str]
+    launches: bool
 
 
 def take(out: Path, root: Path = ROOT, reports: bool = True) -> Iterator[str]:
     """Put everything in its place; yields a line for each.
+
+    All that came back is looked at before anything is written: what is damaged, of a dry run, or of another device
+    ends it with a sentence. What an earlier call gave and this one lacks stays.
 
     Args:
         out: What `--out` named.
         root: The checkout that is written to.
         reports: Also write docs/kernels.md and kernels/resources.csv anew, which compiles for minutes.
     """
-    device = refuse_unfit(out)
-    use_checkout()
-    for step in STEPS:
-        data = read_json(out / f"{step}.json")
-        if data:
-            if step == "measured":
-                _estimate(data, out, device)
-            write_json(kept(step, device, root), data)
-            yield f"{step}: {kept(step, device, root).relative_to(root)}"
-    changed = list(_launch_tables(out, root))
-    yield from changed
-    yield from _tables(out, device, root)
-    if reports and (changed or (out / "fast.json").exists()):
+    found = _looked_at(out, root)
+    for path, content in found.files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, content)
+    yield from found.lines
+    if reports and (found.launches or (out / "fast.json").exists()):
         from mixnas.kernels import configs
         from mixnas.kernels.tools import report, resources
 
@@ -97,54 +84,148 @@ def take(out: Path, root: Path = ROOT, reports: bool = True) -> Iterator[str]:
         yield "kernels/resources.csv and docs/kernels.md: written anew"
 
 
-def _launch_tables(out: Path, root: Path) -> Iterator[str]:
-    tuned, right = read_json(out / "tuned.json"), read_json(out / "right.json")
-    if not tuned:
+def _looked_at(out: Path, root: Path) -> _Found:
+    """Look at everything; exits, saying why, where something is not to be taken."""
+    steps: dict[str, dict[str, Any]] = {}
+    for step in STEPS:
+        data, fault = read_step(out / f"{step}.json")
+        if fault:
+            sys.exit(f"{fault}. Nothing was taken.")
+        if data:
+            steps[step] = data
+    if not steps:
+        sys.exit(f"{out}: no results of gpu.py are here ({', '.join(f'{step}.json' for step in STEPS)}).")
+    dry = [f"{step}.json" for step, data in steps.items() if data["dry"]]
+    if dry or read_json(out / "gpu.json").get("dry"):
+        sys.exit(f"{out}: this is a dry run ({', '.join(dry) or 'gpu.json'}): it is no device's and is not taken.")
+    devices = sorted({data["device"] for data in steps.values()})
+    if len(devices) != 1:
+        sys.exit(f"{out}: results of one device are wanted; these are of {' and '.join(devices)}. Nothing was taken.")
+    (device,) = devices
+    if not re.fullmatch(r"nvidia-[a-z0-9]+(-[a-z0-9]+)*", device):
+        sys.exit(f"{out}: {device!r} is no NVIDIA GPU's standard name. Nothing was taken.")
+    use_checkout()
+    files: dict[Path, bytes] = {}
+    lines: list[str] = []
+    for step, data in steps.items():
+        place = kept(step, device, root)
+        with _readable(out / f"{step}.json"):
+            if step == "measured":
+                _estimate(data, device)
+            earlier, fault = read_step(place)
+            if fault:
+                sys.exit(f"{fault}. Nothing was taken; repair that file first.")
+            files[place] = as_json(data | {"items": earlier.get("items", {}) | data["items"]})
+        lines.append(f"{step}: {place.relative_to(root)}")
+    before = len(files)
+    with _readable(out / "tuned.json"):
+        for path, content, line in _launch_tables(steps, device, root):
+            files |= {path: content} if content else {}
+            lines.append(line)
+    launches = len(files) > before
+    if (out / TABLES).exists():
+        with _readable(out / TABLES):
+            for path, content, line in _tables(out / TABLES, device, root):
+                files[path] = content
+                lines += [line] if line else []
+    return _Found(device, files, lines, launches)
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Whatever goes wrong within it, where nothing is written, does for what a file holds: one sentence says so."""
+    try:
+        yield
+    except Exception as error:
+        sys.exit(f"{path}: is not as gpu.py leaves it ({first_line(error)}). Nothing was taken.")
+
+
+def _launch_tables(steps: Mapping[str, Any], device: str, root: Path) -> Iterator[tuple[Path, bytes, str]]:
+    """The launch tables that change, and a line for each family that was tuned; a table that stays has no contents."""
+    if "tuned" not in steps:
         return
     from mixnas.kernels.tools import retune, rows
 
+    tuned, right = steps["tuned"], steps.get("right", {})
+    gpu = re.sub(r"[^a-z0-9]+", "-", tuned["gpu"]).strip("-")  # the tables keep more of a driver's name
+    if not gpu or not device.endswith(gpu):
+        raise ValueError(f"its rows are for {tuned['gpu']!r}")
     records = {key: retune.Record(**item) for key, item in tuned["items"].items()}
     for family in dict.fromkeys(record.family for record in records.values() if record.state == "tuned"):
+        path = root / "kernels" / f"{family}.json"
         if was_wrong(family, right):
-            yield f"kernels/{family}.json: left as it is, its results were wrong on this device (right.json)"
+            yield path, b"", f"kernels/{family}.json: left as it is, its results were wrong on this device (right.json)"
             continue
         current = {k: r for k, r in records.items() if r.family == family and r.sources == rows.sources(family)}
         if not current:
-            yield f"kernels/{family}.json: left as it is, its kernels have changed since"
+            yield path, b"", f"kernels/{family}.json: left as it is, its kernels have changed since"
             continue
+        launches = retune.launches(current)
+        for job in rows.jobs([family]):
+            launch = launches.get(job.key, job.launch)
+            if set(launch) != set(job.launch) or not all(type(value) is int and value > 0 for value in launch.values()):
+                raise ValueError(f"{job.key!r} has no launch of {', '.join(job.launch)}")
         provenance = tuned["table_provenance"] | {"commit": tuned["provenance"].get("checkout_commit", "")}
-        table = rows.table_with(family, tuned["gpu"], retune.launches(current), provenance)
-        (root / "kernels" / f"{family}.json").write_text(rows.format_table(table), encoding="utf-8")
-        yield f"kernels/{family}.json: rows for {tuned['gpu']}"
+        table = rows.table_with(family, tuned["gpu"], launches, provenance)
+        yield path, rows.format_table(table).encode(), f"kernels/{family}.json: rows for {tuned['gpu']}"
 
 
-def _tables(out: Path, device: str, root: Path) -> Iterator[str]:
-    path = out / "tables.zip"
-    if not path.exists():
-        return
+def _tables(path: Path, device: str, root: Path) -> Iterator[tuple[Path, bytes, str]]:
+    """The tables and predictors of a device, opened as they will be; refuses what is none of these."""
     from mixnas.predictors.latency.predictor import LatencyPredictor
+    from mixnas.predictors.measuring.runtimes import RUNTIMES
     from mixnas.predictors.measuring.table import MeasurementTable
 
+    name = re.compile(rf"{re.escape(device)}\.((?:{'|'.join(RUNTIMES)})(?:-b[1-9][0-9]*)?)\.(csv|json|npz)")
     place = root / "predictors" / "tables"
-    with zipfile.ZipFile(path) as archive:
-        if archive.comment == b"dry" or archive.testzip() is not None:
-            sys.exit(f"{path}: damaged, or of a dry run.")
-        for name in archive.namelist():
-            if Path(name).name != name or not name.startswith(f"{device}."):
-                sys.exit(f"{path}: holds {name!r}, which is not a table of {device}.")
-        archive.extractall(place)
-        names = archive.namelist()
-    for name in names:
-        if name.endswith(".npz"):
-            predictor = LatencyPredictor.open(place / name)
-            units, networks = predictor.meta["num_units"], predictor.meta["num_networks"]
-            yield f"predictors/tables/{name}: {units} units, {networks} networks"
-        elif name.endswith(".csv"):
-            table = MeasurementTable.load(place, device, name.removeprefix(f"{device}.").removesuffix(".csv"))
-            yield f"predictors/tables/{name}: {len(table.subjects)} subjects"
+    with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as folder:
+        if archive.comment == b"dry":
+            sys.exit(f"{path}: is of a dry run. Nothing was taken.")
+        entries = archive.infolist()
+        kinds: dict[str, set[str]] = {}
+        for entry in entries:
+            match = name.fullmatch(entry.filename)
+            if match is None:
+                sys.exit(f"{path}: holds {entry.filename!r}, which is not a table of {device}. Nothing was taken.")
+            if match[2] in kinds.setdefault(match[1], set()):
+                sys.exit(f"{path}: holds {entry.filename!r} twice. Nothing was taken.")
+            kinds[match[1]].add(match[2])
+        if sum(entry.file_size for entry in entries) > _LARGEST_UNPACKED:
+            sys.exit(f"{path}: would unpack to more than {_LARGEST_UNPACKED // 2**20} MiB. Nothing was taken.")
+        for tag, found in kinds.items():
+            lacking = {"csv", "json"} - found
+            if lacking:
+                sys.exit(f"{path}: {device}.{tag}.{min(lacking)} is not in it. Nothing was taken.")
+        contents = {entry.filename: archive.read(entry) for entry in entries}  # each against its checksum
+        for filename, content in contents.items():
+            (Path(folder) / filename).write_bytes(content)
+        for filename, content in contents.items():
+            there, line = Path(folder) / filename, ""
+            if filename.endswith(".npz"):
+                predictor = LatencyPredictor.open(there)
+                if filename != f"{predictor.device}.{predictor.tag}.npz":
+                    raise ValueError(f"{filename} is the predictor of {predictor.device}.{predictor.tag}")
+                units, networks = predictor.meta["num_units"], predictor.meta["num_networks"]
+                line = f"predictors/tables/{filename}: {units} units, {networks} networks"
+            elif filename.endswith(".csv"):
+                table = MeasurementTable.load(Path(folder), device, filename[len(device) + 1 : -4])
+                line = f"predictors/tables/{filename}: {len(table.subjects)} subjects"
+                _refuse_loss(place / filename, content)
+            yield place / filename, content, line
 
 
-def _estimate(measured: dict[str, Any], out: Path, device: str) -> None:
+def _refuse_loss(place: Path, content: bytes) -> None:
+    """Exit where the table that is there has rows which the new one lacks: they would be lost."""
+    if place.exists():
+        lacking = set(place.read_bytes().splitlines()) - set(content.splitlines())
+        if lacking:
+            sys.exit(
+                f"{place}: has {len(lacking)} rows that the table which came back lacks. Nothing was taken; move that "
+                "table away first if they are to go."
+            )
+
+
+def _estimate(measured: dict[str, Any], device: str) -> None:
     """Add the data-sheet estimate's error where the machine had no time for it."""
     from _gpu_measured import SETTINGS, add_estimate
 
@@ -156,4 +237,3 @@ def _estimate(measured: dict[str, Any], out: Path, device: str) -> None:
         if item and item.get("architectures") and "estimate" not in item:
             space = SearchSpace.from_dict(load_yaml(ROOT / "configs" / f"{setting.config}.yaml")["space"])
             add_estimate(item, device, space)
-    (out / "measured.json").write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")

@@ -163,6 +163,8 @@ def _steps(context: Context, seconds: float, *, batch: int, streamed: bool) -> d
     steady = np.diff(ends[len(ends) // 2 :])  # the first steps compile and choose algorithms
     found: dict[str, Any] = {
         "batch": batch,
+        "streamed": streamed,
+        "mixed_precision": config.mixed_precision and not context.dry,
         "subnets_a_step": config.subnets,
         "steps": len(ends),
         "built_s": round(built, 1),

@@ -29,6 +29,14 @@ from mixnas.kernels.neighborhood_attention import (
     neighborhood_attention_reference,
 )
 from mixnas.kernels.norm import layer_norm, layer_norm_reference, rms_norm, rms_norm_reference
+from mixnas.kernels.quantized_linear import (
+    FP8,
+    int4_linear,
+    int4_linear_reference,
+    pack_int4,
+    scaled_linear,
+    scaled_linear_reference,
+)
 from mixnas.kernels.selective_scan import selective_scan, selective_scan_reference
 from mixnas.kernels.testing import Case
 
@@ -315,11 +323,76 @@ def odd() -> Iterator[Point]:
 
 def tiny() -> Iterator[Point]:
     """Yield one shape of each kind that the interpreter gets through at once."""
-    yield _conv2d(2, 5, 5, 3, "silu", gated=True)
+    yield _conv2d(1, 3, 3, 3, "silu", gated=True)
     yield _conv1d(2, 7, 5, 4)
     yield _norm(9, 12, "layer")
     yield _glu(3, 5, "silu")
     yield _gla(1, 9, 1, 16, both=False)
-    yield _scan(1, 5, 3, 2)
+    yield _scan(1, 3, 2, 2)
     yield _neighborhood(1, 5, 1, 16, 3, 1)
-    yield _block(1, 3, 16, 3, 1)
+    yield _block(1, 2, 16, 3, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product:
+    """A product of few bits: it has no gradients, and its operands have types of their own.
+
+    Attributes:
+        kind: "int8", "fp8" or "int4".
+        rows, inputs, outputs: M, K and N.
+    """
+
+    kind: str
+    rows: int
+    inputs: int
+    outputs: int
+
+    family = "quantized_linear"
+
+    @property
+    def label(self) -> str:
+        """In names of checks."""
+        return f"{self.kind} {self.rows}x{self.inputs}x{self.outputs}"
+
+    def draw(self, device: str = "cpu", seed: int = 0) -> tuple[torch.Tensor, ...]:
+        """Draw the operands."""
+        generator = torch.Generator().manual_seed(seed)
+        x, weight = (torch.randn(n, self.inputs, generator=generator) for n in (self.rows, self.outputs))
+        scale, shift = (
+            torch.rand(self.outputs, generator=generator) + 0.1,
+            torch.randn(self.outputs, generator=generator),
+        )
+        drawn: tuple[torch.Tensor, ...]
+        if self.kind == "int4":
+            whole = (3 * weight).round().clamp(-8, 7).to(torch.int8)
+            scales = scale.unsqueeze(1).repeat(1, self.inputs // 32).bfloat16()
+            drawn = (x.bfloat16(), pack_int4(whole, 32), scales, shift)
+        else:
+            if self.kind == "int8":
+                x, weight = ((40 * t).round().clamp(-127, 127) for t in (x, weight))
+            narrow = [t.to(torch.int8 if self.kind == "int8" else FP8) for t in (x, weight)]
+            drawn = (narrow[0], torch.rand(self.rows, generator=generator) + 0.1, narrow[1], scale, shift)
+        return tuple(operand.to(device) for operand in drawn)
+
+    def function(self, *operands: torch.Tensor) -> torch.Tensor:
+        """The public function."""
+        return int4_linear(*operands) if self.kind == "int4" else scaled_linear(*operands)
+
+    def reference(self, *operands: torch.Tensor) -> torch.Tensor:
+        """The definition, in float64."""
+        if self.kind == "int4":
+            x, packed, scale, bias = operands
+            return int4_linear_reference(x.double(), packed, scale, bias.double())
+        return scaled_linear_reference(*operands, torch.float64)
+
+
+def products(dry: bool) -> Iterator[Product]:
+    """Yield products of few bits: odd shapes, the ordinary one last; in a dry run one that is interpreted at once."""
+    for kind in ("int8", "fp8", "int4"):
+        if dry:
+            yield Product(kind=kind, rows=3, inputs=32, outputs=5)
+            continue
+        yield Product(kind=kind, rows=1, inputs=64, outputs=1)
+        yield Product(kind=kind, rows=63, inputs=96, outputs=7)
+        yield Product(kind=kind, rows=8192, inputs=1024, outputs=4096)
+        yield Product(kind=kind, rows=196, inputs=384, outputs=1536)

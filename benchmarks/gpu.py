@@ -25,27 +25,44 @@ import argparse
 import contextlib
 import ctypes
 import importlib
+import math
 import os
 import shutil
 import signal
+import stat
 import sys
-import tempfile
+import threading
 import time
 import traceback
 from pathlib import Path
 
 STARTED = time.monotonic()
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from _gpu_results import read_json  # noqa: E402
-from _gpu_steps import STEPS, Run, checkout, run_all  # noqa: E402
+from _gpu_context import first_line  # noqa: E402
+from _gpu_results import STEPS, WHY, unfit  # noqa: E402
+from _gpu_steps import NO_GPU, OWNER, Run, checkout, devices_here, gpus_may_be_here, new_work, run_all  # noqa: E402
 
 _CLOSING_S = 8.0  # for the table
 
 
+def _end_with_parent() -> None:
+    """Let this process, and all that it starts, end with the process that started it, however that ends."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    if not stat.S_ISFIFO(os.fstat(0).st_mode):
+        return
+
+    def watch() -> None:  # gpu.py holds the other end, and writes nothing
+        while os.read(0, 1):
+            pass
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _as_step(arguments: argparse.Namespace) -> None:
     """What a step's own process does."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # end with the process that started this one
+    _end_with_parent()
     from _checkout import use_checkout
 
     use_checkout()
@@ -62,13 +79,20 @@ def _as_step(arguments: argparse.Namespace) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     out: Path = arguments.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    before = read_json(out / "gpu.json")
-    if before and before.get("dry") != arguments.dry:
-        sys.exit(f"{out} holds a run {'with' if before.get('dry') else 'without'} --dry. Give another --out.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        sys.exit(f"--out {out}: no folder can be made there ({error.strerror}). Give another.")
+    if not os.access(out, os.W_OK | os.X_OK):
+        sys.exit(f"--out {out}: nothing can be written there. Give another.")
+    why = unfit(out, arguments.dry)
+    if not why and not arguments.dry:
+        why = unfit(out, False, *devices_here()[:1]) if gpus_may_be_here() else NO_GPU
+    if why:
+        sys.exit(why)
     from _gpu_take import bring
 
-    work = Path(tempfile.mkdtemp(prefix="mixnas-gpu-"))
+    work = new_work()
     run = Run(
         out=out,
         work=work,
@@ -84,25 +108,37 @@ def _run(arguments: argparse.Namespace) -> int:
         steps = [step for step in STEPS if arguments.only is None or step in arguments.only]
         call = run_all(run, steps, lambda text: print(f"[{time.monotonic() - STARTED:4.0f} s] {text}", flush=True))
     finally:
-        if not arguments.keep_work:
+        if arguments.keep_work:
+            (work / OWNER).unlink(missing_ok=True)  # no later call removes it
+        else:
             shutil.rmtree(work, ignore_errors=True)
+    if call["steps"]["machine"]["state"] == "refused":
+        return 1
     from _gpu_table import table
 
     print("\n".join(table(out)), flush=True)
     ended = {step["state"] for step in call["steps"].values()}
-    return 0 if ended <= {"done", "incomplete", "left out"} else 1
+    return 0 if ended <= {"done", "known", "incomplete", "left out"} else 1
+
+
+def number(text: str) -> float:
+    """A finite number that is not negative, for argparse."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no length of time")
+    return value
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the steps, take their results, or be one of the steps."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=9.0, help="everything, this long (default: %(default)s)")
+    parser.add_argument("--minutes", type=number, default=9.0, help="everything, this long (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder for the results, gone on from if it has some")
     parser.add_argument("--only", action="append", choices=STEPS, help="only this step; may be given again")
     parser.add_argument("--dry", action="store_true", help="on a CPU, in small, to try it out")
     parser.add_argument("--take", type=Path, metavar="DIR", help="put the results in DIR where they belong")
     parser.add_argument("--table", type=Path, metavar="DIR", help="print the table of the results in DIR")
-    parser.add_argument("--grace", type=float, default=12.0, help="seconds over its share before a step is ended")
+    parser.add_argument("--grace", type=number, default=12.0, help="seconds that a step may take over its share")
     parser.add_argument("--keep-work", action="store_true", help="keep the working folder")
     parser.add_argument("--step", help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
@@ -118,11 +154,17 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.table is not None:
         from _gpu_table import table
 
+        if not any((arguments.table / f"{name}.json").is_file() for name in ("gpu", *STEPS)):
+            sys.exit(f"--table {arguments.table}: no results of gpu.py are here.")
         print("\n".join(table(arguments.table)))
         return 0
     if arguments.out is None:
         parser.error("--out DIR is needed: where the results go")
+    if arguments.minutes == 0:
+        parser.error("argument --minutes: above 0 is wanted: everything takes 9 of them")
     if arguments.step is not None:
+        if arguments.seconds is None or arguments.work is None:
+            parser.error("--step is how gpu.py starts itself; use --only to run one step")
         _as_step(arguments)
         return 0
     return _run(arguments)
@@ -136,8 +178,9 @@ if __name__ == "__main__":
         code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
         if isinstance(leaving.code, str):
             print(leaving.code, file=sys.stderr)
-    except BaseException:
+    except BaseException as error:
         traceback.print_exc()
+        print(f"{WHY}{first_line(error)}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # no library's thread or exit handler holds the machine

@@ -19,7 +19,7 @@ skip = json.load(open(answers + ".skip"))
 group = arguments["--step"].partition(":")[2]
 with open(answers, "a") as file:
     def answer(**what):
-        file.write(json.dumps(what) + "\\n")
+        file.write(json.dumps({"group": group.split("+")[0], **what}) + "\\n")
         file.flush()
     for name in ("first", "dies", "loses", "hangs", "last"):
         key = f"{group} {name}"
@@ -37,14 +37,15 @@ with open(answers, "a") as file:
 """
 
 
-def _run(tmp_path, monkeypatch, seconds, groups):
+def _run(tmp_path, monkeypatch, groups, seconds=3600.0, hangs=lambda worker: worker.begun.endswith("hangs")):
+    """No check waits for a length of time: what hangs is known by its name."""
     import _gpu_right
     from _gpu_context import Context
 
     script = tmp_path / "worker.py"
     script.write_text(_WORKER)
     monkeypatch.setattr(_gpu_right, "_SCRIPT", script)
-    monkeypatch.setattr(_gpu_right, "_CHECK_S", 1.0)
+    monkeypatch.setattr(_gpu_right._Worker, "hangs", property(hangs))
     monkeypatch.setattr(_gpu_right, "groups", lambda dry: list(groups))
     out, work = tmp_path / "out", tmp_path / "work"
     out.mkdir(exist_ok=True)
@@ -55,22 +56,32 @@ def _run(tmp_path, monkeypatch, seconds, groups):
 
 
 def test_a_check_costs_no_other(tmp_path, monkeypatch, scripts):
-    items = _run(tmp_path, monkeypatch, 60.0, ["a", "b"])["items"]
+    items = _run(tmp_path, monkeypatch, ["a", "b"])["items"]
     for group in "ab":
         assert items[f"{group} first"]["right"] and items[f"{group} last"]["right"]
         assert items[f"{group} dies"]["why"] == "its process ended with -9"
         assert items[f"{group} loses"]["why"] == "illegal memory access"
-        assert items[f"{group} hangs"]["why"] == "no answer in 1 s"
+        assert items[f"{group} hangs"]["why"] == "no answer in 100 s"
     assert len(items) == 10
 
 
 def test_what_there_was_no_time_for_is_said(tmp_path, monkeypatch, scripts):
-    data = _run(tmp_path, monkeypatch, 1.5, ["a", "b", "c", "d"])
+    data = _run(tmp_path, monkeypatch, ["a", "b", "c", "d+e"], seconds=1.0, hangs=lambda worker: False)
     assert not data["complete"]
-    assert data["left_out"]["d"] == "out of time"
+    assert data["left_out"]["d"] == data["left_out"]["e"] == "out of time", "each part by itself"
 
 
-def _launched(points):
+def test_a_check_hangs_after_a_while(scripts):
+    import _gpu_right
+
+    worker = _gpu_right._Worker("a+b", None, None)
+    assert not worker.hangs and worker.parts_left == ["a", "b"]
+    worker.since -= _gpu_right._CHECK_S
+    worker.part = "b"
+    assert worker.hangs and worker.parts_left == ["b"]
+
+
+def _launched(points, products):
     """Kernels that the points launch, forward and backward; nothing is computed."""
     seen = set()
     with resources.watching(lambda kernel, *_: seen.add(kernel), configs.ANY_GPU, run=False):
@@ -79,6 +90,8 @@ def _launched(points):
             output = point.function(**leaves, **point.case.options)
             output = output[0] if isinstance(output, tuple) else output
             torch.autograd.grad(output, list(leaves.values()), torch.ones_like(output), allow_unused=True)
+        for product in products:
+            product.function(*product.draw())
     return seen
 
 
@@ -87,7 +100,25 @@ def test_every_kernel_of_the_tables_is_checked(scripts, points):
     """A new family has to be in the grid: it says here which kernels no point launches."""
     import _kernel_grid
 
-    assert _launched(getattr(_kernel_grid, points)()) == set(configs.kernels())
+    products = [product for product in _kernel_grid.products(points == "tiny") if product.rows < 1000]
+    assert _launched(getattr(_kernel_grid, points)(), products) == set(configs.kernels())
+
+
+def test_products_of_few_bits_are_checked(scripts, monkeypatch):
+    import _gpu_checks
+    import _kernel_grid
+    from _gpu_context import Context
+
+    context = Context(out=None, work=None, deadline=0.0, dry=True)
+    names = [key for key, _ in _gpu_checks.checks("quantized_linear", context)]
+    assert [name.split()[1] for name in names] == ["int8", "fp8", "int4"]
+    assert "quantized_linear" in _gpu_checks.families(True) and "quantized_linear" in _gpu_checks.families(False)
+    real = Context(out=None, work=None, deadline=0.0, dry=False)
+    forms = [key.rpartition(", ")[2] for key, _ in _gpu_checks.checks("quantized_linear", real)]
+    assert forms == [*["eager"] * 4, "compiled", "in a CUDA graph"] * 3
+    for product in _kernel_grid.products(True):  # ATen's form agrees with the definition on what is drawn
+        operands = product.draw()
+        assert _gpu_checks.relative_error(product.function(*operands), product.reference(*operands)) < 1e-2
 
 
 def test_the_grid_has_every_family_and_batch_one(scripts):

@@ -47,6 +47,7 @@ class _GPU:
                 outer.pools.append(pool)
 
             def __enter__(self):
+                assert not torch.is_inference_mode_enabled(), "a later capture outside it would fail"
                 outer.log.append("capture")
 
             def __exit__(self, *_):
