@@ -265,6 +265,7 @@ class Network(nn.Module):
         if not self.deployed:
             for module in dict(self.units()).values():
                 deploy_unit(module)
+            self.requires_grad_(False)  # what is deployed is not trained
             self.deployed = True
         return self
 
