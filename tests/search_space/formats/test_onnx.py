@@ -60,7 +60,7 @@ def test_asking_whether_it_is_there_imports_nothing_heavy():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("quant", ["w8a8", "w8a8_static", "w4a8", "w4a16", "sparse24"])
+@pytest.mark.parametrize("quant", ["w8a8", "w8a8_static", "w4a16"])
 def test_policies_of_few_bits_keep_their_bytes_and_multiply_integers(quant, tmp_path):
     onnx = pytest.importorskip("onnx")
     block = {"mixer": "attention", "channel_mixer": "mlp", "quant": quant}
