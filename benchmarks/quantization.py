@@ -199,7 +199,7 @@ def _space(kind: str) -> tuple[Any, Any, dict[str, str]]:
                 block[axis].append(name)
             except ConfigError as error:
                 left_out[f"{kind} {axis} {name}"] = str(error)
-    stem = "embedding" if io.tokens else {"name": "conv", "stride": 1}
+    stem = {"image": {"name": "conv", "stride": 1}, "sequence": "linear", "causal": "embedding"}[kind]
     stage = {"width": list(widths), "depth": [1, 2, 3], "block": block}
     return SearchSpace.from_dict({"stem": stem, "norm": ["layer", "rms"], "stages": [stage]}), io, left_out
 

@@ -230,10 +230,17 @@ def pack_int4(whole: torch.Tensor, group: int) -> torch.Tensor:
     return (low | (high << 4)).flatten(1)
 
 
+def parted(packed: torch.Tensor, base: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Undo `low + base * high` of bytes, as float32: torch 2.13 writes shifts of bytes wrongly into ONNX graphs."""
+    whole = packed.float()
+    high = (whole * (1 / base)).floor()
+    return whole - base * high, high
+
+
 def unpack_int4(packed: torch.Tensor, inputs: int, group: int) -> torch.Tensor:
     """Undo `pack_int4`: (N, K) int8, where K is `inputs`."""
-    halves = packed.view(len(packed), inputs // group, -1)
-    whole = torch.cat([halves & 15, halves >> 4], dim=-1).to(torch.int8) - 8
+    low, high = parted(packed.view(len(packed), inputs // group, -1), 16)
+    whole = torch.cat([low, high], dim=-1).to(torch.int8) - 8
     return whole[..., :group].reshape(len(packed), inputs)
 
 

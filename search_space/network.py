@@ -297,6 +297,7 @@ class Network(nn.Module):
         if not self.deployed:
             for module in dict(self.units()).values():
                 deploy_unit(module)
+            self.requires_grad_(False)  # what is deployed is not trained
             self.deployed = True
         return self
 

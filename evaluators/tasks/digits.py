@@ -9,6 +9,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from mixnas.evaluators.tasks.task import Split, Task
+from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.units import IOSpec
 
 # The split belongs to the task, not to a run: whatever the run's seed, nobody trains on another's test images.
@@ -21,26 +22,31 @@ class Digits(Task):
 
     Args:
         label_smoothing: See `Task`.
+        size: Extent of an image, a multiple of 8: larger ones are enlarged, each pixel to a square.
 
     Source: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI repository, 1998.
     """
 
     name = "digits"
 
-    def __init__(self, *, label_smoothing: float = Task.label_smoothing) -> None:
+    def __init__(self, *, label_smoothing: float = Task.label_smoothing, size: int = 8) -> None:
+        if isinstance(size, bool) or not isinstance(size, int) or size < 8 or size % 8:
+            raise ConfigError(f"task digits: size is {size!r}, it must be a multiple of 8 from 8.")
         self.label_smoothing = label_smoothing
+        self.scale = size // 8
         images, labels = load_digits(return_X_y=True)
         pixels = (images / 16.0).astype(np.float32).reshape(-1, 8, 8, 1)
         parts = stratified_split(labels, _SHARES, _SPLIT_SEED)
         mean, std = pixels[parts[0]].mean(), pixels[parts[0]].std()
+        pixels = pixels.repeat(self.scale, 1).repeat(self.scale, 2)
         inputs, targets = torch.from_numpy((pixels - mean) / std), torch.from_numpy(labels.astype(np.int64))
         self.train, self.validation, self.test = (Split(inputs[part], targets[part]) for part in parts)
-        self.io = IOSpec(kind="image", size=(8, 8), in_features=1, num_outputs=10, head="pool")
+        self.io = IOSpec(kind="image", size=(size, size), in_features=1, num_outputs=10, head="pool")
         self._background = float(inputs.min())
 
     def augment(self, inputs: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Shift each image by up to one pixel down and across; what comes in is background."""
-        return random_shift(inputs, 1, self._background, generator), targets
+        """Shift each image by up to one pixel of its own down and across; what comes in is background."""
+        return random_shift(inputs, self.scale, self._background, generator), targets
 
 
 def stratified_split(labels: NDArray[np.integer], shares: tuple[float, ...], seed: int) -> list[Tensor]:

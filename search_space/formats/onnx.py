@@ -55,12 +55,30 @@ def _converted(program: torch.export.ExportedProgram) -> Any:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter's own, about its internals
             converted = torch.onnx.export(
-                program, dynamo=True, verbose=False, input_names=["input"], output_names=["output"]
+                program,
+                dynamo=True,
+                verbose=False,
+                input_names=["input"],
+                output_names=["output"],
+                custom_translation_table=_of_integers(),
+                # The exporter would widen weights of few bits; ONNX Runtime does so itself when it loads them.
+                optimize=all(tensor.element_size() >= 4 for tensor in program.state_dict.values()),
             )
     finally:
         exporter.setLevel(level)
     assert converted is not None
     return converted.model_proto
+
+
+def _of_integers() -> dict[Any, Any]:
+    """What the exporter does not know: torch's product of int8, which is one of ONNX's own operations."""
+    import torch
+    from onnxscript import opset18 as op
+
+    def int_mm(self: Any, mat2: Any) -> Any:
+        return op.MatMulInteger(self, mat2)
+
+    return {torch.ops.aten._int_mm.default: int_mm}
 
 
 def load_onnx(path: str | Path) -> Answer:

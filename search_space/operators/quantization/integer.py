@@ -141,8 +141,8 @@ class W8A8(_DynamicRows):
         return fake_rows(weight, 8)
 
     def instead(self, device: str, runtime: str) -> str:
-        """Through ONNX Runtime its graph multiplies floats."""
-        return _through_onnx(runtime)
+        """Nothing else: ONNX Runtime too multiplies integers (`MatMulInteger`)."""
+        return ""
 
 
 @register("quant", "w4a8", paper=f"{_WHITEPAPER}, section 3.3 (4 bits of weights, 8 of activations)")
@@ -167,7 +167,7 @@ class W4A8(_DynamicRows):
 
     def instead(self, device: str, runtime: str) -> str:
         """The product is one of 8 bits, as w8a8's: no device here multiplies 4 by 8."""
-        return _through_onnx(runtime) or "int8: its weights are widened from 4 to 8 bits once, when they are loaded"
+        return "int8: its weights are widened from 4 to 8 bits once, when they are loaded"
 
 
 @register(
@@ -232,7 +232,7 @@ class W8A8Static(Projected):
 
     def instead(self, device: str, runtime: str) -> str:
         """See `W8A8.instead`."""
-        return _through_onnx(runtime)
+        return ""
 
 
 class _WeightOnly(Projected):
@@ -372,7 +372,3 @@ def _widened(kind: str) -> str:
     if paths == {"widened"}:
         return _WIDENED
     return f"{_WIDENED}, at the shapes where that is faster" if "widened" in paths else ""
-
-
-def _through_onnx(runtime: str) -> str:
-    return "float32 products of whole numbers" if runtime == "onnxruntime" else ""

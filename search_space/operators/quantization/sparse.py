@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mixnas.kernels.quantized_linear import parted
 from mixnas.search_space.operators.quantization.affine import dequantize, fake_rows, quantize_rows, straight_through
 from mixnas.search_space.operators.quantization.projected import Projected, State
 from mixnas.search_space.registry import Knob, register
@@ -36,8 +37,8 @@ def compress(weight: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
 def expand(values: Tensor, places: Tensor) -> Tensor:
     """Undo `compress`: (N, K), zero where nothing stayed."""
     outputs, fours = len(values), values.shape[1] // 2
-    halves = torch.stack([places & 15, places >> 4], dim=-1).flatten(1)[:, :fours]
-    index = torch.stack([halves & 3, halves >> 2], dim=-1).long()
+    halves = torch.stack(parted(places, 16), dim=-1).flatten(1)[:, :fours]
+    index = torch.stack(parted(halves, 4), dim=-1).long()
     weight = torch.zeros(outputs, fours, 4, dtype=values.dtype, device=values.device)
     return weight.scatter_(-1, index, values.view(outputs, fours, 2)).flatten(1)
 

@@ -58,3 +58,17 @@ def test_asking_whether_it_is_there_imports_nothing_heavy():
         "heavy = {'torch', *PACKAGES} & set(sys.modules); sys.exit(str(heavy) if heavy else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("quant", ["w8a8", "w8a8_static", "w4a16"])
+def test_policies_of_few_bits_keep_their_bytes_and_multiply_integers(quant, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    block = {"mixer": "attention", "channel_mixer": "mlp", "quant": quant}
+    plain = {"stem": {"name": "conv", "stride": 2}, "norm": "layer", "stages": [{"width": 32, "blocks": [block]}]}
+    network = network_of(Architecture.from_dict(plain), FEATURES)
+    file_format, path = formats.get("onnx"), tmp_path / "model.onnx"
+    file_format.write(network, path, {})
+    formats.verify(file_format, path, network, FEATURES.example(4, generator=torch.Generator().manual_seed(1)))
+    assert file_format.weight_bytes(path) == stored_bytes(network)
+    operations = [node.op_type for node in onnx.load(str(path)).graph.node]
+    assert operations.count("MatMulInteger") == (6 if "a8" in quant else 0)

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 
 from mixnas.evaluators.supernet.judging import SubnetJudge
+from mixnas.evaluators.supernet.sampling import FairSampler
 from mixnas.evaluators.tasks.digits import Digits
 from mixnas.search_space import registry
 from mixnas.search_space.cost import cost
@@ -103,3 +105,11 @@ def test_a_space_with_a_group_that_does_not_divide_is_refused(digits):
         ConfigError, match=r"stages.0.blocks.0.channel: channel mixer mlp\(expansion=1.5\): policy w4a16"
     ):
         Supernet(space(quant=quant, channel_mixer={"name": "mlp", "expansion": 1.5}), digits.io)
+
+
+def test_training_deals_every_policy_equally_often():
+    sampler = FairSampler(space(), 0)
+    names = registry.names("quant")
+    blocks = [sampler.draw().stages[0].blocks[0] for _ in range(5 * len(names))]
+    assert Counter(block.quant.name for block in blocks) == dict.fromkeys(names, 5)
+    assert Counter(block.channel_quant.name for block in blocks) == dict.fromkeys(names, 5)
