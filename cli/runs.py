@@ -184,8 +184,8 @@ def _one_run(args: argparse.Namespace) -> int:
     now, phases = overview(run), run.manifest["phases"]
     one, ended = now.status, IntegrityError.exit_status if wrong else 0
     if args.json:
-        about = {"hypervolume": now.hypervolume, "best": now.best, "best_se": now.errors, "phases": phases}
-        print_json({**one.to_plain(), **about, "wrong": wrong, "unchecked": old})
+        plain = {**one.to_plain(), "hypervolume": now.hypervolume, "best": now.best, "best_se": now.errors}
+        print_json({**plain, "phases": phases, "wrong": wrong, "unchecked": old})
         return ended
     print(
         f"{one.name}: {one.state}, {one.done} of {one.trials} trials done, {one.failed} failed, {one.running} running"

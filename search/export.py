@@ -122,12 +122,20 @@ def export_run(
     chosen = []
     for member in choice.of(run.front()) if trial is None else [finished_trial(run, trial, trust)]:
         network = load_network(run.networks / f"{member.id}.safetensors").deploy()
+        if network.architecture.id != member.id:
+            raise IntegrityError(
+                f"{run.networks / member.id}.safetensors: damaged: it holds {network.architecture.id}, another network."
+            )
         for file_format in wanted:
             if problem := file_format.why_not(network):
                 raise ConfigError(f"{member.id} cannot be exported as {file_format.name}: {problem}.")
         chosen.append((member, network))
     task = by_name(run.manifest["fixed"]["task"]) if verify else None
     root = Path(output) if output else run.exports
+    made = [folder for folder in (root, *root.parents) if not folder.exists()]
+    held = contextlib.ExitStack()
+    if output is None:  # the run is written
+        held.enter_context(run)
     root.mkdir(parents=True, exist_ok=True)
     making = Path(tempfile.mkdtemp(dir=root, prefix=".exporting-"))
     try:
@@ -140,8 +148,10 @@ def export_run(
         return [_publish(making / member.id, root / member.id) for member, _ in chosen]
     finally:
         shutil.rmtree(making)
-        with contextlib.suppress(OSError):  # goes only if nothing is in it
-            root.rmdir()
+        held.close()
+        with contextlib.suppress(OSError):  # they go only if nothing is in them
+            for folder in made or [root]:
+                folder.rmdir()
 
 
 def finished_trial(run: Run, number: int, trust: bool = False) -> Member:
