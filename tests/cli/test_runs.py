@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mixnas.search.run.directory import Run
+from mixnas.search_space.files import stamped
 
 from .command import CONFIG, nas, ok, read_csv
 
@@ -53,9 +54,8 @@ def test_an_empty_front_does_not_speak_of_a_filter_that_was_not_given(searched: 
     path = tmp_path / "missed" / "pareto.json"
     pareto = json.loads(path.read_text())
     missed = [{**member, "reason": "violates latency_ms <= 0.01"} for member in pareto["front"]]
-    path.write_text(
-        json.dumps(pareto | {"front": [], "others": missed, "knee": None, "constraints": ["latency_ms <= 0.01"]})
-    )
+    changed = {"front": [], "others": missed, "knee": None, "constraints": ["latency_ms <= 0.01"]}
+    path.write_text(json.dumps(stamped(pareto | changed)))
     answer = nas("front", "missed", "--runs", tmp_path)
     assert answer.returncode == 3 and "satisfies the constraints latency_ms <= 0.01" in answer.stderr
     assert "--where" not in answer.stderr
@@ -187,5 +187,5 @@ def test_a_damaged_run_ends_with_status_5(searched: Path, tmp_path: Path):
 def test_dry_run_says_what_would_be_done_and_starts_nothing(tmp_path: Path):
     (tmp_path / "config.yaml").write_text(CONFIG)
     said = ok("search", "--dry-run", "-c", tmp_path / "config.yaml", "--trials", 9, "--runs", tmp_path / "runs")
-    assert "84 architectures" in said and "9 trials by nsga2, standalone" in said and "nothing was started" in said
+    assert "84 architectures" in said and "9 trials by auto, standalone" in said and "nothing was started" in said
     assert not (tmp_path / "runs").exists()
