@@ -8,12 +8,12 @@ import json
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mixnas.search.run.directory import Run
-from mixnas.search_space.files import stamped
 
 from .command import CONFIG, nas, ok, read_csv
 
@@ -51,17 +51,17 @@ def test_what_was_measured_in_the_search_is_not_called_predicted(searched: Path)
 
 def test_an_empty_front_does_not_speak_of_a_filter_that_was_not_given(searched: Path, tmp_path: Path):
     shutil.copytree(searched / "runs" / "first", tmp_path / "missed")
-    path = tmp_path / "missed" / "pareto.json"
-    pareto = json.loads(path.read_text())
-    missed = [{**member, "reason": "violates latency_ms <= 0.01"} for member in pareto["front"]]
-    changed = {"front": [], "others": missed, "knee": None, "constraints": ["latency_ms <= 0.01"]}
-    path.write_text(json.dumps(stamped(pareto | changed)))
+    run = Run.open(tmp_path / "missed")
+    front = run.front()
+    missed = tuple(replace(member, reason="violates latency_ms <= 0.01") for member in front.members)
+    changed = {"members": (), "others": missed, "knee": None, "constraints": ("latency_ms <= 0.01",)}
+    run.write_tables((run.path / "trials.csv").read_text(), replace(front, **changed))
     answer = nas("front", "missed", "--runs", tmp_path)
     assert answer.returncode == 3 and "satisfies the constraints latency_ms <= 0.01" in answer.stderr
     assert "--where" not in answer.stderr
     for member in missed:  # what missed stands in the table, with the reason
-        (line,) = [line for line in answer.stdout.splitlines() if member["id"] in line]
-        assert "violates latency_ms <= 0.01" in line and f"{member['metrics']['latency_ms']:.3f}" in line
+        (line,) = [line for line in answer.stdout.splitlines() if member.id in line]
+        assert "violates latency_ms <= 0.01" in line and f"{member.metrics['latency_ms']:.3f}" in line
 
 
 def test_watching_ends_with_the_search(searched: Path, monkeypatch: pytest.MonkeyPatch):
