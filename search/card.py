@@ -242,6 +242,7 @@ def readme(plain: Mapping[str, Any], network: Network) -> str:
         "outputs = answer(inputs)  # NumPy arrays; any number of inputs",
         "```",
         "",
+        *_products(plain),
         "## Architecture",
         "",
         "```text",
@@ -266,6 +267,17 @@ def readme(plain: Mapping[str, Any], network: Network) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _products(plain: Mapping[str, Any]) -> list[str]:
+    """What multiplied, of a network with whole numbers: it is called int8 only if an int8 product ran."""
+    if "ran" not in plain:
+        return []
+    rows = [
+        f"| {one['operation']} | {one['multiplies']} | {one['calls']} | {one['share']:.1%} |" for one in plain["ran"]
+    ]
+    head = ["| operation | multiplies | calls in a forward | share of the time |", "| --- | --- | --- | --- |"]
+    return ["## Products that ran, in eager mode", "", *head, *rows, ""]
 
 
 def _value(values: Mapping[str, float], name: str) -> str:

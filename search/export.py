@@ -33,10 +33,13 @@ from mixnas.search_space.formats.apart import Apart
 from mixnas.search_space.formats.format import Answer, Format
 from mixnas.search_space.formats.safetensors import load_network
 from mixnas.search_space.network import Network
+from mixnas.search_space.operators.quantization.ran import products_that_ran
 from mixnas.search_space.reporting import SILENT, Report
 
 _COMPARED = 64  # inputs whose outputs are compared one by one
 _BATCH = 256  # of the test split, as it goes through a file
+
+_WHOLE = (torch.int8, torch.uint8)  # types of weights that are stored as whole numbers
 
 DEFAULT_FORMATS = ("safetensors",)
 
@@ -234,6 +237,8 @@ def _write(
     if judgement is not None and task is not None:
         card["verified"] = {f"test_{task.metric}": judgement.score}
         card["data"] = {"split": "test", "examples": judgement.examples, "sha256": judgement.digest}
+    if any(tensor.dtype in _WHOLE for tensor in network.state_dict().values()):
+        card["ran"] = [one.to_plain() for one in products_that_ran(network, inputs[:1])]
     card["exported_with"] = {"versions": versions(), "device": device_name("cpu"), **cards.processor()}
     _describe(folder, wanted, network, card)
 
