@@ -4,6 +4,9 @@
 
 Starts a stand-alone search of a small space, kills the whole process at a random moment (import, trial, write, final
 phase), looks at what it had reported, resumes, and so on; then lets the last resume end. Prints one JSON.
+
+`hostile.py kills` kills in each phase on purpose: a hook in the process ends it at the n-th time that a place is come
+to (`PLACES`), not a clock.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,8 +46,10 @@ space:
 class _Search:
     """One process of the search, and the trials that it has reported on stderr."""
 
-    def __init__(self, arguments: list[str]) -> None:
-        command = [sys.executable, "-m", "mixnas.nas", *arguments, "-v"]
+    def __init__(self, arguments: list[str] | str) -> None:
+        """Of a command line's words, or of a program's text."""
+        own = ["-c", arguments] if isinstance(arguments, str) else ["-m", "mixnas.nas", *arguments, "-v"]
+        command = [sys.executable, *own]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment
@@ -131,6 +137,121 @@ def kill_and_resume(root: Path, kills: int, trials: int, rng: random.Random, lon
         "interrupted_trials": interrupted,
         "last_status": status,
     }
+
+
+PLACES = {
+    "making the run": ("mixnas.search.run.directory", None, "write_manifest"),
+    "manifest": ("mixnas.search.run.directory", "Run", "update"),
+    "configuration": ("mixnas.search.run.directory", "Run", "write_config"),
+    "tables": ("mixnas.search.run.directory", "Run", "write_tables"),
+    "a file's rename": ("mixnas.search_space.files", "os", "replace"),
+    "proposal": ("mixnas.search.study.study", "SearchStudy", "ask"),
+    "evaluation": ("mixnas.evaluators.protocol", None, "attempt"),
+    "telling": ("mixnas.search.study.study", "SearchStudy", "tell"),
+    "journal": ("mixnas.search.study.journal", "JournalFile", "flush"),
+    "journal to the disk": ("mixnas.search.study.journal", "JournalFile", "sync"),
+    "summary": ("mixnas.search.study.study", "SearchStudy", "summarise"),
+    "weights": ("mixnas.search_space.formats.safetensors", None, "save_tensors"),
+    "final networks": ("mixnas.search.finish", "FinalNetworks", "finish"),
+    "end": ("mixnas.search.run.directory", "Run", "finish"),
+}
+"""Where a process is killed: module, class in it (or None), function; before the call, or after it."""
+
+_HOOKED = """
+import importlib, os, signal, sys
+
+module, owner, name, left, after = {place!r}
+found = importlib.import_module(module)
+holder = getattr(found, owner) if owner else found
+original = getattr(holder, name)
+
+
+def hooked(*args, **kwargs):
+    global left
+    left -= 1
+    if left <= 0 and not after:
+        os.kill(os.getpid(), signal.SIGKILL)
+    result = original(*args, **kwargs)
+    if left <= 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+
+
+setattr(holder, name, hooked)
+for other in list(sys.modules.values()):  # where it was imported by its name
+    if not owner and getattr(other, name, None) is original:
+        setattr(other, name, hooked)
+from mixnas.cli.main import main
+
+sys.exit(main({arguments!r}))
+"""
+
+
+def kill_in_phases(root: Path, each: int, phases: list[str] | None = None, trials: int = 6) -> dict[str, Any]:
+    """Kill a search at a place, resume it, kill it there again, and so on; each place with a run of its own.
+
+    Args:
+        root: To work in.
+        each: Kills at each place, half of them before the call and half after it.
+        phases: Of `PLACES`; all if not given.
+        trials: Of a run; where it comes to its end, it gets as many more.
+
+    Raises:
+        AssertionError: A reported trial was lost or done twice, a run could not be opened, or a process ended badly.
+    """
+    config = root / "config.yaml"
+    seen: dict[str, Any] = {}
+    for phase in phases or list(PLACES):
+        folder = root / re.sub(r"\W+", "-", phase)
+        runs, wanted, kills, tries = folder / "runs", trials, 0, 0
+        folder.mkdir(parents=True)
+        config.write_text(CONFIG % trials)
+        reported: set[tuple[int, str]] = set()
+        while kills < each and tries < 4 * each:
+            tries += 1
+            common = ["--runs", str(runs), "-v"]
+            started = (runs / "killed" / "manifest.json").exists()
+            arguments = ["resume", "killed", "--trials", str(wanted), *common]
+            if not started:
+                shutil.rmtree(runs / "killed", ignore_errors=True)  # killed before it was a run: nothing to resume
+                arguments = ["search", "-c", str(config), "--name", "killed", *common]
+            place = (*PLACES[phase], 1 + kills // 2 % 4, bool(kills % 2))
+            search = _Search(_HOOKED.format(place=place, arguments=arguments))
+            status = search.wait()
+            assert status in (0, -signal.SIGKILL), f"{phase}: status {status}: {''.join(search.lines[-5:])}"
+            reported |= search.reported
+            kills += status == -signal.SIGKILL
+            if status == 0:  # it came to its end before: give it more to do
+                wanted += trials
+            if (runs / "killed" / "manifest.json").exists():
+                _check(runs, reported, phase)
+        last = _Search(["resume", "killed", "--trials", str(wanted), "--runs", str(runs), "-v"])
+        status = last.wait()
+        assert status == 0, f"{phase}: the last resume ended with {status}: {''.join(last.lines[-8:])}"
+        found = _check(runs, reported | last.reported, phase)
+        assert found["evaluated"] == wanted, f"{phase}: {found['evaluated']} trials evaluated of {wanted}"
+        seen[phase] = {"kills": kills, "reported": len(reported), **found}
+        print(phase, seen[phase], file=sys.stderr, flush=True)
+    return {"kills": sum(one["kills"] for one in seen.values()), "lost": 0, "evaluated_twice": 0, "phases": seen}
+
+
+def _check(runs: Path, reported: set[tuple[int, str]], phase: str) -> dict[str, int]:
+    """Whether all that was reported is there, once, and every file is what was written."""
+    from mixnas.search.run.directory import Run
+    from mixnas.search.run.integrity import problems
+
+    run = Run.open("killed", runs)
+    wrong = list(problems(run.path, run.manifest))
+    assert not wrong, f"{phase}: {wrong}"
+    run.status()
+    found = _trials(runs, "killed")
+    done = [(t["number"], t["id"]) for t in found if t["status"] == "done"]
+    lost = reported - set(done)
+    assert not lost, f"{phase}: reported and gone: {sorted(lost)}"
+    ids = [identity for _, identity in done]
+    assert len(ids) == len(set(ids)), f"{phase}: an architecture was evaluated twice"
+    evaluated = sum(t["status"] in ("done", "failed") for t in found)
+    return {"done": len(done), "evaluated": evaluated}
 
 
 def main() -> None:

@@ -145,7 +145,7 @@ def _query_run(args: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
     """The device, and a row for each network of the run's front: predicted, and measured where it was."""
     from mixnas.predictors.latency import query as asking
     from mixnas.search.run.directory import Run
-    from mixnas.search.run.trust import is_trusted
+    from mixnas.search.run.trust import require_own
 
     run = Run.open(args.run, args.runs)
     front = run.front()
@@ -157,8 +157,7 @@ def _query_run(args: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
     try:
         if args.estimate:
             if args.config is None:
-                if not is_trusted(run.manifest):  # looking runs no program of another's
-                    raise ConfigError(f"{run.path}: its task is a program and it was not started here. Give -c FILE.")
+                require_own(run.manifest, run.path)
                 args.config = run.path / "config.yaml"
             predictor = _estimate(args, device)
         else:
@@ -192,9 +191,13 @@ def _asked_device(args: argparse.Namespace, config: Mapping[str, Any]) -> str:
 def _run_input(run: Run, plain: Mapping[str, Any], predictor: LatencyPredictor) -> IOSpec:
     """The input of a run's networks: as profiled for the run, without torch; else its task knows."""
     from mixnas.evaluators.tasks.loading import by_name
+    from mixnas.search.run.trust import require_own
 
     known = predictor.stored_space({key: plain.get(key) for key in ("task", "space")})
-    return known.io if known is not None else by_name(run.manifest["fixed"]["task"]).io
+    if known is not None:
+        return known.io
+    require_own(run.manifest, run.path)
+    return by_name(run.manifest["fixed"]["task"]).io
 
 
 def _plain_config(args: argparse.Namespace) -> dict[str, Any]:

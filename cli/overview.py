@@ -36,8 +36,9 @@ def overview(run: Run) -> Overview:
     status, fixed = run.status(), run.manifest["fixed"]
     objectives, constraints = parse_objectives(fixed["objectives"]), parse_constraints(fixed.get("constraints", []))
     found = summary_of(run.journal, objectives, constraints)
-    left = _seconds_left(status, found.seconds)
-    return Overview(status, dict(found.best), dict(found.errors), found.hypervolume, left)
+    return Overview(
+        status, dict(found.best), dict(found.errors), found.hypervolume, _seconds_left(status, found.seconds)
+    )
 
 
 def _seconds_left(status: RunStatus, seconds: float) -> float | None:

@@ -56,9 +56,9 @@ def print_table(
     from rich.table import Table
 
     width = terminal_width()
+    columns, rows = list(columns), [[visible(cell) for cell in row] for row in rows]
     if width is not None:
         columns, rows = _without_spare(columns, rows, width, cut, spare)
-    rows = [[visible(cell) for cell in row] for row in rows]
     table = Table(*columns, title=escape(visible(title)) or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     kept = []  # columns whose cells stay whole, and how wide they are with and without their headers on one line
     for i, column in enumerate(table.columns):
@@ -84,7 +84,7 @@ def print_table(
         line = line if width else max(line, rest + used + longest)
     for row in rows:
         table.add_row(*map(escape, row))
-    out = getattr(sys.stdout, "raw", sys.stdout)  # rich draws itself; what it is given was made visible
+    out = getattr(sys.stdout, "raw", sys.stdout)  # rich draws itself; what it is given was made visible above
     console = Console(file=out, no_color=not colored(args), highlight=False, soft_wrap=False)
     console.width = line
     console.print(table)

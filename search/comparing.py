@@ -13,7 +13,7 @@ from mixnas.search.run.directory import Run
 from mixnas.search.run.front import Front, Member
 from mixnas.search.study.objectives import Objective, parse_constraints, parse_objectives
 from mixnas.search.study.pareto import Reference, as_minimised
-from mixnas.search.study.study import read_results
+from mixnas.search.study.reading import read_results
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import ConfigError, NasError, nearest
 

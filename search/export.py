@@ -119,12 +119,20 @@ def export_run(
     chosen = []
     for member in choice.of(run.front()) if trial is None else [finished_trial(run, trial, trust)]:
         network = load_network(run.networks / f"{member.id}.safetensors").deploy()
+        if network.architecture.id != member.id:
+            raise IntegrityError(
+                f"{run.networks / member.id}.safetensors: damaged: it holds {network.architecture.id}, another network."
+            )
         for file_format in wanted:
             if problem := file_format.why_not(network):
                 raise ConfigError(f"{member.id} cannot be exported as {file_format.name}: {problem}.")
         chosen.append((member, network))
     task = by_name(run.manifest["fixed"]["task"]) if verify else None
     root = Path(output) if output else run.exports
+    made = [folder for folder in (root, *root.parents) if not folder.exists()]
+    held = contextlib.ExitStack()
+    if output is None:  # the run is written
+        held.enter_context(run)
     root.mkdir(parents=True, exist_ok=True)
     making = Path(tempfile.mkdtemp(dir=root, prefix=".exporting-"))
     try:
@@ -137,8 +145,10 @@ def export_run(
         return [_publish(making / member.id, root / member.id) for member, _ in chosen]
     finally:
         shutil.rmtree(making)
-        with contextlib.suppress(OSError):  # goes only if nothing is in it
-            root.rmdir()
+        held.close()
+        with contextlib.suppress(OSError):  # they go only if nothing is in them
+            for folder in made or [root]:
+                folder.rmdir()
 
 
 def finished_trial(run: Run, number: int, trust: bool = False) -> Member:
@@ -204,7 +214,7 @@ def _write(
             "format": file_format.name,
             "bytes": path.stat().st_size,
             "weight_bytes": file_format.weight_bytes(path),
-            "needs": ["torch"] if not file_format.packages else list(file_format.packages),
+            "needs": list(formats.loads_with(file_format)),
             "verified": {
                 "inputs": agreement.inputs,
                 "of": "the test split" if task is not None else "random numbers",
@@ -218,8 +228,7 @@ def _write(
         _check(judgement, member, task, network)
         for name, score in judgement.of_files.items():
             files[name]["verified"][f"test_{task.metric}"] = score
-        config = run.config().get("latency", {})
-        for name, latency in _measured(folder, wanted, network, config).items():
+        for name, latency in _measured(folder, wanted, network, run).items():
             files[name]["latency"] = latency
     card = cards.card(run, front, member, network, licence=licence, files=files)
     if judgement is not None and task is not None:
@@ -279,17 +288,19 @@ def _check(judgement: _Judged, member: Member, task: Task, network: Network) -> 
             )
 
 
-def _measured(
-    folder: Path, wanted: Iterable[Format], network: Network, config: dict[str, Any]
-) -> dict[str, dict[str, Any]]:
-    """Latency of each file in its own runtime on this machine's CPU, by its name."""
+def _measured(folder: Path, wanted: Iterable[Format], network: Network, run: Run) -> dict[str, dict[str, Any]]:
+    """Latency of each file in its own runtime on this machine's CPU, by its name; under the run's reference time."""
+    config = run.config().get("latency", {})
     threads, batch_size = int(config.get("threads", DEFAULT_THREADS)), int(config.get("batch_size", 1))
     batch = network.io.example(batch_size, generator=torch.Generator().manual_seed(0)).numpy()
     measure = MeasureConfig(passes=int(config.get("final_passes", 7)), threads=threads, batch_size=batch_size)
     with fixed_threads(threads):
         calls = {f.file_name: formats.call(f, folder / f.file_name, batch, threads) for f in wanted}
-        found = measure_networks(list(calls.values()), rng=np.random.default_rng(0), config=measure)
-    about = {"device": device_name("cpu", threads), "threads": threads, "batch_size": batch_size}
+        device = device_name("cpu", threads)
+        reference = run.manifest.get("reference_ms") if run.manifest.get("device") == device else None
+        rng = np.random.default_rng(0)
+        found = measure_networks(list(calls.values()), rng=rng, config=measure, reference_ms=reference)
+    about = {"device": device, "threads": threads, "batch_size": batch_size}
     return {name: {**one.latency.to_plain(), **about} for name, one in zip(calls, found, strict=True)}
 
 

@@ -34,8 +34,9 @@ from mixnas.search.run.front import Front, Member
 from mixnas.search.run.progress import Progress, make_progress
 from mixnas.search.run.stopping import StopSignal
 from mixnas.search.run.trust import require_trust
+from mixnas.search.study.reading import read_results
 from mixnas.search.study.results import Results, TrialRecord
-from mixnas.search.study.study import Proposal, SearchStudy, read_results
+from mixnas.search.study.study import Proposal, SearchStudy
 from mixnas.search_space.errors import ConfigError, InfeasibleError, NasError, StoppedEarly
 from mixnas.search_space.formats.safetensors import save_network
 from mixnas.search_space.reporting import Report, SilentReport
@@ -442,6 +443,7 @@ def resume(
     config: str | Path | None = None,
     settings: Sequence[str] = (),
     progress: str = "auto",
+    trust: bool = False,
 ) -> Run:
     """Go on with a run to its end: what `nas resume` does.
 
@@ -451,6 +453,7 @@ def resume(
         config: See `reopen`.
         settings: `key=value` changes, as `--set`: of its seed, strategy and budget.
         progress: As of `search`.
+        trust: See `reopen`.
 
     Returns:
         The finished run.
@@ -466,6 +469,7 @@ def resume(
         >>> run.front().trials["done"]
         4
     """
-    opened, changed = reopen(run.path if isinstance(run, Run) else run, runs, config=config, settings=settings)
+    path = run.path if isinstance(run, Run) else run
+    opened, changed = reopen(path, runs, config=config, settings=settings, trust=trust)
     Job(opened, changed, progress=make_progress(progress), stop=StopSignal()).execute()
     return opened

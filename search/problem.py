@@ -19,7 +19,7 @@ from mixnas.search.strategies import Strategy
 from mixnas.search.strategies.auto import Auto
 from mixnas.search.study.feasibility import Corners, check_constraints, check_latency, corners, quickest
 from mixnas.search_space.architecture import Architecture
-from mixnas.search_space.enumeration import Corner, check_space
+from mixnas.search_space.enumeration import Corner, check_single, check_space
 from mixnas.search_space.errors import ConfigError, nearest
 from mixnas.search_space.network import Network
 from mixnas.search_space.reporting import Report
@@ -61,6 +61,7 @@ class Problem:
         self.space = SearchSpace.from_dict(config.space, f"{source}: space")
         self.io: IOSpec = self.task.io
         check_space(self.space, self.io)
+        self._check_batches()
         latency = self.latency()
         self.device, self.latency_tag = latency.device, latency.tag
         self.metrics = self.evaluator(latency).metrics
@@ -71,6 +72,20 @@ class Problem:
         self.constraints = config.parsed_constraints(self.metrics)
         self.corners: Corners = corners(self.space, self.io)
         check_constraints(self.constraints, self.corners)
+
+    def _check_batches(self) -> None:
+        """Refuse what cannot be trained on one example at a time, where a batch has but one."""
+        config = self.config
+        sizes = {"final.train.batch_size": config.final.train.batch_size}
+        if config.search.evaluator == "standalone":
+            sizes = {"train.batch_size": config.train.batch_size}
+        elif config.search.evaluator == "supernet":
+            sizes["supernet.batch_size"] = config.supernet.batch_size // config.supernet.processes
+        if len(self.task.train) == 1:
+            sizes = {"task: train has one example": 1}
+        for where, size in sizes.items():
+            if size == 1:
+                check_single(self.space, self.io, where)
 
     @property
     def strategy(self) -> Strategy:

@@ -16,8 +16,8 @@ from mixnas.search.report.breakdown import UnitRow, breakdown, io_of, predictor_
 from mixnas.search.run.directory import Run
 from mixnas.search.run.front import Front
 from mixnas.search.study.objectives import parse_constraints, parse_objectives
+from mixnas.search.study.reading import read_results
 from mixnas.search.study.results import Results, TrialRecord
-from mixnas.search.study.study import read_results
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import NasError
 from mixnas.search_space.files import dump_yaml

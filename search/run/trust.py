@@ -59,6 +59,19 @@ def is_trusted(manifest: Mapping[str, Any]) -> bool:
     return bool(own) and hmac.compare_digest(own, str(manifest.get("mark", "")))
 
 
+def require_own(manifest: Mapping[str, Any], run: Path) -> None:
+    """Refuse to import a run's task where a run is only looked at, unless the run was started here.
+
+    Raises:
+        ConfigError: It was not.
+    """
+    if not is_trusted(manifest):
+        raise ConfigError(
+            f"{run}: what is asked only its task knows, a program, and the run was not started here with it. "
+            "Looking at a run runs nothing of it: ask with a configuration (-c) instead."
+        )
+
+
 def require_trust(manifest: Mapping[str, Any], run: Path, verb: str, trust: bool) -> None:
     """Refuse to import a run's task, unless it may be run.
 

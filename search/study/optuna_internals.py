@@ -24,9 +24,9 @@ def fail(study: optuna.Study, trial: FrozenTrial, **user_attrs: Any) -> None:
     storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
 
 
-def is_finished(study: optuna.Study, trial: optuna.Trial) -> bool:
-    """Whether a trial has ended, without a copy of it."""
-    return study._storage.get_trial(trial._trial_id).state.is_finished()
+def stored(study: optuna.Study, trial: optuna.Trial) -> FrozenTrial:
+    """A trial as the storage has it, not a copy."""
+    return study._storage.get_trial(trial._trial_id)
 
 
 # -- generations of evolutionary samplers

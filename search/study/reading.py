@@ -263,15 +263,37 @@ def read_results(
         IntegrityError: The journal is damaged.
         ConfigError: It belongs to other objectives.
     """
+    records, reference = read_records(journal, objectives)
+    try:
+        return Results(objectives, constraints, records, reference)
+    except (KeyError, TypeError, ValueError) as error:
+        raise IntegrityError(f"{journal}: damaged: no trials of this study ({shown(str(error))}).") from error
+
+
+def read_records(journal: str | Path, objectives: Sequence[Objective]) -> tuple[list[TrialRecord], Reference | None]:
+    """The trials in a journal, and the box of the hypervolume once it is fixed; see `read_results`."""
     data = read_bytes(journal) if os.path.lexists(journal) else b""
     check_summary(journal, data)
     reader = _Reader(journal)
     reader.read(data[: scan(data, journal).end])
     check_objectives(reader.study.get("objectives"), objectives, journal)
     try:
-        return Results(objectives, constraints, reader.records(), _reference(reader.study))
+        return list(reader.records()), _reference(reader.study)
     except (KeyError, TypeError, ValueError) as error:
         raise IntegrityError(f"{journal}: damaged: no trials of this study ({shown(str(error))}).") from error
+
+
+def check_journal(journal: str | Path, objectives: Sequence[Objective]) -> None:
+    """Check a journal record by record, unless its summary says that all of it is what was written.
+
+    Raises:
+        IntegrityError: It is damaged.
+        ConfigError: It belongs to other objectives.
+    """
+    data = read_bytes(journal) if os.path.lexists(journal) else b""
+    known = check_summary(journal, data)
+    if known is None or known[1] != len(data):
+        read_records(journal, objectives)
 
 
 def _reference(study: Mapping[str, Any]) -> Reference | None:
@@ -305,7 +327,7 @@ class Summary:
     Attributes:
         counts: Trials of each status.
         best: The best value of each objective on the front; empty while the front is.
-        errors: The standard error of each of these, where it is known.
+        errors: The standard errors of those values that have one.
         hypervolume: Of the front; None until its box is fixed.
         seconds: Of all trials that are done, together.
     """
@@ -326,12 +348,13 @@ def summarise(results: Results) -> Summary:
     """What trials come to."""
     members = results.front()
     best, errors = {}, {}
-    for name, maximise in [(o.name, o.maximise) for o in results.objectives] if members else []:
+    for objective in results.objectives if members else ():
+        name = objective.name
         values = [member.metrics[name] for member in members]
-        best[name] = (max if maximise else min)(values)
-        metrics = members[values.index(best[name])].metrics
-        if standard_error(name) in metrics:
-            errors[name] = metrics[standard_error(name)]
+        member = members[values.index((max if objective.maximise else min)(values))]
+        best[name] = member.metrics[name]
+        if standard_error(name) in member.metrics:
+            errors[name] = member.metrics[standard_error(name)]
     return Summary(
         counts={status: results.counts[status] for status in get_args(Status)},
         best=best,

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 import optuna
@@ -21,10 +20,11 @@ from mixnas.search.strategies.drawing import trial_generator
 from mixnas.search.strategies.evolution import NSGA2
 from mixnas.search.study.journal import JournalFile
 from mixnas.search.study.objectives import Comparison, Objective
-from mixnas.search.study.optuna_internals import assign_generation, fail, is_finished
+from mixnas.search.study.optuna_internals import assign_generation, fail, stored
 from mixnas.search.study.pareto import Reference
-from mixnas.search.study.reading import check_objectives, read_results, status_of, write_summary
-from mixnas.search.study.results import INTERRUPTED, Results, Status, TrialRecord
+from mixnas.search.study.reading import check_journal, check_objectives, status_of, write_summary
+from mixnas.search.study.results import INTERRUPTED, Results, TrialRecord
+from mixnas.search.study.storage import Storage
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import InfeasibleError, IntegrityError, NasError, shown
 from mixnas.search_space.space import SearchSpace
@@ -60,6 +60,7 @@ class Proposal:
 
 
 def _record(trial: FrozenTrial) -> TrialRecord:
+    """It shares what is long with the trial."""
     attrs = trial.user_attrs
     return TrialRecord(
         number=trial.number,
@@ -121,13 +122,13 @@ class SearchStudy:
         self._size = space.size()
         question = Question(space, tuple(objectives), tuple(constraints), seed)
         sampler = strategy.make(question, cheap, lambda architecture: self._refusal(architecture) is None)
-        read_results(journal, objectives)  # checks it more closely than Optuna does
+        check_journal(journal, objectives)  # more closely than Optuna does
         self._backend = JournalFile(journal)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
             self.optuna_study = optuna.create_study(
                 study_name=STUDY_NAME,
-                storage=optuna.storages.JournalStorage(self._backend),
+                storage=Storage(self._backend),
                 sampler=sampler,
                 directions=["maximize" if o.maximise else "minimize" for o in objectives],
                 load_if_exists=True,
@@ -142,7 +143,7 @@ class SearchStudy:
                 self.optuna_study.set_metric_names([o.name for o in objectives])
         self._mark_interrupted()
         trials = self.optuna_study.get_trials(deepcopy=False)
-        records = [_record(t) for t in trials if t.state != TrialState.WAITING]
+        records = [_record(trial) for trial in trials if trial.state != TrialState.WAITING]
         self.results = Results(objectives, constraints, records, _reference(self.optuna_study))
         self._store_reference()
         self._seen = {r.id: r.number for r in self.results.records if r.evaluated}
@@ -240,13 +241,11 @@ class SearchStudy:
 
     def _refuse(self, trial: optuna.Trial, architecture: Architecture, refusal: str) -> None:
         self._refused_in_a_row += 1
-        status: Status = "infeasible"
         if refusal == "duplicate":
-            status = "duplicate"
             trial.set_user_attr("duplicate_of", self._seen[architecture.id])
         trial.set_user_attr("failure", refusal)
         self.optuna_study.tell(trial, state=TrialState.PRUNED)
-        self.results.add(TrialRecord(trial.number, status, architecture.id, architecture.to_json(), failure=refusal))
+        self.results.add(_record(stored(self.optuna_study, trial)))
 
     def _unseen(self) -> Architecture:
         """An architecture that may be evaluated: near the front, anywhere, or the first of a small space."""
@@ -306,11 +305,11 @@ class SearchStudy:
             trial.set_constraint(str(constraint), constraint.violation(plain))
         values = [float(plain[o.name]) for o in self.results.objectives]
         self.optuna_study.tell(trial, values=values)
-        return self._add(proposal, "done", metrics=plain, seconds=round(seconds, 6))
+        return self._add(proposal.trial)
 
     def has_ended(self, proposal: Proposal) -> bool:
         """Whether its end is in the study, though `tell` may not have returned."""
-        return is_finished(self.optuna_study, proposal.trial)
+        return stored(self.optuna_study, proposal.trial).state.is_finished()
 
     def tell_failure(self, proposal: Proposal, reason: str, seconds: float) -> TrialRecord:
         """Take a failure, as safely as `tell` takes metrics. With the reason "interrupted" it does not count."""
@@ -319,12 +318,10 @@ class SearchStudy:
         self.optuna_study.tell(proposal.trial, state=TrialState.FAIL)
         if reason == INTERRUPTED:
             self._seen.pop(proposal.architecture.id, None)
-            return self._add(proposal, "interrupted", seconds=round(seconds, 6), failure=reason)
-        return self._add(proposal, "failed", seconds=round(seconds, 6), failure=reason)
+        return self._add(proposal.trial)
 
-    def _add(self, proposal: Proposal, status: Status, **fields: Any) -> TrialRecord:
-        architecture = proposal.architecture
-        record = TrialRecord(proposal.number, status, architecture.id, architecture.to_json(), **fields)
+    def _add(self, trial: optuna.Trial) -> TrialRecord:
+        record = _record(stored(self.optuna_study, trial))
         self.results.add(record)
         self._store_reference()
         return record

@@ -33,7 +33,8 @@ class Format(Protocol):
     """A format; registered by `register`.
 
     It may also have `unit_outputs(path, batch)`, what each unit answers in a file as (name, array) in the order in
-    which they run, to say where a wrong file goes wrong; and `call(path, batch, threads)`, a forward to be timed.
+    which they run, to say where a wrong file goes wrong; `call(path, batch, threads)`, a forward to be timed; and
+    `loads_with`, the packages that a file loads with, where they are not `packages`, or torch.
 
     Attributes:
         name: As `nas export --format` takes it.
@@ -145,6 +146,12 @@ def load(file_format: Format, path: str | Path) -> Answer:
         raise IntegrityError(
             f"{path}: damaged, or no file of format {file_format.name!r}: {first_line(error)}"
         ) from error
+
+
+def loads_with(file_format: Format) -> tuple[str, ...]:
+    """Packages that a file loads with."""
+    found: tuple[str, ...] = getattr(file_format, "loads_with", file_format.packages or ("torch",))
+    return found
 
 
 def call(file_format: Format, path: Path, batch: np.ndarray, threads: int) -> Callable[[], object]:

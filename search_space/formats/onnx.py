@@ -83,6 +83,7 @@ class Onnx:
     file_name = "model.onnx"
     beside: tuple[str, ...] = ()
     packages: tuple[str, ...] = PACKAGES
+    loads_with = ("onnxruntime",)
     needs_mixnas = False
     load = staticmethod(load_onnx)
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mixnas.search_space.architecture import Architecture
-from mixnas.search_space.errors import ConfigError, IntegrityError
+from mixnas.search_space.errors import ConfigError, IntegrityError, shown, visible
 from mixnas.search_space.files import atomic_write
 from mixnas.search_space.formats.format import Answer, register
 from mixnas.search_space.network import IOSpec, Network
@@ -81,10 +81,11 @@ def load_tensors(path: str | Path, *format_names: str) -> tuple[dict[str, Tensor
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError, ValueError) as error:
-        raise IntegrityError(f"{path}: damaged or not a safetensors file: {error}. Write it again.") from error
+        reason = visible(str(error))[:120]
+        raise IntegrityError(f"{path}: damaged or not a safetensors file: {reason}. Write it again.") from error
     if metadata.get("format") not in format_names:
         given = metadata.get("format", "nothing")
-        raise IntegrityError(f"{path}: its format is {given!r}; this needs {format_names[0]!r}.")
+        raise IntegrityError(f"{path}: its format is {shown(given)}; this needs {format_names[0]!r}.")
     if _DIGEST in metadata:
         kept = metadata.pop(_DIGEST)
         found = _digest(tensors, metadata)
@@ -146,8 +147,13 @@ def load_network(path: str | Path) -> Network:
         if wrong:  # loading would convert it silently
             raise TypeError(f"{wrong[0]} is stored as {tensors[wrong[0]].dtype}, not as {types[wrong[0]]}")
         network.load_state_dict(tensors)
-    except (KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
-        raise IntegrityError(f"{path}: weights, architecture and interface do not belong together: {error}.") from error
+    except ConfigError:
+        raise
+    except (KeyError, TypeError, RuntimeError, ValueError, AttributeError) as error:
+        reason = visible(" ".join(str(error).split()))[:150]
+        raise IntegrityError(
+            f"{path}: weights, architecture and interface do not belong together: {reason}."
+        ) from error
     return network.eval()
 
 
@@ -160,7 +166,10 @@ def _name_now(name: str, io: IOSpec) -> str:
 def read_extra(path: str | Path) -> dict[str, Any]:
     """The plain data that was saved beside a network."""
     _, metadata = load_tensors(path, FORMAT, _FORMER)
-    return dict(json.loads(metadata.get("extra", "{}")))
+    try:
+        return dict(json.loads(metadata.get("extra", "{}")))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise IntegrityError(f"{path}: damaged: what was kept beside the network cannot be read.") from error
 
 
 def load_safetensors(path: str | Path) -> Answer:
@@ -195,6 +204,7 @@ class Safetensors:
     file_name = "model.safetensors"
     beside: tuple[str, ...] = ("model.py",)
     packages: tuple[str, ...] = ("safetensors",)
+    loads_with = ("torch", "safetensors")
     needs_mixnas = False
     load = staticmethod(load_safetensors)
 

@@ -7,9 +7,12 @@ import io
 import json
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
+
+from mixnas.search.run.directory import Run
 
 from .command import CONFIG, nas, ok, read_csv
 
@@ -61,11 +64,26 @@ def test_an_empty_front_does_not_speak_of_a_filter_that_was_not_given(searched: 
         assert "violates latency_ms <= 0.01" in line and f"{member['metrics']['latency_ms']:.3f}" in line
 
 
+def test_watching_ends_with_the_search(searched: Path, monkeypatch: pytest.MonkeyPatch):
+    run, slept = Run.open("first", searched / "runs").__enter__(), []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 2:
+            run.__exit__(None, None, None)
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    shown = ok("status", "first", "--watch", "--runs", searched / "runs")
+    assert shown.count("first: running") == 2 and shown.count("first: finished") == 1
+
+
 def test_status(searched: Path):
     runs = ("--runs", searched / "runs")
     assert "first" in ok("status", *runs)
     one = json.loads(ok("status", "first", "--json", *runs))
     assert one["state"] == "finished" and one["done"] == 6 and one["best"]["accuracy"] > 0
+    assert ok("status", "first", "--watch", *runs) == ok("status", "first", *runs)  # it is over
+    assert "Give its name" in nas("status", "--watch", *runs).stderr
     missing = nas("status", "frist", *runs)
     assert missing.returncode == 2 and "Did you mean 'first'?" in missing.stderr
 

@@ -85,6 +85,12 @@ def test_every_format_is_written_verified_and_described(runs, tmp_path):
     command, environment = [sys.executable, folder / "load.py"], {"PYTHONPATH": str(tmp_path)}
     answer = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert answer.stdout.splitlines() == [f"{name} input (1, 8, 8, 1) output (1, 10)" for name in files], answer.stderr
+    assert {about["needs"][0] for about in card["files"].values()} >= {"torch"}
+    loader = folder / "load.py"
+    loader.write_text(loader.read_text().replace("VERIFIED_ON = [", 'VERIFIED_ON = ["no_such_instruction", '))
+    asked = [sys.executable, "-c", "import load; load.check('model.pt2')"]
+    answer = subprocess.run(asked, capture_output=True, text=True, env=environment, cwd=folder)
+    assert "note: verified on a CPU with no_such_instruction, which this one lacks" in answer.stderr
     damaged = folder / "model.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-9] + b"123456789")
     answer = subprocess.run(command, capture_output=True, text=True, env=environment)

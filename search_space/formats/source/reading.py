@@ -128,10 +128,19 @@ def file_of(name: str) -> File:
     return File(name)
 
 
+INSTEAD = {
+    Symbol(f"{OURS}.search_space.operators.quantization.products", "choose"): Symbol(
+        f"{OURS}.search_space.formats.source.portable", "choose"
+    ),
+}
+"""Functions that look at this machine, and what stands in their place."""
+
+
 def resolve(file: File, name: str) -> Symbol | tuple[str, str | None] | None:
     """What a global name of a file is: something to take, something to import, or None of a builtin."""
     if name in file.names:
-        return Symbol(file.name, name)
+        found = Symbol(file.name, name)
+        return INSTEAD.get(found, found)
     if name not in file.imports:
         if hasattr(builtins, name):
             return None

@@ -1,0 +1,229 @@
+"""Attack: damage of every stored file, kills in every phase, and how cost grows with the number of trials.
+
+    python benchmarks/hostile.py campaign [--seed 0] [--cuts 40] [--flips 160]
+    python benchmarks/hostile.py kills [--each 20]
+    python benchmarks/hostile.py growth [--trials 100,1000,10000,50000] [--before PYTHON]
+
+Each prints one JSON. `--before` is the Python of another checkout's environment, measured in the same run, in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+
+
+def run_campaign(seed: int, cuts: int, flips: int) -> dict[str, Any]:
+    """See `_hostile.campaign`."""
+    sys.path.insert(0, str(HERE))
+    from _hostile import as_json, campaign
+
+    with tempfile.TemporaryDirectory() as folder:
+        counts = campaign(Path(folder), cuts, flips, seed)
+    plain: dict[str, Any] = json.loads(as_json(counts))
+    return {"seed": seed, "cuts": cuts, "flips": flips, **plain}
+
+
+# -- growth -------------------------------------------------------------------------------------------------------
+
+GROWTH = r"""
+import json, os, resource, subprocess, sys, time
+from pathlib import Path
+
+from mixnas.evaluators.protocol import Outcome
+from mixnas.search.engines.session import Budget, Session
+from mixnas.search.study.objectives import parse_objectives
+from mixnas.search.study.study import SearchStudy
+from mixnas.search_space.space import SearchSpace
+
+folder, trials, space = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
+space, objectives = SearchSpace.from_dict(space), parse_objectives({"accuracy": "max", "params": "min"})
+journal = folder / "study.journal"
+
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def evaluated(architecture):
+    number = int(architecture.id, 16)
+    params = sum(s.width * len(s.blocks) for s in architecture.stages) + number % 7
+    return Outcome({"accuracy": number % 9973 / 9973, "params": float(params)}, seconds=0.001)
+
+
+def carry_out(study, until, times):
+    with Session(study, Budget(trials=until)) as session:
+        while True:
+            began = time.perf_counter()
+            proposals = session.next(1)
+            times.append(time.perf_counter() - began)
+            if not proposals:
+                return
+            session.done(proposals[0], evaluated(proposals[0].architecture))
+
+
+first = min(50, trials // 2)
+with SearchStudy(journal, space, objectives) as study:
+    carry_out(study, first, [])
+    base, times, cpu = resident(), [], time.process_time()
+    carry_out(study, trials - trials // 10, [])
+    last = time.process_time()
+    carry_out(study, trials, times)
+    ended = time.process_time()
+    memory = (resident() - base) / (trials - first)
+began, used = time.perf_counter(), time.process_time()
+study = SearchStudy(journal, space, objectives)
+opened, opened_cpu = time.perf_counter() - began, time.process_time() - used
+study.close()
+print(json.dumps({
+    "trials": trials,
+    "proposal_ms": 1e3 * sorted(times)[len(times) // 2],
+    "cpu_ms_a_trial": 1e3 * (ended - cpu) / (trials - first),
+    "cpu_ms_a_trial_of_the_last_tenth": 1e3 * (ended - last) / (trials // 10),
+    "memory_kb_a_trial": memory / 1e3,
+    "open_s": opened,
+    "open_cpu_s": opened_cpu,
+    "journal_mb": journal.stat().st_size / 1e6,
+}))
+"""
+
+ASKED = r"""
+import json, os, resource, shutil, subprocess, sys, time
+from pathlib import Path
+
+from mixnas.search.run.directory import Run
+from mixnas.search.study.objectives import parse_objectives
+from mixnas.search.study.study import SearchStudy
+from mixnas.search_space.space import SearchSpace
+from mixnas.search.finish import searched_member
+from mixnas.search.run.front import Front
+
+folder, plain = Path(sys.argv[1]), json.loads(sys.argv[3])
+space, objectives = SearchSpace.from_dict(plain), parse_objectives({"accuracy": "max", "params": "min"})
+config = {
+    "task": "digits", "objectives": {"accuracy": "max", "params": "min"}, "constraints": [], "space": plain,
+    "search": {"trials": int(sys.argv[2]), "seed": 0}, "latency": {"batch_size": 1},
+}
+run = Run.create(folder / "runs", config, name="r", device="cpu-x-1t", latency="eager", seed=0)
+for path in folder.glob("study.*"):
+    shutil.copy(path, run.path / path.name)
+with SearchStudy(run.journal, space, objectives) as study:
+    results, knee = study.results, study.results.knee()
+    run.write_tables(results.to_csv(), Front(
+        run=run.name, task="digits", metric="accuracy", objectives=config["objectives"], constraints=(),
+        evaluator="standalone", device="cpu-x-1t", latency="measured", trials={"done": results.counts["done"]},
+        hypervolume=results.hypervolume(), reference=results.reference.point if results.reference else None,
+        final=False, members=tuple(map(searched_member, results.front())), others=(), knee=knee.id,
+        searched_front=tuple(r.id for r in results.front())))
+found = {}
+for verb in ("status", "front"):
+    best = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "mixnas.nas", verb, "r", "--json", "--runs", str(folder / "runs")],
+                       check=True, stdout=subprocess.DEVNULL)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        best.append((time.perf_counter() - began, cpu))
+    found[f"{verb}_s"], found[f"{verb}_cpu_s"] = min(best)
+print(json.dumps(found))
+"""
+
+
+def _child(python: str, code: str, folder: str, trials: int, space: Mapping[str, Any]) -> dict[str, Any]:
+    command = [python, "-c", code, folder, str(trials), json.dumps(space)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=folder, check=False
+    )
+    if done.returncode:
+        return {"trials": trials, "failed": done.stderr.strip().splitlines()[-1:]}
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def growth(trials: list[int], before: str | None, space: Mapping[str, Any]) -> dict[str, Any]:
+    """Time and memory of searches with a trivial evaluator, a process each.
+
+    Args:
+        trials: Of each search.
+        before: Python of another checkout, whose figures stand beside.
+        space: What is searched.
+    """
+    pythons = {"now": sys.executable} | ({"before": before} if before else {})
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in pythons}
+    for count in trials:
+        for name, python in pythons.items():
+            with tempfile.TemporaryDirectory() as folder:
+                row = _child(python, GROWTH, folder, count, space)
+                if "failed" not in row:
+                    row |= _child(python, ASKED, folder, count, space)
+                found[name].append({key: round(v, 4) if isinstance(v, float) else v for key, v in row.items()})
+            print(name, json.dumps(found[name][-1]), file=sys.stderr, flush=True)
+    return found
+
+
+# -- kills --------------------------------------------------------------------------------------------------------
+
+
+def kills(each: int, phases: list[str] | None) -> dict[str, Any]:
+    """See `kill.kill_in_phases`."""
+    sys.path.insert(0, str(HERE))
+    from kill import kill_in_phases
+
+    with tempfile.TemporaryDirectory() as folder:
+        return kill_in_phases(Path(folder), each, phases)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    damage = verbs.add_parser("campaign")
+    damage.add_argument("--seed", type=int, default=0)
+    damage.add_argument("--cuts", type=int, default=40, help="of each file, for each reader")
+    damage.add_argument("--flips", type=int, default=160, help="likewise")
+    killing = verbs.add_parser("kills")
+    killing.add_argument("--each", type=int, default=20, help="kills in each phase")
+    killing.add_argument("--phases", help="only these, separated by commas")
+    growing = verbs.add_parser("growth")
+    growing.add_argument("--trials", default="100,1000,10000,50000")
+    growing.add_argument("--before", metavar="PYTHON", help="of another checkout's environment")
+    for one in (damage, killing, growing):
+        one.add_argument("-o", "--output", help="write the JSON here too")
+    args = parser.parse_args()
+    began = time.perf_counter()
+    if args.verb == "campaign":
+        seen = run_campaign(args.seed, args.cuts, args.flips)
+    elif args.verb == "kills":
+        seen = kills(args.each, args.phases.split(",") if args.phases else None)
+    else:
+        sys.path.insert(0, str(HERE))
+        from _hostile import SPACE
+
+        seen = growth([int(count) for count in args.trials.split(",")], args.before, SPACE)
+    from mixnas.predictors.measuring.device import provenance
+
+    seen = {**seen, "took_s": round(time.perf_counter() - began, 1), "provenance": provenance()}
+    text = json.dumps(seen, indent=1)
+    print(text)
+    if args.output:
+        from mixnas.search_space.files import atomic_write
+
+        atomic_write(args.output, text + "\n")
+    if seen.get("wrong"):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
