@@ -8,6 +8,7 @@ import json
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,18 +51,17 @@ def test_what_was_measured_in_the_search_is_not_called_predicted(searched: Path)
 
 def test_an_empty_front_does_not_speak_of_a_filter_that_was_not_given(searched: Path, tmp_path: Path):
     shutil.copytree(searched / "runs" / "first", tmp_path / "missed")
-    path = tmp_path / "missed" / "pareto.json"
-    pareto = json.loads(path.read_text())
-    missed = [{**member, "reason": "violates latency_ms <= 0.01"} for member in pareto["front"]]
-    path.write_text(
-        json.dumps(pareto | {"front": [], "others": missed, "knee": None, "constraints": ["latency_ms <= 0.01"]})
-    )
+    run = Run.open(tmp_path / "missed")
+    front = run.front()
+    missed = tuple(replace(member, reason="violates latency_ms <= 0.01") for member in front.members)
+    changed = {"members": (), "others": missed, "knee": None, "constraints": ("latency_ms <= 0.01",)}
+    run.write_tables((run.path / "trials.csv").read_text(), replace(front, **changed))
     answer = nas("front", "missed", "--runs", tmp_path)
     assert answer.returncode == 3 and "satisfies the constraints latency_ms <= 0.01" in answer.stderr
     assert "--where" not in answer.stderr
     for member in missed:  # what missed stands in the table, with the reason
-        (line,) = [line for line in answer.stdout.splitlines() if member["id"] in line]
-        assert "violates latency_ms <= 0.01" in line and f"{member['metrics']['latency_ms']:.3f}" in line
+        (line,) = [line for line in answer.stdout.splitlines() if member.id in line]
+        assert "violates latency_ms <= 0.01" in line and f"{member.metrics['latency_ms']:.3f}" in line
 
 
 def test_watching_ends_with_the_search(searched: Path, monkeypatch: pytest.MonkeyPatch):
@@ -187,5 +187,5 @@ def test_a_damaged_run_ends_with_status_5(searched: Path, tmp_path: Path):
 def test_dry_run_says_what_would_be_done_and_starts_nothing(tmp_path: Path):
     (tmp_path / "config.yaml").write_text(CONFIG)
     said = ok("search", "--dry-run", "-c", tmp_path / "config.yaml", "--trials", 9, "--runs", tmp_path / "runs")
-    assert "84 architectures" in said and "9 trials by nsga2, standalone" in said and "nothing was started" in said
+    assert "84 architectures" in said and "9 trials by auto, standalone" in said and "nothing was started" in said
     assert not (tmp_path / "runs").exists()
