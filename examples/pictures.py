@@ -16,7 +16,7 @@ def draw(count: int, seed: int, size: int = 24) -> tuple[Tensor, Tensor]:
     """
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:size, :size]
-    pictures, labels = rng.normal(0, 0.6, (count, size, size, 3)), rng.integers(0, 4, count)
+    pictures, labels = rng.normal(0, 0.3, (count, size, size, 3)), rng.integers(0, 4, count)
     for picture, label in zip(pictures, labels, strict=True):
         radius, (across, down) = rng.uniform(4, 7), rng.uniform(8, size - 8, 2)
         dx, dy = np.abs(x - across), np.abs(y - down)
@@ -27,7 +27,7 @@ def draw(count: int, seed: int, size: int = 24) -> tuple[Tensor, Tensor]:
             (np.minimum(dx, dy) < radius / 3) & (np.maximum(dx, dy) < radius),
             (distance < radius) & (distance > radius * 0.6),
         )
-        picture[shapes[label]] += rng.uniform(0.6, 1.2, 3)
+        picture[shapes[label]] += rng.uniform(0.8, 1.2, 3)
     return torch.tensor(pictures, dtype=torch.float32), torch.tensor(labels)
 
 

@@ -440,8 +440,8 @@ class Profiler:
         """
         while any(self.lacking()) and not (should_stop is not None and should_stop()):
             units, networks = self.lacking()
-            new = [what for what in self.choose_units(4 * MIN_UNITS) if what.id not in self.table.subjects]
-            subjects = new[:units]
+            some = self.choose_units(4 * MIN_UNITS) if units else []
+            subjects = [what for what in some if what.id not in self.table.subjects][:units]
             if networks:
                 some = self.choose_networks(self.config.fit.min_networks)
                 subjects += [what for what in some if what.id not in self.table.subjects]
