@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import importlib
 import logging
+import os
 import pkgutil
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from mixnas import cli
 from mixnas.cli.streams import guarded
 from mixnas.cli.verbs import Group, Verb
 from mixnas.search_space.errors import NasError, StoppedEarly, machine_fault
+from mixnas.search_space.files import load_yaml
 
 EXIT_STATUS = """\
 exit status: 0 done; 1 failed; 2 wrong usage or configuration; 3 nothing feasible under the constraints;
@@ -103,6 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _carry_out(verb: Verb, args: argparse.Namespace) -> int:
     """Run a verb; whatever ends it is one sentence and a status."""
     try:
+        if os.path.isfile(getattr(args, "config", None) or ""):
+            load_yaml(args.config)  # what is no YAML is said before torch is imported
         return verb.run(args)
     except NasError as error:
         problem, status = str(error), error.exit_status
