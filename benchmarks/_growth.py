@@ -149,6 +149,9 @@ class _Policy:
     def why_not(self, device: str, runtime: str) -> str:
         return ""
 
+    def instead(self, device: str, runtime: str) -> str:
+        return "float32"
+
 
 def _make_policy(number: int) -> None:
     @register("quant", f"toy_policy_{number}", paper=_PAPER)

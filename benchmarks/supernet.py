@@ -60,7 +60,7 @@ def write(part: str, threads: int, record: dict[str, Any]) -> None:
     """One result file."""
     path = RESULTS / f"supernet-{part}.json"
     write_json(path, sayable({**record, "provenance": provenance("cpu", threads)}))
-    say(f"wrote {path.relative_to(ROOT)}")
+    say(f"wrote {path.parent.name}/{path.name}")
 
 
 def quantiles(values: list[float]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from typing import Any
 from mixnas import cli
 from mixnas.cli.streams import guarded
 from mixnas.cli.verbs import Group, Verb
-from mixnas.search_space.errors import NasError, StoppedEarly, machine_fault
+from mixnas.search_space.errors import NasError, StoppedEarly, machine_fault, nearest
 from mixnas.search_space.files import load_yaml
 
 EXIT_STATUS = """\
@@ -24,8 +24,25 @@ exit status: 0 done; 1 failed; 2 wrong usage or configuration; 3 nothing feasibl
 
 
 class _Parser(argparse.ArgumentParser):
+    """Names what is nearest to a word that is not known."""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            known = list(map(str, action.choices))
+            text = f"{value!r} is not known.{nearest(value, known)} Allowed: {', '.join(known)}"
+            raise argparse.ArgumentError(action, text)
+
+    def parse_all(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        """`parse_args`, with the options of the verb that was called to choose the nearest from."""
+        args, rest = self.parse_known_args(argv)
+        if rest:
+            of: argparse.ArgumentParser = getattr(args, "parser", None) or self
+            near = nearest(rest[0].partition("=")[0], of._option_string_actions)
+            of.error(f"{rest[0]!r} is not known.{near}")
+        return args
+
     def error(self, message: str) -> Any:
-        self.exit(2, f"{self.prog}: {message}. See: {self.prog} --help\n")
+        self.exit(2, f"{self.prog}: {message}{'' if message.endswith('?') else '.'} See: {self.prog} --help\n")
 
 
 def _common() -> argparse.ArgumentParser:
@@ -46,7 +63,7 @@ def find_verbs() -> list[Verb | Group]:
     return [verb for module in having for verb in module.VERBS]
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> _Parser:
     """The parser of the whole command line; a parsed line knows its `Verb` as `called`."""
     common = _common()
     parser = _Parser(
@@ -61,7 +78,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     def add(verb: Verb, places: Any) -> None:
         made = places.add_parser(verb.name, parents=[common], help=verb.text, description=verb.text)
-        made.set_defaults(called=verb)
+        made.set_defaults(called=verb, parser=made)
         verb.arguments(made)
 
     for found in find_verbs():
@@ -78,7 +95,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = make_parser()
-    args = parser.parse_args(argv)
+    args = parser.parse_all(argv)
     if args.version:
         import mixnas
 

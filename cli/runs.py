@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import json
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING
 from mixnas.cli.overview import overview
 from mixnas.cli.printing import colored, number, print_json, print_table
 from mixnas.cli.verbs import Verb, budgeted, config_name, configured, load_config, settings, trusting
-from mixnas.search_space.errors import IntegrityError, StoppedEarly
+from mixnas.search_space.errors import ConfigError, IntegrityError, StoppedEarly
 
 if TYPE_CHECKING:
     from mixnas.search.config import Config
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from mixnas.search.study.results import TrialRecord
 
 PLACE = 1
+
+_WATCHED_S = 2.0
 
 
 # -- nas search --------
@@ -117,11 +121,33 @@ def resume(args: argparse.Namespace) -> int:
 def status_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `nas status`."""
     parser.add_argument("run", metavar="RUN", nargs="?")
+    parser.add_argument("--watch", action="store_true", help="again and again, until the run is over")
 
 
 def status(args: argparse.Namespace) -> int:
     """All runs, or one."""
+    if args.watch:
+        return _watch(args)
     return _all_runs(args) if args.run is None else _one_run(args)
+
+
+def _watch(args: argparse.Namespace) -> int:
+    """One run while it is searched; Ctrl-C ends the watching, not the search."""
+    from mixnas.search.run.directory import Run
+
+    if args.run is None:
+        raise ConfigError("nas status --watch: which run? Give its name.")
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            running = Run.open(args.run, args.runs).is_running()  # asked first: what it left last is shown
+            if sys.stdout.isatty():
+                print("\x1b[H\x1b[2J", end="")
+            _one_run(args)
+            sys.stdout.flush()
+            if not running:
+                break
+            time.sleep(_WATCHED_S)
+    return 0
 
 
 def _all_runs(args: argparse.Namespace) -> int:

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from mixnas.evaluators.batches import Batches, gather, in_order
 from mixnas.evaluators.protocol import standard_error
-from mixnas.evaluators.tasks.task import Accumulator, Task
+from mixnas.evaluators.tasks.task import Accumulator, Task, asked
 from mixnas.search_space.errors import ConfigError, NasError, StoppedEarly
 from mixnas.search_space.operators.norms import norms_with_running_statistics, reset_running_statistics
+from mixnas.search_space.operators.quantization.projected import calibrated_layers, calibrating
 from mixnas.search_space.reporting import SILENT, Report
 
 _GROUPS = 16  # that a split is dealt to for the standard error, which they tell to within some 20%
@@ -122,7 +123,7 @@ class Metrics:
 
     Attributes:
         score: The metric.
-        loss: Mean over the examples.
+        loss: Mean over the examples; of a classification, over all that is labelled.
         error: Standard error of the metric: how far it would scatter over splits of this size. None of fewer than
             two examples.
     """
@@ -217,6 +218,7 @@ def train(
             with torch.no_grad():
                 torch._foreach_copy_(parameters, average)
             recalibrate(network, task, device=device, generator=local)
+        calibrate(network, task, device=device, generator=local)
     network.eval()
     return TrainResult(
         steps=step,
@@ -256,25 +258,32 @@ def judged(task: Task, answers: Iterable[tuple[Tensor, Tensor]], what: str) -> M
         what: Of what, as a message begins: "the validation".
 
     Raises:
+        ConfigError: Nothing is labelled.
         DivergedError: The loss or the metric is NaN or infinite.
     """
     metric = task.new_metric()
     groups = [task.new_metric() for _ in range(_GROUPS)]
-    loss, examples = 0.0, 0
-    for outputs, targets in answers:
+    loss, examples, weight = 0.0, 0, 0
+    for batch in answers:
+        outputs, targets, counts = asked(*batch)
+        if counts == 0:
+            continue
         metric.update(outputs, targets)
         for g, group in enumerate(groups):
             first = (g - examples) % _GROUPS  # of the group, in this batch
             if first < len(targets):
                 group.update(outputs[first::_GROUPS], targets[first::_GROUPS])
-        loss += task.loss(outputs, targets).item() * len(targets)
+        loss += task.loss(outputs, targets).item() * counts
         examples += len(targets)
+        weight += counts
+    if not examples:
+        raise ConfigError(f"{what} has no labelled target, so nothing can be judged on it. Label some of its examples.")
     if not math.isfinite(loss):
         raise DivergedError(f"{what} loss is {loss}. Lower the learning rate.", loss=loss)
     score = float(metric.result())
     if not math.isfinite(score):
-        raise DivergedError(f"{what} {task.metric} is {score}, with a loss of {loss / examples:.4g}.", loss=loss)
-    return Metrics(score, loss / examples, _standard_error(groups[:examples]))
+        raise DivergedError(f"{what} {task.metric} is {score}, with a loss of {loss / weight:.4g}.", loss=loss)
+    return Metrics(score, loss / weight, _standard_error(groups[:examples]))
 
 
 def _standard_error(groups: Sequence[Accumulator]) -> float | None:
@@ -314,12 +323,50 @@ def recalibrate(
     network.train()
     device = torch.device(device)
     order = torch.randperm(len(task.train), generator=generator, device=device)
-    for chunk in order[: batches * batch_size].split(batch_size):
-        inputs, _ = gather(task.train, chunk, device)
-        network(inputs)
+    order = order[: batches * batch_size]
+    # In parts that differ by at most one example: a last one of a single example may leave a norm one value a channel.
+    with calibrating(network):  # not with ranges of other weights
+        for chunk in order.tensor_split(math.ceil(len(order) / batch_size)):
+            inputs, _ = gather(task.train, chunk, device)
+            network(inputs)
     network.train(mode)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+
+
+@torch.no_grad()
+def calibrate(
+    network: nn.Module,
+    task: Task,
+    *,
+    generator: torch.Generator,
+    device: str | torch.device = "cpu",
+    batch_size: int = 128,
+    batches: int = 2,
+) -> None:
+    """Find the ranges of activations anew for the weights as they are, where a policy needs them; the mode is kept.
+
+    A network without such a policy is left alone and costs nothing.
+
+    Args:
+        generator: On `device`; picks the training examples.
+
+    Raises:
+        ConfigError: There are no examples, or activations are NaN or infinite.
+    """
+    if not calibrated_layers(network):
+        return
+    mode = network.training
+    network.eval()
+    device = torch.device(device)
+    order = torch.randperm(len(task.train), generator=generator, device=device)
+    if not len(order):
+        raise ConfigError("the calibration set is empty. Give the task at least one training example.")
+    with calibrating(network):
+        for chunk in order[: batches * batch_size].split(batch_size):
+            inputs, _ = gather(task.train, chunk, device)
+            network(inputs)
+    network.train(mode)
 
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, object]]:

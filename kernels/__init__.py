@@ -38,4 +38,5 @@ FAMILIES: tuple[str, ...] = (
     "selective_scan",
     "neighborhood_attention",
     "fused_block",
+    "quantized_linear",
 )

@@ -1,7 +1,7 @@
-"""Surrogates of any metric on encoded architectures: a Gaussian process or support vectors, by cross-validation.
+"""Surrogates of any metric on encoded architectures: the mean of the models that cross-validation finds best.
 
-Architectures come as the integer vectors of a search space. The encoding is masked: an inactive choice contributes
-nothing, whatever it would have been. What is compared is rank correlation, since a search uses the order.
+A Gaussian process, support vectors and ridge regression. Architectures come as the integer vectors of a search space.
+What is compared is rank correlation, since a search uses the order.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mixnas.predictors.encoding import ChoiceEncoding
+from mixnas.predictors.gaussian import Design, GaussianProcess, Groups, Prior
 from mixnas.search_space.errors import ConfigError
 
-MODELS = ("gp", "svr")
+MODELS = ("gp", "svr", "ridge")
+_CLOSE = 0.05  # models whose cross-validated rank correlation is so near to the best are averaged with it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,7 +26,7 @@ class SurrogateConfig:
     """How a surrogate is fitted.
 
     Attributes:
-        models: Which are tried: "gp" and "svr".
+        models: Which are tried: "gp", "svr" and "ridge".
         folds: Of the cross-validation that chooses between them and calibrates the uncertainty.
         hyper_rows: Rows, at most, that the Gaussian process's lengthscales are fitted on.
         cv_rows: Rows, at most, that the cross-validation uses.
@@ -35,45 +38,6 @@ class SurrogateConfig:
     hyper_rows: int = 250
     cv_rows: int = 600
     seed: int = 0
-
-
-class MaskedEncoding:
-    """Integer vectors to real ones: a column per category, one per numeric choice, all zero where inactive.
-
-    Two different categories are at squared distance 1, the ends of a numeric choice likewise.
-    """
-
-    def __init__(self, values: Sequence[Sequence[Any]]) -> None:
-        """Args: values: per variable, what may be chosen; numbers are ordered, anything else is a category."""
-        self.group: list[int] = []
-        self._numeric: list[np.ndarray | None] = []
-        for v, options in enumerate(values):
-            numeric = len(options) > 2 and all(isinstance(o, int | float) and not isinstance(o, bool) for o in options)
-            if numeric:
-                # Ordered by size, evenly spaced: expansions of 1, 2 and 4 are steps of one.
-                rank = np.argsort(np.argsort(np.array(options, dtype=float)))
-                self._numeric.append(rank / (len(options) - 1) - 0.5)
-                self.group.append(v)
-            else:
-                self._numeric.append(None)
-                self.group += [v] * len(options)
-        self._counts = [len(options) for options in values]
-
-    def __call__(self, encoded: np.ndarray) -> np.ndarray:
-        """(rows, variables) integers, -1 inactive, to (rows, columns)."""
-        encoded = np.asarray(encoded)
-        if encoded.ndim != 2 or encoded.shape[1] != len(self._counts):
-            raise ConfigError(f"vectors of shape {encoded.shape}; expected (rows, {len(self._counts)}).")
-        columns = []
-        for v, (count, levels) in enumerate(zip(self._counts, self._numeric, strict=True)):
-            chosen = encoded[:, v]
-            if ((chosen < -1) | (chosen >= count)).any():
-                raise ConfigError(f"variable {v}: a value outside -1 to {count - 1}.")
-            if levels is not None:
-                columns.append(np.where(chosen >= 0, levels[np.maximum(chosen, 0)], 0.0)[:, None])
-            else:
-                columns.append((chosen[:, None] == np.arange(count)) * math.sqrt(0.5))
-        return np.hstack(columns) if columns else np.zeros((len(encoded), 0))
 
 
 class _Model(Protocol):
@@ -89,110 +53,84 @@ def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 @dataclass
-class GaussianProcess:
-    """Gaussian process: a linear and a squared-exponential kernel, one lengthscale per variable, by maximum posterior.
+class GaussianModel:
+    """`gaussian.GaussianProcess`; its parameters are fitted on a subset, the posterior then uses all rows."""
 
-    On categories the latter is a kernel of the weighted Hamming distance. Its settings are fitted on a subset of the
-    rows, the posterior then uses all of them (Rasmussen and Williams 2006, sections 2.2 and 5.4.1).
-    """
-
-    group: Sequence[int]
+    encoding: ChoiceEncoding
     hyper_rows: int
     seed: int
-    scales: np.ndarray = field(default_factory=lambda: np.empty(0))
-    noise: float = 0.1
-    signal: float = 1.0
-    linear: float = 0.0
+    process: GaussianProcess | None = None
 
-    def fit(self, x: np.ndarray, y: np.ndarray) -> None:
+    def fit(self, encoded: np.ndarray, y: np.ndarray) -> None:
         """See `_Model`."""
-        if not len(self.scales):
-            self._fit_scales(x, y)
-        self._x = x
-        kernel = self._kernel(x, x)
-        kernel[np.diag_indices_from(kernel)] += self.noise
-        from scipy.linalg import cho_factor, cho_solve
+        design = self._design(encoded)
+        if self.process is None:
+            self.process = self._new()
+            rows = np.random.default_rng(self.seed).permutation(len(y))[: self.hyper_rows]
+            self.process.fit(design[rows], y[rows], iterations=60)
+        self.process.condition(design, y)
 
-        self._factor = cho_factor(kernel, lower=True, overwrite_a=True, check_finite=False)
-        self._alpha = cho_solve(self._factor, y, check_finite=False)
+    def _design(self, encoded: np.ndarray) -> Design:
+        x = self.encoding.choices(encoded)
+        return Design(x * math.sqrt(2 / self.encoding.variables), x, self.encoding.counts(encoded))
 
-    def _kernel(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        lengths = self.scales[list(self.group)]
-        kernel = _squared_distances(a / lengths, b / lengths)
-        kernel *= -0.5
-        np.exp(kernel, out=kernel)
-        kernel *= self.signal
-        kernel += self.linear * (a @ b.T)
-        return kernel
+    def _new(self) -> GaussianProcess:
+        columns = len(self.encoding.group)
+        groups = Groups(np.zeros(columns, dtype=np.intp), self.encoding.group, self.encoding.count_group)
+        prior = Prior(
+            linear=(math.log(0.3), 1.0),
+            choices=(-math.log(self.encoding.variables), 1.0),
+            counts=(math.log(0.3), 1.0),
+            signal=(math.log(0.5), 1.0),
+            noise=(math.log(0.05), 1.5),
+        )
+        return GaussianProcess(groups, prior)
 
-    def _fit_scales(self, x: np.ndarray, y: np.ndarray) -> None:
-        from scipy.optimize import minimize
-
-        rows = np.random.default_rng(self.seed).permutation(len(x))[: self.hyper_rows]
-        x, y = x[rows], y[rows]
-        groups = np.array(self.group)
-        count = int(groups.max()) + 1
-        distances = np.stack([_squared_distances(x[:, groups == g], x[:, groups == g]) for g in range(count)])
-        flat = distances.reshape(count, -1)
-        products = x @ x.T
-        # A prior on lengthscales that fits the number of variables: together they make distances of order one.
-        centre = 0.5 * math.log(count)
-
-        def objective(parameters: np.ndarray) -> tuple[float, np.ndarray]:
-            log_scales, (log_signal, log_noise, log_linear) = parameters[:count], parameters[count:]
-            weights = np.exp(-2 * log_scales)
-            smooth = np.exp(log_signal - 0.5 * (weights @ flat)).reshape(len(x), len(x))
-            kernel = smooth + math.exp(log_linear) * products + (math.exp(log_noise) + 1e-8) * np.eye(len(x))
-            lower = np.linalg.cholesky(kernel)
-            inverse_lower = np.linalg.inv(lower)
-            inverse = inverse_lower.T @ inverse_lower
-            alpha = inverse @ y
-            value = 0.5 * y @ alpha + np.log(np.diag(lower)).sum()
-            outer = 0.5 * (inverse - np.outer(alpha, alpha))
-            common = (outer * smooth).ravel()
-            gradient = np.empty(count + 3)
-            gradient[:count] = weights * (flat @ common)
-            gradient[count] = common.sum()
-            gradient[count + 1] = math.exp(log_noise) * np.trace(outer)
-            gradient[count + 2] = math.exp(log_linear) * float((outer * products).sum())
-            deviation = (parameters - start) / width
-            return float(value + 0.5 * deviation @ deviation), gradient + deviation / width
-
-        start = np.concatenate([np.full(count, centre), [0.0, -3.0, -1.0]])
-        width = np.concatenate([np.ones(count), [1.0, 2.0, 2.0]])
-        bounds = [(centre - 4, centre + 6)] * count + [(-6.0, 6.0), (-12.0, 1.0), (-8.0, 4.0)]
-        found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 40})
-        self.scales = np.exp(found.x[:count])
-        self.signal, noise, self.linear = (float(v) for v in np.exp(found.x[count:]))
-        self.noise = noise + 1e-8
-
-    def predict(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def predict(self, encoded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `_Model`; the deviation includes the noise."""
-        from scipy.linalg import solve_triangular
-
-        mean, deviation = np.empty(len(x)), np.empty(len(x))
-        own = self.signal + self.linear * (x * x).sum(1)
-        for start in range(0, len(x), 4096):
+        assert self.process is not None
+        mean, deviation = np.empty(len(encoded)), np.empty(len(encoded))
+        for start in range(0, len(encoded), 4096):
             part = slice(start, start + 4096)
-            cross = self._kernel(x[part], self._x)
-            mean[part] = cross @ self._alpha
-            half = solve_triangular(self._factor[0], cross.T, lower=True, check_finite=False)
-            deviation[part] = np.sqrt(np.maximum(own[part] - (half * half).sum(0), 0.0) + self.noise)
+            mean[part], variance, _ = self.process.posterior(self._design(encoded[part]))
+            deviation[part] = np.sqrt(variance + self.process.noise)
         return mean, deviation
+
+
+@dataclass
+class Ridge:
+    """Linear regression with a penalty that is chosen by leaving one out."""
+
+    encoding: ChoiceEncoding
+
+    def fit(self, encoded: np.ndarray, y: np.ndarray) -> None:
+        """See `_Model`."""
+        from sklearn.linear_model import RidgeCV
+
+        self._model = RidgeCV(alphas=np.logspace(-2, 3, 11)).fit(self._x(encoded), y)
+
+    def _x(self, encoded: np.ndarray) -> np.ndarray:
+        return np.hstack([self.encoding.choices(encoded), self.encoding.counts(encoded)])
+
+    def predict(self, encoded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See `_Model`; the deviation is filled in by calibration."""
+        return self._model.predict(self._x(encoded)), np.ones(len(encoded))
 
 
 @dataclass
 class SupportVector:
     """Support-vector regression with a Gaussian kernel; its settings by cross-validation on a subset."""
 
+    encoding: ChoiceEncoding
     hyper_rows: int
     seed: int
     settings: dict[str, float] = field(default_factory=dict)
 
-    def fit(self, x: np.ndarray, y: np.ndarray) -> None:
+    def fit(self, encoded: np.ndarray, y: np.ndarray) -> None:
         """See `_Model`."""
         from sklearn.svm import SVR
 
+        x = self.encoding.choices(encoded)
         if not self.settings:
             rows = np.random.default_rng(self.seed).permutation(len(x))[: 2 * self.hyper_rows]
             self.settings = self._choose(x[rows], y[rows])
@@ -215,9 +153,9 @@ class SupportVector:
                     best, chosen = score, settings
         return chosen
 
-    def predict(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def predict(self, encoded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `_Model`; the deviation is filled in by calibration."""
-        return self._model.predict(x), np.ones(len(x))
+        return self._model.predict(self.encoding.choices(encoded)), np.ones(len(encoded))
 
 
 def rank_correlation(predicted: np.ndarray, truth: np.ndarray) -> float:
@@ -269,20 +207,19 @@ class Surrogate:
     """Predicts one metric, in its own units, with uncertainty. Made by `Surrogate.fit`.
 
     Attributes:
-        chosen: "gp" or "svr", with "-ranks" where the metric's ranks were fitted.
+        chosen: The models that are averaged, joined by "+", with "-ranks" where the metric's ranks were fitted.
         scores: Cross-validated rank correlation of each that was tried.
     """
 
     def __init__(
         self,
-        encoding: MaskedEncoding,
-        model: _Model,
+        models: Sequence[_Model],
         scale: _Scale,
         inflation: float,
         chosen: str,
         scores: dict[str, float],
     ) -> None:
-        self._encoding, self._model, self._scale, self._inflation = encoding, model, scale, inflation
+        self._models, self._scale, self._inflation = tuple(models), scale, inflation
         self.chosen, self.scores = chosen, scores
 
     @classmethod
@@ -305,7 +242,7 @@ class Surrogate:
             ConfigError: Fewer than 4 rows, values that are not finite, or vectors that do not fit `values`.
         """
         config = config or SurrogateConfig()
-        metric = np.asarray(metric, dtype=float)
+        metric, encoded = np.asarray(metric, dtype=float), np.asarray(encoded)
         unknown = [name for name in config.models if name not in MODELS]
         if unknown or not config.models:
             raise ConfigError(f"models {list(config.models)}: allowed are {', '.join(MODELS)}.")
@@ -313,50 +250,71 @@ class Surrogate:
             raise ConfigError(f"{len(encoded)} architectures with {len(metric)} values; a surrogate needs 4 or more.")
         if not np.isfinite(metric).all():
             raise ConfigError("a surrogate is fitted on finite values only; leave failed trials out.")
-        encoding = MaskedEncoding(values)
-        x = encoding(encoded)
+        encoding = ChoiceEncoding(values, [bool(column.min() < 0) for column in encoded.T])
+        encoding.check(encoded)
         rows = np.random.default_rng(config.seed).permutation(len(metric))[: config.cv_rows]
-        tried: dict[str, tuple[float, float, _Model, _Scale]] = {}
+        scores: dict[str, float] = {}
+        tried: list[tuple[float, str, _Scale, dict[str, tuple[_Model, np.ndarray, np.ndarray]]]] = []
         for ranks in (False, True):
-            scale = _Scale(metric, ranks)
-            y = scale.forward(metric)
+            scale, suffix = _Scale(metric, ranks), "-ranks" if ranks else ""
+            y = scale.forward(metric)[rows]
+            found = {}
             for name in config.models:
-                model = cls._new(name, encoding, config)
-                score, inflation = _cross_validate(model, x[rows], y[rows], config.folds)
-                tried[f"{name}-ranks" if ranks else name] = score, inflation, model, scale
-        chosen = max(tried, key=lambda name: tried[name][0])
-        _, inflation, model, scale = tried[chosen]
-        model.fit(x, scale.forward(metric))
-        return cls(encoding, model, scale, inflation, chosen, {name: found[0] for name, found in tried.items()})
-
-    @staticmethod
-    def _new(name: str, encoding: MaskedEncoding, config: SurrogateConfig) -> _Model:
-        if name == "gp":
-            return GaussianProcess(encoding.group, config.hyper_rows, config.seed)
-        return SupportVector(config.hyper_rows, config.seed)
+                model = _new_model(name, encoding, config)
+                found[name] = model, *_held_out(model, encoded[rows], y, config.folds)
+                scores[f"{name}{suffix}"] = rank_correlation(found[name][1], y)
+            best = max(scores[f"{name}{suffix}"] for name in found)
+            near = {name: one for name, one in found.items() if scores[f"{name}{suffix}"] >= best - _CLOSE}
+            mean = np.mean([means for _, means, _ in near.values()], axis=0)
+            tried.append((rank_correlation(mean, y), suffix, scale, near))
+        _, suffix, scale, near = max(tried, key=lambda one: one[0])
+        y = scale.forward(metric)
+        mean = np.mean([means for _, means, _ in near.values()], axis=0)
+        deviation = np.mean([deviations for _, _, deviations in near.values()], axis=0)
+        inflation = _inflation(np.abs(mean - y[rows]) / deviation)
+        for model, _, _ in near.values():
+            model.fit(encoded, y)
+        return cls([model for model, _, _ in near.values()], scale, inflation, f"{'+'.join(near)}{suffix}", scores)
 
     def predict(self, encoded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation, (rows,) each, in the metric's units.
 
-        The deviation is scaled so that on held-out folds errors were as large as it said.
+        The mean and 1.645 deviations on either side are an interval of 90%: of held-out folds it held as many.
         """
-        mean, deviation = self._model.predict(self._encoding(encoded))
+        found = [model.predict(np.asarray(encoded)) for model in self._models]
+        mean, deviation = (np.mean([one[i] for one in found], axis=0) for i in (0, 1))
         deviation = self._inflation * deviation
         low, high = self._scale.back(mean - deviation), self._scale.back(mean + deviation)
         return self._scale.back(mean), np.maximum((high - low) / 2, 1e-12)
 
 
-def _cross_validate(model: _Model, x: np.ndarray, y: np.ndarray, folds: int) -> tuple[float, float]:
-    """Rank correlation on held-out folds, and by how much errors there exceeded the deviations given.
+def _new_model(name: str, encoding: ChoiceEncoding, config: SurrogateConfig) -> _Model:
+    if name == "gp":
+        return GaussianModel(encoding, config.hyper_rows, config.seed)
+    return Ridge(encoding) if name == "ridge" else SupportVector(encoding, config.hyper_rows, config.seed)
+
+
+def _held_out(model: _Model, encoded: np.ndarray, y: np.ndarray, folds: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of each row (rows,), predicted by a model that had not seen it.
 
     Settings are chosen once, on the rows of all folds: what the folds decide is between models.
     """
-    model.fit(x, y)
+    model.fit(encoded, y)
     order = np.arange(len(y))
     means, deviations = np.empty(len(y)), np.empty(len(y))
     for k in range(count := min(folds, len(y) // 2)):
         fold = order % count == k
-        model.fit(x[~fold], y[~fold])
-        means[fold], deviations[fold] = model.predict(x[fold])
-    error = (means - y) / deviations
-    return rank_correlation(means, y), max(float(np.sqrt((error**2).mean())), 1e-6)
+        model.fit(encoded[~fold], y[~fold])
+        means[fold], deviations[fold] = model.predict(encoded[fold])
+    return means, deviations
+
+
+def _inflation(errors: np.ndarray) -> float:
+    """By how much deviations are multiplied so that 1.645 of them hold 90% of errors like these (in deviations).
+
+    The quantile of split conformal prediction (Lei et al. 2018, "Distribution-free predictive inference for
+    regression", section 2.2): of n errors the ceil(0.9 (n + 1))th.
+    """
+    ordered = np.sort(errors)
+    place = min(math.ceil(0.9 * (len(errors) + 1)), len(errors)) - 1
+    return max(float(ordered[place]) / 1.645, 1e-6)

@@ -17,7 +17,7 @@ from mixnas.search.engines import Engine
 from mixnas.search.engines.local import LocalEngine
 from mixnas.search.naming import Named
 from mixnas.search.strategies import Strategy
-from mixnas.search.strategies.evolution import NSGA2
+from mixnas.search.strategies.auto import Auto
 from mixnas.search.study.objectives import Comparison, Objective, parse_constraints, parse_objectives
 from mixnas.search_space.errors import ConfigError, nearest
 from mixnas.search_space.files import dump_yaml, load_yaml
@@ -29,7 +29,8 @@ class SearchConfig:
     """How to search.
 
     Attributes:
-        strategy: What proposes architectures: a name of `strategies.STRATEGIES`, or {name: ..., its options}.
+        strategy: What proposes architectures: a name of `strategies.STRATEGIES`, or {name: ..., its options}; "auto" by
+            what evaluates, and how often.
         trials: Evaluations, done or failed.
         time: Wall-clock limit of the search phase in seconds, None for none.
         seed: Of the strategy and everything else that draws numbers.
@@ -38,7 +39,7 @@ class SearchConfig:
         engine: What carries out the trials: a name of `engines.ENGINES`, or {name: ..., its options}.
     """
 
-    strategy: Strategy = field(default_factory=NSGA2)
+    strategy: Strategy = field(default_factory=Auto)
     trials: Annotated[int, Between(1)] = 120
     time: Seconds | None = None
     seed: Annotated[int, Between(0)] = 0

@@ -4,102 +4,94 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import inspect
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from mixnas.evaluators.batches import in_order
 from mixnas.evaluators.tasks.loading import by_name
 from mixnas.evaluators.tasks.task import Task
-from mixnas.evaluators.training import evaluate
-from mixnas.search.run.directory import Run
-from mixnas.search.run.front import Front, Member
+from mixnas.predictors.measuring.device import DEFAULT_THREADS, device_name
+from mixnas.predictors.measuring.measure import MeasureConfig, fixed_threads, measure_networks
+from mixnas.search import card as cards
+from mixnas.search.picking import Choice
+from mixnas.search.run.directory import Run, versions
+from mixnas.search.run.front import Member
 from mixnas.search.run.trust import require_trust
-from mixnas.search.study.objectives import parse_filter
-from mixnas.search_space.errors import ConfigError, IntegrityError, NasError, nearest
+from mixnas.search_space.errors import ConfigError, IntegrityError
 from mixnas.search_space.files import atomic_write, write_json
 from mixnas.search_space.formats import format as formats
+from mixnas.search_space.formats.apart import Apart
 from mixnas.search_space.formats.format import Answer, Format
 from mixnas.search_space.formats.safetensors import load_network
-from mixnas.search_space.network import IOSpec, Network
+from mixnas.search_space.network import Network
+from mixnas.search_space.reporting import SILENT, Report
 
-_COMPARED = 64  # inputs of the test split
+_COMPARED = 64  # inputs whose outputs are compared one by one
+_BATCH = 256  # of the test split, as it goes through a file
 
-_ARCHITECTURE, _LOADER, _CARD = "architecture.yaml", "load.py", "card.json"
-
-_LOADER_HEAD = '''"""Loads the exported network. What a function here gives answers a batch: arrays in, arrays out."""
-
-from __future__ import annotations
-
-from pathlib import Path
-
-import numpy as np
-
-'''
-
-_LOADER_TAIL = """
-
-FILES = {{{files}}}
-
-if __name__ == "__main__":
-    example = np.zeros({shape}, dtype=np.{dtype})
-    for name, load in FILES.items():
-        print(name, "input", example.shape, "output", load(Path(__file__).with_name(name))(example).shape)
-"""
+DEFAULT_FORMATS = ("safetensors",)
 
 
-def pick_members(front: Front, pick: str | None, where: str | None) -> list[Member]:
-    """Members of a final front: one by its id (or the start of it), those that satisfy a filter, or the knee.
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """What the whole test split says of a network and of its files.
 
-    Raises:
-        ConfigError: No such id, or nothing satisfies the filter.
-        NasError: The run has no final front yet.
+    Attributes:
+        score: Of the network.
+        of_files: By the file's name.
+        digest: SHA-256 of all inputs and targets.
+        examples: How many.
     """
-    if not front.final:
-        raise NasError(f"{front.run}: the search has not come to its final networks. nas resume {front.run}")
-    if pick is not None:
-        found = [m for m in (*front.members, *front.others) if m.id.startswith(pick)]
-        if len(found) != 1:
-            ids = [m.id for m in front.members]
-            problem = "stands for several networks" if found else "is none of the final networks"
-            raise ConfigError(f"{pick!r} {problem}.{nearest(pick, ids)} The front: {', '.join(ids)}.")
-        return found
-    if where is not None:
-        wanted = parse_filter(where, known=sorted({name for m in front.members for name in m.values}))
-        found = [m for m in front.members if wanted.holds(m.values)]
-        if not found:
-            raise ConfigError(f"--where: no network of the front satisfies {where!r}. See them: nas front {front.run}")
-        return found
-    return [m for m in front.members if m.id == front.knee]
+
+    score: float
+    of_files: dict[str, float]
+    digest: str
+    examples: int
 
 
 def export_run(
     run: Run,
     *,
-    format_names: Sequence[str] = ("safetensors",),
     pick: str | None = None,
+    trial: int | None = None,
     where: str | None = None,
+    knee: bool = False,
+    one_se: bool = False,
+    weights: Mapping[str, float] | None = None,
+    everything: bool = False,
+    format_names: Sequence[str] = DEFAULT_FORMATS,
     output: str | None = None,
+    verify: bool = True,
+    licence: str = "unknown",
     trust: bool = False,
+    report: Report = SILENT,
 ) -> list[Path]:
-    """Write members of a run's front as folders: files of the network as deployed, architecture, `load.py`, card.
+    """Write networks of a run as folders: files of each network as deployed, with what a reader needs to know.
 
-    Every file is loaded in its own way, its outputs are compared with those of the deployed network, and it is judged
-    on the test split: what is exported does what the front says. Until all of it does, nothing has its final name.
+    Every file is loaded in a fresh process without this package. Its outputs are compared with the deployed network's
+    on inputs of the test split, and it is judged on the whole of it: what is exported does what the front says. Until
+    all of it does, nothing has its final name. Then its latency is measured in its own runtime.
 
     Args:
         run: A finished run.
+        pick, where, knee, one_se, weights, everything: Which networks, in one way: see `Choice`.
+        trial: The network of this trial; it is finished first, where it is not on the front.
         format_names: Formats, see `formats.names()`.
-        pick: Id, or the start of one.
-        where: Filter over metrics; the knee when neither is given.
         output: Directory; the run's `exports/` if not given.
+        verify: Whether the task is loaded and judges the files. Without it, their outputs are compared on random
+            inputs, and nothing is measured.
+        licence: Of the exported weights, an SPDX identifier.
         trust: Whether a task that is not of the package may be run though the run was not started here with it.
+        report: Told of what is done.
 
     Returns:
         The folders.
@@ -114,14 +106,18 @@ def export_run(
         >>> import mixnas
         >>> (folder,) = mixnas.export(mixnas.Run.open("small"), output="exported")
         >>> sorted(path.name for path in folder.iterdir())
-        ['architecture.yaml', 'card.json', 'load.py', 'model.safetensors']
+        ['README.md', 'architecture.yaml', 'card.json', 'load.py', 'manifest.json', 'model.py', 'model.safetensors']
     """
-    require_trust(run.manifest, run.path, "export", trust)
+    if verify or trial is not None:  # else no task is loaded
+        require_trust(run.manifest, run.path, "export", trust)
     wanted = [formats.get(name) for name in dict.fromkeys(format_names)]
     for file_format in wanted:
         formats.require(file_format)
+    choice = Choice(pick=pick, where=where, knee=knee, one_se=one_se, weights=weights, everything=everything)
+    if trial is not None and choice != Choice():
+        raise ConfigError("trial is one way to choose a network: give no other beside it.")
     chosen = []
-    for member in pick_members(run.front(), pick, where):
+    for member in choice.of(run.front()) if trial is None else [finished_trial(run, trial, trust)]:
         network = load_network(run.networks / f"{member.id}.safetensors").deploy()
         if network.architecture.id != member.id:
             raise IntegrityError(
@@ -131,7 +127,7 @@ def export_run(
             if problem := file_format.why_not(network):
                 raise ConfigError(f"{member.id} cannot be exported as {file_format.name}: {problem}.")
         chosen.append((member, network))
-    task = by_name(run.manifest["fixed"]["task"])
+    task = by_name(run.manifest["fixed"]["task"]) if verify else None
     root = Path(output) if output else run.exports
     made = [folder for folder in (root, *root.parents) if not folder.exists()]
     held = contextlib.ExitStack()
@@ -140,8 +136,12 @@ def export_run(
     root.mkdir(parents=True, exist_ok=True)
     making = Path(tempfile.mkdtemp(dir=root, prefix=".exporting-"))
     try:
-        for member, network in chosen:
-            _write(making / member.id, wanted, network, task, _card(run, member))
+        with _loading(wanted) as load:
+            for done, (member, network) in enumerate(chosen, 1):
+                folder = making / member.id
+                folder.mkdir()
+                _write(folder, wanted, run, member, network, task, load, licence)
+                report(done, len(chosen))
         return [_publish(making / member.id, root / member.id) for member, _ in chosen]
     finally:
         shutil.rmtree(making)
@@ -151,77 +151,164 @@ def export_run(
                 folder.rmdir()
 
 
-def _card(run: Run, member: Member) -> dict[str, Any]:
-    plain = member.to_plain()
-    origin = {"run": run.name, "task": run.manifest["fixed"]["task"], "versions": run.manifest["versions"]}
-    return {**origin, **{key: plain[key] for key in ("id", "metrics", "latency", "predicted") if key in plain}}
+def finished_trial(run: Run, number: int, trust: bool = False) -> Member:
+    """The final network of a trial; finished now, where it is not.
+
+    Args:
+        run: Its run.
+        number: Of the trial.
+        trust: As of `export_run`.
+
+    Raises:
+        NasError: See `Job.finish_trial`.
+    """
+    front = run.front()
+    if front.final:
+        for member in (*front.members, *front.others):
+            if member.trial == number and (run.networks / f"{member.id}.safetensors").exists():
+                return member
+    from mixnas.search.job import Job, reopen
+    from mixnas.search.run.progress import make_progress
+    from mixnas.search.run.stopping import StopSignal
+
+    opened, config = reopen(run.path, trust=trust)
+    return Job(opened, config, progress=make_progress("auto"), stop=StopSignal()).finish_trial(number)
 
 
-def _write(folder: Path, wanted: Iterable[Format], network: Network, task: Task, card: dict[str, Any]) -> None:
+@contextlib.contextmanager
+def _loading(wanted: Sequence[Format]) -> Iterator[Any]:
+    """A function that loads a file of a format, where it can without this package."""
+    free = [file_format for file_format in wanted if not file_format.needs_mixnas]
+    with Apart(free) if free else contextlib.nullcontext() as apart:
+
+        def load(file_format: Format, path: Path) -> Answer:
+            if file_format.needs_mixnas or apart is None:
+                return formats.load(file_format, path)
+            return apart.load(file_format, path)
+
+        yield load
+
+
+def _write(
+    folder: Path,
+    wanted: Sequence[Format],
+    run: Run,
+    member: Member,
+    network: Network,
+    task: Task | None,
+    load: Any,
+    licence: str,
+) -> None:
     """Fill a folder, and verify each file in it."""
-    folder.mkdir()
-    inputs, _ = task.test.gather(torch.arange(min(_COMPARED, len(task.test))))
-    metric = f"test_{task.metric}"
-    expected = card["metrics"][metric]
-    share = max(1e-3, formats.tolerance(network))
-    verified = {metric: _score(network, task, expected, share, folder.name)}
-    files = {}
+    front = run.front()
+    origin = {"id": member.id, "run": run.name, "metrics": dict(member.metrics)}
+    inputs = _inputs(network, task)
+    files: dict[str, dict[str, Any]] = {}
+    answers: dict[str, Answer] = {}
     for file_format in wanted:
         path = folder / file_format.file_name
-        file_format.write(network, path, card)
-        agreement = formats.verify(file_format, path, network, inputs)
-        answer = formats.load(file_format, path)
+        file_format.write(network, path, origin)
+        answers[path.name] = load(file_format, path)
+        agreement = formats.verify(file_format, path, network, inputs, answers[path.name])
         files[path.name] = {
             "format": file_format.name,
             "bytes": path.stat().st_size,
             "weight_bytes": file_format.weight_bytes(path),
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "needs": list(formats.loads_with(file_format)),
             "verified": {
                 "inputs": agreement.inputs,
+                "of": "the test split" if task is not None else "random numbers",
                 "difference": agreement.difference,
                 "allowed": agreement.allowed,
-                metric: _score(_Answering(answer), task, expected, share, path.name),
             },
         }
-    atomic_write(folder / _ARCHITECTURE, network.architecture.to_yaml())
-    atomic_write(folder / _LOADER, _loader(wanted, network.io))
-    write_json(folder / _CARD, {**card, "io": network.io.to_plain(), "files": files, "verified": verified})
+    judgement = None
+    if task is not None:
+        judgement = _judge(network, answers, task)
+        _check(judgement, member, task, network)
+        for name, score in judgement.of_files.items():
+            files[name]["verified"][f"test_{task.metric}"] = score
+        for name, latency in _measured(folder, wanted, network, run).items():
+            files[name]["latency"] = latency
+    card = cards.card(run, front, member, network, licence=licence, files=files)
+    if judgement is not None and task is not None:
+        card["verified"] = {f"test_{task.metric}": judgement.score}
+        card["data"] = {"split": "test", "examples": judgement.examples, "sha256": judgement.digest}
+    card["exported_with"] = {"versions": versions(), "device": device_name("cpu"), **cards.processor()}
+    _describe(folder, wanted, network, card)
 
 
-class _Answering(nn.Module):
-    """A loaded file, to be judged as a network is."""
-
-    def __init__(self, answer: Answer) -> None:
-        super().__init__()
-        self._answer = answer
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.from_numpy(self._answer(x.numpy()))
-
-
-def _score(network: nn.Module, task: Task, expected: float, share: float, what: str) -> float:
-    """The test metric, if it is what the front says, but for this share of it."""
-    score = evaluate(network, task, "test").score
-    if not abs(score - expected) <= share * max(1.0, abs(expected)):
-        raise IntegrityError(
-            f"{what}: the exported network's test {task.metric} is {score:.4f}, and the front says {expected:.4f} "
-            f"({torch.get_num_threads()} threads). Resume the run and export again."
-        )
-    return score
+def _describe(folder: Path, wanted: Sequence[Format], network: Network, card: dict[str, Any]) -> None:
+    """What stands beside the network's files."""
+    atomic_write(folder / cards.ARCHITECTURE, network.architecture.to_yaml())
+    atomic_write(folder / cards.LOADER, cards.loader(wanted, network.io))
+    write_json(folder / cards.CARD, card)
+    atomic_write(folder / cards.README, cards.readme(card, network))
+    contents = {
+        path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
+        for path in sorted(folder.iterdir())
+    }
+    write_json(folder / cards.MANIFEST, {"format": cards.FORMAT, "files": contents})
 
 
-def _loader(wanted: Iterable[Format], io: IOSpec) -> str:
-    """The text of `load.py`: the functions by which the files were verified."""
-    functions = "".join(f"\n{inspect.getsource(file_format.load)}\n" for file_format in wanted)
-    files = ", ".join(f'"{f.file_name}": {f.load.__name__}' for f in wanted)
-    example = io.example(1).numpy()
-    return _LOADER_HEAD + functions + _LOADER_TAIL.format(files=files, shape=example.shape, dtype=example.dtype)
+def _inputs(network: Network, task: Task | None) -> Tensor:
+    if task is None:
+        return network.io.example(_COMPARED, generator=torch.Generator().manual_seed(0))
+    inputs, _ = task.test.gather(torch.arange(min(_COMPARED, len(task.test))))
+    return inputs
+
+
+@torch.no_grad()
+def _judge(network: Network, answers: dict[str, Answer], task: Task) -> _Judged:
+    """One pass over the test split, for the network and all of its files."""
+    digest = hashlib.sha256()
+    metrics = {name: task.new_metric() for name in ("", *answers)}
+    examples = 0
+    for x, y in in_order(task.test, _BATCH, torch.device("cpu")):
+        for tensor in (x, y):
+            digest.update(tensor.contiguous().numpy().tobytes())
+        metrics[""].update(network(x), y)
+        for name, answer in answers.items():
+            metrics[name].update(torch.from_numpy(np.asarray(answer(x.numpy()))), y)
+        examples += len(y)
+    scores = {name: float(metric.result()) for name, metric in metrics.items()}
+    return _Judged(scores.pop(""), scores, digest.hexdigest(), examples)
+
+
+def _check(judgement: _Judged, member: Member, task: Task, network: Network) -> None:
+    """Refuse what does not score what the front says."""
+    metric = f"test_{task.metric}"
+    expected = member.metrics[metric]
+    share = max(1e-3, formats.tolerance(network))
+    for name, score in {member.id: judgement.score, **judgement.of_files}.items():
+        if not abs(score - expected) <= share * max(1.0, abs(expected)):
+            raise IntegrityError(
+                f"{name}: the exported network's test {task.metric} is {score:.4f}, and the front says "
+                f"{expected:.4f} ({torch.get_num_threads()} threads). Resume the run and export again."
+            )
+
+
+def _measured(folder: Path, wanted: Iterable[Format], network: Network, run: Run) -> dict[str, dict[str, Any]]:
+    """Latency of each file in its own runtime on this machine's CPU, by its name; under the run's reference time."""
+    config = run.config().get("latency", {})
+    threads, batch_size = int(config.get("threads", DEFAULT_THREADS)), int(config.get("batch_size", 1))
+    batch = network.io.example(batch_size, generator=torch.Generator().manual_seed(0)).numpy()
+    measure = MeasureConfig(passes=int(config.get("final_passes", 7)), threads=threads, batch_size=batch_size)
+    with fixed_threads(threads):
+        calls = {f.file_name: formats.call(f, folder / f.file_name, batch, threads) for f in wanted}
+        device = device_name("cpu", threads)
+        reference = run.manifest.get("reference_ms") if run.manifest.get("device") == device else None
+        rng = np.random.default_rng(0)
+        found = measure_networks(list(calls.values()), rng=rng, config=measure, reference_ms=reference)
+    about = {"device": device, "threads": threads, "batch_size": batch_size}
+    return {name: {**one.latency.to_plain(), **about} for name, one in zip(calls, found, strict=True)}
 
 
 def _publish(made: Path, folder: Path) -> Path:
     """Put a finished folder under its name. What somebody else laid into an earlier one of that name moves along."""
     if folder.exists():
-        ours = {_ARCHITECTURE, _LOADER, _CARD, *(formats.get(name).file_name for name in formats.names())}
+        known = [formats.get(name) for name in formats.names()]
+        ours = {*cards.OWN, *(name for f in known for name in (f.file_name, *f.beside))}
         for entry in folder.iterdir():
             if entry.name not in ours:
                 os.replace(entry, made / entry.name)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from mixnas.predictors.latency.source import LatencySource
 from mixnas.predictors.measuring.value import Latency
 from mixnas.search.run.front import Front, Member
 from mixnas.search.study.objectives import Comparison, Objective
-from mixnas.search.study.pareto import as_minimised, knee, non_dominated
+from mixnas.search.study.pareto import as_minimised, knee, non_dominated, non_dominated_minimised
 from mixnas.search.study.results import Results, TrialRecord
 from mixnas.search_space.errors import StoppedEarly
 from mixnas.search_space.files import write_json
@@ -37,18 +38,98 @@ def choose_finalists(results: Results, count: int) -> list[TrialRecord]:
         count: At most so many.
     """
     front = results.front()
-    if len(front) <= count:
-        return front
-    points = as_minimised(np.array([results.values(record) for record in front]), results.objectives)
+    points = np.array([results.values(record) for record in front]).reshape(-1, len(results.objectives))
+    return [front[i] for i in _spanning(as_minimised(points, results.objectives), count)]
+
+
+def _spanning(points: np.ndarray, count: int) -> list[int]:
+    """Which of minimised points (rows, objectives), none dominated, together span them, in order; at most `count`."""
+    if len(points) <= count:
+        return list(range(len(points)))
     span = points.max(axis=0) - points.min(axis=0)
     points = (points - points.min(axis=0)) / np.where(span > 0, span, 1)
     reference = np.full(points.shape[1], 1.1)
     chosen = list(dict.fromkeys(int(i) for i in points.argmin(axis=0)))[:count]
     while len(chosen) < count:
-        rest = [i for i in range(len(front)) if i not in chosen]
+        rest = [i for i in range(len(points)) if i not in chosen]
         gains = [moocore.hypervolume(points[[*chosen, i]], ref=reference) for i in rest]
         chosen.append(rest[int(np.argmax(gains))])
-    return [front[i] for i in sorted(chosen)]
+    return sorted(chosen)
+
+
+Measure = Callable[[Sequence[TrialRecord]], Sequence[Latency | str]]
+"""Latency of trials' architectures, untrained: weights have no influence on time. Or why one has none."""
+
+
+def choose_measured(
+    results: Results, count: int, measure: Measure, *, known: Mapping[str, Latency] | None = None, tried: int = 60
+) -> list[TrialRecord]:
+    """`choose_finalists` where latency was predicted, has a constraint, and can be measured: those that keep it so.
+
+    A search finds what its predictor flatters. Whoever would be a finalist is therefore measured before anything is
+    trained; by what was found the predictions of the others are corrected (their mean ratio), the choice is made
+    again, and so on until all that are chosen were measured.
+
+    Args:
+        results: The trials of the search, `latency_ms` among their metrics being predicted.
+        count: At most so many.
+        measure: See `Measure`.
+        known: Latencies that were measured before, by id.
+        tried: Architectures that are measured, at most.
+
+    Returns:
+        Trials whose measured interval keeps the constraints on latency; where there are none, those that come nearest.
+    """
+    on_latency = [c for c in results.constraints if c.metric == "latency_ms"]
+    others = [c for c in results.constraints if c.metric != "latency_ms"]
+    records = [r for r in results.records if r.status == "done" and all(c.holds(r.metrics) for c in others)]
+    predicted = np.array([r.metrics["latency_ms"] for r in records])
+    measured: dict[str, Latency | str] = dict(known or {})
+
+    def broken(record: TrialRecord, ms: float) -> float:
+        """By how much constraints on latency are broken, 0 where they are kept; a measured interval as a whole."""
+        found = measured.get(record.id)
+        if isinstance(found, str):
+            return math.inf
+        ends = (ms,) if found is None else (found.low_ms or ms, found.high_ms or ms)
+        missed = [c.violation({"latency_ms": end}) for c in on_latency for end in ends]
+        return max(0.0, *missed) if all(c.holds({"latency_ms": e}) for c in on_latency for e in ends) else max(missed)
+
+    while True:
+        pairs = [(measured[r.id], p) for r, p in zip(records, predicted, strict=True) if r.id in measured]
+        ratios = [math.log(latency.ms / p) for latency, p in pairs if isinstance(latency, Latency)]
+        believed = predicted * (math.exp(float(np.mean(ratios))) if ratios else 1.0)
+        for i, record in enumerate(records):
+            latency = measured.get(record.id)
+            if isinstance(latency, Latency):
+                believed[i] = latency.ms
+        missed = np.array([broken(r, float(ms)) for r, ms in zip(records, believed, strict=True)])
+        keeping = np.flatnonzero(missed <= 0)
+        values = np.array([results.values(r) for r in records]).reshape(-1, len(results.objectives))
+        for column, objective in enumerate(results.objectives):
+            if objective.name == "latency_ms":
+                values[:, column] = believed
+        points = as_minimised(values, results.objectives)
+        front = keeping[non_dominated_minimised(points[keeping])]
+        chosen = [int(front[i]) for i in _spanning(points[front], count)]
+        if not chosen:
+            chosen = [int(i) for i in np.argsort(missed, kind="stable")[:count] if math.isfinite(missed[i])]
+        new = [i for i in chosen if records[i].id not in measured]
+        if not new or len(measured) >= tried:
+            return [records[i] for i in chosen if records[i].id in measured or len(measured) >= tried]
+        for i, taken in zip(new, measure([records[i] for i in new]), strict=True):
+            measured[records[i].id] = taken
+
+
+def nothing_within(finalists: Sequence[Member], constraints: Sequence[Comparison]) -> str:
+    """What to say where no finalist satisfies the constraints: how many there are, and which comes nearest."""
+    usable = [f for f in finalists if all(c.metric in f.metrics for c in constraints)]
+    text = f"{len(finalists)} trained, none within {', '.join(map(str, constraints))}"
+    if not usable:
+        return text
+    nearest = min(usable, key=lambda f: max(c.violation(f.metrics) for c in constraints))
+    values = ", ".join(f"{c.metric} {nearest.metrics[c.metric]:.4g}" for c in constraints)
+    return f"{text}; nearest is {nearest.id} with {values}"
 
 
 class FinalNetworks:

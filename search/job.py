@@ -15,18 +15,29 @@ from pathlib import Path
 from typing import Any
 
 from mixnas.evaluators.protocol import Evaluator, Outcome
+from mixnas.predictors.latency.source import LatencySource
+from mixnas.predictors.measuring.value import Latency
 from mixnas.search.config import Config, load_config, read_config
 from mixnas.search.engines.session import Budget, Session
-from mixnas.search.finish import FinalNetworks, choose_finalists, final_front, measure_finalists, searched_member
+from mixnas.search.finish import (
+    FinalNetworks,
+    choose_finalists,
+    choose_measured,
+    final_front,
+    measure_finalists,
+    nothing_within,
+    searched_member,
+)
 from mixnas.search.problem import Problem
 from mixnas.search.run.directory import Run
 from mixnas.search.run.front import Front, Member
 from mixnas.search.run.progress import Progress, make_progress
 from mixnas.search.run.stopping import StopSignal
 from mixnas.search.run.trust import require_trust
+from mixnas.search.study.reading import read_results
 from mixnas.search.study.results import Results, TrialRecord
 from mixnas.search.study.study import Proposal, SearchStudy
-from mixnas.search_space.errors import InfeasibleError, NasError, StoppedEarly
+from mixnas.search_space.errors import ConfigError, InfeasibleError, NasError, StoppedEarly
 from mixnas.search_space.formats.safetensors import save_network
 from mixnas.search_space.reporting import Report, SilentReport
 from mixnas.search_space.settings import to_plain
@@ -76,24 +87,23 @@ class Job:
             StoppedEarly: Ctrl-C; the run can be resumed.
             InfeasibleError: No finished trial satisfies the constraints.
         """
-        run, problem, final = self.run, self.problem, self.config.final
+        run, problem = self.run, self.problem
         with run, self.progress, self.stop:
             run.write_config(self.config.to_plain())
             known = self._known = run.front() if run.has_front else None
             run.update(finished=None)
             latency = problem.latency(run.latency, run.manifest.get("reference_ms"))
             evaluator = problem.evaluator(latency, run.supernet)
+            problem.check_latency(latency, self._report, self.stop)
             evaluator.prepare(self._report, self.stop)
             if latency.here:  # latencies of a run compare only under one reference time, also after a resume
                 run.update(reference_ms=latency.reference_ms)
             results = self._search(evaluator)
-            records = choose_finalists(results, final.candidates)
+            records = self._choose(results, latency)
             if not records:
-                wanted = ", ".join(map(str, problem.constraints))
-                raise InfeasibleError(
-                    f"{run.path}: none of {results.evaluated} trials satisfies the constraints {wanted}. "
-                    "Relax them, or resume with more trials."
-                )
+                nearest = nothing_within([searched_member(r) for r in results.records if r.status == "done"],
+                                         problem.constraints)  # fmt: skip
+                raise InfeasibleError(f"{run.path}: {nearest}. Relax the constraints, or resume with more trials.")
             finished = self._networks.finish(records, evaluator, self._report, self.stop)
             if self.stop.requested:
                 raise StoppedEarly("stopped before measuring the candidates.")
@@ -120,7 +130,66 @@ class Job:
             front = self._front(results, members, knee, others=others, latency=kind, final=True)
             run.write_tables(results.to_csv(), front)
             run.finish()
+        if not members:
+            nearest = nothing_within(finalists, problem.constraints)
+            raise InfeasibleError(f"{run.path}: {nearest}. They stand in the table. Relax the constraints.")
         return front
+
+    def finish_trial(self, number: int) -> Member:
+        """A trial's network with its final weights, judged and measured, whether it came on the front or not.
+
+        Raises:
+            ConfigError: The study has no finished trial of this number.
+            NasError: It could not be finished; the message says why.
+            StoppedEarly: Ctrl-C.
+        """
+        run, problem = self.run, self.problem
+        with run, self.progress, self.stop:
+            known = read_results(run.journal, problem.objectives, problem.constraints).records
+            records = [record for record in known if record.number == number and record.status == "done"]
+            if not records:
+                done = [record.number for record in known if record.status == "done"]
+                raise ConfigError(
+                    f"{run.path}: trial {number} is none that was evaluated. Allowed: {len(done)} trials from "
+                    f"{min(done, default=0)} to {max(done, default=0)}; see {run.path / 'trials.csv'}."
+                )
+            latency = problem.latency(run.latency, run.manifest.get("reference_ms"))
+            evaluator = problem.evaluator(latency, run.supernet)
+            evaluator.prepare(self._report, self.stop)
+            (network,) = self._networks.finish(records, evaluator, self._report, self.stop)
+            if isinstance(network, str):
+                raise NasError(f"{run.path}: trial {number} could not be finished: {network}")
+            (time,) = measure_finalists([network], latency, self.config.latency.final_passes, None, self._report)
+            predicted = None if latency.predictor is None else latency.predict(records[0].architecture, problem.io)
+            return self._networks.member(records[0], time, predicted)
+
+    def _choose(self, results: Results, latency: LatencySource) -> list[TrialRecord]:
+        """The finalists; where latency is predicted, has a constraint and can be measured, it is measured first."""
+        count, problem = self.config.final.candidates, self.problem
+        bounded = any(c.metric == "latency_ms" for c in problem.constraints)
+        if not (bounded and latency.here and problem.metrics["latency_ms"].cheap):
+            return choose_finalists(results, count)
+        with self._report.phase("measure candidates", unit="networks") as phase:
+            looked_at = 0
+
+            def measure(records: Sequence[TrialRecord]) -> Sequence[Latency | str]:
+                nonlocal looked_at
+                if self.stop.requested:
+                    raise StoppedEarly("stopped before choosing the candidates.")
+                networks = [problem.untrained(record.architecture) for record in records]
+                found = latency.measure_each(networks)
+                looked_at += len(records)
+                phase(looked_at)
+                return found
+
+            return choose_measured(results, count, measure, known=self._measured_before())
+
+    def _measured_before(self) -> dict[str, Latency]:
+        """Latencies of candidates that this run has measured already."""
+        if self._known is None or not self._known.final:
+            return {}
+        members = (*self._known.members, *self._known.others)
+        return {m.id: m.latency for m in members if m.latency is not None and m.latency.kind == "measured"}
 
     # -- search -----------------------------------------------------------------------------------------------------
 
@@ -131,7 +200,7 @@ class Job:
             problem.space,
             problem.objectives,
             problem.constraints,
-            strategy=search.strategy,
+            strategy=problem.strategy,
             seed=search.seed,
             cheap=evaluator.cheap,
         ) as study:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
+
 from mixnas.evaluators.protocol import Evaluator
 from mixnas.evaluators.standalone import StandaloneEvaluator, StandaloneSpec
 from mixnas.evaluators.supernet.evaluator import SupernetEvaluator, SupernetSpec
@@ -13,9 +15,14 @@ from mixnas.evaluators.tasks.task import Task
 from mixnas.predictors.latency.lookup import check_tables
 from mixnas.predictors.latency.source import LatencySource
 from mixnas.search.config import Config
-from mixnas.search.study.feasibility import Corners, check_constraints, corners
-from mixnas.search_space.enumeration import check_space
+from mixnas.search.strategies import Strategy
+from mixnas.search.strategies.auto import Auto
+from mixnas.search.study.feasibility import Corners, check_constraints, check_latency, corners, quickest
+from mixnas.search_space.architecture import Architecture
+from mixnas.search_space.enumeration import Corner, check_single, check_space
 from mixnas.search_space.errors import ConfigError, nearest
+from mixnas.search_space.network import Network
+from mixnas.search_space.reporting import Report
 from mixnas.search_space.space import SearchSpace
 from mixnas.search_space.units import IOSpec
 
@@ -54,6 +61,7 @@ class Problem:
         self.space = SearchSpace.from_dict(config.space, f"{source}: space")
         self.io: IOSpec = self.task.io
         check_space(self.space, self.io)
+        self._check_batches()
         latency = self.latency()
         self.device, self.latency_tag = latency.device, latency.tag
         self.metrics = self.evaluator(latency).metrics
@@ -64,6 +72,62 @@ class Problem:
         self.constraints = config.parsed_constraints(self.metrics)
         self.corners: Corners = corners(self.space, self.io)
         check_constraints(self.constraints, self.corners)
+
+    def _check_batches(self) -> None:
+        """Refuse what cannot be trained on one example at a time, where a batch has but one."""
+        config = self.config
+        sizes = {"final.train.batch_size": config.final.train.batch_size}
+        if config.search.evaluator == "standalone":
+            sizes = {"train.batch_size": config.train.batch_size}
+        elif config.search.evaluator == "supernet":
+            sizes["supernet.batch_size"] = config.supernet.batch_size // config.supernet.processes
+        if len(self.task.train) == 1:
+            sizes = {"task: train has one example": 1}
+        for where, size in sizes.items():
+            if size == 1:
+                check_single(self.space, self.io, where)
+
+    @property
+    def strategy(self) -> Strategy:
+        """What proposes; `auto` by what evaluates, and how often."""
+        search = self.config.search
+        if isinstance(search.strategy, Auto):
+            return search.strategy.resolve(quick=search.evaluator == "supernet", trials=search.trials)
+        return search.strategy
+
+    def untrained(self, architecture: Architecture) -> Network:
+        """A network to measure; its weights are arbitrary."""
+        generator = torch.Generator().manual_seed(self.config.search.seed)
+        return Network(architecture, self.io, generator=generator).eval()
+
+    def check_latency(self, latency: LatencySource, report: Report, should_stop: Callable[[], bool]) -> None:
+        """Refuse a bound on latency that nothing can keep, before anything is trained.
+
+        By the quickest architecture: as predicted, after the profile that a search needs in any case; where latency is
+        measured in the search, the one with the fewest multiply-accumulates is measured.
+
+        Args:
+            latency: Predicts, or measures.
+            report: Told of a profile.
+            should_stop: Asked during one.
+
+        Raises:
+            InfeasibleError: Names the constraint, and the quickest architecture with its latency.
+            StoppedEarly: `should_stop` said so.
+        """
+        bounds = [c for c in self.constraints if c.metric == "latency_ms" and c.comparison in ("<", "<=")]
+        if not bounds:
+            return
+        if self.metrics["latency_ms"].cheap:
+            written = {"task": self.config.task.to_plain(), "space": self.config.space}
+            latency.prepare(self.space, self.io, plain=written, report=report, should_stop=should_stop)
+            vector = quickest(self.space, lambda rows: latency.predict_many(rows, self.space, self.io))
+            architecture = self.space.decode(vector)
+            found = latency.predict(architecture, self.io)
+        else:
+            architecture = self.corners["macs"]["smallest"].architecture
+            (found,) = latency.measure([self.untrained(architecture)])
+        check_latency(bounds, Corner(architecture, found.ms), found)
 
     def latency(self, directory: Path | None = None, reference_ms: float | None = None) -> LatencySource:
         """Where latency comes from.

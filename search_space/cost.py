@@ -6,7 +6,8 @@ the sum of its operators and a network the sum of its units, so a whole space co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -17,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mixnas.kernels import work
 from mixnas.search_space.architecture import Architecture, Op
-from mixnas.search_space.network import build_op, policy_of
+from mixnas.search_space.network import build_op, on_shapes, policy_of
 from mixnas.search_space.operators.layers import Conv, Linear, projections
 from mixnas.search_space.operators.quantization.policy import stored_bytes
 from mixnas.search_space.registry import BETWEEN, Context
@@ -43,16 +44,25 @@ class Cost:
 def aten_macs(name: str, operands: tuple[Any, ...], output: Any) -> int:
     """Multiply-accumulates of an ATen operation that is a matrix product or a convolution; 0 of any other.
 
+    An outer product is one elementwise multiplication, and is not counted; ATen sees no difference.
+
     Args:
         name: Without namespace and overload, for example "addmm".
         operands: Positional arguments.
         output: The result.
     """
+    name = name.rstrip("_")  # what works in place counts alike
     tensors = [operand for operand in operands if isinstance(operand, Tensor)]
     if name in ("mm", "bmm", "_int_mm", "matmul", "linear", *PACKED_PRODUCTS):
         return output.numel() * int(tensors[0].shape[-1])
-    if name in ("addmm", "baddbmm"):
+    if name in ("addmm", "baddbmm", "_addmm_activation"):
         return output.numel() * int(tensors[1].shape[-1])
+    if name == "addbmm":
+        return output.numel() * int(tensors[1].shape[0]) * int(tensors[1].shape[-1])
+    if name == "addr":
+        return output.numel()
+    if name == "_trilinear":
+        return _trilinear_macs(operands)
     if name in ("mv", "addmv"):
         return tensors[-2].numel()
     if name in ("dot", "vdot"):
@@ -64,6 +74,16 @@ def aten_macs(name: str, operands: tuple[Any, ...], output: Any) -> int:
         query, key, value = tensors[:3]
         return query[..., 0].numel() * int(key.shape[-2]) * (int(query.shape[-1]) + int(value.shape[-1]))
     return 0
+
+
+def _trilinear_macs(operands: Sequence[Any]) -> int:
+    """Of a sum of products of three tensors (`nn.Bilinear`), each with dimensions of one put in first."""
+    shapes = []
+    for tensor, expand in zip(operands[:3], operands[3:6], strict=True):
+        for dim in expand:
+            tensor = tensor.unsqueeze(dim)
+        shapes.append(tensor.shape)
+    return math.prod(torch.broadcast_shapes(*shapes))
 
 
 # What changes values only. torch takes some 300 microseconds for one on shapes alone, in Python; a space has thousands.
@@ -165,7 +185,7 @@ class _Layer:
 
 @lru_cache(maxsize=1 << 16)
 def _plain(axis: str, op: Op, before: Context, after: Context, tokens: bool) -> _Plain:
-    with torch.device("meta"), torch.no_grad(), _Shapes() as shapes:
+    with on_shapes(axis, op), torch.device("meta"), torch.no_grad(), _Shapes() as shapes:
         module = build_op(axis, op, before, after).eval()
         shape = (1, *before.size)
         example = torch.zeros(shape, dtype=torch.long) if tokens else torch.zeros(*shape, before.width)

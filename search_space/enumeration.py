@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import torch
 
 from mixnas.search_space.architecture import Architecture, Block, Op, Stage
 from mixnas.search_space.cost import op_cost
+from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.grammar import BlockChoice, OpChoice, StageChoice
-from mixnas.search_space.network import check_head, check_op, check_stem
+from mixnas.search_space.network import build_op, check_head, check_op, check_stem
+from mixnas.search_space.operators.norms import has_running_statistics
+from mixnas.search_space.operators.quantization.policy import policy_of
+from mixnas.search_space.operators.quantization.projected import Projected
 from mixnas.search_space.registry import Context
 from mixnas.search_space.space import SearchSpace
 from mixnas.search_space.units import IOSpec, registry_size_after
@@ -121,7 +127,7 @@ def sites_of(space: SearchSpace, io: IOSpec) -> Iterator[Site]:
     for at in befores:
         for norm in norms:
             yield Site("head", "norm", "norm", norm, at, at)
-        head = Op(io.head)
+        head = io.head_op
         yield Site("head", "output", "head", head, at, io.after(registry_size_after("head", head, at)))
 
 
@@ -133,6 +139,7 @@ def check_space(space: SearchSpace, io: IOSpec) -> None:
             does.
     """
     seen: set[tuple[str, Op, Context]] = set()
+    counted: set[tuple[str, Op, Op, Context]] = set()
     for site in sites_of(space, io):
         if site.axis == "head":
             check_head(io, site.before)
@@ -141,6 +148,49 @@ def check_space(space: SearchSpace, io: IOSpec) -> None:
                 if (axis, op, site.before) not in seen:  # the blocks of a stage mostly have the same choices
                     seen.add((axis, op, site.before))
                     check_op(axis, op, site.before, site.unit)
+            for quant in site.quants:
+                layers = (site.axis, site.op, quant, site.before)
+                if layers not in counted and isinstance(policy_of(quant), Projected):  # others take any layer
+                    counted.add(layers)
+                    _check_layers(site, quant)
+
+
+def _check_layers(site: Site, quant: Op) -> None:
+    """Raise `ConfigError` where a policy cannot take a layer of an operator: counting one prepares each of them."""
+    try:
+        op_cost(site.axis, site.op, quant, site.before, site.after)
+    except ConfigError as error:
+        raise ConfigError(f"{site.unit}: {site.axis.replace('_', ' ')} {site.op}: {error}") from None
+
+
+def check_single(space: SearchSpace, io: IOSpec, where: str) -> None:
+    """Refuse a space that holds an operator which cannot be trained on one example at a time.
+
+    A batch norm cannot, where it stands on one position: it has one value a channel.
+
+    Args:
+        space, io: As of `check_space`.
+        where: What makes the batch so small, for the message.
+
+    Raises:
+        ConfigError: The message says which operator.
+    """
+    for site in dict.fromkeys(replace(site, unit="", path="", quants=()) for site in sites_of(space, io)):
+        shape = (1, *site.before.size)
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            module = build_op(site.axis, site.op, site.before, site.after).train()
+            if not has_running_statistics(module):
+                continue
+            tokens = io.tokens and site.axis == "stem"
+            example = torch.zeros(shape, dtype=torch.long) if tokens else torch.zeros(*shape, site.before.width)
+            try:
+                module(example, lambda x: x) if site.axis == "gate" else module(example)
+            except ValueError as error:
+                raise ConfigError(
+                    f"{where}: {site.axis.replace('_', ' ')} {site.op} on a grid of "
+                    f"{'x'.join(map(str, site.before.size))} cannot be trained on one example at a time ({error}). "
+                    "Use larger batches, more training examples or a norm without running statistics, as layer or rms."
+                ) from None
 
 
 @dataclass(frozen=True)
@@ -236,7 +286,7 @@ class _Cheapest:
             for at, (before, (stem, down, done)) in ways.items():
                 own, blocks = self.best_blocks(stage, at)
                 states[at] = (before + own, (stem, (*done, Stage(at.width, down, blocks))))
-        head = Op(self.io.head)
+        head = self.io.head_op
         found = []
         for at, (before, (stem, stages)) in states.items():
             after = self.io.after(registry_size_after("head", head, at))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
 import torch
@@ -22,10 +22,42 @@ super-network passes one that hands out modules sharing its weights."""
 
 
 def build_op(axis: str, op: Op, before: Context, after: Context, quant: Op | None = None) -> nn.Module:
-    """Build an operator where it stands, freshly initialised, prepared for a policy."""
+    """Build an operator where it stands, freshly initialised, prepared for a policy.
+
+    Raises:
+        ConfigError: It holds one tensor under two names.
+    """
     contexts = (before, after) if axis in BETWEEN else (before,)
     module: nn.Module = registry.get(axis, op.name).build(*contexts, **op.options)
+    _refuse_ties(module, axis, op)
     return module if quant is None else policy_of(quant).prepare(module)
+
+
+@contextlib.contextmanager
+def on_shapes(axis: str, op: Op) -> Iterator[None]:
+    """Within it an operator is built or run on shapes only; what is raised says which operator it was."""
+    try:
+        yield
+    except NasError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f'{axis.replace("_", " ")} {op} fails where it is built and run on shapes only (torch\'s "meta" device): '
+            f"{type(error).__name__}: {error}. Neither its __init__ nor its forward may read a tensor's values "
+            "(item(), tolist(), nonzero(), if tensor:); they are not there when an operator is counted."
+        ) from error
+
+
+def _refuse_ties(module: nn.Module, axis: str, op: Op) -> None:
+    # A store of views, a policy that takes a layer's place and a file each know a tensor by its one name.
+    names: dict[int, str] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        first = names.setdefault(id(tensor), name)
+        if first != name:
+            raise ConfigError(
+                f"{axis.replace('_', ' ')} {op.name!r} holds one tensor under two names, {first} and {name}. Tied "
+                "weights are not supported. Keep one layer, and call it twice in forward."
+            )
 
 
 def _build(path: str, axis: str, op: Op, before: Context, after: Context, quant: Op | None) -> nn.Module:
@@ -66,8 +98,8 @@ def check_stem(op: Op, io: IOSpec) -> None:
 
 def check_head(io: IOSpec, before: Context) -> None:
     """Raise `ConfigError` when the task's head cannot answer on the task's grid from these tokens."""
-    check_op("head", Op(io.head), before, "head")
-    grid = registry_size_after("head", Op(io.head), before)
+    check_op("head", io.head_op, before, "head")
+    grid = registry_size_after("head", io.head_op, before)
     if grid != io.grid:
         made, wanted = ("x".join(map(str, extents)) or "one answer" for extents in (grid, io.grid))
         raise ConfigError(

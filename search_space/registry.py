@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import fnmatch
 import importlib
+import math
 import pkgutil
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, TypeVar
@@ -85,7 +87,7 @@ class Knob:
             ok = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
             value = int(value) if ok else value
         elif isinstance(self.default, float):
-            ok = isinstance(value, int | float) and float("-inf") < value < float("inf")
+            ok = isinstance(value, int | float) and abs(value) <= sys.float_info.max
             value = float(value) if ok else value
         else:
             ok = isinstance(value, str)
@@ -95,9 +97,16 @@ class Knob:
             high = LARGEST if self.high is None else self.high
             if (self.low is not None and value < self.low) or value > high:
                 return None
-            if self.step is not None and (value - (self.low or 0)) % self.step != 0:
+            if self.step is not None and not _is_multiple(value - (self.low or 0), self.step):
                 return None
         return value
+
+
+def _is_multiple(value: float, step: float) -> bool:
+    """Exactly of whole numbers; of decimals, which have no exact floats, as nearly as floats tell."""
+    if isinstance(value, int) and isinstance(step, int):
+        return value % step == 0
+    return math.isclose(value / step, round(value / step), rel_tol=1e-9, abs_tol=1e-9)
 
 
 @dataclass(frozen=True)
@@ -131,7 +140,7 @@ STRUCTURE: Mapping[str, Knob] = {
 }
 """The settings of stages and blocks, as `Knob`s."""
 
-MOST_CHOICES = 64
+MOST_CHOICES = 256
 """Values in one list of choices."""
 MOST_COMBINATIONS = 4096
 """Combinations of one operator's knobs."""
@@ -159,7 +168,8 @@ def register(
 
     Args:
         axis: One of `AXES`: the place in an architecture where it may stand.
-        name: The standard name in the literature, as it is written in an architecture file.
+        name: The standard name in the literature, as it is written in an architecture file: letters, digits and
+            underscores, and no attribute of a torch container (it becomes part of the names of parameters).
         paper: Where it comes from.
         kinds: The kinds of task that it serves.
         knobs: Its settings; the class takes them as keyword arguments of the same names.
@@ -167,14 +177,20 @@ def register(
         aliases: Former names, under which stored architectures may have it; the canonical form has `name`.
 
     Raises:
-        NasError: The name is taken, or the axis or a kind does not exist.
+        NasError: The name is taken or cannot be one, or the axis or a kind does not exist.
     """
     if axis not in AXES:
         raise NasError(f"operator {name!r}: no axis {axis!r}; the axes are {', '.join(AXES)}.")
     if not kinds or set(kinds) - set(KINDS):
         raise NasError(f"operator {name!r}: kinds {kinds!r} must be some of {', '.join(KINDS)}.")
+    _check_name(axis, name)
     knobs = dict(knobs or {})
     for knob_name, knob in knobs.items():
+        if not knob_name.isidentifier() or knob_name == "name":
+            raise NasError(
+                f"{axis} {name!r}: a knob cannot be called {knob_name!r}. It is a keyword argument of the class and a "
+                "key of a configuration, where `name` is the operator's: letters, digits and underscores."
+            )
         if knob.normalise(knob.default) is None:
             raise NasError(f"{axis} {name!r}: the default of {knob_name} is not {knob.describe()}.")
 
@@ -189,6 +205,22 @@ def register(
         return cls
 
     return decorate
+
+
+def _check_name(axis: str, name: str) -> None:
+    """Refuse a name under which torch holds no submodule."""
+    from torch import nn
+
+    if not isinstance(name, str) or not name.isidentifier():
+        raise NasError(
+            f"{axis} {name!r}: an operator's name is part of the names of its parameters. It must be letters, digits "
+            "and underscores, and begin with a letter."
+        )
+    if hasattr(nn.Sequential(), name) or hasattr(nn.ModuleDict(), name):
+        raise NasError(
+            f"{axis} {name!r}: torch's modules have an attribute of that name, so that no submodule can. Choose "
+            f"another, for example {name}_{axis}."
+        )
 
 
 _loaded = False

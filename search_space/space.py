@@ -92,7 +92,10 @@ class SearchSpace:
     def __init__(self, tree: SpaceTree, source: str = "space") -> None:
         self.tree = tree
         self.source = source
-        self.variables: tuple[Variable, ...] = tuple(_variables(tree))
+        self._set_variables(tuple(_variables(tree)))
+
+    def _set_variables(self, variables: tuple[Variable, ...]) -> None:
+        self.variables = variables
         self._index = {variable.name: i for i, variable in enumerate(self.variables)}
         self._counts = np.array([len(v.values) for v in self.variables], dtype=np.int64)
         self._allowed: list[np.ndarray] = []
@@ -344,10 +347,10 @@ class SearchSpace:
         """One random architecture: every choice uniform among its values."""
         return self.decode(self.sample_many(1, rng)[0])
 
-    def _complete(self, vector: np.ndarray, rng: np.random.Generator) -> Architecture:
+    def complete(self, matrix: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Fill positions that have become active (-1 so far) at random, and forget those no longer active."""
-        filled = np.where(vector >= 0, vector, rng.integers(0, self._counts))
-        return self.decode(np.where(self.active(filled), filled, INACTIVE))
+        filled = np.where(matrix >= 0, matrix, rng.integers(0, self._counts, size=matrix.shape))
+        return np.where(self.active(filled), filled, INACTIVE)
 
     def mutate(self, architecture: Architecture, rng: np.random.Generator, rate: float | None = None) -> Architecture:
         """Change each active choice with probability `rate` (default: one on average), at least one.
@@ -369,40 +372,47 @@ class SearchSpace:
             chosen = rng.choice(where, size=1)
         for i in chosen:
             vector[i] = (vector[i] + rng.integers(1, self._counts[i])) % self._counts[i]
-        return self._complete(vector, rng)
+        return self.decode(self.complete(vector, rng))
 
     def crossover(self, first: Architecture, second: Architecture, rng: np.random.Generator) -> Architecture:
         """Uniform crossover: each choice from either parent, where only one has it from that one."""
         _check_generator(rng)
         a, b = self.encode(first), self.encode(second)
         child = np.where(rng.random(len(a)) < 0.5, a, b)
-        return self._complete(np.where(child >= 0, child, np.maximum(a, b)), rng)
+        return self.decode(self.complete(np.where(child >= 0, child, np.maximum(a, b)), rng))
 
     def neighbours(self, architecture: Architecture) -> Iterator[Architecture]:
         """Every architecture that differs by one changed choice.
 
         Choices that become active by it take their first value; an added block repeats the last one.
         """
-        vector = self.encode(architecture)
-        for i in np.flatnonzero(vector >= 0):
-            for value in range(self._counts[i]):
-                if value == vector[i]:
-                    continue
-                changed = vector.copy()
-                changed[i] = value
-                if self.variables[i].axis == "depth":
-                    self._repeat_last_block(changed, self.variables[i].stage, architecture)
-                filled = np.where(changed >= 0, changed, 0)
-                yield self.decode(np.where(self.active(filled), filled, INACTIVE))
+        for vector in self.neighbour_vectors(self.encode(architecture)):
+            yield self.decode(vector)
 
-    def _repeat_last_block(self, vector: np.ndarray, stage: int | None, architecture: Architecture) -> None:
-        assert stage is not None
-        last = len(architecture.stages[stage].blocks) - 1
-        inside = [(i, v) for i, v in enumerate(self.variables) if v.stage == stage and v.block is not None]
+    def neighbour_vectors(self, vector: np.ndarray) -> np.ndarray:
+        """`neighbours` of an integer vector (num_variables,), as integer vectors (count, num_variables)."""
+        found = []
+        for i in np.flatnonzero(vector >= 0):
+            changed = vector.copy()
+            if self.variables[i].axis == "depth":
+                self._repeat_last_block(changed, int(i))
+            for value in range(self._counts[i]):
+                if value != vector[i]:
+                    changed[i] = value
+                    found.append(changed.copy())
+        matrix = np.array(found, dtype=np.int64).reshape(-1, len(self.variables))
+        filled = np.maximum(matrix, 0)
+        return np.where(self.active(filled), filled, INACTIVE)
+
+    def _repeat_last_block(self, vector: np.ndarray, depth: int) -> None:
+        """Choices of absent blocks become those of the last one; `depth` is the index of the stage's depth."""
+        variable = self.variables[depth]
+        last = int(variable.values[vector[depth]]) - 1
+        inside = [(i, v) for i, v in enumerate(self.variables) if v.stage == variable.stage and v.block is not None]
         source = {(v.axis, v.option, v.knob): vector[i] for i, v in inside if v.block == last}
-        for i, variable in inside:
+        for i, v in inside:
             if vector[i] < 0:
-                vector[i] = source.get((variable.axis, variable.option, variable.knob), INACTIVE)
+                vector[i] = source.get((v.axis, v.option, v.knob), INACTIVE)
 
 
 def _why_not(choice: OpChoice, path: str, chosen: Op) -> str:

@@ -19,7 +19,16 @@ from torch import Tensor, nn
 from mixnas.search_space.architecture import Architecture, Op
 from mixnas.search_space.enumeration import Site, check_space, cost_corner, sites_of
 from mixnas.search_space.errors import ConfigError
-from mixnas.search_space.network import Network, build_op, build_unit, build_units, checked_plan, nested, seeded
+from mixnas.search_space.network import (
+    Network,
+    build_op,
+    build_unit,
+    build_units,
+    checked_plan,
+    nested,
+    on_shapes,
+    seeded,
+)
 from mixnas.search_space.operators.quantization.policy import adds_state
 from mixnas.search_space.registry import Context
 from mixnas.search_space.space import SearchSpace
@@ -111,13 +120,18 @@ class Supernet(nn.Module):
         for site, quant in variants:
             key = (site.axis, site.op, site.before, site.after, quant)
             if key not in built:
-                with torch.device("meta"):
+                with on_shapes(site.axis, site.op), torch.device("meta"):
                     module = build_op(*key)
                 built[key] = list(slicing_rules(module))
             for name, tensor, rule in built[key]:
                 full = f"{prefix_of(site.unit, site.path, site.op)}.{name}"
                 known, shape = shapes.setdefault(full, list(tensor.shape)), tensor.shape
-                assert len(known) == len(shape), f"{full} has {len(shape)} dimensions here and {len(known)} elsewhere"
+                if len(known) != len(shape):
+                    raise ConfigError(
+                        f"{full} of {site.op} has {len(shape)} dimensions, and {len(known)} with other knobs or at "
+                        "another width. One stored tensor cannot hold both: give the two different names, or the same "
+                        "number of dimensions."
+                    )
                 shapes[full] = [max(a, b) for a, b in zip(known, shape, strict=True)]
                 self._rules[full] = rule
                 kinds[full] = (tensor.dtype, isinstance(tensor, nn.Parameter))
@@ -175,6 +189,7 @@ class Supernet(nn.Module):
     # -- sub-networks -----------------------------------------------------------------------------------------------
 
     def _attach(self, module: nn.Module, prefix: str) -> nn.Module:
+        buffers: list[tuple[nn.Module, str, Tensor]] = []
         for path, tensor, rule in list(slicing_rules(module)):
             stored = self._tensors[f"{prefix}.{path}"]
             view = slice_of(stored.detach(), tuple(tensor.shape), rule)
@@ -187,6 +202,9 @@ class Supernet(nn.Module):
                 owner._parameters[name] = parameter
             else:
                 owner._buffers[name] = view
+                buffers.append((owner, name, view))
+        if buffers:
+            module.register_forward_hook(lambda *_: _write_back(buffers, prefix))
         return module
 
     def _unit(self, name: str, unit: Unit) -> nn.Module:
@@ -267,6 +285,23 @@ _silence_layout_warning()
 def prefix_of(unit: str, path: str, op: Op) -> str:
     """Where an operator's tensors lie in a network: unit, place within it, the operator's name."""
     return ".".join(part for part in (unit, path, op.name) if part)
+
+
+def _write_back(buffers: Iterable[tuple[nn.Module, str, Tensor]], prefix: str) -> None:
+    """Bring what an operator has put in the place of its buffers into the views of the store that stood there."""
+    for owner, name, view in buffers:
+        found = owner._buffers[name]
+        if found is view:
+            continue
+        if found is None or found.shape != view.shape or found.dtype != view.dtype:
+            given = "nothing" if found is None else f"{tuple(found.shape)} {found.dtype}"
+            raise ConfigError(
+                f"{prefix}: its forward made the buffer {name!r} {given}; it was {tuple(view.shape)} {view.dtype}. "
+                "A persistent buffer keeps its shape and type, or is registered with persistent=False."
+            )
+        with torch.no_grad():
+            view.copy_(found)
+        owner._buffers[name] = view
 
 
 def _register(root: nn.Module, name: str, tensor: Tensor) -> None:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from mixnas.search_space import registry
 from mixnas.search_space.architecture import Architecture, Block, Op
 from mixnas.search_space.errors import ConfigError, nearest
 from mixnas.search_space.registry import KINDS, Context
@@ -81,6 +82,16 @@ class IOSpec:
         if self.out_size is not None:
             return self.out_size
         return () if self.head == "pool" else self.size
+
+    @cached_property
+    def head_op(self) -> Op:
+        """The head, its knobs at their defaults.
+
+        Raises:
+            ConfigError: No head has that name.
+        """
+        operator = registry.get("head", self.head)
+        return Op(operator.name, tuple((knob, operator.knobs[knob].default) for knob in sorted(operator.knobs)))
 
     @property
     def before(self) -> Context:
@@ -185,8 +196,6 @@ SizeAfter = Callable[[str, Op, Context], tuple[int, ...]]
 
 def registry_size_after(axis: str, op: Op, before: Context) -> tuple[int, ...]:
     """`SizeAfter` from the operators themselves; imports torch."""
-    from mixnas.search_space import registry
-
     operator: Any = registry.get(axis, op.name).build
     grid: tuple[int, ...] = operator.out_size(before.size, **op.options)
     return grid
@@ -214,7 +223,7 @@ def channel_unit(norm: Op, channel_mixer: Op, quant: Op, context: Context) -> Un
 
 def head_unit(norm: Op, io: IOSpec, context: Context, size: tuple[int, ...]) -> Unit:
     """Norm and head; `size` is the grid that it answers on."""
-    return Unit("head", (("norm", norm), ("head", Op(io.head))), context, io.after(size))
+    return Unit("head", (("norm", norm), ("head", io.head_op)), context, io.after(size))
 
 
 def branches(block: Block, norm: Op, context: Context) -> Iterator[tuple[str, Unit]]:
@@ -251,9 +260,14 @@ def plan(
         for b, block in enumerate(stage.blocks):
             once = [(f"stages.{s}.blocks.{b}.{n}", unit) for n, unit in branches(block, architecture.norm, context)]
             units += once * block.recursion
-    size = size_after("head", Op(io.head), context)
+    size = size_after("head", io.head_op, context)
     units.append(("head", head_unit(architecture.norm, io, context, size)))
     return tuple(units)
+
+
+def is_unit(name: str) -> bool:
+    """Whether the path of a module in a network is the name of a unit."""
+    return name in ("stem", "head") or name.endswith((".downsample", ".token", ".channel"))
 
 
 def describe_frame(unit: Unit) -> dict[str, float]:

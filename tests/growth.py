@@ -157,8 +157,12 @@ class W4:
         return deployed_bytes(self, module)
 
     def why_not(self, device: str, runtime: str) -> str:
+        """It runs everywhere."""
+        return ""
+
+    def instead(self, device: str, runtime: str) -> str:
         """It multiplies floats."""
-        return "its integers are widened before they are multiplied"
+        return "float32: its integers are widened before they are multiplied"
 
 
 # -- a task ------------------------------------------------------------
@@ -318,9 +322,9 @@ class GrowthJson:
 
     name = "growth-json"
     file_name = "model.growth.json"
+    beside: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
     needs_mixnas = True
-    notices_damage = False
     load = staticmethod(load_growth_json)
 
     def why_not(self, network: Network) -> str:

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from mixnas.evaluators.batches import gather
 from mixnas.evaluators.supernet.probe import ends_linearly, fitted
 from mixnas.evaluators.tasks.task import Examples, Task
-from mixnas.evaluators.training import TrainConfig, TrainResult, judged, recalibrate, train
+from mixnas.evaluators.training import TrainConfig, TrainResult, calibrate, judged, recalibrate, train
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.network import Network
 from mixnas.search_space.operators.norms import has_running_statistics
+from mixnas.search_space.operators.quantization.projected import calibrated_layers
 from mixnas.search_space.reporting import SILENT, Report
 from mixnas.search_space.supernet import Supernet
 from mixnas.search_space.units import plan
@@ -35,7 +36,7 @@ class SubnetJudge:
         supernet: Trained, or to be trained before the first is judged; moved to `device`.
         task: Whose validation split they are judged on.
         device: Where.
-        seed: Of the training examples that running statistics are recalibrated on and the probe is fitted to.
+        seed: Of the training examples that running statistics and ranges are found on, and the probe is fitted to.
         probe: Training examples that a sub-network's last layer is fitted to before it is judged; 0 leaves it.
 
     Raises:
@@ -101,11 +102,10 @@ class SubnetJudge:
 
     def _judge(self, architecture: Architecture) -> dict[str, float]:
         network = self.supernet.subnet(architecture)
-        changing = has_running_statistics(network)
+        changing = has_running_statistics(network) or bool(calibrated_layers(network))
         if changing:
-            # The statistics in the store are those of whatever ran last; no activation behind them can be kept.
-            generator = torch.Generator(self.device).manual_seed(self.seed)
-            recalibrate(network, self.task, generator=generator, device=self.device)
+            # The statistics and ranges in the store are those of whatever ran last; no activation behind can be kept.
+            self.calibrate(network)
             self._trail.leave()
         network.eval()
         *body, head = (module for _, module in network.units())
@@ -121,6 +121,12 @@ class SubnetJudge:
         if changing:
             self._trail.leave()
         return metrics.named(self.task.metric)
+
+    def calibrate(self, network: Network) -> None:
+        """Find anew, on training examples, what belongs to one sub-network's weights: running statistics and ranges."""
+        for find in (recalibrate, calibrate):
+            generator = torch.Generator(self.device).manual_seed(self.seed)
+            find(network, self.task, generator=generator, device=self.device)
 
     def _answering(self, head: nn.Module, body: Sequence[nn.Module]) -> Callable[[Tensor], Tensor]:
         """The head, or one whose last layer is fitted to the probe's examples."""

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from mixnas.evaluators.tasks.task import RESERVED_METRICS, SPLITS, Examples, Split, Task
+from mixnas.evaluators.tasks.task import IGNORE, RESERVED_METRICS, SPLITS, Examples, Split, Task, asked
 from mixnas.search_space.errors import ConfigError, shown
 from mixnas.search_space.units import IOSpec
 
@@ -100,16 +100,20 @@ def _check_split(split: Any, io: IOSpec, where: str) -> None:
         )
     inputs, targets, where = _in_memory(split, where) if isinstance(split, Split) else _some(split, where)
     expected = tuple(io.size) if io.tokens else (*io.size, io.in_features)
+    if inputs.requires_grad or targets.requires_grad:
+        raise ConfigError(f"{where}: inputs or targets require gradients, and nothing trains them. Detach them.")
     if tuple(inputs.shape[1:]) != expected:
         raise ConfigError(f"{where}: an input has shape {tuple(inputs.shape[1:])}, io says {expected} (channels last).")
     if io.tokens:
-        if inputs.is_floating_point():
-            raise ConfigError(f"{where}: inputs are {inputs.dtype}, but io says tokens, which are integers.")
+        if inputs.dtype not in (torch.int64, torch.int32):
+            raise ConfigError(
+                f"{where}: inputs are {inputs.dtype}, but io says tokens, which are integers, int64 or int32."
+            )
         low, high = int(inputs.min()), int(inputs.max())
         if low < 0 or high >= io.in_features:
             raise ConfigError(f"{where}: tokens range from {low} to {high}, io allows 0 to {io.in_features - 1}.")
-    elif not inputs.is_floating_point():
-        raise ConfigError(f"{where}: inputs are {inputs.dtype}, they must be floating point.")
+    elif inputs.dtype != torch.float32:
+        raise ConfigError(f"{where}: inputs are {inputs.dtype}, they must be floating point, float32: inputs.float().")
     elif not bool(torch.isfinite(inputs).all()):
         raise ConfigError(f"{where}: inputs hold NaN or infinity.")
     if tuple(targets.shape[1 : 1 + len(io.grid)]) != io.grid:
@@ -117,6 +121,15 @@ def _check_split(split: Any, io: IOSpec, where: str) -> None:
             f"{where}: a target has shape {tuple(targets.shape[1:])}, and io says that the head {io.head!r} answers on "
             f"the grid {io.grid}. Give targets of that grid, or say theirs in io: out_size."
         )
+    if isinstance(split, Split) and not bool(_labelled(targets, io).any()):
+        raise ConfigError(f"{where}: no target is labelled, all are {IGNORE}; nothing could be learned or judged.")
+
+
+def _labelled(targets: Tensor, io: IOSpec) -> Tensor:
+    """(n,): which examples have something to be learned from."""
+    if targets.is_floating_point() or tuple(targets.shape[1:]) != io.grid or io.num_outputs == 1:
+        return torch.ones(len(targets), dtype=torch.bool)  # no classification
+    return (targets != IGNORE).reshape(len(targets), -1).any(1)
 
 
 def _in_memory(split: Split, where: str) -> tuple[Tensor, Tensor, str]:
@@ -169,6 +182,8 @@ def _same(a: Tensor, b: Tensor) -> bool:
 def _check_methods(task: Task, where: str) -> None:
     """Run them on two training examples and on the outputs of a network that knows nothing."""
     indices = torch.arange(min(2, len(task.train)))
+    if isinstance(task.train, Split):  # of others, looking for what is labelled would gather too many
+        indices = _labelled(task.train.targets, task.io).nonzero()[:2, 0].cpu()
     x, y = task.train.gather(indices)
     _, moved = _augmented(task, x, y, where)
     shape = (len(indices), *task.io.grid, task.io.num_outputs)
@@ -226,6 +241,9 @@ def _check_metric(task: Task, outputs: Tensor, y: Tensor, where: str) -> None:
         metric.update(outputs, y)
         return float(metric.result())
 
+    outputs, y, counts = asked(outputs, y)
+    if not counts:
+        return  # nothing here is labelled, and the metric is given nothing
     value = _run(what, measured)
     if not math.isfinite(value):
         raise ConfigError(f"{what} is {value}; score or new_metric must give a finite number.")

@@ -49,7 +49,7 @@ class Examples(Protocol):
             indices: (n,) int64 on the CPU, from 0 to `len` - 1, in any order.
 
         Returns:
-            Inputs (n, *size, features) float, or (n, length) integer tokens; targets (n, *grid, ...), see
+            Inputs (n, *size, features) float32, or (n, length) integer tokens; targets (n, *grid, ...), see
             `IOSpec.grid`.
         """
 
@@ -59,7 +59,7 @@ class Split:
     """Examples of one split, whole, in memory. See `Examples` for one that reads or computes them.
 
     Attributes:
-        inputs: (N, H, W, C) float for images; (N, L) integer tokens or (N, L, C) float for sequences.
+        inputs: (N, H, W, C) float32 for images; (N, L) integer tokens or (N, L, C) float32 for sequences.
         targets: (N,) with the "pool" head; (N, *grid) with a dense one, `IGNORE` where nothing is asked.
 
     Examples:
@@ -184,11 +184,16 @@ class Task:
             label_smoothing: See the class.
 
         Returns:
-            One number, differentiable.
+            One number, differentiable; 0 where nothing is labelled.
         """
-        return F.cross_entropy(
-            outputs.flatten(0, -2), targets.flatten(), ignore_index=IGNORE, label_smoothing=label_smoothing
+        summed = F.cross_entropy(
+            outputs.flatten(0, -2),
+            targets.flatten(),
+            ignore_index=IGNORE,
+            label_smoothing=label_smoothing,
+            reduction="sum",
         )
+        return summed / (targets != IGNORE).sum().clamp(min=1)  # nothing labelled: 0, and not the mean of nothing
 
     def training_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """What training minimises: `loss`, of a classification with its label smoothing.
@@ -203,7 +208,8 @@ class Task:
     def score(self, outputs: Tensor, targets: Tensor) -> float | Tensor:
         """Mean over a batch's examples of the share of labelled positions whose largest output is the target.
 
-        A metric that is a mean over examples overrides this: batches are then weighted by their number of examples.
+        A metric that is a mean over examples overrides this: batches are then weighted by their number of examples. Of
+        a classification, examples that have nothing labelled are left out before (see `asked`).
         """
         right = outputs.argmax(-1) == targets
         if targets.ndim == 1:
@@ -239,8 +245,30 @@ class Task:
             outputs, targets: As of `training_loss`.
             teacher: Outputs of the largest sub-network, of the same shape; no gradient goes there.
         """
-        classes = not targets.is_floating_point() and targets.shape == outputs.shape[:-1] and outputs.shape[-1] > 1
-        return distillation_loss(outputs, teacher, targets) if classes else None
+        return distillation_loss(outputs, teacher, targets) if _are_classes(outputs, targets) else None
+
+
+def _are_classes(outputs: Tensor, targets: Tensor) -> bool:
+    return not targets.is_floating_point() and targets.shape == outputs.shape[:-1] and outputs.shape[-1] > 1
+
+
+def asked(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, int]:
+    """What of a batch is scored.
+
+    Args:
+        outputs: (B, ...).
+        targets: (B, ...).
+
+    Returns:
+        Outputs and targets, of a classification without the examples that have nothing labelled; and what their mean
+        loss counts: labelled positions of a classification, else examples.
+    """
+    if not _are_classes(outputs, targets):
+        return outputs, targets, len(targets)
+    labelled = (targets != IGNORE).reshape(len(targets), -1).sum(1)
+    if not bool(labelled.all()):
+        outputs, targets = outputs[labelled > 0], targets[labelled > 0]
+    return outputs, targets, int(labelled.sum())
 
 
 def distillation_loss(outputs: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:

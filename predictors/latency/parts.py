@@ -350,9 +350,11 @@ class _Places:
         for b in range(max(stage.depth)):
             choice = stage.blocks[b]
             at: _At = (s, None if stage.shared else b)
-            for role, own in (("token", self.token(choice, at)), ("channel", self.channel(choice, at))):
-                if role == "channel" and all(option.name == "none" for option in choice.channel_mixer.options):
-                    continue
+            branches = [("token", self.token(choice, at))]
+            if any(option.name != "none" for option in choice.channel_mixer.options):
+                # Of a branch that is never there nothing is a variable of the space, its policy's knobs included.
+                branches.append(("channel", self.channel(choice, at)))
+            for role, own in branches:
                 digits = (self.norm, width, *grid.digits, *own)
                 optional = b >= min(stage.depth)
                 telling = next((d for d in own if d.top >= 0), None)
@@ -422,7 +424,7 @@ class _Places:
     def head(self, width: Digit, grid: _Grid) -> Place:
         """The head."""
         digits = (self.norm, width, *grid.digits)
-        head = Op(self.io.head)
+        head = self.io.head_op
 
         def after(context: Context) -> Context:
             return self.io.after(self.size_after("head", head, context))

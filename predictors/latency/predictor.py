@@ -477,7 +477,8 @@ class LatencyPredictor:
         names = [f"{d} ({r})" for d, r, _ in there]
         raise ConfigError(
             f"no measurements of device {shown(device)} through {shown(runtime)}."
-            f"{nearest(device, [d for d, _, _ in there])} There are: {listed(names) or 'none'}. Measure this machine with `nas latency profile"
+            f"{nearest(device, [d for d, _, _ in there])} There are: {listed(names) or 'none'}. "
+            "Measure this machine with `nas latency profile"
             f"{'' if runtime == 'eager' else f' --runtime {runtime}'}`"
             f"{', or have it estimated from its data sheet with `--estimate`' if sheet_of(device) else ''}."
         )

@@ -31,6 +31,30 @@ def distributions_of(space: SearchSpace) -> dict[str, BaseDistribution]:
     return {variable.name: CategoricalDistribution(variable.values) for variable in space.variables}
 
 
+def distinct(rows: np.ndarray) -> np.ndarray:
+    """Each of encoded architectures (rows, variables) once."""
+    found = {row.tobytes(): i for i, row in enumerate(np.ascontiguousarray(rows))}
+    return rows[list(found.values())]
+
+
+def mutated(space: SearchSpace, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Of each encoded architecture (rows, variables) one with a choice or two changed, as `SearchSpace.mutate` does."""
+    sizes = np.array([len(v.values) for v in space.variables])
+    active = rows >= 0
+    chosen = active & (rng.random(rows.shape) < 1 / np.maximum(active.sum(axis=1, keepdims=True), 1))
+    none = ~chosen.any(axis=1)
+    drawn = np.where(active, rng.random(rows.shape), -1.0).argmax(axis=1)
+    chosen[np.flatnonzero(none), drawn[none]] = True
+    moved = (rows + rng.integers(1, np.maximum(sizes, 2), size=rows.shape)) % sizes
+    return space.complete(np.where(chosen & active, moved, rows), rng)
+
+
+def crossed(space: SearchSpace, first: np.ndarray, second: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Uniform crossover of encoded architectures (rows, variables), as `SearchSpace.crossover` does."""
+    child = np.where(rng.random(first.shape) < 0.5, first, second)
+    return space.complete(np.where(child >= 0, child, np.maximum(first, second)), rng)
+
+
 class OverSpace:
     """Mixed into a sampler: it proposes architectures rather than one parameter after the other."""
 
@@ -61,18 +85,19 @@ class BatchSampler(OverSpace, RandomSampler):
 
     @abstractmethod
     def propose(self, study: Study, count: int, rng: np.random.Generator) -> list[Architecture]:
-        """Architectures to evaluate next, at least one.
+        """Architectures to evaluate next, at least one, beside those in `_decided` which are still to be asked for.
 
         Args:
             study: With all trials so far, those in flight included.
-            count: How many are wanted.
+            count: How many are wanted; what is proposed beyond it comes first the next time.
             rng: Source of whatever is drawn.
         """
 
     def begin_batch(self, study: Study, count: int) -> None:
         """See `strategies.Batching`."""
-        rng = trial_generator(self._seed, len(study.get_trials(deepcopy=False)))
-        self._decided = deque(self.propose(study, count, rng))
+        if len(self._decided) < count:
+            rng = trial_generator(self._seed, len(study.get_trials(deepcopy=False)))
+            self._decided.extend(self.propose(study, count - len(self._decided), rng))
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]

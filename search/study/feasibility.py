@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
+
+from mixnas.predictors.measuring.value import Latency
 from mixnas.search.study.objectives import Comparison
 from mixnas.search_space.cost import METRICS
 from mixnas.search_space.enumeration import Corner, cost_corner
@@ -47,3 +50,59 @@ def check_constraints(constraints: Sequence[Comparison], found: Corners) -> None
             f"no architecture of the space meets {constraint}: {constraint.metric} goes from {low.value:,.0f} "
             f"({low.architecture}) to {high.value:,.0f}. Change the bound, or widen the space."
         )
+
+
+_DRAWN = 4096
+_STARTS = 8
+_UNCERTAIN = 2.0  # a measured corner is only nearly the quickest: how much quicker another might be
+
+
+def quickest(space: SearchSpace, predict: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """The encoded architecture (num_variables,) with the least predicted latency, as near as a descent comes to it.
+
+    From the best of many random ones, to the best neighbour, until there is none.
+
+    Args:
+        space: Where it is looked for.
+        predict: Milliseconds (rows,) of encoded architectures.
+    """
+    rows = space.sample_many(_DRAWN, np.random.default_rng(0))
+    order = np.argsort(predict(rows), kind="stable")
+    best, least = rows[order[0]], np.inf
+    for start in rows[order[:_STARTS]]:
+        here, ms = start, float(predict(start[None])[0])
+        while len(near := space.neighbour_vectors(here)):
+            found = predict(near)
+            i = int(np.argmin(found))
+            if found[i] >= ms:
+                break
+            here, ms = near[i], float(found[i])
+        if ms < least:
+            best, least = here, ms
+    return best
+
+
+def check_latency(constraints: Sequence[Comparison], corner: Corner, latency: Latency) -> None:
+    """Refuse an upper bound on latency that nothing can keep.
+
+    Args:
+        constraints: Those on other metrics are not looked at.
+        corner: The quickest architecture that is known, or predicted; its value is not used.
+        latency: Of that.
+
+    Raises:
+        InfeasibleError: Even at the lower end of its interval the latency is over the bound; of one that was measured,
+            and is only nearly the quickest, or that has no interval, even half of it.
+    """
+    least = latency.ms if latency.low_ms is None else latency.low_ms
+    if latency.kind == "measured" or latency.low_ms is None:
+        least /= _UNCERTAIN
+    for constraint in constraints:
+        if constraint.metric != "latency_ms" or constraint.comparison not in ("<", "<="):
+            continue
+        if not constraint.holds({"latency_ms": least}):
+            raise InfeasibleError(
+                f"no architecture of the space meets {constraint}: the quickest takes {latency.ms:.3g} ms "
+                f"({latency.kind}): {corner.architecture}. Give the "
+                "bound in milliseconds, relax it, or widen the space."
+            )

@@ -11,9 +11,12 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mixnas.search_space.errors import ConfigError, listed, nearest, shown
+
+if TYPE_CHECKING:
+    import numpy as np
 
 DIRECTIONS = ("max", "min")
 
@@ -105,6 +108,18 @@ class Comparison:
         if self.comparison in ("<", ">") and excess == 0:
             return math.ulp(0.0)
         return excess
+
+    def violations(self, values: np.ndarray) -> np.ndarray:
+        """`violation` of many values of the metric at once, (rows,) each; of a strict one the sign alone is exact."""
+        excess = (values - self.bound) / (abs(self.bound) or 1.0)
+        if self.comparison == "==":
+            return abs(excess)
+        return -excess if self.comparison in (">", ">=") else excess
+
+    def hold(self, values: np.ndarray) -> np.ndarray:
+        """`holds` of many values of the metric at once, (rows,) boolean."""
+        found: np.ndarray = _COMPARISONS[self.comparison](values, self.bound)  # type: ignore[arg-type,assignment]
+        return found
 
     def __str__(self) -> str:
         return f"{self.metric} {self.comparison} {self.bound:g}"
@@ -208,7 +223,8 @@ class _Parser:
     def _error(self, what: str, position: int) -> ConfigError:
         rest = self.text[position:].strip() or "the end"
         return ConfigError(
-            f"{self.source}: {shown(self.text)}: {what} at {shown(rest)}. Write for example: latency_ms < 2 and params <= 1e4."
+            f"{self.source}: {shown(self.text)}: {what} at {shown(rest)}. "
+            "Write for example: latency_ms < 2 and params <= 1e4."
         )
 
     def _expected(self, what: str) -> ConfigError:

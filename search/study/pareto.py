@@ -29,7 +29,11 @@ def non_dominated(values: np.ndarray, objectives: Sequence[Objective]) -> np.nda
     Returns:
         Boolean mask (num_points,). Of points with equal values the first is a member and the others are not.
     """
-    points = as_minimised(values, objectives)
+    return non_dominated_minimised(as_minimised(values, objectives))
+
+
+def non_dominated_minimised(points: np.ndarray) -> np.ndarray:
+    """`non_dominated` of points (num_points, num_objectives) of which less is better in all objectives."""
     mask = ~np.isnan(points).any(axis=1)
     if not mask.any():
         return mask
@@ -37,6 +41,45 @@ def non_dominated(values: np.ndarray, objectives: Sequence[Objective]) -> np.nda
         return np.arange(len(points)) == int(np.nanargmin(points[:, 0]))
     mask[mask] = moocore.is_nondominated(points[mask])
     return mask
+
+
+def boxes_above(front: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Disjoint boxes that together are what a new point can add: not dominated by the front, within the reference.
+
+    Local upper bounds, each with the points that define it (Lacour, Klamroth and Fonseca 2017, "A box decomposition
+    algorithm to compute the hypervolume indicator", sections 3 and 4).
+
+    Args:
+        front: Points (num_points, num_objectives), less is better in all; they may dominate each other.
+        reference: (num_objectives,).
+
+    Returns:
+        Lower corners, -inf where a box is open, and upper corners, each (num_boxes, num_objectives).
+    """
+    dimensions = len(reference)
+    points = front[(front < reference).all(axis=1)]
+    points = points[non_dominated_minimised(points)]
+    upper = reference[None].astype(float)
+    defining = np.full((1, dimensions, dimensions), -np.inf)  # of each bound, a point for each objective
+    defining[0, np.arange(dimensions), np.arange(dimensions)] = reference
+    for point in points[np.argsort(points[:, 0], kind="stable")]:
+        inside = (point < upper).all(axis=1)
+        new_upper, new_defining = [upper[~inside]], [defining[~inside]]
+        bounds, definers = upper[inside], defining[inside]
+        for j in range(dimensions):
+            others = np.delete(definers[:, :, j], j, axis=1)
+            here = point[j] >= others.max(axis=1) if dimensions > 1 else np.ones(len(bounds), dtype=bool)
+            moved, moved_definers = bounds[here].copy(), definers[here].copy()
+            moved[:, j] = point[j]
+            moved_definers[:, j] = point
+            new_upper.append(moved)
+            new_defining.append(moved_definers)
+        upper, defining = np.concatenate(new_upper), np.concatenate(new_defining)
+    lower = np.full_like(upper, -np.inf)
+    for j in range(1, dimensions):
+        lower[:, j] = defining[:, :j, j].max(axis=1)
+    real = (lower < upper).all(axis=1)
+    return lower[real], upper[real]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """What a format is: a network as a file, written, loaded in the file's own way, and compared with the network.
 
 One file of this folder for each format, called as the format is, with "_" for "-": so the names are known without
-importing anything. `get` imports the one that is asked for.
+importing anything. `get` imports the one that is asked for. `TOOLS` are the files that are no format.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from mixnas.search_space.network import Network
 
+TOOLS = ("format", "apart", "source")
+
 Answer = Callable[["np.ndarray"], "np.ndarray"]
 """A loaded file: a batch of inputs to outputs, both arrays."""
 
@@ -30,19 +32,23 @@ Answer = Callable[["np.ndarray"], "np.ndarray"]
 class Format(Protocol):
     """A format; registered by `register`.
 
+    It may also have `unit_outputs(path, batch)`, what each unit answers in a file as (name, array) in the order in
+    which they run, to say where a wrong file goes wrong; `call(path, batch, threads)`, a forward to be timed; and
+    `loads_with`, the packages that a file loads with, where they are not `packages`, or torch.
+
     Attributes:
         name: As `nas export --format` takes it.
         file_name: Of the file in an export's folder.
+        beside: Names of files that are written with it, and without which it does not load.
         packages: Packages to install for writing and loading, beside those that mixnas itself needs.
         needs_mixnas: Whether loading takes this package.
-        notices_damage: Whether loading refuses a file of which any byte was changed.
     """
 
     name: str
     file_name: str
+    beside: tuple[str, ...]
     packages: tuple[str, ...]
     needs_mixnas: bool
-    notices_damage: bool
 
     def why_not(self, network: Network) -> str:
         """Why a file of this format can't hold a network, naming the part, in words; empty where it can."""
@@ -89,7 +95,11 @@ def _modules() -> dict[str, str]:
     """Module of each format of this folder, by the format's name."""
     package = __name__.rpartition(".")[0]
     found = pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}.")
-    return {info.name.rpartition(".")[2].replace("_", "-"): info.name for info in found if info.name != __name__}
+    return {
+        info.name.rpartition(".")[2].replace("_", "-"): info.name
+        for info in found
+        if info.name.rpartition(".")[2] not in TOOLS
+    }
 
 
 def names() -> list[str]:
@@ -138,6 +148,29 @@ def load(file_format: Format, path: str | Path) -> Answer:
         ) from error
 
 
+def loads_with(file_format: Format) -> tuple[str, ...]:
+    """Packages that a file loads with."""
+    found: tuple[str, ...] = getattr(file_format, "loads_with", file_format.packages or ("torch",))
+    return found
+
+
+def call(file_format: Format, path: Path, batch: np.ndarray, threads: int) -> Callable[[], object]:
+    """A forward of a file in its own runtime, to be timed.
+
+    Args:
+        file_format: Of the file.
+        path: The file.
+        batch: What it reads.
+        threads: Threads inside an operator, where the runtime has a setting of its own.
+    """
+    own = getattr(file_format, "call", None)
+    if own is not None:
+        made: Callable[[], object] = own(path, batch, threads)
+        return made
+    answer = load(file_format, path)
+    return lambda: answer(batch)
+
+
 def first_line(error: BaseException) -> str:
     """What went wrong, on one line: other packages' messages run to pages."""
     lines = str(error).strip().splitlines()
@@ -166,7 +199,7 @@ def tolerance(network: torch.nn.Module) -> float:
     """
     import torch
 
-    shares = {torch.bfloat16: 2e-2, torch.float16: 2e-3}
+    shares = {torch.bfloat16: 2e-2, torch.float16: 2e-3, torch.int8: 2e-2, torch.uint8: 2e-2}
     return max(shares.get(tensor.dtype, 1e-4) for tensor in network.state_dict().values())
 
 
@@ -208,10 +241,50 @@ def compare(answer: Answer, network: torch.nn.Module, inputs: Tensor, what: str 
     return worst
 
 
-def verify(file_format: Format, path: str | Path, network: Network, inputs: Tensor) -> Agreement:
-    """`compare` a file, loaded in its own way, with the network that it was written from.
+def verify(
+    file_format: Format, path: str | Path, network: Network, inputs: Tensor, answer: Answer | None = None
+) -> Agreement:
+    """`compare` a file with the network that it was written from; where it differs, say which unit is the first to.
+
+    Args:
+        file_format: Of the file.
+        path: The file.
+        network: What it was written from, in evaluation mode, on the CPU.
+        inputs: (n, ...), at least two.
+        answer: The file, loaded elsewhere; loaded here if not given.
 
     Raises:
         IntegrityError: It can't be loaded, fails, or differs.
     """
-    return compare(load(file_format, path), network, inputs, path)
+    try:
+        return compare(answer or load(file_format, path), network, inputs, path)
+    except IntegrityError as error:
+        blamed = first_divergence(file_format, Path(path), network, inputs)
+        raise IntegrityError(f"{error} {blamed}".rstrip()) from error
+
+
+def first_divergence(file_format: Format, path: Path, network: Network, inputs: Tensor) -> str:
+    """The first unit of a file that does not answer as the network's does, and by how much, in words.
+
+    Empty where the file can't be looked into.
+    """
+    import torch
+
+    try:
+        found = file_format.unit_outputs(path, inputs.numpy())  # type: ignore[attr-defined]
+    except Exception:  # the file is wrong already: it may be in any way
+        return ""
+    x, seen = inputs, {name: [y for n, y in found if n == name] for name, _ in found}
+    for name, module in network.units():
+        with torch.no_grad():
+            x = module(x)
+        if not seen.get(name):
+            continue
+        y = torch.from_numpy(seen[name].pop(0))
+        if y.shape != x.shape:
+            return f"The first unit that differs is {name}: it answers {tuple(y.shape)}, not {tuple(x.shape)}."
+        scale = x.abs().max().item()
+        difference = (y.double() - x.double()).abs().max().item()
+        if not difference <= tolerance(network) * (scale or 1.0):
+            return f"The first unit that differs is {name}, by up to {difference:.3g} (its outputs reach {scale:.3g})."
+    return "Each unit by itself answers as the network's does."

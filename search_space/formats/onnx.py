@@ -6,16 +6,18 @@ compared with the module that it was made from.
 
 from __future__ import annotations
 
+import ast
 import json
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixnas.search_space.errors import NasError
 from mixnas.search_space.files import atomic_write
 from mixnas.search_space.formats.format import Answer, first_line, register
+from mixnas.search_space.units import is_unit
 
 if TYPE_CHECKING:  # who only asks whether ONNX is there need not wait for torch
     import numpy as np
@@ -79,9 +81,10 @@ class Onnx:
 
     name = "onnx"
     file_name = "model.onnx"
+    beside: tuple[str, ...] = ()
     packages: tuple[str, ...] = PACKAGES
+    loads_with = ("onnxruntime",)
     needs_mixnas = False
-    notices_damage = False
     load = staticmethod(load_onnx)
 
     def why_not(self, network: Network) -> str:
@@ -107,6 +110,7 @@ class Onnx:
         about = {"architecture": network.architecture.to_dict(), "io": network.io.to_plain(), "extra": dict(extra)}
         for key, value in about.items():
             graph.metadata_props.add(key=key, value=json.dumps(value))
+        _name_units(graph.graph, [name for name, _ in network.units()])
         atomic_write(path, graph.SerializeToString())
 
     def weight_bytes(self, path: Path) -> int:
@@ -115,3 +119,50 @@ class Onnx:
 
         tensors = onnx.load(str(path)).graph.initializer
         return sum(len(tensor.raw_data) or onnx.numpy_helper.to_array(tensor).nbytes for tensor in tensors)
+
+    def call(self, path: Path, batch: np.ndarray, threads: int) -> Callable[[], object]:
+        """See `Format`."""
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return lambda: session.run(["output"], {"input": batch})
+
+    def unit_outputs(self, path: Path, batch: np.ndarray) -> list[tuple[str, np.ndarray]]:
+        """See `Format`."""
+        import onnx
+        import onnxruntime
+
+        model = onnx.load(str(path))
+        made = [value for node in model.graph.node for value in node.output if is_unit(value.partition("@")[0])]
+        for value in made:
+            model.graph.output.add(name=value)
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        found = session.run(made, {"input": batch})
+        return [(value.partition("@")[0], array) for value, array in zip(made, found, strict=True)]
+
+
+def _name_units(graph: Any, order: Sequence[str]) -> None:
+    """Call the value that a unit answers as the unit is called, and forget where the exporter ran.
+
+    Args:
+        graph: An `onnx.GraphProto`, changed in place.
+        order: The units' names in the order in which they run; "@1" and so on is added where one runs again.
+    """
+    last: dict[str, str] = {}  # the last value that a unit makes
+    for node in graph.node:
+        about = {entry.key: entry.value for entry in node.metadata_props}
+        for scope in ast.literal_eval(about.get("pkg.torch.onnx.name_scopes", "[]")):
+            if scope.partition("@")[0] in order:
+                last[scope] = node.output[0]
+    outputs = {value.name for value in graph.output}
+    called = {value: scope for scope, value in last.items() if value not in outputs}
+    for node in graph.node:
+        for names in (node.input, node.output):
+            for i, name in enumerate(names):
+                names[i] = called.get(name, name)
+        del node.metadata_props[:]
+    for value in graph.value_info:
+        value.name = called.get(value.name, value.name)
+        del value.metadata_props[:]

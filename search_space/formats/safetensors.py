@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import ConfigError, IntegrityError, shown, visible
-from mixnas.search_space.files import atomic_create
+from mixnas.search_space.files import atomic_write
 from mixnas.search_space.formats.format import Answer, register
 from mixnas.search_space.network import IOSpec, Network
+from mixnas.search_space.units import is_unit
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,11 +45,20 @@ def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors and metadata atomically, with a digest of both that `load_tensors` checks."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     stamped = {**metadata, _DIGEST: _digest(plain, metadata)}
-    atomic_create(path, lambda temporary: save_file(plain, temporary, metadata=stamped))
+    atomic_write(path, _in_order(save(plain, metadata=stamped)))
+
+
+def _in_order(content: bytes) -> bytes:
+    """The same file with its header sorted: the library writes metadata in another order each time."""
+    length = int.from_bytes(content[:8], "little")
+    plain = json.loads(content[8 : 8 + length])
+    header = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[8 + length :]
 
 
 def load_tensors(path: str | Path, *format_names: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -161,12 +173,18 @@ def read_extra(path: str | Path) -> dict[str, Any]:
 
 
 def load_safetensors(path: str | Path) -> Answer:
-    """A file of `nas export --format safetensors`: arrays to arrays. Needs the package mixnas, and torch."""
+    """A file of `nas export --format safetensors` with model.py beside it. Needs torch and safetensors alone."""
+    import sys
+    import types
+    from pathlib import Path
+
     import torch
 
-    from mixnas.search_space.formats.safetensors import load_network
-
-    network = load_network(path)  # a torch module, with its architecture and interface
+    code = Path(path).with_name("model.py")
+    model = sys.modules["model"] = types.ModuleType("model")
+    model.__file__ = str(code)
+    exec(compile(code.read_text(encoding="utf-8"), code, "exec"), vars(model))
+    network = vars(model)["load"](path)  # a torch module
 
     def answer(batch: np.ndarray) -> np.ndarray:
         with torch.no_grad():
@@ -177,24 +195,55 @@ def load_safetensors(path: str | Path) -> Answer:
 
 @register
 class Safetensors:
-    """Weights, architecture and interface; the network's code is this package's."""
+    """Weights, architecture and interface, and beside them the network's code, plain PyTorch, in `model.py`.
+
+    `load_network` of this package reads the weights without that code.
+    """
 
     name = "safetensors"
     file_name = "model.safetensors"
-    packages: tuple[str, ...] = ()
-    needs_mixnas = True
-    notices_damage = True
+    beside: tuple[str, ...] = ("model.py",)
+    packages: tuple[str, ...] = ("safetensors",)
+    loads_with = ("torch", "safetensors")
+    needs_mixnas = False
     load = staticmethod(load_safetensors)
 
     def why_not(self, network: Network) -> str:
-        """It can hold any."""
+        """Not where the code of an operator cannot be taken, which shows when it is written."""
         return ""
 
     def write(self, network: Network, path: Path, extra: Mapping[str, Any]) -> None:
-        """See `save_network`."""
+        """See `save_network` and `source.writing`."""
+        from mixnas.search_space.formats.source.writing import source
+
+        text = source(network, path.name)
         save_network(path, network, extra)
+        atomic_write(path.with_name(self.beside[0]), text)
 
     def weight_bytes(self, path: Path) -> int:
         """Bytes of the tensors."""
         tensors, _ = load_tensors(path, FORMAT, _FORMER)
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+    def unit_outputs(self, path: Path, batch: np.ndarray) -> list[tuple[str, np.ndarray]]:
+        """See `Format`."""
+        network, found = _by_code_beside(path), []
+        for name, module in network.named_modules():
+            if is_unit(name):
+
+                def told(_m: Any, _i: Any, output: Tensor, name: str = name) -> None:
+                    found.append((name, output.detach().numpy()))
+
+                module.register_forward_hook(told)
+        with torch.no_grad():
+            network(torch.from_numpy(batch))
+        return found
+
+
+def _by_code_beside(path: Path) -> nn.Module:
+    code = path.with_name(Safetensors.beside[0])
+    model = sys.modules["model"] = types.ModuleType("model")  # dataclasses look there
+    model.__file__ = str(code)
+    exec(compile(code.read_text(encoding="utf-8"), code, "exec"), vars(model))
+    network: nn.Module = vars(model)["load"](path)
+    return network

@@ -16,6 +16,7 @@ from mixnas.search_space.errors import NasError
 from mixnas.search_space.files import atomic_write
 from mixnas.search_space.formats.format import Answer, first_line, register
 from mixnas.search_space.network import Network
+from mixnas.search_space.units import is_unit
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,7 +46,7 @@ def exported_network(network: Network) -> torch.export.ExportedProgram:
     Raises:
         NasError: A part can't be traced, or is an operation that torch alone does not have; the message names it.
     """
-    x = network.io.example(2)
+    x = network.io.example(2, generator=torch.Generator().manual_seed(0))  # it is kept in the file
     try:
         program = exported(network, x, dynamic_batch=True)
     except Exception as error:  # torch has no class of its own for all that may go wrong
@@ -87,9 +88,9 @@ class TorchExport:
 
     name = "torch-export"
     file_name = "model.pt2"
+    beside: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
     needs_mixnas = False
-    notices_damage = False
     load = staticmethod(load_torch_export)
 
     def why_not(self, network: Network) -> str:
@@ -98,12 +99,43 @@ class TorchExport:
 
     def write(self, network: Network, path: Path, extra: Mapping[str, Any]) -> None:
         """See `exported_network`."""
+        program = exported_network(network)
+        for node in program.graph.nodes:  # where this machine keeps its files is nobody's business
+            node.meta.pop("stack_trace", None)
         content = io.BytesIO()
         about = {"architecture": network.architecture.to_dict(), "io": network.io.to_plain(), "extra": dict(extra)}
-        torch.export.save(exported_network(network), content, extra_files={EXTRA_FILE: json.dumps(about)})
+        torch.export.save(program, content, extra_files={EXTRA_FILE: json.dumps(about)})
         atomic_write(path, content.getvalue())
 
     def weight_bytes(self, path: Path) -> int:
         """Bytes of the parameters and persistent buffers."""
         state = torch.export.load(path).state_dict
         return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+
+    def unit_outputs(self, path: Path, batch: np.ndarray) -> list[tuple[str, np.ndarray]]:
+        """See `Format`."""
+        recorder = _Recorder(torch.export.load(path).module())
+        with torch.no_grad():
+            recorder.run(torch.from_numpy(batch))
+        return [(place.partition("@")[0], tensor.numpy()) for place, tensor in recorder.found.items()]
+
+
+class _Recorder(torch.fx.Interpreter):
+    """Runs a program, and keeps what each unit answered last: its output.
+
+    Attributes:
+        found: By the unit's name; "@1" and so on for the times that it runs again.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
+        self.found: dict[str, Tensor] = {}
+
+    def run_node(self, n: torch.fx.Node) -> Any:
+        """See `torch.fx.Interpreter`."""
+        value = super().run_node(n)
+        if n.op == "call_function" and isinstance(value, Tensor):
+            for place, _ in n.meta.get("nn_module_stack", {}).values():
+                if is_unit(place.partition("@")[0]):
+                    self.found[place] = value
+        return value

@@ -14,7 +14,6 @@ def test_what_json_cannot_say_becomes_null(scripts, tmp_path, monkeypatch):
     import supernet
 
     monkeypatch.setattr(supernet, "RESULTS", tmp_path)
-    monkeypatch.setattr(supernet, "ROOT", tmp_path)
     record = {"share": math.nan, "trainings": [{"tau": 0.5, "interval": (0.1, math.inf)}], "n": 3, "ok": True}
     supernet.write("try", 1, record)
     kept = json.loads((tmp_path / "supernet-try.json").read_text())
@@ -35,7 +34,6 @@ def test_fidelity_of_one_super_network_and_one_seed_is_written(scripts, tmp_path
     monkeypatch.setattr(supernet_fidelity, "truth", trained)
     monkeypatch.setattr(supernet_fidelity, "_RESAMPLES", 20)
     monkeypatch.setattr(supernet, "RESULTS", tmp_path)
-    monkeypatch.setattr(supernet, "ROOT", tmp_path)
     args = argparse.Namespace(
         architectures=4, sample_seed=1, seeds=1, supernets=1, workers=1, out="one", threads=1,
         set=["supernet.seconds=null", "supernet.steps=2", "supernet.probe=0"],

@@ -26,7 +26,8 @@ WORDS = [
 
 def test_verbs_come_in_the_order_of_their_files():
     names = [" ".join(words) for words in WORDS]
-    first = ["search", "resume", "status", "front", "export", "latency devices", "latency profile", "latency query"]
+    first = ["search", "resume", "status", "front", "explain", "diff", "export", "reproduce", "report"]
+    first += ["latency devices", "latency profile", "latency query"]
     assert names[: len(first)] == first
     assert {"space show", "space size", "space sample", "space check", "ops", "doctor"} <= set(names)
     assert len(names) == len(set(names))
@@ -57,7 +58,13 @@ def test_the_installed_command_answers():
 
 
 def test_wrong_words_end_with_status_2():
-    assert nas("serach").returncode == 2
+    for words, says in (
+        (["serach"], "'serach' is not known. Did you mean 'search'? Allowed: search, resume"),
+        (["latency", "qeury"], "nas latency: argument VERB: 'qeury' is not known. Did you mean 'query'?"),
+        (["front", "x", "--wear", "params<1"], "nas front: '--wear' is not known. Did you mean '--where'? See:"),
+    ):
+        wrong = nas(*words)
+        assert wrong.returncode == 2 and says in wrong.stderr
     assert nas("front").returncode == 2
     assert nas("search", "--trials", "many").returncode == 2
 

@@ -7,9 +7,13 @@ import io
 import json
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
+
+from mixnas.search.run.directory import Run
+from mixnas.search.run.front import Front
 
 from .command import CONFIG, nas, ok, read_csv
 
@@ -50,9 +54,8 @@ def test_an_empty_front_does_not_speak_of_a_filter_that_was_not_given(searched: 
     path = tmp_path / "missed" / "pareto.json"
     pareto = json.loads(path.read_text())
     missed = [{**member, "reason": "violates latency_ms <= 0.01"} for member in pareto["front"]]
-    path.write_text(
-        json.dumps(pareto | {"front": [], "others": missed, "knee": None, "constraints": ["latency_ms <= 0.01"]})
-    )
+    pareto |= {"front": [], "others": missed, "knee": None, "constraints": ["latency_ms <= 0.01"]}
+    Run.open(path.parent).write_tables("", Front.from_plain(pareto))
     answer = nas("front", "missed", "--runs", tmp_path)
     assert answer.returncode == 3 and "satisfies the constraints latency_ms <= 0.01" in answer.stderr
     assert "--where" not in answer.stderr
@@ -61,11 +64,26 @@ def test_an_empty_front_does_not_speak_of_a_filter_that_was_not_given(searched: 
         assert "violates latency_ms <= 0.01" in line and f"{member['metrics']['latency_ms']:.3f}" in line
 
 
+def test_watching_ends_with_the_search(searched: Path, monkeypatch: pytest.MonkeyPatch):
+    run, slept = Run.open("first", searched / "runs").__enter__(), []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 2:
+            run.__exit__(None, None, None)
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    shown = ok("status", "first", "--watch", "--runs", searched / "runs")
+    assert shown.count("first: running") == 2 and shown.count("first: finished") == 1
+
+
 def test_status(searched: Path):
     runs = ("--runs", searched / "runs")
     assert "first" in ok("status", *runs)
     one = json.loads(ok("status", "first", "--json", *runs))
     assert one["state"] == "finished" and one["done"] == 6 and one["best"]["accuracy"] > 0
+    assert ok("status", "first", "--watch", *runs) == ok("status", "first", *runs)  # it is over
+    assert "Give its name" in nas("status", "--watch", *runs).stderr
     missing = nas("status", "frist", *runs)
     assert missing.returncode == 2 and "Did you mean 'first'?" in missing.stderr
 
@@ -169,5 +187,5 @@ def test_a_damaged_run_ends_with_status_5(searched: Path, tmp_path: Path):
 def test_dry_run_says_what_would_be_done_and_starts_nothing(tmp_path: Path):
     (tmp_path / "config.yaml").write_text(CONFIG)
     said = ok("search", "--dry-run", "-c", tmp_path / "config.yaml", "--trials", 9, "--runs", tmp_path / "runs")
-    assert "84 architectures" in said and "9 trials by nsga2, standalone" in said and "nothing was started" in said
+    assert "84 architectures" in said and "9 trials by auto, standalone" in said and "nothing was started" in said
     assert not (tmp_path / "runs").exists()

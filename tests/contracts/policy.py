@@ -47,16 +47,21 @@ class PolicyContract:
         quant: The policy, as an architecture names it.
         share: How far the deployed operator may be from the prepared one, as a share of the largest output.
         changes: Whether it changes what an operator computes at all.
+        every_kind: Whether each operator is tried in each kind of task that it serves, or in one.
     """
 
     quant: Op
     share: float = 1e-5
     changes: bool = True
+    every_kind: bool = True
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """`case`: each operator of the branches that has projections."""
         if "case" in metafunc.fixturenames:
-            metafunc.parametrize("case", quantizable(), ids=str)
+            found = quantizable()
+            if not metafunc.cls.every_kind:
+                found = list({(case.axis, case.op.name): case for case in found}.values())
+            metafunc.parametrize("case", found, ids=str)
 
     def test_prepared_layers_keep_parameters_and_names(self, case: Case):
         module = case.build()
@@ -121,3 +126,4 @@ class PolicyContract:
     def test_it_says_where_it_does_not_run(self):
         for device, runtime in itertools.product(("cpu", "cuda"), ("eager", "compiled", "onnxruntime", "graph")):
             assert isinstance(policy_of(self.quant).why_not(device, runtime), str)
+            assert isinstance(policy_of(self.quant).instead(device, runtime), str)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mixnas.evaluators import batches
 from mixnas.evaluators.tasks.digits import Digits
 from mixnas.evaluators.tasks.loading import by_name
-from mixnas.evaluators.tasks.task import Split, Task
+from mixnas.evaluators.tasks.task import IGNORE, Split, Task
 from mixnas.evaluators.training import (
     DivergedError,
     TrainConfig,
@@ -231,6 +231,65 @@ def test_evaluation_does_not_depend_on_the_batch_size(digits: Task) -> None:
     whole, pieces = evaluate(network, digits, "test", batch_size=1000), evaluate(network, digits, "test", batch_size=7)
     assert whole.score == pytest.approx(pieces.score, abs=1e-9)
     assert whole.loss == pytest.approx(pieces.loss, rel=1e-5)
+
+
+class Sparse(Task):
+    """Dense targets, half of them unlabelled, and some examples without any label."""
+
+    name = "sparse"
+
+    def __init__(self, count: int = 7, void: tuple[int, ...] = (), size: tuple[int, int] = (4, 4)) -> None:
+        generator = torch.Generator().manual_seed(0)
+        inputs = torch.randn(count, *size, 2, generator=generator)
+        targets = torch.randint(3, (count, *size), generator=generator)
+        targets[torch.rand(targets.shape, generator=generator) < 0.5] = IGNORE
+        targets[list(void)] = IGNORE
+        self.train = self.validation = self.test = Split(inputs, targets)
+        self.io = IOSpec("image", size, 2, 3, head="token")
+
+
+def sparse_network(io: IOSpec, norm: str = "layer") -> Network:
+    plain = {"stem": "linear", "norm": norm, "stages": [{"width": 4, "block": {"mixer": "identity"}}]}
+    plain["stages"][0]["block"]["channel_mixer"] = "mlp"
+    return Network(Architecture.from_dict(plain), io, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("void", [(), (6,), (2, 3, 4), (0, 1)])
+def test_unlabelled_examples_count_nothing_whatever_the_batch_size(void: tuple[int, ...]) -> None:
+    task = Sparse(void=void)
+    network = sparse_network(task.io).eval()
+    split = task.validation
+    with torch.no_grad():
+        outputs = network(split.inputs)
+    labelled = split.targets != IGNORE
+    right = (outputs.argmax(-1) == split.targets) & labelled
+    shares = [right[i].sum() / labelled[i].sum() for i in range(len(split)) if labelled[i].any()]
+    loss = torch.nn.functional.cross_entropy(outputs[labelled], split.targets[labelled]).item()
+    for batch_size in (1, 2, 3, 7, 512):
+        found = evaluate(network, task, batch_size=batch_size)
+        assert found.score == pytest.approx(torch.stack(shares).mean().item(), abs=1e-6), batch_size
+        assert found.loss == pytest.approx(loss, rel=1e-5), batch_size
+        assert found.error is not None and math.isfinite(found.error)
+
+
+def test_training_on_unlabelled_examples_leaves_finite_weights() -> None:
+    network, result = train_small(Sparse(void=(3, 4)), TrainConfig(epochs=4, batch_size=1), network=sparse_network(
+        Sparse().io))  # fmt: skip
+    assert math.isfinite(result.loss) and all(bool(p.isfinite().all()) for p in network.parameters())
+
+
+def test_a_split_without_any_label_is_not_judged() -> None:
+    task = Sparse(void=tuple(range(7)))
+    with pytest.raises(ConfigError, match="the validation has no labelled target"):
+        evaluate(sparse_network(task.io), task)
+
+
+@pytest.mark.parametrize("count", [2, 127, 128, 129, 257])
+def test_recalibration_gives_a_batch_norm_more_than_one_value(count: int) -> None:
+    task = Sparse(count, size=(1, 1))
+    network = sparse_network(task.io, "batch")
+    recalibrate(network, task, generator=torch.Generator().manual_seed(0))
+    assert all(bool(buffer.isfinite().all()) for buffer in network.buffers())
 
 
 def test_biases_and_norms_do_not_decay() -> None:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixnas.predictors.surrogate import MaskedEncoding, Surrogate, SurrogateConfig, rank_correlation
+from mixnas.predictors.encoding import ChoiceEncoding, MaskedEncoding
+from mixnas.predictors.surrogate import Surrogate, SurrogateConfig, rank_correlation
 from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.files import load_yaml
 from mixnas.search_space.space import SearchSpace
@@ -41,6 +42,17 @@ def test_vectors_of_another_space_are_refused(encoded):
         MaskedEncoding(VALUES)(encoded)
 
 
+def test_what_is_there_and_what_is_counted():
+    encoding = ChoiceEncoding([("a", "b"), ("a", "b"), (1, 2, 4)], [False, True, False])
+    rows = np.array([[0, 0, 0], [0, 1, 0], [0, -1, 0], [1, 0, 0], [0, 0, 2]])
+    x = encoding.choices(rows)
+    assert ((x - x[0]) ** 2).sum(1) == pytest.approx([0, 1, 1, 1, 1])  # another value, none, another variable
+    counts = encoding.counts(rows)
+    np.testing.assert_allclose(counts[1], counts[3])  # the same operators in another order
+    random = encoding.counts(np.random.default_rng(0).integers(0, 2, (4000, 3)))
+    assert ((random[::2] - random[1::2]) ** 2).sum(1).mean() == pytest.approx(1, abs=0.1)
+
+
 @pytest.fixture(scope="module")
 def conditional():
     plain = {
@@ -65,7 +77,7 @@ def conditional():
     return [v.values for v in space.variables], encoded, truth
 
 
-@pytest.mark.parametrize("model", ["gp", "svr"])
+@pytest.mark.parametrize("model", ["gp", "svr", "ridge"])
 def test_a_made_up_metric_is_learned(conditional, model):
     values, encoded, truth = conditional
     surrogate = Surrogate.fit(values, encoded[:150], truth[:150], SurrogateConfig(models=(model,)))

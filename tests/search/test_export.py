@@ -48,40 +48,66 @@ def available() -> list[str]:
     return found
 
 
+OWN = ["README.md", "architecture.yaml", "card.json", "load.py", "manifest.json"]
+
+
 def listing(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
 
 
-def test_every_format_is_written_verified_and_described(runs):
+def test_every_format_is_written_verified_and_described(runs, tmp_path):
     wanted = available()
-    (folder,) = export_run(runs("finished"), format_names=wanted, pick=FP32[:6])
+    (folder,) = export_run(runs("finished"), format_names=wanted, pick=FP32[:6], licence="apache-2.0")
     assert folder == runs("finished").exports / FP32
     files = [formats.get(name).file_name for name in wanted]
-    assert listing(folder) == sorted([*files, "architecture.yaml", "card.json", "load.py"])
+    beside = [name for f in map(formats.get, wanted) for name in f.beside]
+    assert listing(folder) == sorted([*files, *beside, *OWN])
     assert listing(folder.parent) == [FP32]
     card = json.loads((folder / "card.json").read_text())
     assert list(card["files"]) == files and card["id"] == FP32 and card["task"] == "digits"
     assert card["verified"]["test_accuracy"] == pytest.approx(card["metrics"]["test_accuracy"], abs=1e-9)
     for name, about in card["files"].items():
-        content = (folder / name).read_bytes()
-        assert about["bytes"] == len(content) and about["sha256"] == hashlib.sha256(content).hexdigest()
+        assert about["bytes"] == (folder / name).stat().st_size
+        assert about["latency"]["kind"] == "measured" and about["latency"]["low_ms"] <= about["latency"]["ms"]
         assert about["weight_bytes"] == pytest.approx(card["metrics"]["weight_bytes"], rel=0.1)
         verified = about["verified"]
         assert verified["inputs"] == 64 and 0 <= verified["difference"] <= verified["allowed"] < 1e-3
         assert verified["test_accuracy"] == card["verified"]["test_accuracy"]
     assert Architecture.from_dict(yaml.safe_load((folder / "architecture.yaml").read_text())).id == FP32
     assert read_extra(folder / "model.safetensors")["metrics"] == card["metrics"]
-    answer = subprocess.run([sys.executable, folder / "load.py"], capture_output=True, text=True)
-    assert answer.stdout.splitlines() == [f"{name} input (1, 8, 8, 1) output (1, 10)" for name in files], answer.stderr
-
-
-def test_what_loads_without_this_package_has_a_loader_without_it(runs, tmp_path):
-    (folder,) = export_run(runs("finished"), format_names=["torch-export"], pick=FP32, output=str(tmp_path / "out"))
-    assert folder.parent == tmp_path / "out"
+    manifest = json.loads((folder / "manifest.json").read_text())["files"]
+    assert sorted([*manifest, "manifest.json"]) == listing(folder)
+    for name, about in manifest.items():
+        content = (folder / name).read_bytes()
+        assert about == {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    _describes(folder, card)
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['mixnas'] = None\n")
-    command = [sys.executable, folder / "load.py"]
-    answer = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path)})
-    assert answer.stdout == "model.pt2 input (1, 8, 8, 1) output (1, 10)\n", answer.stderr
+    command, environment = [sys.executable, folder / "load.py"], {"PYTHONPATH": str(tmp_path)}
+    answer = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert answer.stdout.splitlines() == [f"{name} input (1, 8, 8, 1) output (1, 10)" for name in files], answer.stderr
+    assert {about["needs"][0] for about in card["files"].values()} >= {"torch"}
+    loader = folder / "load.py"
+    loader.write_text(loader.read_text().replace("VERIFIED_ON = [", 'VERIFIED_ON = ["no_such_instruction", '))
+    asked = [sys.executable, "-c", "import load; load.check('model.pt2')"]
+    answer = subprocess.run(asked, capture_output=True, text=True, env=environment, cwd=folder)
+    assert "note: verified on a CPU with no_such_instruction, which this one lacks" in answer.stderr
+    damaged = folder / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-9] + b"123456789")
+    answer = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert answer.returncode and "model.safetensors: damaged or changed" in answer.stderr
+
+
+def _describes(folder: Path, card: dict) -> None:
+    """The card for people: budget, numbers, drawing; its front matter is what hubs read."""
+    text = (folder / "README.md").read_text()
+    _, front_matter, rest = text.split("---\n", 2)
+    assert yaml.safe_load(front_matter)["license"] == "apache-2.0"
+    assert card["budget"] == ["asked params <= 20000, it has 914: kept"] and card["budget"][0] in rest
+    for said in (f"| test_accuracy | {card['metrics']['test_accuracy']:.6g} |", "stages.0.blocks.0.token", "mlp"):
+        assert said in rest
+    measured = card["latency"]
+    assert f"| the network, in the run | {measured['ms']:.3f} | {measured['low_ms']:.3f} to " in rest
+    assert card["data"] == {"split": "test", "examples": 359, "sha256": card["data"]["sha256"]}
 
 
 def test_weights_are_stored_as_the_policy_stores_them(runs):
@@ -99,29 +125,18 @@ def test_weights_are_stored_as_the_policy_stores_them(runs):
     assert trained.read_bytes() == before and not network.deployed
 
 
-def test_the_knee_and_a_filter_choose(runs):
-    run = runs("finished")
-    pareto = json.loads((run.path / "pareto.json").read_text())
-    assert [folder.name for folder in export_run(run)] == [pareto["knee"]]
-    wanted = [m["id"] for m in pareto["front"] if m["metrics"]["params"] < 900]
-    assert len(wanted) > 1 and [folder.name for folder in export_run(run, where="params < 900")] == wanted
-    assert listing(run.exports) == sorted({pareto["knee"], *wanted})
-    for pick, where, says in (
-        ("zzz", None, "'zzz' is none of the final networks"),
-        ("", None, "'' stands for several networks"),
-        (None, "params < 1", "no network of the front satisfies 'params < 1'"),
-    ):
-        with pytest.raises(ConfigError, match=says):
-            export_run(run, pick=pick, where=where)
-
-
 def test_what_cannot_be_written_is_said_before_anything_is(runs, tmp_path, monkeypatch):
     output = tmp_path / "out"
     with pytest.raises(ConfigError, match=r"no format is called 'onx'. Did you mean 'onnx'\? Allowed: onnx, "):
         export_run(runs("finished"), format_names=["safetensors", "onx"], output=str(output))
     monkeypatch.setattr(type(formats.get("onnx")), "packages", ())
     with pytest.raises(ConfigError, match=f"{BF16} cannot be exported as onnx: .*token has policy bf16"):
-        export_run(runs("standalone"), format_names=["safetensors", "onnx"], pick=BF16, output=str(output))
+        export_run(
+            runs("standalone"),
+            format_names=["safetensors", "onnx"],
+            pick=BF16,
+            output=str(output),
+        )
     monkeypatch.setattr(Safetensors, "packages", ("a_package_that_is_not_there",))
     with pytest.raises(ConfigError, match="pip install a_package_that_is_not_there"):
         export_run(runs("finished"), output=str(output))
@@ -144,8 +159,15 @@ def test_a_file_that_is_wrong_leaves_nothing_behind(runs, tmp_path, monkeypatch,
             weight[0, 0] -= 0.5
 
     monkeypatch.setattr(Safetensors, "write", wrong)
-    with pytest.raises(IntegrityError, match=r"safetensors: its outputs differ from the network's by up to 0\.\d+"):
-        export_run(runs("finished"), format_names=["torch-export", "safetensors"], pick=FP32, output=str(output))
+    with pytest.raises(
+        IntegrityError, match=r"its outputs differ .* up to 0\.\d+.* first unit that differs is head, by"
+    ):
+        export_run(
+            runs("finished"),
+            format_names=["torch-export", "safetensors"],
+            pick=FP32,
+            output=str(output),
+        )
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
     assert output.exists() == earlier
 
@@ -167,5 +189,16 @@ def test_an_export_takes_the_place_of_an_earlier_one_and_keeps_what_others_laid_
     (folder / "NOTES.txt").write_text("mine")
     (again,) = export_run(run, pick=FP32, format_names=["torch-export", "torch-export"])
     assert again == folder and listing(folder.parent) == [FP32]
-    assert listing(folder) == ["NOTES.txt", "architecture.yaml", "card.json", "load.py", "model.pt2"]
+    assert listing(folder) == sorted(["NOTES.txt", "model.pt2", *OWN])
     assert (folder / "NOTES.txt").read_text() == "mine"
+
+
+def test_weights_are_copied_without_the_tasks_module(runs, monkeypatch):
+    run = runs("finished")
+    run.manifest["fixed"]["task"] = "nowhere:Task"
+    with pytest.raises(ConfigError, match="nowhere"):
+        export_run(run, pick=FP32)
+    (folder,) = export_run(run, pick=FP32, verify=False)
+    card = json.loads((folder / "card.json").read_text())
+    verified = card["files"]["model.safetensors"]["verified"]
+    assert verified["of"] == "random numbers" and verified["inputs"] == 64 and "data" not in card

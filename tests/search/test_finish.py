@@ -10,7 +10,14 @@ import torch
 from mixnas.evaluators.tasks.loading import by_name
 from mixnas.evaluators.training import DivergedError
 from mixnas.predictors.measuring.value import Latency
-from mixnas.search.finish import FinalNetworks, choose_finalists, final_front, measure_finalists
+from mixnas.search.finish import (
+    FinalNetworks,
+    choose_finalists,
+    choose_measured,
+    final_front,
+    measure_finalists,
+    nothing_within,
+)
 from mixnas.search.job import agreement
 from mixnas.search.run.front import Member
 from mixnas.search.study.objectives import parse_constraints, parse_objectives
@@ -145,3 +152,58 @@ def test_how_far_the_search_agreed_with_the_final_weights_is_said():
     chance = agreement(members(enumerate([(0.3, 0.9), (0.46, 0.8), (0.31, 0.7), (0.4, 0.95), (0.35, 0.6)])), "accuracy")
     assert "as by chance: train the super-network for longer (supernet.seconds)" in chance
     assert agreement(members(enumerate([(0.1, 0.2)] * 4)), "accuracy") == ""
+
+
+def _flattered(bound: str, count: int = 30):
+    """Trials whose predicted latency is short by a tenth, and by a third where it looks best; and a measurement."""
+    constraints = parse_constraints([bound])
+    records, truth = [], {}
+    for i in range(count):
+        predicted = 0.5 + 0.1 * i
+        metrics = {"accuracy": 0.5 + 0.01 * i, "latency_ms": predicted}
+        records.append(TrialRecord(i, "done", f"{i:012d}", "{}", metrics))
+        truth[records[-1].id] = predicted * (1.5 if i % 3 == 0 else 1.1)
+    asked = []
+
+    def measure(some):
+        asked.extend(record.id for record in some)
+        return [Latency(truth[r.id], 0.98 * truth[r.id], 1.02 * truth[r.id], "measured") for r in some]
+
+    return Results(OBJECTIVES, constraints, records), measure, truth, asked
+
+
+def test_a_bound_on_latency_is_kept_by_what_was_measured():
+    results, measure, truth, asked = _flattered("latency_ms <= 2")
+    by_prediction = choose_finalists(results, 6)
+    assert any(truth[record.id] > 2 for record in by_prediction)
+    chosen = choose_measured(results, 6, measure)
+    assert len(chosen) == 6 and all(1.02 * truth[record.id] <= 2 for record in chosen)
+    assert len(set(asked)) == len(asked) < 30 and {record.id for record in chosen} <= set(asked)
+    # the most accurate that keeps it is among them
+    best = max((r for r in results.records if 1.02 * truth[r.id] <= 2), key=lambda r: r.metrics["accuracy"])
+    assert best.id in {record.id for record in chosen}
+
+
+def test_where_nothing_keeps_a_bound_the_nearest_are_chosen():
+    results, measure, truth, _ = _flattered("latency_ms <= 0.5")
+    chosen = choose_measured(results, 3, measure)
+    assert sorted(truth[record.id] for record in chosen) == sorted(truth.values())[:3]
+
+
+def test_what_cannot_be_measured_is_not_chosen():
+    results, measure, _, _ = _flattered("latency_ms <= 2")
+
+    def partly(some):
+        return ["no such runtime" if int(r.id) % 2 else one for r, one in zip(some, measure(some), strict=True)]
+
+    chosen = choose_measured(results, 4, partly)
+    assert len(chosen) == 4 and all(int(record.id) % 2 == 0 for record in chosen)
+
+
+def test_what_comes_nearest_is_said():
+    constraints = parse_constraints(["latency_ms <= 0.9"])
+    members = [_member("slow", 0.9, 2.0), _member("nearest", 0.8, 1.18)]
+    assert nothing_within(members, constraints) == (
+        "2 trained, none within latency_ms <= 0.9; nearest is nearest with latency_ms 1.18"
+    )
+    assert nothing_within([], constraints) == "0 trained, none within latency_ms <= 0.9"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from mixnas.evaluators.tasks import Split, Task
 from mixnas.search.config import Config, read_config
 from mixnas.search.problem import Problem
 from mixnas.search_space.errors import ConfigError, InfeasibleError
+from mixnas.search_space.units import IOSpec
 
 SPACE = {
     "stem": "conv",
@@ -51,6 +54,36 @@ def test_what_is_wrong_is_refused(changes, error, match):
     with pytest.raises(error) as raised:
         problem(**changes)
     assert match in str(raised.value)
+
+
+class OnePosition(Task):
+    """Images of one pixel, so many for training."""
+
+    name = "one_position"
+
+    def __init__(self, count: int = 8) -> None:
+        self.io = IOSpec("image", (1, 1), 1, 2)
+        self.train, self.validation, self.test = (
+            Split(torch.arange(n).float().reshape(n, 1, 1, 1), torch.arange(n) % 2) for n in (count, 4, 4)
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        ({"final": {"train": {"batch_size": 1}}}, "final.train.batch_size"),
+        ({"supernet": {"batch_size": 2, "processes": 2}}, "supernet.batch_size"),
+        ({"search": {"evaluator": "standalone"}, "train": {"batch_size": 1}}, "train.batch_size"),
+        ({"task": {"name": f"{__name__}:OnePosition", "count": 1}}, "task: train has one example"),
+    ],
+)
+def test_a_batch_norm_that_would_see_one_value_is_refused(changes, where):
+    given = {"task": f"{__name__}:OnePosition", "space": {**SPACE, "norm": ["layer", "batch"]}, **changes}
+    with pytest.raises(ConfigError) as raised:
+        problem(**given)
+    assert str(raised.value).startswith(f"{where}: norm batch on a grid of 1x1 cannot be trained on one example")
+    problem(**{**given, "space": SPACE})
+    problem(**{**given, "task": f"{__name__}:OnePosition", "final": {}, "supernet": {}, "search": {}, "train": {}})
 
 
 def test_a_latency_is_what_the_configuration_says():

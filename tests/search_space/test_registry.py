@@ -94,6 +94,15 @@ def test_a_duplicate_and_a_bad_default_are_refused():
         (Knob("a", choices=("a", "b")), "b", "b"),
         (Knob("a"), 1, None),
         (Knob(1), "1", None),
+        (Knob(0.3, low=0.0, high=1.0, step=0.1), 0.3, 0.3),
+        (Knob(0.3, low=0.0, high=1.0, step=0.1), 0.7, 0.7),
+        (Knob(0.3, low=0.0, high=1.0, step=0.1), 0.35, None),
+        (Knob(0.15, low=0.05, step=0.1), 0.25, 0.25),
+        (Knob(1e-4, low=0.0, step=1e-4), 3e-4, 3e-4),
+        (Knob(1, low=1, step=2), 10**30, None),
+        (Knob(1.0), 10**400, None),
+        (Knob(1.0), float("nan"), None),
+        (Knob(1.0), float("-inf"), None),
     ],
 )
 def test_knob_normalises(knob, given, expected):

@@ -33,6 +33,10 @@ class FP32:
         """It runs everywhere."""
         return ""
 
+    def instead(self, device: str, runtime: str) -> str:
+        """Nothing else."""
+        return ""
+
 
 @register("quant", "bf16", paper="Kalamkar et al. 2019, A Study of BFLOAT16 for Training (arXiv 1905.12322)")
 @dataclass(frozen=True)
@@ -62,4 +66,8 @@ class BF16:
         """Not through ONNX Runtime on a CPU."""
         if runtime == "onnxruntime" and device == "cpu":
             return "ONNX Runtime has no bfloat16 kernels for a CPU"
+        return ""
+
+    def instead(self, device: str, runtime: str) -> str:
+        """Nothing else: torch multiplies bfloat16 on every CPU, slowly on one that has no instructions for it."""
         return ""

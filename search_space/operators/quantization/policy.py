@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from typing import Protocol
 
@@ -23,7 +24,7 @@ import torch
 from torch import nn
 
 from mixnas.search_space import registry
-from mixnas.search_space.architecture import Op
+from mixnas.search_space.architecture import Architecture, Block, Op
 from mixnas.search_space.operators.layers import Conv, Linear, projections
 
 
@@ -40,11 +41,21 @@ class Policy(Protocol):
         """Bytes of a prepared operator's state as `deploy` would leave it; the operator stays as it is."""
 
     def why_not(self, device: str, runtime: str) -> str:
-        """Why it would not run for real there, in words; empty where it does.
+        """Why it can't run there at all, in words; empty where it does.
 
         Args:
             device: "cpu" or "cuda".
             runtime: "eager", "compiled", "onnxruntime" or "graph".
+        """
+
+    def instead(self, device: str, runtime: str) -> str:
+        """What runs there in its place, in words, where products are not those that its name says; else empty.
+
+        Latency measured there is that of what runs.
+
+        Args:
+            device: See `why_not`.
+            runtime: Likewise.
         """
 
 
@@ -73,6 +84,16 @@ def policy_of(op: Op) -> Policy:
     """The policy that an architecture names."""
     policy: Policy = registry.get("quant", op.name).build(**op.options)
     return policy
+
+
+def uniform(architecture: Architecture, quant: Op) -> Architecture:
+    """The same architecture with one policy throughout."""
+
+    def block(one: Block) -> Block:
+        return replace(one, quant=quant, channel_quant=quant)
+
+    stages = (replace(stage, blocks=tuple(map(block, stage.blocks))) for stage in architecture.stages)
+    return replace(architecture, stages=tuple(stages))
 
 
 @lru_cache(maxsize=4096)

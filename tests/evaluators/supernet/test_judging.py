@@ -38,7 +38,7 @@ def test_many_judged_together_score_as_each_alone(digits, norm, examples):
     found = SubnetJudge(supernet, digits, probe=examples).judge_many([*architectures, architectures[3]])
     assert found[-1] == found[3]
     for architecture, metrics in zip(architectures, found, strict=False):
-        assert list(metrics) == ["accuracy", "loss"]
+        assert list(metrics) == ["accuracy", "loss", "accuracy_se"]
         assert SubnetJudge(supernet, digits, probe=examples)(architecture) == metrics
         extracted = supernet.extract(architecture)
         if architecture.norm.name != "batch" and not examples:
@@ -108,7 +108,7 @@ def test_a_streamed_dense_task_with_a_metric_of_its_own(examples):
     architectures = [supernet.space.sample(rng) for _ in range(8)]
     found = SubnetJudge(supernet, task, probe=examples).judge_many(architectures)
     for architecture, metrics in zip(architectures, found, strict=True):
-        assert list(metrics) == ["overlap", "loss"]
+        assert list(metrics) == ["overlap", "loss", "overlap_se"]
         if not examples:
             judged = evaluate(supernet.extract(architecture), task)
             assert (metrics["overlap"], metrics["loss"]) == pytest.approx((judged.score, judged.loss))

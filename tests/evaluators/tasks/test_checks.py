@@ -68,7 +68,13 @@ def test_a_task_that_lacks_parts_is_refused_with_all_of_them() -> None:
         ({"train": Split(torch.zeros(2, 4, 3, dtype=torch.long), torch.zeros(2))}, "must be floating point"),
         ({"train": Split(torch.full((2, 4, 3), torch.nan), torch.zeros(2))}, "NaN"),
         ({"train": Split(torch.zeros(2, 4, 3), torch.full((2,), 7))}, r"loss on outputs float32 \(2, 2\) .* fails: "),
-        ({"io": IOSpec("causal", (4, 3), 9, 2, "pool", True)}, "integers"),
+        (
+            {
+                "io": IOSpec("causal", (4,), 9, 2, "pool", True),
+                "train": Split(torch.zeros(2, 4), torch.zeros(2, dtype=torch.long)),
+            },
+            "inputs are torch.float32, but io says tokens, which are integers",
+        ),
         (
             {"io": IOSpec("sequence", (4,), 3, 2, "token")},
             r"a target has shape \(\), .*'token' answers on the grid \(4,\)",
@@ -84,6 +90,48 @@ def test_parts_that_do_not_fit_together_are_refused(fields: dict[str, object], w
 def test_no_metric_is_called_as_an_evaluators_other_results(metric: str) -> None:
     with pytest.raises(ConfigError, match=f"metric is '{metric}'"):
         check_task(with_fields(metric=metric), "clouds")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_inputs_of_another_precision_are_refused(dtype: torch.dtype) -> None:
+    split = TwoClouds().validation
+    with pytest.raises(ConfigError, match=rf"validation: inputs are {dtype}, they must be floating point, float32"):
+        check_task(with_fields(validation=Split(split.inputs.to(dtype), split.targets)), "clouds")
+
+
+def test_inputs_that_require_gradients_are_refused() -> None:
+    split = TwoClouds().train
+    with pytest.raises(ConfigError, match=r"train: inputs or targets require gradients.* Detach them"):
+        check_task(with_fields(train=Split(split.inputs.clone().requires_grad_(), split.targets)), "clouds")
+
+
+def test_tokens_are_integers_that_can_be_looked_up() -> None:
+    class Tokens(TwoClouds):
+        def __init__(self, dtype: torch.dtype) -> None:
+            super().__init__()
+            self.io = IOSpec("sequence", (4,), 9, 2, tokens=True)
+            self.train = self.validation = self.test = Split(torch.ones(6, 4, dtype=dtype), torch.arange(6) % 2)
+
+    for dtype in (torch.int64, torch.int32):
+        check_task(Tokens(dtype), "tokens")
+    for dtype in (torch.uint8, torch.int16):
+        with pytest.raises(ConfigError, match="integers, int64 or int32"):
+            check_task(Tokens(dtype), "tokens")
+
+
+def test_examples_without_labels_are_a_task_and_none_with_labels_is_not() -> None:
+    class Dense(TwoClouds):
+        def __init__(self, unlabelled: slice) -> None:
+            super().__init__()
+            self.io = IOSpec("sequence", (4,), 3, 2, head="token")
+            inputs, targets = self.train.inputs, self.train.targets[:, None].repeat(1, 4)
+            targets[unlabelled] = IGNORE
+            self.train = self.validation = self.test = Split(inputs, targets)
+
+    check_task(Dense(slice(0, 2)), "dense")
+    check_task(Dense(slice(0, -1)), "dense")
+    with pytest.raises(ConfigError, match="train: no target is labelled, all are -100"):
+        check_task(Dense(slice(None)), "dense")
 
 
 def test_tokens_outside_the_vocabulary_are_refused() -> None:

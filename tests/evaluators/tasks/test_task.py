@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mixnas.evaluators.tasks.digits import Digits
-from mixnas.evaluators.tasks.task import IGNORE, MeanScore, Split, Task, distillation_loss
+from mixnas.evaluators.tasks.task import IGNORE, MeanScore, Split, Task, asked, distillation_loss
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -87,6 +87,24 @@ def test_score_is_a_mean_over_examples_of_the_labelled_share() -> None:
     targets = torch.tensor([[5, IGNORE, IGNORE], [5, 6, IGNORE]])
     assert Plain().score(outputs, targets) == 0.75
     assert MeanScore(Plain().score)._score(outputs[:, 0], targets[:, 0]) == 1.0
+
+
+def test_where_nothing_is_labelled_the_loss_is_nothing() -> None:
+    outputs = drawn(2, 3, 4).requires_grad_()
+    for loss in (Plain().loss, Plain().training_loss):
+        value = loss(outputs, torch.full((2, 3), IGNORE))
+        value.backward()
+        assert value.item() == 0 and outputs.grad.abs().max() == 0
+
+
+def test_what_is_asked_of_a_batch() -> None:
+    outputs = drawn(3, 2, 4)
+    targets = torch.tensor([[1, IGNORE], [IGNORE, IGNORE], [2, 3]])
+    left, answers, counts = asked(outputs, targets)
+    assert torch.equal(left, outputs[[0, 2]]) and torch.equal(answers, targets[[0, 2]]) and counts == 3
+    assert asked(outputs, torch.full((3, 2), IGNORE))[2] == 0
+    assert asked(drawn(3, 1), torch.tensor([IGNORE, 1, 2]))[2] == 3  # a number to be met, and no class
+    assert asked(drawn(3, 2, 4), drawn(3, 2, 4))[2] == 3
 
 
 def test_a_split_gathers_rows_and_moves() -> None:

@@ -1,11 +1,17 @@
 """What stands where in a space's networks, for whatever a space may contain, without a network being built."""
 
 import time
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
 from mixnas.predictors.latency.parts import build_parts
+from mixnas.search_space import registry
+from mixnas.search_space.cost import cost
+from mixnas.search_space.enumeration import cost_corner
+from mixnas.search_space.operators.quantization.float import FP32
+from mixnas.search_space.registry import Knob, register
 from mixnas.search_space.space import SearchSpace
 from mixnas.search_space.units import plan, registry_size_after
 
@@ -41,6 +47,34 @@ def test_only_what_matters_decides():
     found = build_parts(space, IMAGE, registry_size_after)
     sizes = {part.name: len(found.tables[part.table].units) for part in found.parts}
     assert sizes == {"stem": 16, "stages.0.blocks.0.token": 2, "stages.0.blocks.0.channel": 2, "head": 2}
+
+
+@dataclass(frozen=True)
+class _Stepped(FP32):
+    bits: int
+
+
+@pytest.mark.parametrize("bits", [[4, 8], 4])
+@pytest.mark.parametrize("channel_mixer", ["none", ["none", "mlp"], "mlp"])
+def test_the_knobs_of_a_policy_of_a_branch_that_may_be_absent(channel_mixer, bits, monkeypatch):
+    monkeypatch.setattr(registry, "_operators", dict(registry._operators))  # for this test alone
+    knobs = {"bits": Knob(8, low=2, high=8)}
+    register("quant", "parts_stepped", paper="made for a test", knobs=knobs)(_Stepped)
+    policy = {"name": "parts_stepped", "bits": bits}
+    quant = {"mixer": ["fp32", policy], "channel_mixer": policy}
+    block = {"mixer": ["identity", "pooling"], "channel_mixer": channel_mixer, "quant": quant}
+    space = SearchSpace.from_dict({"stem": "linear", "stages": [{"width": [4, 8], "block": block}]})
+    found = build_parts(space, IMAGE, registry_size_after)
+    matrix = space.sample_many(300, np.random.default_rng(0))
+    assert len(set(map(bytes, matrix))) == space.size()
+    for vector in matrix:
+        rows = [found.tables[part.table].units[cell(part, vector)] for part in found.parts]
+        told = [found.units[row] for row in rows if row >= 0]
+        assert sorted(told, key=str) == sorted((unit for _, unit in plan(space.decode(vector), IMAGE)), key=str)
+    values = [cost(architecture, IMAGE).weight_bytes for architecture in space.decode_many(matrix)]
+    for largest, value in ((False, min(values)), (True, max(values))):
+        corner = cost_corner(space, IMAGE, "weight_bytes", largest=largest)
+        assert corner.value == value and space.contains(corner.architecture)
 
 
 def test_blocks_with_the_same_choices_share_a_table():

@@ -18,7 +18,7 @@ from tests.contracts.strategy import StrategyContract, searched
 
 
 def test_each_is_chosen_by_its_name():
-    assert list(STRATEGIES) == ["gp", "nsga2", "nsga3", "random", "tpe"]
+    assert list(STRATEGIES) == ["auto", "gp", "linas", "nsga2", "nsga3", "predictor", "random", "tpe"]
     for name in STRATEGIES:
         strategy = build(SearchConfig, {"strategy": name}, "x").strategy
         assert STRATEGIES.name_of(strategy) == name and strategy == Strategy.from_plain({"name": name}, "x")
@@ -32,7 +32,7 @@ def test_what_is_wrong_is_refused():
         with pytest.raises(ConfigError, match=match):
             read_config({"search": search}, "c.yaml")
 
-    refused({"strategy": "nsga22"}, r"c\.yaml: search\.strategy: .*Did you mean 'nsga2'\? Allowed: gp, nsga2, nsga3")
+    refused({"strategy": "nsga22"}, r"c\.yaml: search\.strategy: .*Did you mean 'nsga2'\? Allowed: auto, gp, linas")
     refused(
         {"strategy": {"name": "nsga2", "population_size": 1}}, r"search\.strategy: population_size: 1 is not allowed"
     )

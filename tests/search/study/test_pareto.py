@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixnas.search.study.objectives import Objective
-from mixnas.search.study.pareto import Reference, as_minimised, knee, non_dominated
+from mixnas.search.study.pareto import Reference, as_minimised, boxes_above, knee, non_dominated
 from mixnas.search.study.results import Results, TrialRecord
 
 
@@ -87,6 +87,21 @@ def test_knee():
     front = np.array([[0.99, 10.0], [0.97, 2.0], [0.5, 1.0]])
     assert knee(front, objectives) == 1
     assert knee(front[:1], objectives) == 0
+
+
+@pytest.mark.parametrize("dimensions", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_boxes_above_a_front_are_what_a_point_can_add(dimensions, tied):
+    rng = np.random.default_rng(dimensions)
+    reference = np.full(dimensions, 0.9)
+    for count in (0, 1, 6, 20):
+        front = rng.random((count, dimensions))
+        front = np.round(front * 4) / 4 if tied else front
+        lower, upper = boxes_above(front, reference)
+        points = rng.random((500, dimensions))
+        inside = ((points[:, None] > lower) & (points[:, None] < upper)).all(axis=2).sum(axis=1)
+        dominated = (front[None] <= points[:, None]).all(axis=2).any(axis=1)
+        assert (inside == (~dominated & (points < reference).all(axis=1))).all()  # each in one box, or in none
 
 
 def test_a_point_with_nan_is_never_non_dominated_and_dominates_none():

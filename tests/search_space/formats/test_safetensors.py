@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -10,7 +11,7 @@ from safetensors.torch import save_file
 
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.cost import cost
-from mixnas.search_space.errors import ConfigError, IntegrityError
+from mixnas.search_space.errors import ConfigError, IntegrityError, NasError
 from mixnas.search_space.formats import format as formats
 from mixnas.search_space.formats.safetensors import (
     load_network,
@@ -22,7 +23,7 @@ from mixnas.search_space.formats.safetensors import (
 from mixnas.search_space.network import Network
 
 from ...contracts.cases import IOS, covering
-from ...contracts.format import FEATURES, FormatContract, network_of, small
+from ...contracts.format import FEATURES, FormatContract, content, network_of, small
 from ..operators.quantization import toy
 
 FORMER = Path(__file__).parents[2] / "data" / "v1"
@@ -31,6 +32,17 @@ QUANTS = ("fp32", "bf16", toy.NAME)
 
 class TestSafetensors(FormatContract):
     name = "safetensors"
+
+
+def test_any_changed_byte_is_noticed(tmp_path):
+    whole, path = content("safetensors"), tmp_path / "model.safetensors"
+    generator = np.random.default_rng(0)
+    for place in [0, 8, len(whole) - 1, *generator.integers(len(whole), size=100)]:
+        changed = bytearray(whole)
+        changed[place] ^= 1 << int(generator.integers(8))
+        path.write_bytes(changed)
+        with pytest.raises(NasError):
+            load_network(path)
 
 
 @pytest.fixture

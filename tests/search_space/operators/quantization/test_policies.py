@@ -23,6 +23,52 @@ class TestBF16(PolicyContract):
     share = 0.0  # computing rounds the weights as storing does
 
 
+class TestW8A8(PolicyContract):
+    quant = Op("w8a8")
+    share = 0.0  # judged with the arithmetic that is deployed
+
+
+class TestW8A8Static(PolicyContract):
+    quant = Op("w8a8_static", (("observer", "minmax"),))
+    share = 0.0
+
+
+class TestW8A16(PolicyContract):
+    quant = Op("w8a16")
+    share = 0.0
+    every_kind = False  # what is the same for all of these is tried with the two above
+
+
+class TestW4A16(PolicyContract):
+    quant = Op("w4a16", (("group", 16),))
+    share = 0.0
+    every_kind = False
+
+
+class TestW4A8(PolicyContract):
+    quant = Op("w4a8")
+    share = 0.0
+    every_kind = False
+
+
+class TestFP8(PolicyContract):
+    quant = Op("fp8")
+    share = 0.0
+    every_kind = False
+
+
+class TestSparse24(PolicyContract):
+    quant = Op("sparse24", (("bits", 32),))
+    share = 0.0
+    every_kind = False
+
+
+class TestSparse24Int8(PolicyContract):
+    quant = Op("sparse24", (("bits", 8),))
+    share = 0.0
+    every_kind = False
+
+
 @pytest.fixture
 def toy_policy() -> Iterator[None]:
     with toy.registered():

@@ -88,6 +88,9 @@ class ToyInt8:
     def why_not(self, device: str, runtime: str) -> str:
         return ""
 
+    def instead(self, device: str, runtime: str) -> str:
+        return "float32"
+
 
 @contextmanager
 def registered() -> Iterator[None]:

@@ -1,0 +1,369 @@
+"""What quantization costs and gives on this machine.
+
+    python benchmarks/quantization.py crossover      which product is fastest at which width and number of tokens
+    python benchmarks/quantization.py truth          judged = deployed = saved = loaded, and bytes, of 100 architectures
+    python benchmarks/quantization.py accuracy RUN   each policy on a run's front, before and after training with it
+
+Each writes `benchmarks/results/quantization-<what>-<device>.json`. Times want a quiet machine. `crossover --use` also
+writes the table that products are chosen by (`search_space/operators/quantization/products.json`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from _checkout import ROOT, use_checkout
+
+use_checkout()
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+from mixnas.predictors.measuring.device import device_name, provenance  # noqa: E402
+from mixnas.predictors.measuring.measure import MeasureConfig, fixed_threads, measure_networks  # noqa: E402
+from mixnas.predictors.measuring.sentinel import make_sentinel  # noqa: E402
+from mixnas.search_space.architecture import Architecture, Op  # noqa: E402
+from mixnas.search_space.files import write_json  # noqa: E402
+from mixnas.search_space.operators.layers import Linear  # noqa: E402
+from mixnas.search_space.operators.quantization import products  # noqa: E402
+from mixnas.search_space.operators.quantization.affine import quantize, quantize_rows  # noqa: E402
+from mixnas.search_space.operators.quantization.policy import policy_of, stored_bytes, uniform  # noqa: E402
+
+ROWS = (1, 16, 64, 256, 1024)
+WIDTHS = ((16, 64), (32, 128), (64, 64), (64, 256), (256, 64), (128, 512), (256, 1024))
+DEPLOYED = {
+    "int8": Op("w8a8"),
+    "int8_static": Op("w8a8_static", (("observer", "minmax"),)),
+    "weight_int8": Op("w8a16"),
+    "weight_int4": Op("w4a16", (("group", 16),)),
+}
+"""By kind of product, a policy that is one."""
+
+Call = Callable[[], object]
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+# -- crossover ---------------------------------------------------------------------------------------------------------
+
+
+def _forced(module: nn.Module, x: Tensor, kind: str, path: str) -> Call:
+    """A forward in which products of a kind take a path; no more than a name is set on the way."""
+    paths = {kind: path}
+
+    def call() -> object:
+        products._forced = paths
+        return module(x)
+
+    return call
+
+
+def _alone(x: Tensor, layer: Linear) -> Iterator[tuple[str, Call]]:
+    """Products of what is whole already, and torch's own dynamic layer, for comparison: they are no path."""
+    whole, _ = quantize_rows(x, 8)
+    weight, weight_scale = quantize_rows(layer.weight.detach(), 8)
+    unsigned = quantize(x, torch.tensor(8 / 255), 128, 0, 255)
+    packed = products.onednn_pack(weight, len(x))
+    one, zero = torch.tensor(8 / 255), torch.tensor(128, dtype=torch.int32)
+    bias = layer.bias.detach()
+    yield "int_mm alone", lambda: torch._int_mm(whole, weight.T)
+    yield (
+        "onednn alone",
+        lambda: products.onednn_linear(unsigned, one, zero, packed, weight_scale.squeeze(1), bias),
+    )
+    yield "quantize rows alone", lambda: quantize_rows(x, 8)
+    stored = torch.quantize_per_channel(
+        layer.weight.detach(),
+        weight_scale.squeeze(1).double(),
+        torch.zeros(len(weight), dtype=torch.long),
+        0,
+        torch.qint8,
+    )
+    dynamic = torch.ops.quantized.linear_prepack(stored, bias)
+    yield "quantized.linear_dynamic", lambda: torch.ops.quantized.linear_dynamic(x, dynamic, False)
+
+
+def _calls(rows: int, inputs: int, outputs: int) -> dict[str, Call]:
+    """Everything that is measured at one shape: whole layers from floats to floats, by "kind path", and parts."""
+    generator = torch.Generator().manual_seed(0)
+    layer = Linear(inputs, outputs).requires_grad_(False).eval()
+    x = torch.randn(rows, inputs, generator=generator)
+    half = policy_of(Op("bf16")).deploy(policy_of(Op("bf16")).prepare(copy.deepcopy(layer)))
+    calls: dict[str, Call] = {"fp32": lambda: layer(x), "bf16": lambda: half(x)}
+    for kind, quant in DEPLOYED.items():
+        policy = policy_of(quant)
+        if kind == "weight_int4" and inputs % 32 == 0:
+            policy = policy_of(Op("w4a16", (("group", 32),)))
+        module = policy.deploy(policy.prepare(copy.deepcopy(layer))).eval()
+        for path in products.KINDS[kind]:
+            if path == "int32" or not products.fits(path, inputs):
+                continue
+            if path in products.CHECKED and not products.works(path, inputs, outputs):
+                continue
+            calls[f"{kind} {path}"] = _forced(module, x, kind, path)
+    calls |= dict(_alone(x, layer))
+    return calls
+
+
+def crossover(args: argparse.Namespace) -> dict[str, Any]:
+    """Time every path at every shape; the fastest of each kind."""
+    shapes = [(rows, inputs, outputs) for rows in ROWS for inputs, outputs in WIDTHS]
+    if args.shapes:
+        shapes = shapes[: args.shapes]
+    found = []
+    started = time.monotonic()
+    config = MeasureConfig(passes=args.passes, threads=1, window_ms=4.0, min_repeats=10, max_repeats=60)
+    with torch.inference_mode(), fixed_threads(1):
+        for rows, inputs, outputs in shapes:
+            calls = _calls(rows, inputs, outputs)
+            for call in calls.values():
+                call()
+            measured = measure_networks(
+                list(calls.values()), rng=np.random.default_rng(0), config=config, sentinel=make_sentinel("cpu")
+            )
+            us = {name: 1e3 * one.latency.ms for name, one in zip(calls, measured, strict=True)}
+            paths = {}
+            for kind in DEPLOYED:
+                mine = {name.split()[1]: t for name, t in us.items() if name.startswith(f"{kind} ")}
+                paths[kind] = min(mine, key=mine.__getitem__)
+            gain = {kind: us["fp32"] / us[f"{kind} {path}"] for kind, path in paths.items()}
+            found.append(
+                {
+                    "rows": rows,
+                    "inputs": inputs,
+                    "outputs": outputs,
+                    "paths": paths,
+                    "times_as_fast_as_fp32": gain,
+                    "us": us,
+                }
+            )
+            products._forced = {}
+            _say(f"{rows:>5} x {inputs:>4} x {outputs:>4}: fp32 {us['fp32']:7.1f} us, " + ", ".join(
+                f"{kind} {gain[kind]:.2f} ({path})" for kind, path in paths.items()
+            ))  # fmt: skip
+    return {
+        "provenance": provenance("cpu", 1) | {"seconds": round(time.monotonic() - started, 1), "passes": args.passes},
+        "shapes": found,
+    }
+
+
+# -- truth -------------------------------------------------------------------------------------------------------------
+
+
+def _space(kind: str) -> tuple[Any, Any, dict[str, str]]:
+    """A space of every operator that serves a kind and every policy; what was left out, and why."""
+    from mixnas.search_space import registry
+    from mixnas.search_space.cost import op_cost
+    from mixnas.search_space.errors import ConfigError
+    from mixnas.search_space.network import check_op
+    from mixnas.search_space.registry import Context
+    from mixnas.search_space.space import SearchSpace
+    from mixnas.search_space.units import IOSpec
+
+    io = {
+        "image": IOSpec("image", (8, 8), 3, 5),
+        "sequence": IOSpec("sequence", (32,), 3, 5),
+        "causal": IOSpec("causal", (32,), 11, 11, head="token", tokens=True),
+    }[kind]
+    widths = (32, 64)
+    quants: list[Any] = [name for name in registry.names("quant") if name != "w4a16"]
+    quants.append({"name": "w4a16", "group": 16})
+    left_out = {}
+    block: dict[str, Any] = {"quant": {"mixer": quants, "channel_mixer": quants}}
+    for axis in ("mixer", "gate", "channel_mixer"):
+        block[axis] = []
+        for name in registry.names(axis):
+            if kind not in registry.get(axis, name).kinds:
+                continue
+            op = Op(name, tuple(sorted((k, knob.default) for k, knob in registry.get(axis, name).knobs.items())))
+            try:
+                for width in widths if name != "none" or axis == "gate" else ():
+                    context = Context(width, io.size, kind)
+                    check_op(axis, op, context, name)
+                    for quant in quants:
+                        plain = quant if isinstance(quant, dict) else {"name": quant}
+                        full = registry.get("quant", plain["name"]).knobs
+                        chosen = Op(plain["name"], tuple(sorted((k, plain.get(k, v.default)) for k, v in full.items())))
+                        op_cost(axis, op, chosen, context, context)
+                block[axis].append(name)
+            except ConfigError as error:
+                left_out[f"{kind} {axis} {name}"] = str(error)
+    stem = "embedding" if io.tokens else {"name": "conv", "stride": 1}
+    stage = {"width": list(widths), "depth": [1, 2, 3], "block": block}
+    return SearchSpace.from_dict({"stem": stem, "norm": ["layer", "rms"], "stages": [stage]}), io, left_out
+
+
+def truth(args: argparse.Namespace) -> dict[str, Any]:
+    """Logits and bytes of random architectures: as judged, deployed, saved, loaded; predicted, stored."""
+    from mixnas.search_space.cost import cost
+    from mixnas.search_space.formats.safetensors import load_network, save_network
+    from mixnas.search_space.operators.quantization.projected import calibrating
+    from mixnas.search_space.supernet import Supernet
+
+    record: dict[str, Any] = {"provenance": provenance("cpu", 1), "architectures": 0, "unequal": [], "bytes_wrong": []}
+    seen: dict[str, int] = {}
+    record["left_out"] = {}
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        for kind, count in zip(("image", "sequence", "causal"), _split(args.architectures, 3), strict=True):
+            space, io, left_out = _space(kind)
+            record["left_out"] |= left_out
+            supernet = Supernet(space, io, torch.Generator().manual_seed(0))
+            rng = np.random.default_rng(args.seed)
+            for _ in range(count):
+                architecture = space.sample(rng)
+                subnet = supernet.subnet(architecture).eval()
+                inputs = io.example(4, generator=torch.Generator().manual_seed(1))
+                with torch.no_grad(), calibrating(subnet):
+                    subnet(inputs)
+                path = Path(folder) / architecture.id
+                with torch.inference_mode():
+                    judged = subnet(inputs)
+                    network = supernet.extract(architecture).eval().deploy()
+                    deployed = network(inputs)
+                    save_network(path, network, {})
+                    loaded = load_network(path).eval()(inputs)
+                record["architectures"] += 1
+                if not (torch.equal(judged, deployed) and torch.equal(judged, loaded)):
+                    record["unequal"].append(architecture.to_dict())
+                if stored_bytes(network) != cost(architecture, io).weight_bytes:
+                    record["bytes_wrong"].append(architecture.to_dict())
+                for stage in architecture.stages:
+                    for block in stage.blocks:
+                        for op in (block.mixer, block.gate, block.channel_mixer, block.quant, block.channel_quant):
+                            seen[op.name] = seen.get(op.name, 0) + 1
+            _say(f"{kind}: {count} architectures, {len(record['unequal'])} unequal so far")
+    record["seen"] = dict(sorted(seen.items()))
+    return record
+
+
+def _split(total: int, parts: int) -> list[int]:
+    return [total // parts + (i < total % parts) for i in range(parts)]
+
+
+# -- accuracy ----------------------------------------------------------------------------------------------------------
+
+
+def accuracy(args: argparse.Namespace) -> dict[str, Any]:
+    """Every policy throughout each network of a run's front: post-training, and trained on with it; bytes and time."""
+    from mixnas.evaluators.tasks.loading import by_name
+    from mixnas.evaluators.training import TrainConfig, calibrate, evaluate, train
+    from mixnas.search.run.directory import Run
+    from mixnas.search_space.cost import cost
+    from mixnas.search_space.errors import NasError
+    from mixnas.search_space.formats.safetensors import load_network
+    from mixnas.search_space.network import Network
+
+    run = Run.open(args.run, args.runs)
+    task = by_name(run.manifest["fixed"]["task"])
+    members = run.front().members[: args.networks or None]
+    torch.set_num_threads(1)
+    rows: list[dict[str, Any]] = []
+    networks: list[Network] = []
+    for member in members:
+        original = load_network(run.networks / f"{member.id}.safetensors")
+        for name in args.policies:
+            architecture = uniform(original.architecture, _op(name))
+            row: dict[str, Any] = {"id": member.id, "policy": name}
+            rows.append(row)
+            try:
+                network = _with_weights(architecture, original)
+            except NasError as error:
+                row["refused"] = str(error)
+                continue
+            calibrate(network, task, generator=torch.Generator().manual_seed(0))
+            row["post_training"] = evaluate(network, task, "test").score
+            config = TrainConfig(epochs=args.epochs, lr=args.lr)
+            trained = copy.deepcopy(network)
+            train(trained, task, config, generator=torch.Generator().manual_seed(0))
+            row["trained"] = evaluate(trained, task, "test").score
+            row["weight_bytes"] = cost(architecture, task.io).weight_bytes
+            row["instead"] = policy_of(_op(name)).instead("cpu", "eager")
+            row["index"] = len(networks)
+            networks.append(network.eval().deploy())
+            _say(f"{member.id} {name}: {row['post_training']:.4f}, trained on {row['trained']:.4f}")
+    generator = torch.Generator().manual_seed(0)
+    example = task.io.example(1, generator=generator)
+    with torch.inference_mode(), fixed_threads(1):
+        calls = [_forward(network, example) for network in networks]
+        config_of_measure = MeasureConfig(passes=args.passes, threads=1)
+        found = measure_networks(
+            calls, rng=np.random.default_rng(0), config=config_of_measure, sentinel=make_sentinel("cpu")
+        )
+    for row in rows:
+        if "index" in row:
+            row["latency_ms"] = found[row.pop("index")].latency.ms
+    return {"provenance": provenance("cpu", 1), "run": args.run, "epochs": args.epochs, "lr": args.lr, "rows": rows}
+
+
+def _forward(network: nn.Module, example: Tensor) -> Call:
+    return lambda: network(example)
+
+
+def _op(name: str) -> Op:
+    from mixnas.search_space import registry
+
+    return Op(name, tuple(sorted((k, knob.default) for k, knob in registry.get("quant", name).knobs.items())))
+
+
+def _with_weights(architecture: Architecture, other: Any) -> Any:
+    """A network with another's weights under other policies: parameters keep their names; ranges are to be found."""
+    from mixnas.search_space.network import Network
+
+    network = Network(architecture, other.io, generator=torch.Generator().manual_seed(0))
+    mine = network.state_dict()
+    theirs = {name: tensor for name, tensor in other.state_dict().items() if name in mine}
+    network.load_state_dict(mine | theirs)
+    return network
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_subparsers(dest="what", required=True)
+    parser.add_argument("-o", "--output", type=Path, default=ROOT / "benchmarks" / "results")
+    one = what.add_parser("crossover", help=crossover.__doc__)
+    one.add_argument("--passes", type=int, default=5)
+    one.add_argument("--shapes", type=int, default=0, help="only so many, to try")
+    one.add_argument("--use", action="store_true", help="products are chosen by this table from now on")
+    one = what.add_parser("truth", help=truth.__doc__)
+    one.add_argument("--architectures", type=int, default=100)
+    one.add_argument("--seed", type=int, default=0)
+    one = what.add_parser("accuracy", help=accuracy.__doc__)
+    one.add_argument("run")
+    one.add_argument("--runs", default=str(ROOT / "runs"))
+    one.add_argument("--networks", type=int, default=0, help="of the front, the first so many; 0 for all")
+    one.add_argument("--epochs", type=int, default=10)
+    one.add_argument("--lr", type=float, default=1e-3)
+    one.add_argument("--passes", type=int, default=5)
+    one.add_argument(
+        "--policies",
+        nargs="+",
+        default=["fp32", "bf16", "w8a16", "w8a8", "w8a8_static", "w4a16", "w4a8", "fp8", "sparse24"],
+    )
+    args = parser.parse_args()
+    record = {"crossover": crossover, "truth": truth, "accuracy": accuracy}[args.what](args)
+    path = args.output / f"quantization-{args.what}-{device_name('cpu', 1)}.json"
+    write_json(path, record)
+    if args.what == "crossover" and args.use:
+        small = {"source": path.name, **record["provenance"]}
+        shapes = [{k: shape[k] for k in ("rows", "inputs", "outputs", "paths")} for shape in record["shapes"]]
+        write_json(products.TABLE, {"provenance": small, "shapes": shapes})
+    print(path)
+    if record.get("unequal") or record.get("bytes_wrong"):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,299 @@
+"""What the search strategies must show, part by part; each is one run and writes one file in `benchmarks/results/`.
+
+    python benchmarks/search.py table         strategies on published tables: share of the exact hypervolume, 20 seeds
+    python benchmarks/search.py nsga2         this project's NSGA-II beside Optuna's own, on the same tables
+    python benchmarks/search.py surrogate     rank correlation and coverage of `predictors.surrogate` and plain models
+    python benchmarks/search.py constraint    20 searches with a budget on latency: fronts within it, by measurement
+
+The tables are not part of this repository: `--data` says where they are (default: ../shared/data). The first three
+do not depend on how busy the machine is, but for the time of a proposal; `constraint` measures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from _checkout import ROOT, use_checkout
+
+use_checkout()
+
+import numpy as np  # noqa: E402
+
+from mixnas.evaluators.tabular import Table  # noqa: E402
+from mixnas.predictors.measuring.device import provenance  # noqa: E402
+from mixnas.search.benchmarking import Truth, checkpoints, compare, objectives_of  # noqa: E402
+from mixnas.search.strategies import Strategy  # noqa: E402
+from mixnas.search_space.files import write_json  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results"
+NB201 = tuple(f"latency_ms_{device}" for device in ("1080ti_32", "2080ti_1", "silver_4114", "samsung_a50"))
+PROBLEMS = {
+    **{latency: ("nb201-12ep", ("cifar100_val", latency)) for latency in NB201},
+    "nas-bench-macro": ("nas-bench-macro", ("cifar10_test", "params")),
+}
+CHOSEN_ON = ("latency_ms_1080ti_32", "nas-bench-macro")
+"""The problems on which the settings of `predictor` were chosen; the others are reported apart."""
+
+
+def say(text: str) -> None:
+    """Progress goes to stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def write(part: str, record: dict[str, Any]) -> None:
+    """One result file."""
+    path = RESULTS / f"search-{part}.json"
+    write_json(path, {**record, "provenance": provenance("cpu", 1)})
+    say(f"wrote {path.relative_to(ROOT)}")
+
+
+# -- table --------------------------------------------------------------------------------------------------------
+
+
+def table(args: argparse.Namespace) -> None:
+    """Every problem with every strategy; what is done is written as it comes."""
+    strategies = {name: Strategy.from_plain(name, "--strategies") for name in args.strategies.split(",")}
+    found: dict[str, Any] = {}
+    for cheap in (False, True):
+        for name, (file, names) in PROBLEMS.items():
+            if args.problems and name not in args.problems.split(","):
+                continue
+            read = Table.load(args.data / f"{file}.csv")
+            chosen = {"predictor": strategies["predictor"]} if cheap and "predictor" in strategies else strategies
+            say(f"{name}{', the second objective cheap' if cheap else ''}")
+            key = f"{name} (cheap)" if cheap else name
+            found[key] = compare(
+                read,
+                objectives_of(read, names),
+                chosen,
+                trials=args.trials,
+                seeds=args.seeds,
+                cheap=names[1:] if cheap else (),
+                say=say,
+            )
+            write("tables", {"problems": found, "chosen_on": CHOSEN_ON, "mean": _means(found)})
+        if "predictor" not in strategies or args.expensive_only:
+            break
+
+
+def _means(found: dict[str, Any]) -> dict[str, Any]:
+    """Of each strategy, the mean share over the problems whose settings were chosen on, and over the others."""
+    means: dict[str, Any] = {}
+    for group, names in (
+        ("chosen on", [n for n in found if n in CHOSEN_ON]),
+        ("others", [n for n in found if n in PROBLEMS and n not in CHOSEN_ON]),
+        ("nb201", [n for n in found if n in NB201]),
+    ):
+        for strategy in found[names[0]]["strategies"] if names else ():
+            shares = [found[name]["strategies"][strategy]["share"] for name in names]
+            mean = {count: float(np.mean([s[count]["mean"] for s in shares])) for count in shares[0]}
+            means.setdefault(group, {})[strategy] = mean
+    return means
+
+
+# -- nsga2 --------------------------------------------------------------------------------------------------------
+
+
+def nsga2(args: argparse.Namespace) -> None:
+    """This project's NSGA-II with two sizes of population, and Optuna's own; an architecture counts once."""
+    import optuna
+    from optuna.samplers import NSGAIISampler
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    found: dict[str, Any] = {}
+    for name in (NB201[0], "nas-bench-macro"):
+        file, names = PROBLEMS[name]
+        read = Table.load(args.data / f"{file}.csv")
+        truth = Truth(read, objectives_of(read, names))
+        values = np.stack([read.values[o.name] for o in truth.objectives], axis=1)
+        courses = []
+        for seed in range(args.seeds):
+            study = optuna.create_study(
+                directions=["maximize" if o.maximise else "minimize" for o in truth.objectives],
+                sampler=NSGAIISampler(seed=seed),
+            )
+            rows: dict[int, None] = {}
+            while len(rows) < args.trials:
+                trial = study.ask()
+                row = read.space.row(read.space.encode(read.space.ask(trial)))
+                study.tell(trial, values[row].tolist())
+                rows[row] = None
+            courses.append([truth.share(values[list(rows)[:count]]) for count in checkpoints(args.trials)])
+        shares = np.array(courses)
+        own = compare(
+            read,
+            truth.objectives,
+            {f"population {n}": Strategy.from_plain({"name": "nsga2", "population_size": n}, "") for n in (20, 50)},
+            trials=args.trials,
+            seeds=args.seeds,
+            say=say,
+        )
+        found[name] = {
+            "optuna": {
+                str(count): {"mean": float(s.mean()), "sd": float(s.std(ddof=1))}
+                for count, s in zip(checkpoints(args.trials), shares.T, strict=True)
+            },
+            **{strategy: one["share"] for strategy, one in own["strategies"].items()},
+        }
+        write("nsga2", {"seeds": args.seeds, "problems": found})
+
+
+# -- surrogate ----------------------------------------------------------------------------------------------------
+
+
+def surrogate(args: argparse.Namespace) -> None:
+    """Rank correlation on rows that were not seen, and how many of them the 90% intervals hold."""
+    from sklearn.ensemble import HistGradientBoostingRegressor
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import RBF, WhiteKernel
+    from sklearn.linear_model import RidgeCV
+    from sklearn.svm import SVR
+
+    from mixnas.predictors.encoding import MaskedEncoding
+    from mixnas.predictors.surrogate import Surrogate, rank_correlation
+
+    plain: dict[str, Callable[[], Any]] = {
+        "ridge": lambda: RidgeCV(alphas=np.logspace(-3, 3, 13)),
+        "svr": lambda: SVR(C=10.0, epsilon=0.05),
+        "gp": lambda: GaussianProcessRegressor(RBF(2.0) + WhiteKernel(0.1), normalize_y=True),
+        "boosted trees": lambda: HistGradientBoostingRegressor(min_samples_leaf=5),
+    }
+    found: dict[str, Any] = {}
+    for file, metric in (
+        ("nb201-12ep", "cifar100_val"),
+        ("nas-bench-macro", "cifar10_test"),
+        ("hat-wmt14ende_cpu_xeon", "latency_ms"),
+    ):
+        read = Table.load(args.data / f"{file}.csv")
+        options = [v.values for v in read.space.variables]
+        rows, truth = read.space.rows, read.values[metric]
+        x = MaskedEncoding(options)(rows)
+        of_metric: dict[str, Any] = {}
+        for count in (50, 100, 200, 400):
+            scores: dict[str, list[float]] = {name: [] for name in ("surrogate", *plain)}
+            held = []
+            for seed in range(args.seeds):
+                order = np.random.default_rng(seed).permutation(len(rows))
+                seen, unseen = order[:count], order[count : count + 1500]
+                model = Surrogate.fit(options, rows[seen], truth[seen])
+                mean, deviation = model.predict(rows[unseen])
+                scores["surrogate"].append(rank_correlation(mean, truth[unseen]))
+                held.append(float((np.abs(mean - truth[unseen]) <= 1.645 * deviation).mean()))
+                scale = truth[seen].std() or 1.0
+                for name, make in plain.items():
+                    fitted = make().fit(x[seen], (truth[seen] - truth[seen].mean()) / scale)
+                    scores[name].append(rank_correlation(fitted.predict(x[unseen]), truth[unseen]))
+            of_metric[str(count)] = {
+                "rank_correlation": {name: float(np.mean(s)) for name, s in scores.items()},
+                "coverage": {"mean": float(np.mean(held)), "low": min(held), "high": max(held)},
+            }
+            text = ", ".join(f"{name} {np.mean(s):.3f}" for name, s in scores.items())
+            say(f"{file} {metric}, {count} rows: {text}; 90% intervals hold {np.mean(held):.1%}")
+        found[f"{file} {metric}"] = of_metric
+    write("surrogate", {"seeds": args.seeds, "metrics": found})
+
+
+# -- constraint ---------------------------------------------------------------------------------------------------
+
+_SMALL = """
+task: digits
+search: {strategy: predictor, trials: 40, evaluator: supernet}
+supernet: {seconds: 8}
+latency: {profile: 20, passes: 2, final_passes: 5}
+final: {candidates: 4, train: {epochs: 2, lr: 1e-3}}
+space:
+  stem: {name: conv, stride: 1}
+  stages:
+    - width: [8, 16, 24]
+      depth: [1, 2, 3]
+      block:
+        mixer: [identity, {name: dwconv, kernel_size: [3, 5]}, {name: attention, heads: [2]}]
+        gate: [none, se]
+        channel_mixer: {name: mlp, expansion: [1, 2, 4]}
+"""
+
+
+def constraint(args: argparse.Namespace) -> None:
+    """Searches with a budget at the 30th percentile of the space, as predicted; one profile serves them all."""
+    from mixnas.search.config import read_config
+    from mixnas.search.job import Job, new_run
+    from mixnas.search.problem import Problem
+    from mixnas.search.run.progress import make_progress
+    from mixnas.search.run.stopping import StopSignal
+    from mixnas.search_space.errors import InfeasibleError
+    from mixnas.search_space.files import parse_yaml
+
+    searches = []
+    with tempfile.TemporaryDirectory() as folder:
+        tables = Path(folder) / "tables"
+        os.environ["MIXNAS_TABLES"] = str(tables)
+        plain = parse_yaml(_SMALL)
+        problem = Problem(read_config(plain, "constraint"))
+        latency = problem.latency()
+        latency.prepare(problem.space, problem.io, plain={"task": plain["task"], "space": plain["space"]})
+        drawn = problem.space.sample_many(2000, np.random.default_rng(0))
+        bound = float(np.quantile(latency.predict_many(drawn, problem.space, problem.io), 0.3))
+        for seed in range(args.seeds):
+            config = read_config(
+                {**plain, "constraints": [f"latency_ms <= {bound:.6g}"]}, "constraint", settings=[f"search.seed={seed}"]
+            )
+            run = new_run(config, root=Path(folder) / "runs", name=f"c{seed}", source="constraint")
+            run.latency.mkdir(parents=True, exist_ok=True)
+            for path in tables.iterdir():
+                (run.latency / path.name).write_bytes(path.read_bytes())
+            try:
+                Job(run, config, progress=make_progress("quiet"), stop=StopSignal()).execute()
+                ended = "front"
+            except InfeasibleError as error:
+                ended = str(error)
+            front = run.front()
+            within = [m.metrics["latency_ms"] <= bound for m in front.members]
+            named = [m for m in front.others if "violates" in m.reason]
+            searches.append(
+                {
+                    "seed": seed,
+                    "front": len(front.members),
+                    "within": sum(within),
+                    "over_and_named": len(named),
+                    "latency_ms": [m.metrics["latency_ms"] for m in front.members],
+                    "predicted_ms": [m.predicted.ms for m in front.members if m.predicted is not None],
+                    "ended": ended,
+                }
+            )
+            say(f"seed {seed}: front of {len(front.members)}, {sum(within)} within, {len(named)} over and named")
+    write(
+        "constraint",
+        {
+            "bound_ms": bound,
+            "searches": searches,
+            "fronts_not_empty": sum(s["front"] > 0 for s in searches),
+            "all_within": sum(s["front"] == s["within"] for s in searches),
+            "of": len(searches),
+        },
+    )
+
+
+def main() -> None:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = {"table": table, "nsga2": nsga2, "surrogate": surrogate, "constraint": constraint}
+    parser.add_argument("part", choices=parts)
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="where the tables are")
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--trials", type=int, default=400)
+    parser.add_argument("--strategies", default="predictor,linas,nsga2,nsga3,tpe,random")
+    parser.add_argument("--problems", help="only these, joined by commas")
+    parser.add_argument("--expensive-only", action="store_true", help="table: without the runs with a cheap objective")
+    args = parser.parse_args()
+    parts[args.part](args)
+
+
+if __name__ == "__main__":
+    main()

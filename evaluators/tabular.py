@@ -1,0 +1,372 @@
+"""Published tables: architectures that others trained and measured, as a search space and an evaluator.
+
+`NAME.csv` has an architecture in each line; `NAME.yaml` beside it says which columns are its choices (`knobs`) and
+which were measured (`metrics`, with the direction that is better), and whatever else people want to know of it. An
+empty cell of a knob is a choice that this architecture does not have; of a metric, an evaluation that failed.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mixnas.evaluators.protocol import Metric, Outcome, Request, attempt
+from mixnas.search_space.architecture import Architecture, Op
+from mixnas.search_space.errors import ConfigError, NasError, nearest
+from mixnas.search_space.files import load_yaml, read_text
+from mixnas.search_space.registry import Value
+from mixnas.search_space.reporting import SILENT, Report
+from mixnas.search_space.space import INACTIVE, SearchSpace, Variable
+
+NUMERIC = "numeric"
+"""Written for a knob's values where they are whatever numbers stand in the column."""
+
+_ABSENT = "-"  # of a knob that no other knob switches: being absent is a value of its own
+
+
+class TableSpace(SearchSpace):
+    """The architectures of a table, and no others: what would lead out of the table goes to its nearest row.
+
+    A knob whose presence another knob decides depends on it, as in any space.
+
+    Args:
+        names: Of the knobs.
+        cells: (rows, knobs) values; None where a row does not have the knob. No row stands twice.
+        source: For messages.
+    """
+
+    def __init__(self, names: Sequence[str], cells: Sequence[Sequence[Value | None]], source: str) -> None:
+        self.source = source
+        columns = {name: [row[i] for row in cells] for i, name in enumerate(names)}
+        self._set_variables(tuple(_variables(columns)))
+        self._positions_of = [{value: i for i, value in enumerate(v.values)} for v in self.variables]
+        self.rows = np.full((len(cells), len(self.variables)), INACTIVE, dtype=np.int64)
+        for i, variable in enumerate(self.variables):
+            positions = self._positions_of[i]
+            for r, value in enumerate(columns[variable.name]):
+                self.rows[r, i] = positions.get(_ABSENT if value is None else value, INACTIVE)
+        self._row_of = {row.tobytes(): i for i, row in enumerate(self.rows)}
+        ordered = [_is_numeric(v.values) for v in self.variables]
+        self._step = np.where(ordered, 1 / np.maximum(self._counts - 1, 1), 1.0)
+        self._full = len(cells) == self._combinations()
+
+    def _combinations(self) -> int:
+        """Rows that a table of every combination would have; knobs that depend on others are not counted out."""
+        free = all(v.parent < 0 for v in self.variables)
+        return math.prod(int(c) for c in self._counts) if free else -1
+
+    def size(self) -> int:
+        """The number of rows."""
+        return len(self.rows)
+
+    def row(self, vector: np.ndarray) -> int:
+        """The row of an integer vector, or of the architecture nearest to it."""
+        found = self._row_of.get(np.ascontiguousarray(vector, dtype=np.int64).tobytes())
+        return int(np.argmin(self._distances(vector))) if found is None else found
+
+    def _distances(self, vector: np.ndarray) -> np.ndarray:
+        apart = np.minimum(np.abs(self.rows - vector) * self._step, 1.0)
+        one_absent = (self.rows < 0) != (vector < 0)
+        return np.where(one_absent | ((self.rows != vector) & (self._step == 1.0)), 1.0, apart).sum(axis=1)
+
+    # -- what a space does ---------------------------------------------------------------------------------------------
+
+    def _walk(self, pick: Callable[[str, tuple[Value, ...]], int]) -> Architecture:
+        vector = np.full(len(self.variables), INACTIVE, dtype=np.int64)
+        for i, variable in enumerate(self.variables):
+            if variable.parent < 0 or int(vector[variable.parent]) in variable.parent_options:
+                vector[i] = pick(variable.name, variable.values)
+        vector = self.rows[self.row(vector)]
+        here = ((v.name, v.values[p]) for v, p in zip(self.variables, vector, strict=True) if p >= 0)
+        return Architecture(Op("row", tuple(sorted(here))), Op("none"), ())
+
+    def _positions(self, architecture: Architecture) -> Iterator[tuple[str, int]]:
+        knobs = architecture.stem.options
+        for i, variable in enumerate(self.variables):
+            if variable.name in knobs:
+                value = knobs[variable.name]
+                if value not in self._positions_of[i]:
+                    allowed = ", ".join(map(str, variable.values))
+                    raise ConfigError(f"{self.source}: {variable.name} is {value!r}. Allowed: {allowed}.")
+                yield variable.name, self._positions_of[i][value]
+
+    def sample_many(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Random rows."""
+        return self.rows[rng.integers(0, len(self.rows), size=count)]
+
+    def complete(self, matrix: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """As every space; what is not in the table becomes its nearest row."""
+        filled = super().complete(matrix, rng)
+        if self._full:
+            return filled
+        flat = np.atleast_2d(filled)
+        return np.array([self.rows[self.row(vector)] for vector in flat]).reshape(filled.shape)
+
+    def neighbour_vectors(self, vector: np.ndarray) -> np.ndarray:
+        """Rows that differ by one choice; of a table with gaps as many as that would be, the nearest, and one more.
+
+        The one more is the next of the table, so that neighbours of neighbours are the whole of it.
+        """
+        if self._full:
+            return super().neighbour_vectors(vector)
+        distances = self._distances(vector)
+        count = min(int(np.maximum(self._counts - 1, 0).sum()) + 1, len(self.rows))
+        nearest_rows = np.argpartition(distances, count - 1)[:count]
+        nearest_rows = nearest_rows[np.argsort(distances[nearest_rows], kind="stable")]
+        following = (self.row(vector) + 1) % len(self.rows)
+        chosen = [*nearest_rows[distances[nearest_rows] > 0], following]
+        return self.rows[list(dict.fromkeys(chosen))]
+
+
+def _is_numeric(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+
+
+def _variables(columns: Mapping[str, Sequence[Value | None]]) -> list[Variable]:
+    """The knobs with two values or more; one that is absent in places stands behind the one that decides it."""
+    values = {name: _sorted({cell for cell in cells if cell is not None}) for name, cells in columns.items()}
+    absent = [name for name, cells in columns.items() if None in cells]
+    made = [Variable(n, v) for n, v in values.items() if n not in absent and len(v) > 1]
+    while absent:
+        found = None
+        for name in absent:
+            for p, parent in enumerate(made):
+                options = _switch(columns[parent.name], columns[name], parent.values)
+                if options is not None:
+                    found = Variable(name, values[name], p, options)
+                    break
+            if found is not None:
+                break
+        if found is None:
+            found = Variable(absent[0], (_ABSENT, *map(str, values[absent[0]])))
+        absent.remove(found.name)
+        if len(found.values) > 1:
+            made.append(found)
+    return made
+
+
+def _sorted(values: set[Value]) -> tuple[Value, ...]:
+    numbers = _is_numeric(list(values))
+    return tuple(sorted(values, key=(lambda v: float(v)) if numbers else str))
+
+
+def _switch(parent: Sequence[Any], child: Sequence[Any], values: Sequence[Any]) -> frozenset[int] | None:
+    """Positions of the parent's values at which the child is there; None where they do not decide it."""
+    there: dict[Any, bool] = {}
+    for deciding, cell in zip(parent, child, strict=True):
+        if there.setdefault(deciding, cell is not None) != (cell is not None):
+            return None
+    if there.get(None, False):
+        return None
+    return frozenset(i for i, value in enumerate(values) if there.get(value, False))
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table, read.
+
+    Attributes:
+        name: As its file says.
+        space: Its architectures.
+        metrics: What was measured, none of it cheap.
+        values: Each metric (rows,) in the order of `space.rows`; NaN where it is empty.
+    """
+
+    name: str
+    space: TableSpace
+    metrics: Mapping[str, Metric]
+    values: Mapping[str, np.ndarray]
+
+    @classmethod
+    def load(cls, path: str | Path) -> Table:
+        """Read `NAME.csv` with `NAME.yaml`; either may be given, or the name without an ending.
+
+        Rows that say the same architecture are one, with the mean of what was measured.
+
+        Raises:
+            ConfigError: A file is missing or wrong: which, where, and what is allowed.
+        """
+        path = Path(path)
+        base = path.with_suffix("") if path.suffix in (".csv", ".yaml", ".yml") else path
+        about_path = base.with_name(f"{base.name}.yaml")
+        csv_path = base.with_name(f"{base.name}.csv")
+        knobs, directions, name = _read_about(about_path)
+        rows = list(csv.reader(read_text(csv_path).splitlines()))
+        if len(rows) < 2:
+            raise ConfigError(f"{csv_path}: a table needs a line of names and lines of values; it has {len(rows)}.")
+        header = rows[0]
+        for column in (*knobs, *directions):
+            if header.count(column) != 1:
+                raise ConfigError(
+                    f"{csv_path}: column {column!r} of {about_path.name} stands {header.count(column)} times in the "
+                    f"first line.{nearest(column, header)} It has: {', '.join(header)}."
+                )
+        cells: dict[tuple[Value | None, ...], list[list[float]]] = {}
+        for line, row in enumerate(rows[1:], 2):
+            where = f"{csv_path}: line {line}"
+            if len(row) != len(header):
+                raise ConfigError(f"{where} has {len(row)} cells; the first line has {len(header)}.")
+            here = dict(zip(header, row, strict=True))
+            key = tuple(_knob(here[k], allowed, f"{where}: {k}") for k, allowed in knobs.items())
+            cells.setdefault(key, []).append([_number(here[m], f"{where}: {m}", empty=True) for m in directions])
+        space = TableSpace(list(knobs), list(cells), str(csv_path))
+        if not space.variables:
+            raise ConfigError(f"{csv_path}: every knob has the same value in all rows; there is nothing to choose.")
+        means = np.array([np.mean(found, axis=0) for found in cells.values()])
+        return cls(
+            name,
+            space,
+            {m: Metric(m, "max" if direction == "max" else "min") for m, direction in directions.items()},
+            {m: means[:, i] for i, m in enumerate(directions)},
+        )
+
+
+def _read_about(path: Path) -> tuple[dict[str, list[str] | None], dict[str, str], str]:
+    """Knobs with what they allow (None: numbers), metrics with their direction, and the table's name."""
+    plain = load_yaml(path)
+    if not isinstance(plain, Mapping):
+        raise ConfigError(f"{path}: expected a mapping with knobs and metrics; got {type(plain).__name__}.")
+    knobs, metrics = plain.get("knobs"), plain.get("metrics")
+    if not isinstance(knobs, Mapping) or not knobs:
+        raise ConfigError(f"{path}: knobs: expected a mapping of columns to lists of values; got {knobs!r}.")
+    if not isinstance(metrics, Mapping) or not metrics:
+        raise ConfigError(f"{path}: metrics: expected a mapping of columns to max or min; got {metrics!r}.")
+    for name, direction in metrics.items():
+        if direction not in ("max", "min"):
+            raise ConfigError(f"{path}: metrics.{name}: {direction!r} is not a direction. Allowed: max, min.")
+        if name in knobs:
+            raise ConfigError(f"{path}: {name!r} is a knob and a metric. Keep one.")
+    read: dict[str, list[str] | None] = {}
+    for name, values in knobs.items():
+        if not isinstance(values, Sequence) or isinstance(values, str) or not values:
+            raise ConfigError(f"{path}: knobs.{name}: expected a list of values, or [{NUMERIC}]; got {values!r}.")
+        read[str(name)] = None if list(values) == [NUMERIC] else [_text(value) for value in values]
+    return read, {str(m): str(d) for m, d in metrics.items()}, str(plain.get("name", path.stem))
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _knob(cell: str, allowed: list[str] | None, where: str) -> Value | None:
+    cell = cell.strip()
+    if not cell:
+        return None
+    if allowed is None:
+        number = _number(cell, where)
+        return int(number) if number.is_integer() and abs(number) < 2**53 else number
+    text = cell.lower() if cell.lower() in ("true", "false") else cell
+    found = text if text in allowed else next((value for value in allowed if _same_number(value, text)), None)
+    if found is None:
+        raise ConfigError(f"{where} is {cell!r}.{nearest(cell, allowed)} Allowed: {', '.join(allowed)}, or empty.")
+    return found
+
+
+def _same_number(a: str, b: str) -> bool:
+    try:
+        return float(a) == float(b)
+    except ValueError:
+        return False
+
+
+def _number(cell: str, where: str, *, empty: bool = False) -> float:
+    cell = cell.strip()
+    if not cell and empty:
+        return math.nan
+    try:
+        number = float(cell)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ConfigError(f"{where} is {cell!r}. Allowed: a finite number{', or empty' if empty else ''}.")
+    return number
+
+
+class TabularEvaluator:
+    """Looks architectures up in a table; an `Evaluator`, and its own spec.
+
+    Args:
+        path: Of the table; see `Table.load`.
+        names: The metrics that an evaluation gives, and fails without; None for all of the table.
+        cheap: Those of them that count as known without evaluating.
+        table: The table, where it was read already.
+
+    Raises:
+        ConfigError: See `Table.load`; or a cheap metric is not one of the table's.
+    """
+
+    finishing = "look up"
+
+    def __init__(
+        self,
+        path: str | Path,
+        names: Sequence[str] | None = None,
+        cheap: Sequence[str] = (),
+        table: Table | None = None,
+    ) -> None:
+        self.path, self.table = path, table or Table.load(path)
+        self._names, self._cheap = tuple(names if names is not None else self.table.metrics), tuple(cheap)
+        for name in (*self._names, *self._cheap):
+            if name not in self.table.metrics:
+                known = ", ".join(self.table.metrics)
+                raise ConfigError(
+                    f"{path}: no metric is called {name!r}.{nearest(name, self.table.metrics)} It has: {known}."
+                )
+        for name in self._cheap:
+            if name not in self._names:
+                raise ConfigError(f"{path}: {name} is cheap, but none of {', '.join(self._names)}. Add it or leave it.")
+            if not np.isfinite(self.table.values[name]).all():
+                raise ConfigError(f"{path}: {name} is empty in some rows, so that it is not known without evaluating.")
+        self.space = self.table.space
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TabularEvaluator, (self.path, self._names, self._cheap)
+
+    @property
+    def spec(self) -> TabularEvaluator:
+        """See `Evaluator`."""
+        return self
+
+    def open(self) -> TabularEvaluator:
+        """See `EvaluatorSpec`."""
+        return self
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        """See `Evaluator`."""
+        known = self.table.metrics
+        return {name: Metric(name, known[name].direction, name in self._cheap) for name in self._names}
+
+    def prepare(self, report: Report = SILENT, should_stop: Callable[[], bool] | None = None) -> None:
+        """Nothing has to be."""
+
+    def cheap(self, matrix: np.ndarray) -> dict[str, np.ndarray]:
+        """See `Evaluator`."""
+        rows = np.array([self.space.row(vector) for vector in np.asarray(matrix)], dtype=np.intp)
+        return {name: self.table.values[name][rows] for name in self._cheap}
+
+    def evaluate(self, requests: Sequence[Request]) -> list[Outcome]:
+        """See `Evaluator`."""
+        return [attempt(self._evaluate, request) for request in requests]
+
+    def _evaluate(self, request: Request) -> Outcome:
+        row = self.space.row(self.space.encode(request.architecture))
+        metrics = {name: float(self.table.values[name][row]) for name in self._names}
+        empty = [name for name, value in metrics.items() if math.isnan(value)]
+        return Outcome({}, f"the table has no {', '.join(empty)}") if empty else Outcome(metrics)
+
+    def finish(
+        self, architecture: Architecture, report: Report = SILENT, should_stop: Callable[[], bool] | None = None
+    ) -> Any:
+        """See `Evaluator`.
+
+        Raises:
+            NasError: Always: a table holds numbers, not networks.
+        """
+        raise NasError(f"{self.path}: a table holds numbers, not networks; there is none to finish.")

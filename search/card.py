@@ -1,0 +1,301 @@
+"""What stands beside an exported network's files: its card for people and for programs, and what loads them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mixnas.search.run.directory import Run
+from mixnas.search.run.front import Front, Member
+from mixnas.search.study.objectives import parse_constraints
+from mixnas.search_space.cost import unit_cost
+from mixnas.search_space.files import dump_yaml
+from mixnas.search_space.formats.format import Format
+from mixnas.search_space.network import Network
+from mixnas.search_space.units import IOSpec, Unit, plan
+
+FORMAT = 2
+"""Of `card.json` and `manifest.json`. 1 had no manifest, and less in its card."""
+
+ARCHITECTURE, LOADER, CARD, README, MANIFEST = (
+    "architecture.yaml",
+    "load.py",
+    "card.json",
+    "README.md",
+    "manifest.json",
+)
+OWN = (ARCHITECTURE, LOADER, CARD, README, MANIFEST)
+
+_INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "asimd", "asimddp", "sve")
+
+_LOADER_HEAD = '''"""Loads the exported network. What a function here gives answers a batch: arrays in, arrays out.
+
+Before a file is loaded its SHA-256 is compared with `manifest.json`, and this CPU with the one it was verified on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+VERIFIED_ON = {instructions}
+
+
+def check(name: str) -> Path:
+    """The path of a file, if it is as it was exported."""
+    known = json.loads((HERE / "manifest.json").read_text(encoding="utf-8"))["files"]
+    for file in {beside}[name]:
+        if hashlib.sha256((HERE / file).read_bytes()).hexdigest() != known[file]["sha256"]:
+            sys.exit(f"{{HERE / file}}: damaged or changed: its SHA-256 is not that in manifest.json.")
+    try:
+        here = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    except OSError:  # not Linux: it can't be told
+        here = set(VERIFIED_ON)
+    if missing := [name for name in VERIFIED_ON if name not in here]:
+        text = f"note: verified on a CPU with {{', '.join(missing)}}, which this one lacks: outputs may differ."
+        print(text, file=sys.stderr)
+    return HERE / name
+
+'''
+
+_LOADER_TAIL = """
+
+FILES = {{{files}}}
+
+if __name__ == "__main__":
+    example = np.zeros({shape}, dtype=np.{dtype})
+    for name, load in FILES.items():
+        print(name, "input", example.shape, "output", load(check(name))(example).shape)
+"""
+
+
+def processor() -> dict[str, Any]:
+    """The CPU's instructions that a network's speed or its digits may depend on, as far as they can be told."""
+    try:
+        found = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    except OSError:
+        found = set()
+    return {"instructions": [name for name in _INSTRUCTIONS if name in found]}
+
+
+def loader(wanted: Iterable[Format], io: IOSpec) -> str:
+    """The text of `load.py`: the functions by which the files were verified."""
+    wanted = list(wanted)
+    beside = {f.file_name: [f.file_name, *f.beside] for f in wanted}
+    head = _LOADER_HEAD.format(beside=_quoted(beside), instructions=_quoted(processor()["instructions"]))
+    functions = "".join(f"\n{inspect.getsource(file_format.load)}\n" for file_format in wanted)
+    files = ", ".join(f'"{f.file_name}": {f.load.__name__}' for f in wanted)
+    example = io.example(1).numpy()
+    return head + functions + _LOADER_TAIL.format(files=files, shape=example.shape, dtype=example.dtype)
+
+
+def _quoted(plain: Any) -> str:
+    return repr(plain).replace("'", '"')
+
+
+def card(
+    run: Run, front: Front, member: Member, network: Network, *, licence: str, files: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What is known of an exported network, as plain data: `card.json`."""
+    plain = member.to_plain()
+    config, manifest = run.config(), run.manifest
+    search = config.get("search", {})
+    return {
+        "format": FORMAT,
+        **{key: plain[key] for key in ("id", "trial", "metrics", "latency", "predicted", "searched") if key in plain},
+        "run": run.name,
+        "task": manifest["fixed"]["task"],
+        "metric": front.metric,
+        "licence": licence,
+        "budget": budget(front, member),
+        "found": {
+            "strategy": search.get("strategy"),
+            "evaluator": front.evaluator or search.get("evaluator"),
+            "trials": dict(front.trials),
+            "hypervolume": front.hypervolume,
+            "objectives": dict(front.objectives),
+            "seed": manifest.get("seed"),
+            "begun": manifest.get("created"),
+            "commit": manifest.get("commit"),
+        },
+        "device": front.device or manifest.get("device"),
+        "versions": manifest["versions"],
+        "io": network.io.to_plain(),
+        "files": dict(files),
+        "config": config,
+    }
+
+
+def budget(front: Front, member: Member) -> list[str]:
+    """What was asked, and whether it is kept: a line for each constraint."""
+    found = []
+    for constraint in parse_constraints(list(front.constraints)):
+        unit = " ms" if constraint.metric.endswith("_ms") else ""
+        asked = f"{constraint.metric} {constraint.comparison} {constraint.bound:g}{unit}"
+        value = member.metrics.get(constraint.metric)
+        if value is None:
+            found.append(f"asked {asked}: not known")
+            continue
+        kept = "kept" if constraint.holds(member.metrics) else "missed"
+        latency = member.latency
+        if constraint.metric == "latency_ms" and latency is not None:
+            between = interval(latency.low_ms, latency.high_ms)
+            text = f"{latency.ms:.3f}" + (f" ({between})" if between else "")
+            found.append(f"asked {asked}, {latency.kind} {text}: {kept}")
+        else:
+            found.append(f"asked {asked}, it has {value:,.6g}: {kept}")
+    return found
+
+
+def interval(low_ms: float | None, high_ms: float | None) -> str:
+    """The 90% interval of a latency in words; empty where there is no telling."""
+    return "" if low_ms is None or high_ms is None else f"{low_ms:.3f} to {high_ms:.3f}"
+
+
+def drawing(network: Network) -> str:
+    """The network's units as text, in the order in which they run: what they are, what they answer, what they hold."""
+    units = plan(network.architecture, network.io)
+    rows = [("input", "", _grid(network.io.size, network.io.in_features), "", "")]
+    for name, unit in units:
+        own = unit_cost(unit)
+        answer = _grid(unit.after.size, unit.after.width)
+        rows.append((name, describe(unit), answer, f"{own.params:,}", f"{own.weight_bytes:,}"))
+    rows.insert(0, ("unit", "operators", "answers", "parameters", "bytes"))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        left = [cell.ljust(width) for cell, width in zip(row[:3], widths[:3], strict=True)]
+        right = [cell.rjust(width) for cell, width in zip(row[3:], widths[3:], strict=True)]
+        lines.append("  ".join([*left, *right]).rstrip())
+    return "\n".join(lines)
+
+
+def _grid(size: tuple[int, ...], width: int) -> str:
+    return "x".join(map(str, (*size, width)))
+
+
+def describe(unit: Unit) -> str:
+    """A unit's operators in the order in which they act, with the policy."""
+    ops = " > ".join(str(op) for axis, op in unit.ops if (axis, op.name) != ("gate", "none"))
+    return ops if unit.quant is None or unit.quant.name == "fp32" else f"{ops} [{unit.quant}]"
+
+
+def readme(plain: Mapping[str, Any], network: Network) -> str:
+    """The card for people, with the front matter that model hubs read."""
+    metric, values = plain["metric"], plain["metrics"]
+    front_matter = {
+        "license": plain["licence"],
+        "library_name": "pytorch",
+        "tags": ["neural-architecture-search", "mixnas", network.io.kind],
+        "metrics": [metric],
+    }
+    task = plain["task"] if isinstance(plain["task"], str) else plain["task"]["name"]
+    lines = [
+        "---",
+        dump_yaml(front_matter).strip(),
+        "---",
+        "",
+        f"# {plain['run']}: network {plain['id']}",
+        "",
+        f"Found by mixnas for the task {task}: input {_grid(network.io.size, network.io.in_features)}, "
+        f"{network.io.num_outputs} outputs.",
+        "",
+        *[f"- {line}" for line in plain["budget"]],
+        *([""] if plain["budget"] else []),
+        "| metric | value |",
+        "| --- | --- |",
+        *[f"| {name} | {_value(values, name)} |" for name in values if not name.endswith("_se")],
+        "",
+        "## Latency",
+        "",
+        "| what | ms | 90% interval | on |",
+        "| --- | --- | --- | --- |",
+        *_latencies(plain),
+        "",
+        "## Files",
+        "",
+        "| file | format | needs | bytes | of them weights | largest difference from eager | allowed |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, about in plain["files"].items():
+        verified = about["verified"]
+        lines.append(
+            f"| {name} | {about['format']} | {', '.join(about['needs'])} | {about['bytes']:,} | "
+            f"{about['weight_bytes']:,} | {verified['difference']:.2g} | {verified['allowed']:.2g} |"
+        )
+    lines += [
+        "",
+        "Each file was loaded in a fresh process without mixnas and compared with the trained network on "
+        f"{_inputs(plain)}. SHA-256 of every file: `{MANIFEST}`.",
+        "",
+        "```python",
+        "from load import FILES, check",
+        "",
+        f'answer = FILES["{next(iter(plain["files"]))}"](check("{next(iter(plain["files"]))}"))',
+        "outputs = answer(inputs)  # NumPy arrays; any number of inputs",
+        "```",
+        "",
+        "## Architecture",
+        "",
+        "```text",
+        drawing(network),
+        "```",
+        "",
+        "```yaml",
+        network.architecture.to_yaml().strip(),
+        "```",
+        "",
+        "## How it was found",
+        "",
+        "```yaml",
+        dump_yaml(
+            {
+                **{key: plain[key] for key in ("found", "device", "versions", "data", "exported_with") if key in plain},
+            }
+        ).strip(),
+        "```",
+        "",
+        f"`nas reproduce` trains it again from `{CARD}`, which holds the whole configuration.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _value(values: Mapping[str, float], name: str) -> str:
+    error = values.get(f"{name}_se")
+    text = f"{values[name]:,.6g}"
+    return text if error is None else f"{text} ± {error:.2g} (one standard error)"
+
+
+def _inputs(plain: Mapping[str, Any]) -> str:
+    (first, *_) = plain["files"].values()
+    compared = f"{first['verified']['inputs']} inputs of {first['verified']['of']}"
+    return compared + (", and by its metric on all of them" if "data" in plain else "")
+
+
+def _latencies(plain: Mapping[str, Any]) -> list[str]:
+    found = []
+    for key, what in (("latency", "the network, in the run"), ("predicted", "predicted for it")):
+        if key in plain:
+            one = plain[key]
+            found.append(
+                f"| {what} | {one['ms']:.3f} | {interval(one['low_ms'], one['high_ms'])} | {plain['device']} |"
+            )
+    searched = plain.get("searched", {}).get("latency_ms")
+    if searched is not None:
+        found.append(f"| what the search went by | {searched:.3f} | | {plain['device']} |")
+    for name, about in plain["files"].items():
+        if "latency" in about:
+            one = about["latency"]
+            where = f"{one['device']}, batch {one['batch_size']}"
+            found.append(
+                f"| {name}, when exported | {one['ms']:.3f} | {interval(one['low_ms'], one['high_ms'])} | {where} |"
+            )
+    return found

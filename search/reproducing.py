@@ -1,0 +1,114 @@
+"""Training an exported network again, from what its card says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mixnas.evaluators.training import evaluate
+from mixnas.search import card as cards
+from mixnas.search.config import read_config
+from mixnas.search.problem import Problem
+from mixnas.search.run.trust import require_trust
+from mixnas.search_space.architecture import Architecture
+from mixnas.search_space.errors import ConfigError, IntegrityError
+from mixnas.search_space.reporting import SILENT, Report
+
+_STANDARD_ERRORS = 1.96
+"""Half of a 95% interval."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reproduced:
+    """What came out.
+
+    Attributes:
+        metric: Of the test split.
+        exported: What the card says.
+        again: What the network that was trained again has.
+        allowed: How far apart they may be: the 95% interval of a difference of two; None where no error is known.
+    """
+
+    metric: str
+    exported: float
+    again: float
+    allowed: float | None
+
+    @property
+    def holds(self) -> bool:
+        """Whether they agree."""
+        return self.allowed is None or abs(self.exported - self.again) <= self.allowed
+
+
+def read_export(folder: str | Path) -> dict[str, Any]:
+    """An export's card, after its files were compared with its manifest. Nothing of it is executed.
+
+    Raises:
+        ConfigError: No export, or of another version.
+        IntegrityError: A file is not what was exported.
+    """
+    folder = Path(folder)
+    try:
+        card: dict[str, Any] = json.loads((folder / cards.CARD).read_text(encoding="utf-8"))
+        files: Mapping[str, Any] = json.loads((folder / cards.MANIFEST).read_text(encoding="utf-8"))["files"]
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{folder}: no export of this version: {error.filename} is missing. Export the network again."
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"{folder}: damaged: {cards.CARD} or {cards.MANIFEST} cannot be read.") from error
+    if card.get("format") != cards.FORMAT:
+        raise ConfigError(f"{folder}: has format {card.get('format')}; this version of mixnas reads {cards.FORMAT}.")
+    for name, about in files.items():
+        path = folder / name
+        if Path(name).name != name or not path.is_file():
+            raise IntegrityError(f"{path}: missing.")
+        if hashlib.sha256(path.read_bytes()).hexdigest() != about["sha256"]:
+            raise IntegrityError(f"{path}: damaged or changed: its SHA-256 is not that in {cards.MANIFEST}.")
+    return card
+
+
+def reproduce(
+    folder: str | Path,
+    *,
+    report: Report = SILENT,
+    should_stop: Callable[[], bool] | None = None,
+    told: Callable[[str], None] | None = None,
+    trust: bool = False,
+) -> Reproduced:
+    """Train an exported network again by the run's own recipe, and judge it on the test split.
+
+    A network with inherited weights needs its super-network, which is trained again first.
+
+    Args:
+        folder: The export.
+        report: Told of the phases.
+        should_stop: Asked between steps.
+        told: Told what is about to be imported.
+        trust: Whether a task that is not of the package may be run: the card names it.
+
+    Raises:
+        ConfigError, IntegrityError: See `read_export`; or the task or the space cannot be built here.
+        StoppedEarly: `should_stop` said so.
+    """
+    card = read_export(folder)
+    config = read_config(card["config"], Path(folder) / cards.CARD)
+    require_trust({"fixed": {"task": config.task.to_plain()}}, Path(folder), "reproduce", trust)
+    if told is not None and ":" in config.task.name:
+        told(f"importing {config.task.name}, the task that the card names")
+    problem = Problem(config, str(Path(folder) / cards.CARD))
+    architecture = Architecture.load(Path(folder) / cards.ARCHITECTURE)
+    evaluator = problem.evaluator(problem.latency())
+    evaluator.prepare(report, should_stop)
+    with report.phase("train again") as phase:
+        network = evaluator.finish(architecture, phase, should_stop)
+    metric = problem.task.metric
+    score = evaluate(network.cpu(), problem.task, "test").score
+    error = card["metrics"].get(f"test_{metric}_se")
+    allowed = None if error is None else _STANDARD_ERRORS * math.sqrt(2) * float(error)
+    return Reproduced(metric, float(card["metrics"][f"test_{metric}"]), score, allowed)

@@ -1,0 +1,80 @@
+"""Which products ran, seen from outside: a network is called int8 only if an int8 product was run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+PRODUCTS = {
+    "aten::_int_mm": "int8",
+    "onednn::qlinear_pointwise": "int8",
+    "mixnas::scaled_linear": "int8 or fp8",
+    "mixnas::int4_linear": "4-bit weights",
+    "aten::_weight_int8pack_mm": "8-bit weights",
+    "aten::_weight_int4pack_mm_for_cpu": "4-bit weights",
+    "aten::mm": "float",
+    "aten::addmm": "float",
+    "aten::bmm": "float",
+    "aten::baddbmm": "float",
+    "aten::_convolution": "float",
+    "aten::mkldnn_convolution": "float",
+    "aten::thnn_conv2d": "float",
+}
+"""Operations that multiply, and what."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """Operations of one kind in a forward.
+
+    Attributes:
+        operation: Its name, as the profiler has it.
+        multiplies: As in `PRODUCTS`; "" of what is no product.
+        calls: How often.
+        share: Of the time that all operations took by themselves on the CPU.
+    """
+
+    operation: str
+    multiplies: str
+    calls: int
+    share: float
+
+    def to_plain(self) -> dict[str, str | int | float]:
+        """Plain data, for a card."""
+        return {
+            "operation": self.operation,
+            "multiplies": self.multiplies,
+            "calls": self.calls,
+            "share": round(self.share, 3),
+        }
+
+
+def what_ran(module: nn.Module, inputs: Tensor, forwards: int = 3) -> list[Ran]:
+    """The operations of a forward in eager mode, by torch's profiler, those that took longest first.
+
+    Args:
+        module: In evaluation mode, deployed.
+        inputs: What it reads.
+        forwards: How many are looked at, after one that is not.
+    """
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.inference_mode():
+        module(inputs)
+        with torch.profiler.profile(activities=activities) as profile:
+            for _ in range(forwards):
+                module(inputs)
+    averages = profile.key_averages()
+    total = sum(event.self_cpu_time_total for event in averages) or 1.0
+    found = [
+        Ran(event.key, PRODUCTS.get(event.key, ""), event.count // forwards, event.self_cpu_time_total / total)
+        for event in averages
+        if event.self_cpu_time_total > 0
+    ]
+    return sorted(found, key=lambda ran: -ran.share)
+
+
+def products_that_ran(module: nn.Module, inputs: Tensor, forwards: int = 3) -> list[Ran]:
+    """`what_ran`, of products alone."""
+    return [ran for ran in what_ran(module, inputs, forwards) if ran.multiplies]

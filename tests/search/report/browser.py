@@ -1,0 +1,102 @@
+"""A real browser, driven by the WebDriver protocol (W3C Recommendation, 2018) with nothing but the standard library."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+
+def why_not() -> str:
+    """Why there is none; empty where there is."""
+    absent = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
+    return f"{' and '.join(absent)} not installed: apt-get install chromium chromium-driver" if absent else ""
+
+
+class Browser:
+    """One session."""
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+        arguments = ["--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1200,900"]
+        wanted = {
+            "goog:chromeOptions": {"args": arguments},
+            "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
+        }
+        self._session = self._ask("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
+
+    def _ask(self, method: str, path: str, body: Any = None) -> Any:
+        data = None if method == "GET" else json.dumps(body or {}).encode()
+        request = urllib.request.Request(self._place + path, data=data, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=120) as answer:
+                return json.loads(answer.read())["value"]
+        except urllib.error.HTTPError as error:
+            with error:
+                raise AssertionError(error.read().decode()[:2000]) from None
+
+    def _do(self, method: str, path: str, body: Any = None) -> Any:
+        return self._ask(method, f"/session/{self._session}{path}", body)
+
+    def open(self, url: str) -> None:
+        """Go to a page."""
+        self._do("POST", "/url", {"url": url})
+
+    def run(self, script: str, *arguments: Any) -> Any:
+        """What a script in the page returns; a promise is waited for."""
+        text = f"const done = arguments[arguments.length - 1]; Promise.resolve((() => {{ {script} }})()).then(done);"
+        return self._do("POST", "/execute/async", {"script": text, "args": list(arguments)})
+
+    def wait(self, condition: str) -> None:
+        """Until an expression in the page is true."""
+        self._do("POST", "/timeouts", {"script": 90_000})
+        look = f"const look = () => ({condition}) ? yes(true) : setTimeout(look, 50); look();"
+        self.run(f"return new Promise((yes) => {{ {look} }});")
+
+    def move_to(self, x: float, y: float, *, click: bool = False) -> None:
+        """Bring the mouse to a place of the window."""
+        steps: list[dict[str, Any]] = [{"type": "pointerMove", "duration": 50, "x": round(x), "y": round(y)}]
+        if click:
+            steps += [{"type": "pointerDown", "button": 0}, {"type": "pointerUp", "button": 0}]
+        self._do("POST", "/actions", {"actions": [{"type": "pointer", "id": "mouse", "actions": steps}]})
+
+    def press(self, key: str) -> None:
+        """One key."""
+        steps = [{"type": "keyDown", "value": key}, {"type": "keyUp", "value": key}]
+        self._do("POST", "/actions", {"actions": [{"type": "key", "id": "keys", "actions": steps}]})
+
+    def log(self, kind: str) -> list[dict[str, Any]]:
+        """What the console ("browser") or the network ("performance") had to say since it was last asked."""
+        found: list[dict[str, Any]] = self._do("POST", "/se/log", {"type": kind})
+        return found
+
+    def close(self) -> None:
+        """End the session."""
+        self._do("DELETE", "")
+
+
+@contextlib.contextmanager
+def browser() -> Iterator[Browser]:
+    """A headless Chromium."""
+    process = subprocess.Popen(
+        ["chromedriver", "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout is not None
+    try:
+        port = next(
+            line.rsplit(" ", 1)[1].strip(" .\n") for line in process.stdout if "started successfully on port" in line
+        )
+        found = Browser(f"http://127.0.0.1:{port}")
+        try:
+            yield found
+        finally:
+            found.close()
+    finally:
+        process.terminate()
+        process.wait()
+        process.stdout.close()

@@ -1,0 +1,102 @@
+"""Strategies on a table whose exact front is known."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from mixnas.evaluators.tabular import Table
+from mixnas.search.benchmarking import Truth, checkpoints, compare, objectives_of
+from mixnas.search.strategies import Strategy
+from mixnas.search_space.errors import ConfigError
+from tests.cli.command import nas
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    """Three operators at four places; the more of the good one, the slower."""
+    folder = tmp_path_factory.mktemp("table")
+    lines = ["a,b,c,d,accuracy,latency_ms"]
+    for row in itertools.product("xyz", repeat=4):
+        worth = [{"x": 0.0, "y": 1.0, "z": 2.5}[op] for op in row]
+        accuracy = sum(value * weight for value, weight in zip(worth, (4, 3, 2, 1), strict=True))
+        latency = 1 + sum({"x": 0.0, "y": 0.5, "z": 2.0}[op] for op in row)
+        lines.append(",".join([*row, f"{accuracy}", f"{latency}"]))
+    (folder / "made.csv").write_text("\n".join(lines) + "\n")
+    knobs = "{a: [x, y, z], b: [x, y, z], c: [x, y, z], d: [x, y, z]}"
+    (folder / "made.yaml").write_text(f"name: made\nknobs: {knobs}\nmetrics: {{accuracy: max, latency_ms: min}}\n")
+    return folder / "made.csv"
+
+
+def test_the_exact_front_and_its_hypervolume(path):
+    table = Table.load(path)
+    truth = Truth(table, objectives_of(table, None))
+    accuracy, latency = table.values["accuracy"], table.values["latency_ms"]
+    assert truth.reference == pytest.approx([np.quantile(accuracy, 0.01), 1.05 * np.quantile(latency, 0.99)])
+    assert truth.share(np.stack([accuracy, latency], axis=1)) == pytest.approx(1)
+    assert truth.share(np.array([[accuracy.min(), latency.max()]])) == 0
+    # by the definition: staircases of the best accuracy at each latency
+    volume, best = 0.0, truth.reference[0]
+    at = [t for t in np.unique(latency) if t < truth.reference[1]]
+    for here, following in zip(at, [*at[1:], truth.reference[1]], strict=True):
+        best = max(best, accuracy[latency <= here].max())
+        volume += (following - here) * (best - truth.reference[0])
+    assert truth.volume == pytest.approx(volume)
+
+
+def test_strategies_side_by_side(path):
+    table = Table.load(path)
+    strategies = {name: Strategy.from_plain(name, "test") for name in ("predictor", "random", "linas")}
+    found = compare(table, objectives_of(table, None), strategies, trials=40, seeds=2, cheap=["latency_ms"])
+    assert list(found["strategies"]) == ["predictor", "random", "linas"]
+    for one in found["strategies"].values():
+        means = [one["share"][str(count)]["mean"] for count in checkpoints(40)]
+        assert means == sorted(means) and 0 < means[-1] <= 1 and one["proposal_s"] > 0
+    share = {name: one["share"]["40"]["mean"] for name, one in found["strategies"].items()}
+    assert share["predictor"] > share["random"] and share["predictor"] > 0.99
+    again = compare(table, objectives_of(table, None), {"random": strategies["random"]}, trials=40, seeds=2)
+    assert again["strategies"]["random"]["share"] == found["strategies"]["random"]["share"]
+
+
+def test_a_table_that_is_smaller_than_the_trials_is_searched_to_its_end(path):
+    table = Table.load(path)
+    found = compare(table, objectives_of(table, None), {"tpe": Strategy.from_plain("tpe", "")}, trials=81, seeds=1)
+    assert found["strategies"]["tpe"]["share"]["81"]["mean"] == pytest.approx(1)
+
+
+def test_the_command(path):
+    words = ("bench", "table", path, "--strategies", "random, {name: nsga2, population_size: 6}", "--seeds", 2)
+    answer = nas(*words, "--trials", 30, "--json", "--quiet")
+    assert answer.returncode == 0 and answer.stderr == ""
+    found = json.loads(answer.stdout)
+    assert set(found["strategies"]) == {"random", "nsga2 population_size=6"}
+    assert set(found["strategies"]["random"]["share"]) == {"25", "30"}
+    assert set(found["strategies"]["random"]["share"]["25"]) == {"mean", "sd"}
+    answer = nas(*words, "--trials", 26)
+    assert "reference point: accuracy" in answer.stdout and "nsga2 population_size=6" in answer.stdout
+    assert "seed 1" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (["--objectives", "accurracy"], "Did you mean 'accuracy'"),
+        (["--objectives", "accuracy,accuracy"], "stands twice"),
+        (["--cheap", "latency"], "Did you mean 'latency_ms'"),
+        (["--objectives", "accuracy", "--cheap", "latency_ms"], "is cheap, but none of accuracy"),
+        (["--strategies", "nsga22"], "Did you mean 'nsga2'"),
+        (["--trials", "0"], "--trials: 0 is not allowed"),
+        (["--seeds", "0"], "--seeds: 0 is not allowed"),
+    ],
+)
+def test_what_is_wrong_is_refused(path, words, match):
+    answer = nas("bench", "table", path, *words)
+    assert answer.returncode == 2 and match in answer.stderr and answer.stdout == ""
+
+
+def test_a_metric_that_no_table_has(path):
+    with pytest.raises(ConfigError, match="It has: accuracy, latency_ms"):
+        objectives_of(Table.load(path), ["x"])

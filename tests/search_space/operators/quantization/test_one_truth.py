@@ -1,0 +1,105 @@
+"""What a search judges is what is deployed, saved and loaded again; and exported bytes are predicted bytes.
+
+`benchmarks/quantization.py truth` does the same with 100 architectures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from mixnas.evaluators.supernet.judging import SubnetJudge
+from mixnas.evaluators.tasks.digits import Digits
+from mixnas.search_space import registry
+from mixnas.search_space.cost import cost
+from mixnas.search_space.errors import ConfigError
+from mixnas.search_space.formats.safetensors import load_network, save_network
+from mixnas.search_space.operators.quantization.policy import stored_bytes
+from mixnas.search_space.operators.quantization.projected import calibrated_layers
+from mixnas.search_space.space import SearchSpace
+from mixnas.search_space.supernet import Supernet
+
+
+def space(**block) -> SearchSpace:
+    """Every policy, over a few operators."""
+    block = {
+        "mixer": [{"name": "attention", "heads": 2}, {"name": "dwconv", "kernel_size": 3}, "identity"],
+        "gate": ["none", "se"],
+        "channel_mixer": [{"name": "mlp", "expansion": 2}, {"name": "swiglu", "expansion": 2}],
+        "quant": {"mixer": registry.names("quant"), "channel_mixer": registry.names("quant")},
+    } | block
+    stage = {"width": [32, 64], "depth": [1, 2], "block": block}
+    stem = {"name": "conv", "stride": 2}
+    return SearchSpace.from_dict({"stem": stem, "norm": ["layer", "batch"], "stages": [stage]})
+
+
+@pytest.fixture(scope="module")
+def digits() -> Digits:
+    return Digits()
+
+
+def test_judged_is_deployed_is_saved_is_loaded(digits, tmp_path):
+    torch.manual_seed(0)
+    supernet = Supernet(space(), digits.io, torch.Generator().manual_seed(0))
+    judge = SubnetJudge(supernet, digits)
+    rng = np.random.default_rng(0)
+    inputs, _ = digits.validation.gather(torch.arange(40))
+    seen = set()
+    for i in range(14):
+        architecture = supernet.space.sample(rng)
+        judge(architecture)  # finds its ranges and statistics, after those of others
+        subnet = supernet.subnet(architecture).eval()
+        with torch.inference_mode():
+            judged = subnet(inputs)
+            network = supernet.extract(architecture).eval()
+            save_network(tmp_path / f"{i}", network, {})
+            deployed = network.deploy()(inputs)
+            save_network(tmp_path / f"{i}.deployed", network, {})
+            again = load_network(tmp_path / f"{i}.deployed").eval()(inputs)
+            trained_on = load_network(tmp_path / f"{i}").deploy().eval()(inputs)
+        for other in (deployed, again, trained_on):
+            assert torch.equal(judged, other)
+        assert stored_bytes(network) == cost(architecture, digits.io).weight_bytes
+        blocks = [block for stage in architecture.stages for block in stage.blocks]
+        seen |= {quant.name for block in blocks for quant in (block.quant, block.channel_quant)}
+    assert seen == set(registry.names("quant"))
+
+
+def test_a_sub_network_is_judged_with_its_own_ranges(digits):
+    """Whatever was judged before it."""
+    supernet = Supernet(space(quant="w8a8_static", mixer="attention"), digits.io, torch.Generator().manual_seed(0))
+    rng = np.random.default_rng(1)
+    architectures = [supernet.space.sample(rng) for _ in range(5)]
+    together = SubnetJudge(supernet, digits).judge_many(architectures)
+    for architecture, metrics in zip(architectures, together, strict=True):
+        assert SubnetJudge(supernet, digits)(architecture) == metrics
+    subnet, judge = supernet.subnet(architectures[0]), SubnetJudge(supernet, digits)
+    layers = calibrated_layers(subnet)
+    judge.calibrate(subnet)
+    before = [layer.ranges.scale.item() for layer in layers]
+    assert before and all(scale != torch.full((), 8 / 255) for scale in before)
+    with torch.no_grad():
+        for layer in layers:
+            layer.ranges.scale.mul_(7)
+    judge.calibrate(subnet)
+    assert [layer.ranges.scale.item() for layer in layers] == before
+
+
+def test_an_example_that_is_not_finite_is_refused_before_any_judgement(digits):
+    broken = dataclasses.replace(digits.train, inputs=digits.train.inputs * float("nan"))
+    task = Digits()
+    task.train = broken
+    supernet = Supernet(space(quant="w8a8_static"), digits.io, torch.Generator().manual_seed(0))
+    with pytest.raises(ConfigError, match="activations of the calibration set are NaN or infinite"):
+        SubnetJudge(supernet, task)(supernet.smallest())
+
+
+def test_a_space_with_a_group_that_does_not_divide_is_refused(digits):
+    quant = {"name": "w4a16", "group": 32}
+    with pytest.raises(
+        ConfigError, match=r"stages.0.blocks.0.channel: channel mixer mlp\(expansion=1.5\): policy w4a16"
+    ):
+        Supernet(space(quant=quant, channel_mixer={"name": "mlp", "expansion": 1.5}), digits.io)
