@@ -15,6 +15,7 @@ from mixnas.predictors.latency.profile import ProfileConfig, profile
 from mixnas.predictors.measuring.measure import MeasureConfig
 from mixnas.search.config import load_config
 from mixnas.search.run.directory import Run
+from mixnas.search.run.trust import mark
 from mixnas.search_space.space import SearchSpace
 
 from .command import CONFIG, nas, ok
@@ -74,8 +75,8 @@ def test_a_run_of_batches_is_answered_by_its_own_predictor(searched: Path, profi
     shutil.copytree(profiled / "tables", run / "latency")
     opened = Run.open(run)
     assert opened.manifest["latency"] == "eager"
-    opened.update(latency=f"eager-b{BATCH}")
     config = opened.config()
+    opened.update(latency=f"eager-b{BATCH}", fixed={**opened.manifest["fixed"], "latency.batch_size": BATCH})
     opened.write_config({**config, "latency": {**config["latency"], "batch_size": BATCH}})
     asked = ("latency", "query", "batches", "--runs", tmp_path)
     front = json.loads((run / "pareto.json").read_text())["front"]
@@ -157,11 +158,10 @@ def test_the_file_s_task_is_part_of_the_question(profiled: Path, searched: Path,
         assert before["outside"] == [] and any("image 48x48" in text for text in after["outside"])
     # of a run the task is the run's, whatever the predictor was profiled for
     shutil.copytree(searched / "runs" / "first", tmp_path / "wide")
-    manifest = json.loads((tmp_path / "wide" / "manifest.json").read_text())
-    manifest["fixed"]["task"] = "wide_input:Wide"
-    (tmp_path / "wide" / "manifest.json").write_text(json.dumps(manifest))
-    config = (tmp_path / "wide" / "config.yaml").read_text()
-    (tmp_path / "wide" / "config.yaml").write_text(config.replace("task: digits", "task: wide_input:Wide"))
+    opened, task = Run.open(tmp_path / "wide"), "wide_input:Wide"
+    started_here = mark(task, opened.manifest["created"])
+    opened.update(fixed={**opened.manifest["fixed"], "task": task}, mark=started_here)
+    opened.write_config({**opened.config(), "task": task})
     rows = json.loads(
         ok("latency", "query", "wide", "--runs", tmp_path, "--runtime", f"eager-b{BATCH}", "--json", *tables)
     )
