@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mixnas.search.run.directory import Run
-from mixnas.search_space.files import stamped
+from mixnas.search.run.front import Front
 
 from .command import CONFIG, nas, ok, read_csv
 
@@ -55,7 +55,7 @@ def test_an_empty_front_does_not_speak_of_a_filter_that_was_not_given(searched: 
     pareto = json.loads(path.read_text())
     missed = [{**member, "reason": "violates latency_ms <= 0.01"} for member in pareto["front"]]
     changed = {"front": [], "others": missed, "knee": None, "constraints": ["latency_ms <= 0.01"]}
-    path.write_text(json.dumps(stamped(pareto | changed)))
+    Run.open(path.parent).write_tables("", Front.from_plain(pareto | changed))
     answer = nas("front", "missed", "--runs", tmp_path)
     assert answer.returncode == 3 and "satisfies the constraints latency_ms <= 0.01" in answer.stderr
     assert "--where" not in answer.stderr
