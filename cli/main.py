@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import importlib
 import logging
+import os
 import pkgutil
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from mixnas.cli.streams import guarded
 from mixnas.cli.verbs import Group, Verb
 from mixnas.search_space.errors import NasError, StoppedEarly, machine_fault, nearest
 from mixnas.search_space.extensions import name_extensions
+from mixnas.search_space.files import load_yaml
 
 EXIT_STATUS = """\
 exit status: 0 done; 1 failed; 2 wrong usage or configuration; 3 nothing feasible under the constraints;
@@ -124,6 +126,8 @@ def _carry_out(verb: Verb, args: argparse.Namespace) -> int:
     """Run a verb; whatever ends it is one sentence and a status."""
     try:
         name_extensions(args.imports)
+        if os.path.isfile(getattr(args, "config", None) or ""):
+            load_yaml(args.config)  # what is no YAML is said before torch is imported
         return verb.run(args)
     except NasError as error:
         problem, status = str(error), error.exit_status

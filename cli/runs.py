@@ -95,9 +95,10 @@ def _execute(args: argparse.Namespace, run: Run, config: Config) -> int:
     progress = make_progress("quiet" if args.quiet else "auto", color=colored(args))
     if not args.quiet:
         print(f"run {run.path}", file=sys.stderr)
-    job = Job(run, config, progress=progress, stop=StopSignal(heard), on_trial=told if args.verbose else None)
     try:
-        found = job.execute()
+        with run:  # before anything is looked at more closely: another process may be at it
+            job = Job(run, config, progress=progress, stop=StopSignal(heard), on_trial=told if args.verbose else None)
+            found = job.execute()
     except StoppedEarly as stopped:
         raise StoppedEarly(f"{stopped} Go on with: nas resume {run.name}") from stopped
     if args.json:

@@ -93,9 +93,6 @@ def config_name(args: argparse.Namespace) -> str:
 
 def load_config(args: argparse.Namespace) -> Config:
     """The configuration that was asked for, or the embedded one."""
-    from mixnas.search_space.files import load_yaml
-
-    load_yaml(args.config or DEFAULT_CONFIG)  # what is no YAML is said before torch is imported
     from mixnas.search import config
 
     return config.load_config(args.config or DEFAULT_CONFIG, settings=settings(args))

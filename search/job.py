@@ -482,5 +482,6 @@ def resume(
     """
     path = run.path if isinstance(run, Run) else run
     opened, changed = reopen(path, runs, config=config, settings=settings, trust=trust)
-    Job(opened, changed, progress=make_progress(progress), stop=StopSignal()).execute()
+    with opened:  # before anything is looked at more closely: another process may be at it
+        Job(opened, changed, progress=make_progress(progress), stop=StopSignal()).execute()
     return opened

@@ -78,7 +78,7 @@ def machine_fault(error: BaseException) -> str:
     return ""
 
 
-_LONGEST_SHOWN = 80
+_LONGEST_SHOWN = 60
 _LONGEST_LIST = 160
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mixnas.evaluators.tasks.task import Task
 
 
-_LONGEST_NAME = 200
+_LONGEST_NAME = 100
 
 
 def names() -> list[str]:

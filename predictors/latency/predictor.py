@@ -26,7 +26,7 @@ from mixnas.predictors.latency.unit_rows import UnitRows
 from mixnas.predictors.measuring.table import outdated, tagged
 from mixnas.predictors.measuring.value import Latency
 from mixnas.search_space.architecture import Architecture, Op
-from mixnas.search_space.errors import ConfigError, IntegrityError, nearest
+from mixnas.search_space.errors import ConfigError, IntegrityError, listed, nearest, shown
 from mixnas.search_space.files import atomic_create, read_bytes
 from mixnas.search_space.registry import BETWEEN, Context
 from mixnas.search_space.space import SearchSpace
@@ -476,8 +476,9 @@ class LatencyPredictor:
                 return cls.open(path)
         names = [f"{d} ({r})" for d, r, _ in there]
         raise ConfigError(
-            f"no measurements of device {device!r} through {runtime!r}.{nearest(device, [d for d, _, _ in there])} "
-            f"There are: {', '.join(names) or 'none'}. Measure this machine with `nas latency profile"
+            f"no measurements of device {shown(device)} through {shown(runtime)}."
+            f"{nearest(device, [d for d, _, _ in there])} There are: {listed(names) or 'none'}. "
+            "Measure this machine with `nas latency profile"
             f"{'' if runtime == 'eager' else f' --runtime {runtime}'}`"
             f"{', or have it estimated from its data sheet with `--estimate`' if sheet_of(device) else ''}."
         )

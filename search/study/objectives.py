@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from mixnas.search_space.errors import ConfigError, nearest
+from mixnas.search_space.errors import ConfigError, listed, nearest, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,13 +66,15 @@ def parse_objectives(
         ConfigError: Not a mapping, empty, a direction other than max or min, or an unknown metric.
     """
     if not isinstance(plain, Mapping) or not plain:
-        raise ConfigError(f"{source}: expected a mapping such as {{accuracy: max, latency_ms: min}}; got {plain!r}.")
+        raise ConfigError(
+            f"{source}: expected a mapping such as {{accuracy: max, latency_ms: min}}; got {shown(plain)}."
+        )
     objectives = []
     for name, direction in plain.items():
         _check_metric(name, known, source)
         if direction not in DIRECTIONS:
             raise ConfigError(
-                f"{source}.{name}: {direction!r} is not a direction.{nearest(str(direction), DIRECTIONS)} "
+                f"{source}.{name}: {shown(direction)} is not a direction.{nearest(str(direction), DIRECTIONS)} "
                 "Allowed: max, min."
             )
         objectives.append(Objective(name, direction))
@@ -150,13 +152,13 @@ def parse_constraint(text: Any, *, known: Iterable[str] | None = None, source: s
         ConfigError: Not `metric comparison number`, `!=` (it leaves nothing to steer by), or an unknown metric.
     """
     if not isinstance(text, str):
-        raise ConfigError(f'{source}: expected text such as "params <= 2e5"; got {text!r}.')
+        raise ConfigError(f'{source}: expected text such as "params <= 2e5"; got {shown(text)}.')
     parsed = _Parser(text, known, source).whole()
     if len(parsed.alternatives) != 1 or len(parsed.alternatives[0]) != 1:
-        raise ConfigError(f"{source}: {text!r} joins several comparisons. Write each as a constraint of its own.")
+        raise ConfigError(f"{source}: {shown(text)} joins several comparisons. Write each as a constraint of its own.")
     constraint = parsed.alternatives[0][0]
     if constraint.comparison == "!=":
-        raise ConfigError(f"{source}: {text!r}: != is not a constraint. Allowed: <, <=, >, >=, ==.")
+        raise ConfigError(f"{source}: {shown(text)}: != is not a constraint. Allowed: <, <=, >, >=, ==.")
     return constraint
 
 
@@ -165,11 +167,11 @@ def parse_constraints(
 ) -> tuple[Comparison, ...]:
     """Read a list of constraints; see `parse_constraint`."""
     if isinstance(plain, str) or not isinstance(plain, Sequence):
-        raise ConfigError(f'{source}: expected a list such as ["params <= 2e5"]; got {plain!r}.')
+        raise ConfigError(f'{source}: expected a list such as ["params <= 2e5"]; got {shown(plain)}.')
     constraints = tuple(parse_constraint(text, known=known, source=f"{source}[{i}]") for i, text in enumerate(plain))
     for i, constraint in enumerate(constraints):
         if constraint in constraints[:i]:
-            raise ConfigError(f"{source}[{i}]: {str(constraint)!r} stands twice. Keep one.")
+            raise ConfigError(f"{source}[{i}]: {shown(str(constraint))} stands twice. Keep one.")
     return constraints
 
 
@@ -187,7 +189,7 @@ def _check_metric(name: str, known: Iterable[str] | None, source: str) -> None:
         return
     names = sorted(known)
     if name not in names:
-        raise ConfigError(f"{source}: unknown metric {name!r}.{nearest(name, names)} Known: {', '.join(names)}.")
+        raise ConfigError(f"{source}: unknown metric {shown(name)}.{nearest(name, names)} Known: {listed(names)}.")
 
 
 _Alternatives = tuple[tuple[Comparison, ...], ...]
@@ -221,7 +223,8 @@ class _Parser:
     def _error(self, what: str, position: int) -> ConfigError:
         rest = self.text[position:].strip() or "the end"
         return ConfigError(
-            f"{self.source}: {self.text!r}: {what} at {rest!r}. Write for example: latency_ms < 2 and params <= 1e4."
+            f"{self.source}: {shown(self.text)}: {what} at {shown(rest)}. "
+            "Write for example: latency_ms < 2 and params <= 1e4."
         )
 
     def _expected(self, what: str) -> ConfigError:
