@@ -130,7 +130,14 @@ def fit(
     candidates = order[networks.judging[order]]
     held_out = candidates[: max(1, round(config.calibration_share * len(candidates)))]
     seen = order[~np.isin(order, held_out)]
-    composition = Composition.fit(networks.counts[seen], unit_ms[in_them], groups, has, networks.latency_ms[seen])
+    composition = Composition.fit(
+        networks.counts[seen],
+        unit_ms[in_them],
+        groups,
+        has,
+        networks.latency_ms[seen],
+        unseen=networks.counts[held_out],
+    )
     predicted = composition.network_ms(networks.counts, composition.apply(unit_ms[in_them], groups), has)
     error = np.log(predicted / networks.latency_ms)
 

@@ -283,9 +283,18 @@ class Composition:
 
     @classmethod
     def fit(
-        cls, counts: np.ndarray, unit_ms: np.ndarray, settings: np.ndarray, has: np.ndarray, latency_ms: np.ndarray
+        cls,
+        counts: np.ndarray,
+        unit_ms: np.ndarray,
+        settings: np.ndarray,
+        has: np.ndarray,
+        latency_ms: np.ndarray,
+        unseen: np.ndarray | None = None,
     ) -> Composition:
         """Ridge regression on the relative error; its strength by leave-one-out error.
+
+        From few networks on a restless machine, the terms of single operators may outweigh the units: a solution that
+        gives any network no time, or less, is none. Where all are such, the units are only scaled.
 
         Args:
             counts: (networks, units) how often each unit stands in each network.
@@ -293,6 +302,7 @@ class Composition:
             settings: (units, columns) categorical settings.
             has: (units, operators) whether each operator is in each unit.
             latency_ms: (networks,) measured.
+            unseen: (more networks, units) that must take time too.
         """
         total = counts @ unit_ms
         typical = float(np.median(unit_ms[counts.any(axis=0)]))
@@ -309,17 +319,24 @@ class Composition:
         design = (columns - centre) * weight[:, None]
         response = (target - mean) * weight
         u, s, vt = np.linalg.svd(design, full_matrices=False)
-        best: tuple[float, np.ndarray] = (math.inf, np.zeros(columns.shape[1]))
+        every = counts if unseen is None else np.vstack([counts, unseen])
+
+        def composed(solution: np.ndarray) -> Composition:
+            weights, constant, presence = np.split(solution, [settings.shape[1], settings.shape[1] + 1])
+            return cls(mean - float(centre @ solution), weights, float(constant[0]) * typical, presence * typical)
+
+        def takes_time(found: Composition) -> bool:
+            return bool((found.network_ms(every, found.apply(unit_ms, settings), has) > 0).all())
+
+        best = (math.inf, composed(np.zeros(columns.shape[1])))
         for ridge in np.geomspace(1e-3, 1e2, 11):
             shrunk = s / (s**2 + ridge)
             solution = vt.T @ (shrunk * (u.T @ response))
             leverage = ((u * (s * shrunk)) * u).sum(axis=1) + 1 / len(total)
             error = float((((response - design @ solution) / np.maximum(1 - leverage, 1e-3)) ** 2).mean())
-            if error < best[0]:
-                best = (error, solution)
-        solution = best[1]
-        weights, constant, presence = np.split(solution, [settings.shape[1], settings.shape[1] + 1])
-        return cls(mean - float(centre @ solution), weights, float(constant[0]) * typical, presence * typical)
+            if error < best[0] and takes_time(found := composed(solution)):
+                best = (error, found)
+        return best[1]
 
     def chain(self) -> list[Composition]:
         """This one and those below it, the device's own last."""

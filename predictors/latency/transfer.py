@@ -56,7 +56,9 @@ class _Measured:
         )
 
     def fit(self, rows: np.ndarray) -> Composition:
-        return Composition.fit(self.counts[rows], self.unit_ms, self.settings, self.has, self.latency_ms[rows])
+        return Composition.fit(
+            self.counts[rows], self.unit_ms, self.settings, self.has, self.latency_ms[rows], unseen=self.counts
+        )
 
     def predict(self, composition: Composition, rows: np.ndarray) -> np.ndarray:
         in_network = composition.apply(self.unit_ms, self.settings)

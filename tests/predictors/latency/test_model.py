@@ -112,3 +112,19 @@ def test_columns_add_up():
     found = Columns.summed(parts, np.array([[0, 1], [1, 1], [1, 0]]))
     assert found.names == ("a", "b", "c")
     assert found.values.tolist() == [[1, 10, 5], [2, 11, 5], [2, 1, 0]]
+
+
+def test_no_network_takes_no_time_or_less():
+    """From few networks on a restless machine, a regression may say so: then its interval is no number."""
+    less = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        unit_ms, settings = rng.uniform(0.1, 1.0, 8), np.eye(8)
+        has = settings > 0
+        counts = rng.integers(0, 3, (30, 8)) + np.eye(8)[rng.integers(0, 8, 30)]
+        latency = counts @ unit_ms * np.exp(rng.normal(0, 1.5, 30))
+        free = Composition.fit(counts[:10], unit_ms, settings, has, latency[:10])
+        less += bool((free.network_ms(counts, free.apply(unit_ms, settings), has) <= 0).any())
+        kept = Composition.fit(counts[:10], unit_ms, settings, has, latency[:10], unseen=counts[10:])
+        assert (kept.network_ms(counts, kept.apply(unit_ms, settings), has) > 0).all()
+    assert less, "nothing was asked of it"
