@@ -19,15 +19,18 @@ def table(out: Path) -> list[str]:
     """The lines, at most a screen of them."""
     found = [_section("gpu.json", _head, read_json(out / "gpu.json"))]
     for step, lines in (("right", _right), ("tuned", _tuned), ("fast", _fast), ("measured", _measured)):
-        data, fault = read_step(out / f"{step}.json")
-        found.append([f"== {step}: {fault}"] if fault else _section(f"{step}.json", lines, data))
-    data, fault = read_step(out / "trained.json")
-    found.append([f"== trained: {fault}"] if fault else _section("trained.json", _trained, data))
+        found.append(_step(out / f"{step}.json", lines))
+    found.append(_step(out / "trained.json", _trained))
     fast = found[3]
     room = max(4, _LINES - sum(map(len, found)) + len(fast))
     if len(fast) > room:
         found[3] = [*fast[: room - 1], f"  ... {len(fast) - room + 1} more in fast.json"]
     return [line[:_WIDTH] for lines in found for line in lines]
+
+
+def _step(path: Path, lines: Callable[[Mapping[str, Any]], Iterator[str]]) -> list[str]:
+    data, fault = read_step(path)
+    return [f"== {fault.removeprefix(f'{path.parent}/')}"] if fault else _section(path.name, lines, data)
 
 
 def _section(name: str, lines: Callable[[Mapping[str, Any]], Iterator[str]], data: Mapping[str, Any]) -> list[str]:

@@ -221,9 +221,9 @@ def channel_unit(norm: Op, channel_mixer: Op, quant: Op, context: Context) -> Un
     return Unit("channel", (("norm", norm), ("channel_mixer", channel_mixer)), context, context, quant)
 
 
-def head_unit(norm: Op, io: IOSpec, context: Context, size: tuple[int, ...]) -> Unit:
+def head_unit(norm: Op, head: Op, io: IOSpec, context: Context, size: tuple[int, ...]) -> Unit:
     """Norm and head; `size` is the grid that it answers on."""
-    return Unit("head", (("norm", norm), ("head", io.head_op)), context, io.after(size))
+    return Unit("head", (("norm", norm), ("head", head)), context, io.after(size))
 
 
 def branches(block: Block, norm: Op, context: Context) -> Iterator[tuple[str, Unit]]:
@@ -234,7 +234,7 @@ def branches(block: Block, norm: Op, context: Context) -> Iterator[tuple[str, Un
 
 
 def plan(
-    architecture: Architecture, io: IOSpec, size_after: SizeAfter = registry_size_after
+    architecture: Architecture, io: IOSpec, size_after: SizeAfter = registry_size_after, head: Op | None = None
 ) -> tuple[tuple[str, Unit], ...]:
     """The units of a network by name, in the order in which they run.
 
@@ -245,6 +245,7 @@ def plan(
         architecture: Which.
         io: What it reads and answers.
         size_after: See `SizeAfter`; from the operators themselves, which needs torch, if not given.
+        head: `io.head_op`, which needs torch, where it is known.
     """
     units: list[tuple[str, Unit]] = []
     context = io.before
@@ -260,8 +261,8 @@ def plan(
         for b, block in enumerate(stage.blocks):
             once = [(f"stages.{s}.blocks.{b}.{n}", unit) for n, unit in branches(block, architecture.norm, context)]
             units += once * block.recursion
-    size = size_after("head", io.head_op, context)
-    units.append(("head", head_unit(architecture.norm, io, context, size)))
+    head = head or io.head_op
+    units.append(("head", head_unit(architecture.norm, head, io, context, size_after("head", head, context))))
     return tuple(units)
 
 

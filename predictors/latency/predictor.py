@@ -137,6 +137,7 @@ class LatencyPredictor:
         self._bits = {name: 1 << i for i, name in enumerate(meta["operators"])}
         self._presence: dict[int, float] = {0: 0.0}
         self._sizes: dict[tuple[str, Op, str, tuple[int, ...]], tuple[int, ...]] = {}
+        self._heads: dict[str, Op] = {}
         self._seen: dict[Unit, _Seen] = {}
         self._inputs: tuple[IOSpec, ...] | None = None
         self._works: Any = None  # a `features.Works`, which needs torch
@@ -189,19 +190,28 @@ class LatencyPredictor:
 
     def size_after(self, axis: str, op: Op, before: Context) -> tuple[int, ...]:
         """The token grid behind a stem, a downsample or a head: as profiled, else as the operator says (torch)."""
-        if not self._sizes:
-            units = self.profiled.units
-            between = np.array([frame.role in BETWEEN for frame in units.frames])
-            for unit in units.take(between[units.rows[:, 0]]):
-                self._sizes[unit.role, unit.op(unit.role), unit.before.kind, unit.before.size] = unit.after.size
+        self._read_between()
         key = (axis, op, before.kind, before.size)
         if key not in self._sizes:
             self._sizes[key] = registry_size_after(axis, op, before)
         return self._sizes[key]
 
+    def _read_between(self) -> None:
+        """Once: what the profiled units say of the operators between stages."""
+        if self._sizes:
+            return
+        units = self.profiled.units
+        between = np.array([frame.role in BETWEEN for frame in units.frames])
+        for unit in units.take(between[units.rows[:, 0]]):
+            op = unit.op(unit.role)
+            self._sizes[unit.role, op, unit.before.kind, unit.before.size] = unit.after.size
+            if unit.role == "head":
+                self._heads[op.name] = op
+
     def plan(self, architecture: Architecture, io: IOSpec) -> tuple[tuple[str, Unit], ...]:
         """`units.plan`, without torch where everything was profiled."""
-        return plan(architecture, io, self.size_after)
+        self._read_between()
+        return plan(architecture, io, self.size_after, self._heads.get(io.head))
 
     def knows(self, architecture: Architecture, io: IOSpec | None = None) -> bool:
         """Whether every unit of the architecture was among those that the predictor was profiled for."""

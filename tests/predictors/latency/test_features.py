@@ -77,7 +77,7 @@ def units(kind):
         found.append(downsample_unit(downsample, context, after))
     for head in operators("head", kind):
         io = IOSpec(kind, size, 5, 7, head=head.name)
-        found.append(head_unit(norm, io, context, registry_size_after("head", head, context)))
+        found.append(head_unit(norm, head, io, context, registry_size_after("head", head, context)))
     return UnitRows.of(found)
 
 
