@@ -201,6 +201,15 @@ def registry_size_after(axis: str, op: Op, before: Context) -> tuple[int, ...]:
     return grid
 
 
+HeadOf = Callable[[IOSpec], Op]
+"""`head_of(io)`: the head of networks with an interface, its knobs at their defaults."""
+
+
+def registry_head_of(io: IOSpec) -> Op:
+    """`HeadOf` from the operators themselves; imports torch."""
+    return io.head_op
+
+
 def stem_unit(op: Op, io: IOSpec, after: Context) -> Unit:
     """The stem."""
     return Unit("stem", (("stem", op),), io.before, after, tokens=io.tokens)
@@ -234,7 +243,10 @@ def branches(block: Block, norm: Op, context: Context) -> Iterator[tuple[str, Un
 
 
 def plan(
-    architecture: Architecture, io: IOSpec, size_after: SizeAfter = registry_size_after, head: Op | None = None
+    architecture: Architecture,
+    io: IOSpec,
+    size_after: SizeAfter = registry_size_after,
+    head_of: HeadOf = registry_head_of,
 ) -> tuple[tuple[str, Unit], ...]:
     """The units of a network by name, in the order in which they run.
 
@@ -245,7 +257,7 @@ def plan(
         architecture: Which.
         io: What it reads and answers.
         size_after: See `SizeAfter`; from the operators themselves, which needs torch, if not given.
-        head: `io.head_op`, which needs torch, where it is known.
+        head_of: See `HeadOf`; likewise.
     """
     units: list[tuple[str, Unit]] = []
     context = io.before
@@ -261,7 +273,7 @@ def plan(
         for b, block in enumerate(stage.blocks):
             once = [(f"stages.{s}.blocks.{b}.{n}", unit) for n, unit in branches(block, architecture.norm, context)]
             units += once * block.recursion
-    head = head or io.head_op
+    head = head_of(io)
     units.append(("head", head_unit(architecture.norm, head, io, context, size_after("head", head, context))))
     return tuple(units)
 

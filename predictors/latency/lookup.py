@@ -20,7 +20,7 @@ from mixnas.predictors.latency.unit_rows import UnitRows
 from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.grammar import BlockChoice, OpChoice, OpOption, SpaceTree, StageChoice
 from mixnas.search_space.space import SearchSpace
-from mixnas.search_space.units import IOSpec, SizeAfter, registry_size_after
+from mixnas.search_space.units import HeadOf, IOSpec, SizeAfter, registry_head_of, registry_size_after
 
 MAX_CELLS = 1 << 22
 """Cells of all tables of a space together: 4 bytes each, and 8 for every 64 operators. Single precision holds them."""
@@ -52,9 +52,10 @@ class SpaceUnits:
         io: IOSpec,
         written_as: tuple[str, ...] = (),
         size_after: SizeAfter = registry_size_after,
+        head_of: HeadOf = registry_head_of,
     ) -> None:
         self.space, self.io, self.written_as = space, network_input(io), written_as
-        self._size_after = size_after
+        self._size_after, self._head_of = size_after, head_of
 
     @cached_property
     def parts(self) -> Parts:
@@ -63,8 +64,8 @@ class SpaceUnits:
         Raises:
             ConfigError: See `check_tables`.
         """
-        _check(self.space, places(self.space, self.io, self._size_after))
-        return build_parts(self.space, self.io, self._size_after)
+        _check(self.space, places(self.space, self.io, self._size_after, self._head_of))
+        return build_parts(self.space, self.io, self._size_after, self._head_of)
 
     @property
     def units(self) -> UnitRows:

@@ -21,7 +21,7 @@ from mixnas.search_space.architecture import Op
 from mixnas.search_space.grammar import BlockChoice, OpChoice, OpOption, StageChoice
 from mixnas.search_space.registry import Context
 from mixnas.search_space.space import SearchSpace
-from mixnas.search_space.units import IOSpec, SizeAfter, Unit
+from mixnas.search_space.units import HeadOf, IOSpec, SizeAfter, Unit, registry_head_of
 
 ABSENT = -1
 """Row of a part that an architecture does not have."""
@@ -166,18 +166,19 @@ class Place:
         return Part(self.name, table, tuple(linear.items()), tuple(lifts))
 
 
-def build_parts(space: SearchSpace, io: IOSpec, size_after: SizeAfter) -> Parts:
+def build_parts(space: SearchSpace, io: IOSpec, size_after: SizeAfter, head_of: HeadOf = registry_head_of) -> Parts:
     """What can stand at each place of a space's networks.
 
     Args:
         space: The space.
         io: What its networks read and answer.
         size_after: Token grids behind stems, downsamples and the head.
+        head_of: The head.
     """
     interner = Interner()
     parts: list[Part] = []
     tables: dict[Callable[[Interner], _Filled], tuple[int, _Filled]] = {}
-    for place in places(space, io, size_after):
+    for place in places(space, io, size_after, head_of):
         if place.fill not in tables:
             tables[place.fill] = len(tables), place.fill(interner)
         parts.append(place.part(tables[place.fill][0]))
@@ -193,9 +194,11 @@ def build_parts(space: SearchSpace, io: IOSpec, size_after: SizeAfter) -> Parts:
     return Parts(tuple(parts), tuple(cells), interner.rows(rows))
 
 
-def places(space: SearchSpace, io: IOSpec, size_after: SizeAfter) -> Iterator[Place]:
+def places(
+    space: SearchSpace, io: IOSpec, size_after: SizeAfter, head_of: HeadOf = registry_head_of
+) -> Iterator[Place]:
     """Every place of a space's networks, in the order in which they run; see `build_parts`."""
-    return _Places(space, io, size_after).all()
+    return _Places(space, io, size_after, head_of).all()
 
 
 @dataclass(frozen=True)
@@ -227,8 +230,8 @@ class _Grid:
 
 
 class _Places:
-    def __init__(self, space: SearchSpace, io: IOSpec, size_after: SizeAfter) -> None:
-        self.space, self.io, self.size_after = space, io, size_after
+    def __init__(self, space: SearchSpace, io: IOSpec, size_after: SizeAfter, head_of: HeadOf) -> None:
+        self.space, self.io, self.size_after, self.head_of = space, io, size_after, head_of
         self.index = {(v.axis, v.stage, v.block, v.option, v.knob): i for i, v in enumerate(space.variables)}
         self.norm = self.digit(space.tree.norm, "norm")
 
@@ -424,7 +427,7 @@ class _Places:
     def head(self, width: Digit, grid: _Grid) -> Place:
         """The head."""
         digits = (self.norm, width, *grid.digits)
-        head = self.io.head_op
+        head = self.head_of(self.io)
 
         def after(context: Context) -> Context:
             return self.io.after(self.size_after("head", head, context))

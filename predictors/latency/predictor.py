@@ -208,10 +208,14 @@ class LatencyPredictor:
             if unit.role == "head":
                 self._heads[op.name] = op
 
+    def head_of(self, io: IOSpec) -> Op:
+        """The head of networks with an interface: as profiled, else as the registry has it (torch)."""
+        self._read_between()
+        return self._heads.get(io.head) or io.head_op
+
     def plan(self, architecture: Architecture, io: IOSpec) -> tuple[tuple[str, Unit], ...]:
         """`units.plan`, without torch where everything was profiled."""
-        self._read_between()
-        return plan(architecture, io, self.size_after, self._heads.get(io.head))
+        return plan(architecture, io, self.size_after, self.head_of)
 
     def knows(self, architecture: Architecture, io: IOSpec | None = None) -> bool:
         """Whether every unit of the architecture was among those that the predictor was profiled for."""
@@ -334,7 +338,7 @@ class LatencyPredictor:
             if known.is_of(space, io):
                 return table
         own = (known for known in self.spaces if known.is_of(space, io))
-        found = next(own, None) or SpaceUnits(space, io, size_after=self.size_after)
+        found = next(own, None) or SpaceUnits(space, io, size_after=self.size_after, head_of=self.head_of)
         operators = self.meta["operators"]
         has = np.empty((len(found.units), len(operators)), dtype=bool)
         for part, some in found.units.chunks():
@@ -458,6 +462,7 @@ class LatencyPredictor:
                     IOSpec.from_plain(plain["io"]),
                     tuple(plain["written_as"]),
                     predictor.size_after,
+                    predictor.head_of,
                 )
                 for plain in stored
             )
