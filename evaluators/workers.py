@@ -27,7 +27,7 @@ from typing import Any
 
 from mixnas.evaluators.protocol import Evaluator, EvaluatorSpec, Outcome, Request, attempt
 from mixnas.predictors.measuring.measure import fixed_threads
-from mixnas.search_space.errors import NasError, StoppedEarly
+from mixnas.search_space.errors import MachineError, NasError, StoppedEarly
 from mixnas.search_space.reporting import SILENT, Report, SilentReport
 
 _logger = logging.getLogger(__name__)
@@ -186,6 +186,9 @@ class Workers:
         Args:
             timeout: Seconds to wait at most.
 
+        Raises:
+            MachineError: The disk or the memory of this machine is used up.
+
         Yields:
             The key of a task and its outcome; of `FINISH` the outcome's network is what `Evaluator.finish` gave.
         """
@@ -201,6 +204,8 @@ class Workers:
                 continue
             if kind == "ready":
                 worker.ready = True
+            elif kind == "machine":  # no failure of the architecture: as in this process, it ends the work
+                raise MachineError(value)
             elif kind == "failed":  # a replacement that cannot do what the first ones could
                 raise NasError(f"a worker that took a dead one's place could not begin: {value}")
             elif worker.task is not None and kind == "progress":
@@ -260,7 +265,11 @@ def serve(descriptor: int) -> None:
         evaluator = _made(connection, threads, spec)
         while evaluator is not None:
             what, request = pickle.loads(connection.recv_bytes())
-            connection.send_bytes(pickle.dumps(("answer", _answer(evaluator, what, request, connection))))
+            try:
+                answer: tuple[str, Any] = ("answer", _answer(evaluator, what, request, connection))
+            except MachineError as error:
+                answer = ("machine", str(error))
+            connection.send_bytes(pickle.dumps(answer))
     except (EOFError, OSError):
         return
 

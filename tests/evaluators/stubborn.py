@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -63,5 +64,7 @@ class Stubborn:
             raise DivergedError("the loss is nan", step=3)
         if fault == "die" or (fault == "die once" and begun == 1):
             os.kill(os.getpid(), signal.SIGKILL)
+        if fault == "full":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if fault == "hang":
             time.sleep(3600)

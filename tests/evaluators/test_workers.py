@@ -15,7 +15,7 @@ import torch
 from mixnas.evaluators import workers as module
 from mixnas.evaluators.protocol import Request
 from mixnas.evaluators.workers import EVALUATE, Workers, WorkersUnavailableError, finish_all
-from mixnas.search_space.errors import StoppedEarly
+from mixnas.search_space.errors import MachineError, StoppedEarly
 from mixnas.search_space.space import SearchSpace
 from tests.evaluators.stubborn import StubbornSpec
 
@@ -87,6 +87,13 @@ def test_one_that_diverges_or_kills_its_process_is_its_own_failure(tmp_path, at_
     assert found[1].failure == "DivergedError: the loss is nan" and found[1].network is None
     assert found[2].failure == "the process that did it ended by signal 9, 3 times"
     assert [len(begun(tmp_path, i)) for i in range(4)] == [1, 1, 3, 2]
+
+
+def test_a_full_disk_is_no_failure_of_a_candidate(tmp_path, at_once):
+    evaluator = spec(tmp_path, {2: "full"}).open()
+    with pytest.raises(MachineError, match="No space left on device"):
+        list(finish_all(evaluator, FOUR, 4))
+    assert len(begun(tmp_path, 2)) == 1
 
 
 def test_what_only_this_process_knows_is_finished_here(tmp_path, at_once):
