@@ -149,29 +149,35 @@ class Interrupting(io.StringIO):
         return written
 
 
+MANY = 60  # trials: a report may lag behind by some, since a trial is reported once it is safe on the disk
+
+
 def test_a_stopped_search_ends_with_status_4_and_says_how_to_go_on(tmp_path: Path):
     (tmp_path / "config.yaml").write_text(CONFIG)
     runs = ("--runs", tmp_path / "runs")
-    asked = ("search", "-c", tmp_path / "config.yaml", "--name", "stopped", "-v", *runs)
+    asked = ("search", "-c", tmp_path / "config.yaml", "--name", "stopped", "--trials", MANY, "-v", *runs)
     stopped = nas(*asked, stderr=Interrupting(times=1))
     assert stopped.returncode == 4 and "Go on with: nas resume stopped" in stopped.stderr
     assert "stopping after what is in progress" in stopped.stderr
     assert json.loads(ok("status", "stopped", "--json", *runs))["state"] == "stopped"
     so_far = json.loads(ok("front", "stopped", "--json", *runs))
-    assert so_far["trials"]["done"] == 2 and not so_far["final"]
+    done = so_far["trials"]["done"]
+    assert 2 <= done < MANY and not so_far["final"]
     assert nas("export", "stopped", *runs).returncode == 1  # it has not come to its final networks
-    ok("resume", "stopped", "-q", *runs)
-    assert json.loads(ok("status", "stopped", "--json", *runs))["done"] == 6
+    ok("resume", "stopped", "-q", "--trials", done + 2, *runs)
+    assert json.loads(ok("status", "stopped", "--json", *runs))["done"] == done + 2
 
 
 def test_an_aborted_search_ends_with_status_4_and_can_be_resumed(tmp_path: Path):
     (tmp_path / "config.yaml").write_text(CONFIG)
     runs = ("--runs", tmp_path / "runs")
-    asked = ("search", "-c", tmp_path / "config.yaml", "--name", "aborted", "-v", *runs)
+    asked = ("search", "-c", tmp_path / "config.yaml", "--name", "aborted", "--trials", MANY, "-v", *runs)
     aborted = nas(*asked, stderr=Interrupting(times=2))
     assert aborted.returncode == 4 and "nas: aborted" in aborted.stderr
-    ok("resume", "aborted", "-q", *runs)
-    assert json.loads(ok("status", "aborted", "--json", *runs))["done"] == 6
+    done = json.loads(ok("status", "aborted", "--json", *runs))["done"]
+    assert 2 <= done < MANY
+    ok("resume", "aborted", "-q", "--trials", done + 2, *runs)
+    assert json.loads(ok("status", "aborted", "--json", *runs))["done"] == done + 2
 
 
 def test_dry_run_says_the_seed_and_what_may_take_how_long(tmp_path: Path):
