@@ -319,17 +319,11 @@ def recalibrate(
         return
     momenta = [norm.momentum for norm in norms]
     reset_running_statistics(network)
-    mode = network.training
-    network.train()
     device = torch.device(device)
     order = torch.randperm(len(task.train), generator=generator, device=device)
     order = order[: batches * batch_size]
     # In parts that differ by at most one example: a last one of a single example may leave a norm one value a channel.
-    with calibrating(network):  # not with ranges of other weights
-        for chunk in order.tensor_split(math.ceil(len(order) / batch_size)):
-            inputs, _ = gather(task.train, chunk, device)
-            network(inputs)
-    network.train(mode)
+    _observe(network, task, order.tensor_split(math.ceil(len(order) / batch_size)), device, training=True)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
 
@@ -356,14 +350,19 @@ def calibrate(
     """
     if not calibrated_layers(network):
         return
-    mode = network.training
-    network.eval()
     device = torch.device(device)
     order = torch.randperm(len(task.train), generator=generator, device=device)
     if not len(order):
         raise ConfigError("the calibration set is empty. Give the task at least one training example.")
+    _observe(network, task, order[: batches * batch_size].split(batch_size), device, training=False)
+
+
+def _observe(network: nn.Module, task: Task, chunks: Iterable[Tensor], device: torch.device, *, training: bool) -> None:
+    """Run training examples through a network in one mode, with ranges of these weights; its own mode is kept."""
+    mode = network.training
+    network.train(training)
     with calibrating(network):
-        for chunk in order[: batches * batch_size].split(batch_size):
+        for chunk in chunks:
             inputs, _ = gather(task.train, chunk, device)
             network(inputs)
     network.train(mode)

@@ -97,7 +97,7 @@ class Workers:
     threads: int = 1
     _workers: list[_Worker] = field(default_factory=list, init=False)
     _queue: deque[_Task] = field(default_factory=deque, init=False)
-    _dead: list[tuple[int, Outcome]] = field(default_factory=list, init=False)
+    _pickled: bytes = field(default=b"", init=False)
 
     def __enter__(self) -> Workers:
         return self
@@ -120,10 +120,10 @@ class Workers:
             StoppedEarly: `should_stop` said so.
         """
         try:
-            spec = pickle.dumps(self.spec)
+            self._pickled = pickle.dumps(self.spec)
         except Exception as error:
             raise WorkersUnavailableError(f"the evaluator cannot be sent to another process: {error}") from error
-        self._workers += [self._start(spec) for _ in range(self.count)]
+        self._workers += [self._start() for _ in range(self.count)]
         until = time.monotonic() + _OPEN_SECONDS
         for worker in self._workers:
             try:
@@ -140,9 +140,9 @@ class Workers:
                 raise WorkersUnavailableError(reason)
             worker.ready = True
 
-    def _start(self, spec: bytes) -> _Worker:
+    def _start(self) -> _Worker:
         worker = _Worker(self.threads)
-        worker.tell(self.threads, spec)
+        worker.tell(self.threads, self._pickled)
         return worker
 
     @property
@@ -153,7 +153,7 @@ class Workers:
     @property
     def busy(self) -> int:
         """Tasks that are not answered."""
-        return sum(worker.task is not None for worker in self._workers) + len(self._queue) + len(self._dead)
+        return sum(worker.task is not None for worker in self._workers) + len(self._queue)
 
     @property
     def progress(self) -> float:
@@ -192,8 +192,6 @@ class Workers:
         Yields:
             The key of a task and its outcome; of `FINISH` the outcome's network is what `Evaluator.finish` gave.
         """
-        yield from self._dead
-        self._dead.clear()
         by_connection = {worker.connection: worker for worker in self._workers}
         for connection in wait(list(by_connection), timeout):
             worker = by_connection[connection]  # type: ignore[index]
@@ -220,7 +218,7 @@ class Workers:
         self._workers.remove(worker)
         if not began:
             raise NasError(f"a worker ended with status {status} while it was starting.")
-        self._workers.append(self._start(pickle.dumps(self.spec)))
+        self._workers.append(self._start())
         if task is None:
             return
         if task.tries < _TRIES:
@@ -327,9 +325,9 @@ def finish_all(
     Raises:
         StoppedEarly: `should_stop` said so.
     """
-    done = total - len(requests)
-    count, threads = share_of_threads(total) if evaluator.device == "cpu" else (1, 1)
-    with fixed_threads(threads) if evaluator.device == "cpu" else contextlib.nullcontext():
+    done, on_cpu = total - len(requests), evaluator.device == "cpu"
+    count, threads = share_of_threads(total) if on_cpu else (1, 1)
+    with fixed_threads(threads) if on_cpu else contextlib.nullcontext():
         begun = time.monotonic()
         for i, request in enumerate(requests):
             left = len(requests) - i

@@ -269,8 +269,7 @@ def _measured(
 ) -> Sequence[Latency | str]:
     if not latency.here:
         return [latency.predict(network.architecture, network.io) for network in networks]
-    members = () if known is None or not known.final else (*known.members, *known.others)
-    before = {m.id: m.latency for m in members if m.latency is not None and m.latency.kind == "measured"}
+    before = measured_before(known)
     found = [before.get(network.architecture.id) for network in networks]
     if all(found):
         return [one for one in found if one is not None]  # also of none
@@ -278,6 +277,14 @@ def _measured(
         measured = latency.measure_each(networks, passes)
         phase(len(networks))
     return measured
+
+
+def measured_before(known: Front | None) -> dict[str, Latency]:
+    """Latencies by id that a run's earlier final front has measured; none of another front."""
+    if known is None or not known.final:
+        return {}
+    members = (*known.members, *known.others)
+    return {m.id: m.latency for m in members if m.latency is not None and m.latency.kind == "measured"}
 
 
 def searched_member(record: TrialRecord) -> Member:

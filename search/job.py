@@ -26,6 +26,7 @@ from mixnas.search.finish import (
     choose_measured,
     final_front,
     measure_finalists,
+    measured_before,
     nearest_to,
     searched_member,
 )
@@ -78,7 +79,7 @@ class Job:
         recipe = (
             None if config.search.evaluator == "standalone" else [config.final.weights, to_plain(config.final.train)]
         )
-        self._known: Front | None = None
+        self._known: Front | None = None  # the final front of before, where the run is extended
         self._networks = FinalNetworks(run.networks, self.problem.task, config.task.to_plain(), recipe)
 
     def execute(self) -> Front:
@@ -91,7 +92,8 @@ class Job:
         run, problem = self.run, self.problem
         with run, self.progress, self.stop:
             run.write_config(self.config.to_plain())
-            known = self._known = run.front() if run.has_front else None
+            before = run.front() if run.has_front else None
+            self._known = before if before is not None and before.final else None
             run.update(finished=None)
             latency = problem.latency(run.latency, run.manifest.get("reference_ms"))
             evaluator = problem.evaluator(latency, run.supernet)
@@ -123,14 +125,8 @@ class Job:
                     f"{run.path}: none of the {len(finished)} candidates could be finished; {reasons[0]} "
                     "Change final.train, and resume."
                 )
-            times = measure_finalists(finished, latency, self.config.latency.final_passes, known, self._report)
-            predicts = latency.predictor is not None
-            finalists = [
-                self._networks.member(
-                    record, time, latency.predict(record.architecture, problem.io) if predicts else None
-                )
-                for record, time in zip(records, times, strict=True)
-            ]
+            times = measure_finalists(finished, latency, self.config.latency.final_passes, self._known, self._report)
+            finalists = [self._member(record, time, latency) for record, time in zip(records, times, strict=True)]
             if said := agreement(finalists, problem.task.metric):
                 self.progress.note(said)
             members, others, knee = final_front(finalists, problem.objectives, problem.constraints)
@@ -171,8 +167,12 @@ class Job:
             if isinstance(network, str):
                 raise NasError(f"{run.path}: trial {number} could not be finished: {network}")
             (time,) = measure_finalists([network], latency, self.config.latency.final_passes, None, self._report)
-            predicted = None if latency.predictor is None else latency.predict(records[0].architecture, problem.io)
-            return self._networks.member(records[0], time, predicted)
+            return self._member(records[0], time, latency)
+
+    def _member(self, record: TrialRecord, time: Latency | str, latency: LatencySource) -> Member:
+        """A finished trial as a member of the front, beside what was predicted where something is."""
+        predicted = None if latency.predictor is None else latency.predict(record.architecture, self.problem.io)
+        return self._networks.member(record, time, predicted)
 
     def _choose(self, results: Results, latency: LatencySource) -> list[TrialRecord]:
         """The finalists; where latency is predicted, has a constraint and can be measured, it is measured first."""
@@ -193,14 +193,7 @@ class Job:
                 phase(looked_at)
                 return found
 
-            return choose_measured(results, count, measure, known=self._measured_before())
-
-    def _measured_before(self) -> dict[str, Latency]:
-        """Latencies of candidates that this run has measured already."""
-        if self._known is None or not self._known.final:
-            return {}
-        members = (*self._known.members, *self._known.others)
-        return {m.id: m.latency for m in members if m.latency is not None and m.latency.kind == "measured"}
+            return choose_measured(results, count, measure, known=measured_before(self._known))
 
     # -- search -----------------------------------------------------------------------------------------------------
 
@@ -258,7 +251,7 @@ class Job:
 
     def _forget_all_but(self, front: set[str]) -> None:
         """Drop the weights of trials that are not on the front, nor final from before the run was extended."""
-        if self._known is not None and self._known.final:
+        if self._known is not None:
             front = front | {member.id for member in (*self._known.members, *self._known.others)}
         for path in self.run.networks.glob("*.safetensors"):
             if path.stem not in front:
@@ -271,11 +264,8 @@ class Job:
         kind = "predicted" if self.problem.metrics["latency_ms"].cheap else "measured"
         members = tuple(map(searched_member, results.front()))
         front = self._front(results, members, None if knee is None else knee.id, latency=kind, final=False)
-        if (
-            self._known is not None and self._known.final
-        ):  # a run that is extended keeps its answer until it has another
-            front = self._known
-        self.run.write_tables(results.to_csv(), front)
+        # A run that is extended keeps its answer until it has another.
+        self.run.write_tables(results.to_csv(), self._known or front)
 
     def _front(
         self,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -26,7 +27,7 @@ from mixnas.search_space.operators.quantization.policy import deployed_bytes
 State = dict[str, Tensor]
 
 
-class Projected:
+class Projected(ABC):
     """The policy protocol for policies that say what is stored of a weight matrix and how rows are multiplied by it.
 
     Whoever derives is a frozen dataclass. Weights are (N, K): outputs by inputs, of a convolution its window's.
@@ -48,25 +49,25 @@ class Projected:
         """Whether a layer of so many inputs is taken at all; others stay as they are."""
         return True
 
+    @abstractmethod
     def store(self, weight: Tensor) -> State:
         """What the device stores of a weight matrix, bias apart."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ready(self, stored: State, bias: Tensor | None, inputs: int) -> Any:
         """What products need, made once from what is stored."""
-        raise NotImplementedError
 
     def enter(self, rows: Tensor, ready: Any) -> Any:
         """What is multiplied: (M, K) floats, or what is made of them."""
         return rows
 
+    @abstractmethod
     def product(self, entered: Any, ready: Any) -> Tensor:
         """(M, N), bias included."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fake_weight(self, weight: Tensor) -> Tensor:
         """The weights that are stored, as floats that gradients pass."""
-        raise NotImplementedError
 
     def fake_input(self, rows: Tensor) -> Tensor:
         """What `enter` stands for, as floats that gradients pass."""
@@ -102,9 +103,9 @@ class Projected:
         """See `Policy`: to the byte."""
         return deployed_bytes(self, module)
 
+    @abstractmethod
     def instead(self, device: str, runtime: str) -> str:
         """See `Policy`."""
-        raise NotImplementedError
 
     def why_not(self, device: str, runtime: str) -> str:
         """See `Policy`: it runs everywhere, as itself or as what `instead` says."""
