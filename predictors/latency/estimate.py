@@ -93,6 +93,6 @@ def estimate(
         "num_units": 0,
         "num_networks": 0,
     }
-    composition = Composition(1.0, np.zeros(1), 0.0, np.empty(0))
+    composition = Composition(1.0, np.zeros(1), 0.0, np.empty((0, 0)))
     profiled = Profiled(units, unit_ms, unit_ms, np.zeros(len(unit_ms), dtype=bool))
     return LatencyPredictor(meta, model, composition, profiled, (own,))

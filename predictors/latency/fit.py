@@ -119,7 +119,7 @@ def fit(
         unit_ms[part] = model.predict(work, some.described())
     unit_ms = blend(unit_ms, measured_ms, model.spread, spread)
 
-    # Networks from units: one part fits, the other calibrates.
+    # Networks from units: one part fits, the other calibrates; then both fit what is used.
     in_them = units.find_all(networks.units)
     settings = networks.units.described()
     categories = [*sorted(name for name in units.described_names() if "=" in name), "width"]
@@ -130,16 +130,11 @@ def fit(
     candidates = order[networks.judging[order]]
     held_out = candidates[: max(1, round(config.calibration_share * len(candidates)))]
     seen = order[~np.isin(order, held_out)]
-    composition = Composition.fit(
-        networks.counts[seen],
-        unit_ms[in_them],
-        groups,
-        has,
-        networks.latency_ms[seen],
-        unseen=networks.counts[held_out],
-    )
-    predicted = composition.network_ms(networks.counts, composition.apply(unit_ms[in_them], groups), has)
-    error = np.log(predicted / networks.latency_ms)
+    counts, latency_ms, in_them_ms = networks.counts, networks.latency_ms, unit_ms[in_them]
+    partly = Composition.fit(counts[seen], in_them_ms, groups, has, latency_ms[seen], unseen=counts[held_out])
+    predicted = partly.network_ms(counts, partly.apply(in_them_ms, groups), has)
+    error = np.log(predicted / latency_ms)
+    composition = Composition.fit(counts, in_them_ms, groups, has, latency_ms)
 
     in_network_ms = np.empty(len(units))
     for part, some in units.chunks():
@@ -152,7 +147,7 @@ def fit(
         "half_width": half_width(error[held_out], config),
         "half_width_outside": outside,
         "coverage": config.coverage,
-        "accuracy": accuracy(predicted[held_out], networks.latency_ms[held_out]),
+        "accuracy": accuracy(predicted[held_out], latency_ms[held_out]),
         "provenance": table.header["provenance"],
         "rows_digest": table.rows_digest,
         "fit": asdict(config),

@@ -29,7 +29,6 @@ _CHUNK = 1 << 18  # values of architectures at a time: as many as stay in a core
 _LEAST = 512  # architectures at a time
 _GROUP = 4  # parts whose indices are one matrix product
 _WORD = 64  # operators whose presence one integer tells
-_DIGIT = 12  # of them that are looked up at once
 
 
 def network_input(io: IOSpec) -> IOSpec:
@@ -84,7 +83,7 @@ class SpaceTable:
         of: The space.
         unit_ms: (units,) latency of each of `of.units` in a network; NaN where one cannot be built.
         has: (units, operators) boolean: which of the operators that are told by their presence each unit has.
-        presence_ms: (operators,) what a network with the operator takes beside that, once.
+        presence_ms: (operators, operators) what a network takes beside that, once, see `Composition`.
     """
 
     def __init__(self, of: SpaceUnits, unit_ms: np.ndarray, has: np.ndarray, presence_ms: np.ndarray) -> None:
@@ -119,7 +118,10 @@ class SpaceTable:
                 p for p, part in enumerate(parts) if bits[starts[part.table] :][: len(tables[part.table].units)].any()
             ]
             self._words.append((bits, np.array(some, dtype=np.intp)))
-        self._presence = [_digits(presence_ms[w * _WORD : (w + 1) * _WORD]) for w in range(len(self._words))]
+        self._operators = has.shape[1]
+        # Rounded so that its sums are exact, in whatever order a matrix product adds them up.
+        step = np.ldexp(1.0, int(np.frexp(np.abs(presence_ms).max(initial=0.0))[1]) - 30)
+        self._presence_ms = np.round(presence_ms / step) * step
 
     def predict_many(self, encoded: np.ndarray) -> np.ndarray:
         """Encoded architectures of the space (rows, variables) to milliseconds (rows,)."""
@@ -166,11 +168,14 @@ class SpaceTable:
         np.copyto(index, scratch.cells, casting="unsafe")
         index += self._starts
         self._ms.take(index, mode="clip", out=scratch.ms).sum(axis=0, out=total)
-        for (bits, some), digits in zip(self._words, self._presence, strict=True):
+        present = np.empty((len(total), self._operators))
+        for w, (bits, some) in enumerate(self._words):
             mask = np.bitwise_or.reduce(bits.take(index[some], mode="clip"), axis=0)
-            for place, by_bits in enumerate(digits):
-                digit = (mask >> np.uint64(_DIGIT * place)) & np.uint64(len(by_bits) - 1)
-                total += by_bits.take(digit.astype(np.intp), mode="clip")
+            here = present[:, w * _WORD : (w + 1) * _WORD]
+            # Little-endian, so that the first bytes hold the first operators.
+            low = mask.astype("<u8", copy=False).view(np.uint8).reshape(-1, 8)[:, : -(-here.shape[1] // 8)]
+            here[:] = np.unpackbits(low, axis=1, count=here.shape[1], bitorder="little")
+        total += ((present @ self._presence_ms) * present).sum(axis=1)
         return total
 
 
@@ -203,16 +208,6 @@ def _words(has: np.ndarray) -> list[np.ndarray]:
             word |= column.astype(np.uint64) << np.uint64(bit)
         words.append(word)
     return words
-
-
-def _digits(presence_ms: np.ndarray) -> list[np.ndarray]:
-    """For each `_DIGIT` bits of a word, the sum of what they stand for, by their value."""
-    tables = []
-    for start in range(0, len(presence_ms), _DIGIT):
-        values = presence_ms[start : start + _DIGIT]
-        bits = np.arange(1 << len(values))[:, None] >> np.arange(len(values)) & 1
-        tables.append((bits @ values).astype(np.float32))
-    return tables
 
 
 def check_tables(space: SearchSpace, io: IOSpec) -> None:

@@ -32,7 +32,7 @@ from mixnas.search_space.registry import BETWEEN, Context
 from mixnas.search_space.space import SearchSpace
 from mixnas.search_space.units import IOSpec, Unit, describe, plan, registry_size_after
 
-FORMAT = 3  # 1 had another sentinel; in 2 a unit was a whole block
+FORMAT = 4  # 1 had another sentinel; in 2 a unit was a whole block; in 3, which is read, no pair of operators counted
 SHIPPED = Path(__file__).parents[1] / "tables"
 
 
@@ -263,9 +263,9 @@ class LatencyPredictor:
             if seen.outside:
                 outside |= dict.fromkeys(f"{name}: {text}" for text in seen.outside)
             ms = seen.ms
-            if new := seen.operators & ~present:  # the first unit with an operator carries what its presence costs
-                ms += self._presence_ms(new)
-                present |= new
+            if seen.operators & ~present:  # the first unit with an operator carries what its presence costs
+                ms += self._presence_ms(present | seen.operators) - self._presence_ms(present)
+                present |= seen.operators
             units.append(UnitLatency(name, unit.role, ms))
             total += ms
             if seen.outside or not (known_input or seen.profiled):
@@ -294,10 +294,11 @@ class LatencyPredictor:
         return found
 
     def _presence_ms(self, operators: int) -> float:
-        """What operators, as bits, add to a network once."""
+        """What operators, as bits, add to a network once, alone and in pairs."""
         if operators not in self._presence:
             values = self.composition.presence_ms
-            self._presence[operators] = float(sum(v for i, v in enumerate(values) if operators >> i & 1))
+            there = [i for i in range(len(values)) if operators >> i & 1]
+            self._presence[operators] = float(values[np.ix_(there, there)].sum())
         return self._presence[operators]
 
     @property
@@ -448,7 +449,7 @@ class LatencyPredictor:
                     numbers["scale"],
                     arrays[f"composition{c}.weights"],
                     numbers["constant_ms"],
-                    arrays[f"composition{c}.presence_ms"],
+                    _presence(arrays[f"composition{c}.presence_ms"]),
                     composition,
                 )
             assert composition is not None
@@ -553,6 +554,11 @@ def _digest(arrays: Mapping[str, np.ndarray]) -> bytes:
     return total.digest()
 
 
+def _presence(stored: np.ndarray) -> np.ndarray:
+    """See `Composition`; format 3 had the operators alone."""
+    return np.diag(stored) if stored.ndim == 1 else stored
+
+
 def _damaged(path: Path, reason: object) -> IntegrityError:
     return IntegrityError(
         f"{path}: damaged, truncated or not a latency predictor ({reason}). Delete it and profile again with "
@@ -585,8 +591,8 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     if "digest" not in arrays or "meta" not in arrays or arrays["digest"].tobytes() != _digest(arrays):
         raise _damaged(path, "its digest does not fit")
     meta = json.loads(arrays["meta"].tobytes())
-    if isinstance(meta.get("format"), int) and meta["format"] < FORMAT:
+    if isinstance(meta.get("format"), int) and meta["format"] < FORMAT - 1:
         raise IntegrityError(outdated(path, "a latency predictor", f"format {meta['format']}"))
-    if meta.get("format") != FORMAT:
-        raise _damaged(path, f"format {meta.get('format')}, this version reads {FORMAT}")
+    if meta.get("format") not in (FORMAT - 1, FORMAT):
+        raise _damaged(path, f"format {meta.get('format')}, this version reads {FORMAT - 1} and {FORMAT}")
     return arrays, meta

@@ -378,7 +378,7 @@ class Profiler:
     @functools.cached_property
     def _size_of(self) -> Callable[[np.ndarray], np.ndarray]:
         nothing = np.empty((len(self.known.units), 0), dtype=bool)
-        return SpaceTable(self.known, unit_sizes(self.amounts), nothing, np.empty(0)).predict_many
+        return SpaceTable(self.known, unit_sizes(self.amounts), nothing, np.empty((0, 0))).predict_many
 
     def run(
         self,

@@ -85,7 +85,22 @@ def test_composition_recovers_what_a_network_adds():
     composition = Composition.fit(counts[:200], unit_ms, settings, has, latency[:200])
     predicted = composition.network_ms(counts[200:], composition.apply(unit_ms, settings), has)
     assert np.abs(predicted / exact[200:] - 1).mean() < 0.01
-    np.testing.assert_allclose(composition.presence_ms, [0.2, 0.0, 0.1], atol=0.03)
+    np.testing.assert_allclose(composition.presence_ms, np.diag([0.2, 0.0, 0.1]), atol=0.03)
+
+
+def test_composition_recovers_what_two_operators_share():
+    rng = np.random.default_rng(0)
+    unit_ms = rng.uniform(0.1, 0.5, 40)
+    has = rng.random((40, 3)) < 0.15
+    counts = rng.multinomial(6, np.full(40, 1 / 40), size=300).astype(float)
+    present = (counts @ has) > 0
+    exact = counts @ unit_ms + present @ [0.3, 0.3, 0.1] - 0.25 * (present[:, 0] & present[:, 1])
+    latency = exact * np.exp(rng.normal(0, 0.01, 300))
+    composition = Composition.fit(counts[:200], unit_ms, np.zeros((40, 0)), has, latency[:200])
+    expected = [[0.3, -0.125, 0.0], [-0.125, 0.3, 0.0], [0.0, 0.0, 0.1]]
+    np.testing.assert_allclose(composition.presence_ms, expected, atol=0.03)
+    predicted = composition.network_ms(counts[200:], composition.apply(unit_ms, np.zeros((40, 0))), has)
+    assert np.abs(predicted / exact[200:] - 1).mean() < 0.01
 
 
 def test_blend_trusts_the_surer():
