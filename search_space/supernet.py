@@ -37,6 +37,7 @@ from mixnas.search_space.units import IOSpec, Unit
 Rule = tuple[str, ...]
 
 _CACHED_ARCHITECTURES = 2048
+_CACHED_UNITS = 4096  # an architecture that is new has most units in common with those before it
 
 
 def slicing_rules(module: nn.Module) -> Iterator[tuple[str, Tensor, Rule]]:
@@ -169,6 +170,7 @@ class Supernet(nn.Module):
     def _forget_views(self) -> None:
         # By place and policy too: a policy takes the place of an operator's layers.
         self._ops: dict[tuple[str, str, Op, Context, Context, Op | None], nn.Module] = {}
+        self._units: OrderedDict[tuple[str, Unit], nn.Module] = OrderedDict()
         self._networks: OrderedDict[Architecture, Network] = OrderedDict()
         self._tensors = dict(self._stored())
         self._trained = list(self.parameters())  # walking the modules takes ten times as long as clearing the gradients
@@ -216,7 +218,12 @@ class Supernet(nn.Module):
                 self._ops[key] = self._attach(module.to(self.device), prefix)
             return self._ops[key]
 
-        return build_unit(unit, make)
+        key = name, unit
+        if key not in self._units:
+            self._units[key] = build_unit(unit, make)
+            if len(self._units) > _CACHED_UNITS:
+                self._units.popitem(last=False)
+        return self._units[key]
 
     @property
     def device(self) -> torch.device:
@@ -226,7 +233,7 @@ class Supernet(nn.Module):
     def subnet(self, architecture: Architecture) -> Network:
         """The network of an architecture with the store's weights: views, gradients included.
 
-        Operators are shared between sub-networks, so set `train()` or `eval()` on a sub-network whenever it is used.
+        Modules are shared between sub-networks, so set `train()` or `eval()` on a sub-network whenever it is used.
 
         Raises:
             ConfigError: The architecture is not one of the space.
