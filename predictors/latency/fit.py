@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from mixnas.predictors.latency.boundaries import Boundaries, policies_in
 from mixnas.predictors.latency.features import Works
 from mixnas.predictors.latency.lookup import SpaceUnits
 from mixnas.predictors.latency.model import Columns, Composition, FitConfig, UnitModel, blend, half_width
@@ -26,32 +27,44 @@ class Networks:
 
     Attributes:
         units: The units that occur in them.
+        policies: The policies that `entered` counts.
         counts: (networks, units) how often each runs in each.
+        entered: (networks, policies) how often each policy is entered from another.
         latency_ms: (networks,) measured.
         judging: (networks,) which of them a predictor is judged by, see `MeasurementTable.judging`.
     """
 
     units: UnitRows
     counts: np.ndarray
+    entered: np.ndarray
+    policies: tuple[str, ...]
     latency_ms: np.ndarray
     judging: np.ndarray
 
     @classmethod
-    def of(cls, table: MeasurementTable, size_after: SizeAfter = registry_size_after) -> Networks:
-        """All that a table holds."""
+    def of(
+        cls,
+        table: MeasurementTable,
+        size_after: SizeAfter = registry_size_after,
+        policies: Sequence[str] | None = None,
+    ) -> Networks:
+        """All that a table holds; `policies` are those whose boundaries are counted, all that occur if not given."""
         found = table.measurements("network")
         planned = []
         for identity in found:
             plain = table.subjects[identity].config
             architecture, io = Architecture.from_canonical(plain["architecture"]), IOSpec.from_plain(plain["io"])
-            planned.append([unit for _, unit in plan(architecture, io, size_after)])
-        units = UnitRows.of(unit for network in planned for unit in network)
-        counts = np.zeros((len(planned), len(units)))
+            planned.append(plan(architecture, io, size_after))
+        units = UnitRows.of(unit for network in planned for _, unit in network)
+        policies = policies_in(units) if policies is None else policies
+        boundaries = Boundaries(tuple(policies), np.zeros(len(policies)))
+        counts, entered = np.zeros((len(planned), len(units))), np.zeros((len(planned), len(policies)))
         for n, network in enumerate(planned):
-            for unit in network:
+            entered[n] = boundaries.counts(network)
+            for _, unit in network:
                 counts[n, units.find(unit)] += 1
         latency_ms = np.array([measured.latency.ms for measured in found.values()])
-        return cls(units, counts, latency_ms, table.judging(found))
+        return cls(units, counts, entered, tuple(policies), latency_ms, table.judging(found))
 
 
 @dataclass(frozen=True)
@@ -137,8 +150,11 @@ def fit(
         has,
         networks.latency_ms[seen],
         unseen=networks.counts[held_out],
+        entered=networks.entered[seen],
+        unseen_entered=networks.entered[held_out],
     )
-    predicted = composition.network_ms(networks.counts, composition.apply(unit_ms[in_them], groups), has)
+    in_them_ms = composition.apply(unit_ms[in_them], groups)
+    predicted = composition.network_ms(networks.counts, in_them_ms, has, networks.entered)
     error = np.log(predicted / networks.latency_ms)
 
     in_network_ms = np.empty(len(units))
@@ -158,6 +174,7 @@ def fit(
         "fit": asdict(config),
         "categories": categories,
         "operators": operators,
+        "policies": list(networks.policies),
         "num_units": len(measured_units),
         "num_networks": count,
     }

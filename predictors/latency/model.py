@@ -5,8 +5,9 @@ never negative, fitted to the relative error; on a GPU, for each kernel, also it
 `gpus.launch_work`). Then boosted trees on the logarithm of measured over physical. A unit that
 was itself measured is drawn towards its measurement, as far as that is the surer of the two.
 
-A network: the sum over its units of `unit x (scale + corrections of its operators)` plus a constant per unit, and once
-for each operator that occurs in it at all, by ridge regression on whole networks. In a network a unit is slower than by
+A network: the sum over its units of `unit x (scale + corrections of its operators)` plus a constant per unit, once
+for each operator that occurs in it at all, and each time that a unit has another policy than the one before it
+(`boundaries`), by ridge regression on whole networks. In a network a unit is slower than by
 itself, over and over: its code and data are no longer at hand, the less so the more different operators there are. All
 of it is sums and look-ups over units, so that many architectures are predicted quickly.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -266,6 +267,7 @@ class Composition:
         weights: (settings,) see above.
         constant_ms: See above.
         presence_ms: (operators,) added once to a network that has the operator in any branch.
+        boundary_ms: (policies,) added each time that a unit has the policy behind one of another; see `boundaries`.
         base: Applied to `unit_ms` first: of a transferred predictor, that of the device that it came from.
     """
 
@@ -274,6 +276,7 @@ class Composition:
     constant_ms: float
     presence_ms: np.ndarray
     base: Composition | None = None
+    boundary_ms: np.ndarray = field(default_factory=lambda: np.empty(0))
 
     def apply(self, unit_ms: np.ndarray, settings: np.ndarray) -> np.ndarray:
         """Milliseconds of each unit in a network, (units,) with the categorical settings (units, columns)."""
@@ -290,6 +293,8 @@ class Composition:
         has: np.ndarray,
         latency_ms: np.ndarray,
         unseen: np.ndarray | None = None,
+        entered: np.ndarray | None = None,
+        unseen_entered: np.ndarray | None = None,
     ) -> Composition:
         """Ridge regression on the relative error; its strength by leave-one-out error.
 
@@ -303,12 +308,22 @@ class Composition:
             has: (units, operators) whether each operator is in each unit.
             latency_ms: (networks,) measured.
             unseen: (more networks, units) that must take time too.
+            entered: (networks, policies) how often each policy is entered from another; None for no such term.
+            unseen_entered: (more networks, policies) likewise.
         """
+        if entered is None:
+            entered = np.zeros((len(counts), 0))
+            unseen_entered = None if unseen is None else np.zeros((len(unseen), 0))
         total = counts @ unit_ms
         typical = float(np.median(unit_ms[counts.any(axis=0)]))
         present = (counts @ has) > 0
         columns = np.hstack(
-            [(counts * unit_ms) @ settings, counts.sum(axis=1, keepdims=True) * typical, present * typical]
+            [
+                (counts * unit_ms) @ settings,
+                counts.sum(axis=1, keepdims=True) * typical,
+                present * typical,
+                entered * typical,
+            ]
         )
         columns /= total[:, None]
         # Relative to the measured latency, so that the error that is least is the relative one.
@@ -320,13 +335,17 @@ class Composition:
         response = (target - mean) * weight
         u, s, vt = np.linalg.svd(design, full_matrices=False)
         every = counts if unseen is None else np.vstack([counts, unseen])
+        crossed = entered if unseen_entered is None else np.vstack([entered, unseen_entered])
+        ends = np.cumsum([settings.shape[1], 1, has.shape[1]])
 
         def composed(solution: np.ndarray) -> Composition:
-            weights, constant, presence = np.split(solution, [settings.shape[1], settings.shape[1] + 1])
-            return cls(mean - float(centre @ solution), weights, float(constant[0]) * typical, presence * typical)
+            weights, constant, presence, boundary = np.split(solution, ends)
+            scale = mean - float(centre @ solution)
+            fixed = float(constant[0]) * typical
+            return cls(scale, weights, fixed, presence * typical, boundary_ms=boundary * typical)
 
         def takes_time(found: Composition) -> bool:
-            return bool((found.network_ms(every, found.apply(unit_ms, settings), has) > 0).all())
+            return bool((found.network_ms(every, found.apply(unit_ms, settings), has, crossed) > 0).all())
 
         best = (math.inf, composed(np.zeros(columns.shape[1])))
         for ridge in np.geomspace(1e-3, 1e2, 11):
@@ -342,9 +361,12 @@ class Composition:
         """This one and those below it, the device's own last."""
         return [*(self.base.chain() if self.base is not None else []), self]
 
-    def network_ms(self, counts: np.ndarray, in_network_ms: np.ndarray, has: np.ndarray) -> np.ndarray:
+    def network_ms(
+        self, counts: np.ndarray, in_network_ms: np.ndarray, has: np.ndarray, entered: np.ndarray | None = None
+    ) -> np.ndarray:
         """(networks,) from how often each unit stands in each; see `fit`."""
-        return np.asarray(counts @ in_network_ms + ((counts @ has) > 0) @ self.presence_ms)
+        found = np.asarray(counts @ in_network_ms + ((counts @ has) > 0) @ self.presence_ms)
+        return found if entered is None else found + entered @ self.boundary_ms
 
 
 def conformal_quantile(scores: np.ndarray, coverage: float) -> float:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mixnas.predictors.latency.boundaries import boundaries_of
 from mixnas.predictors.latency.gpus import GPU, sheet_of
 from mixnas.predictors.latency.lookup import SpaceTable, SpaceUnits, network_input, tree_from_plain, tree_to_plain
 from mixnas.predictors.latency.model import Columns, Composition, UnitModel
@@ -61,6 +62,7 @@ class Prediction:
         latency: Of the whole network; its interval (90%) is calibrated on networks that the fit had not seen, and for
             units of which something was never measured on whole operators that it had not seen.
         units: The breakdown; sums to `latency.ms`.
+        boundaries_ms: How much of that is the change of policy between neighbours: it stands with the later of the two.
         device: The device.
         runtime: "eager", "compiled", "onnxruntime" or "graph".
         estimate: True when the device was never measured.
@@ -71,6 +73,7 @@ class Prediction:
     device: str
     runtime: str
     estimate: bool = False
+    boundaries_ms: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,7 @@ class LatencyPredictor:
     ) -> None:
         self.meta, self.model, self.composition, self.profiled = meta, model, composition, profiled
         self.spaces = tuple(spaces)
+        self.boundaries = boundaries_of(meta.get("policies", ()), composition.boundary_ms)
         self._bits = {name: 1 << i for i, name in enumerate(meta["operators"])}
         self._presence: dict[int, float] = {0: 0.0}
         self._sizes: dict[tuple[str, Op, str, tuple[int, ...]], tuple[int, ...]] = {}
@@ -258,11 +262,13 @@ class LatencyPredictor:
         outside = dict.fromkeys([] if known_input else [f"input: {_input(io)} was not profiled"])
         units: list[UnitLatency] = []
         total, guessed, present = 0.0, 0.0, 0
-        for name, unit in self.plan(architecture, io):
+        planned = self.plan(architecture, io)
+        entering = list(self.boundaries.walk(planned))
+        for (name, unit), behind_another in zip(planned, entering, strict=True):
             seen = self._seen.get(unit) or self._look_at(unit)
             if seen.outside:
                 outside |= dict.fromkeys(f"{name}: {text}" for text in seen.outside)
-            ms = seen.ms
+            ms = seen.ms + behind_another
             if new := seen.operators & ~present:  # the first unit with an operator carries what its presence costs
                 ms += self._presence_ms(new)
                 present |= new
@@ -271,7 +277,7 @@ class LatencyPredictor:
             if seen.outside or not (known_input or seen.profiled):
                 guessed += ms
         latency = Latency(total, *self._interval(total - guessed, guessed), "predicted", tuple(outside))
-        return Prediction(latency, tuple(units), self.device, self.runtime, self.estimate)
+        return Prediction(latency, tuple(units), self.device, self.runtime, self.estimate, sum(entering))
 
     def _interval(self, known_ms: float, guessed_ms: float) -> tuple[float | None, float | None]:
         """The ends for a network of which a part lies outside the measured range; that part may be off as a whole."""
@@ -343,7 +349,7 @@ class LatencyPredictor:
         has = np.empty((len(found.units), len(operators)), dtype=bool)
         for part, some in found.units.chunks():
             has[part] = some.described().select(operators) > 0
-        table = SpaceTable(found, self.units_ms(found.units), has, self.composition.presence_ms)
+        table = SpaceTable(found, self.units_ms(found.units), has, self.composition.presence_ms, self.boundaries)
         self._tables.append((found, table))
         return table
 
@@ -410,6 +416,7 @@ class LatencyPredictor:
         for c, composition in enumerate(self.composition.chain()):
             arrays[f"composition{c}.weights"] = composition.weights
             arrays[f"composition{c}.presence_ms"] = composition.presence_ms
+            arrays[f"composition{c}.boundary_ms"] = composition.boundary_ms
         arrays["meta"] = np.frombuffer(json.dumps(meta, allow_nan=False).encode(), dtype=np.uint8)
         arrays["digest"] = np.frombuffer(_digest(arrays), dtype=np.uint8)
 
@@ -450,6 +457,7 @@ class LatencyPredictor:
                     numbers["constant_ms"],
                     arrays[f"composition{c}.presence_ms"],
                     composition,
+                    arrays.get(f"composition{c}.boundary_ms", np.empty(0)),
                 )
             assert composition is not None
             units = UnitRows.from_plain(meta.pop("units"), arrays["units"])
