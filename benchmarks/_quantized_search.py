@@ -1,15 +1,16 @@
 """Architecture and policy searched together, against the two-step habit. Part of `quantization.py joint`.
 
-Both arms of a seed have the same device, profile, task, recipes and wall-clock:
+Both arms of a seed have the same device, profile, task, recipes and time:
 
 - two steps: a super-network and a search in float32 alone; its finalists are trained on; then each is quantized
   throughout as w8a8, and by an integer programme that gives each branch the policy of least sensitivity within a
   budget of latency or bytes; what comes of it is trained on with its policies.
-- jointly: one super-network, one search over architectures and policies, finalists trained on. What the second step
-  took in time goes into the training of its super-network.
+- jointly: one super-network, one search over architectures and policies, finalists trained on.
 
-The profile of the space is made once and serves both: it is no part of either clock. All networks of a seed are then
-measured together, and judged on the test split, which neither arm has seen.
+Steps and trials of the two are such that both take the same time. Each arm is one process on one thread, so its time is
+that of the processor (what a clock on the wall says on a quiet machine); both are in the record. The profile of the
+space is made once and serves both: it is no part of either. All networks of a seed are then measured together, and
+judged on the test split, which neither arm has seen.
 """
 
 from __future__ import annotations
@@ -59,6 +60,21 @@ SHARES = (0.25, 0.6)
 """Budgets of the integer programme, between the least and the float32 network's: of bytes, and of latency."""
 
 Say = Callable[[str], None]
+
+
+class _Clock:
+    """Seconds since it was made, of the processor in this process and on the wall."""
+
+    def __init__(self) -> None:
+        self._begun = time.process_time(), time.monotonic()
+
+    def seconds(self) -> dict[str, float]:
+        """Until now."""
+        now = time.process_time(), time.monotonic()
+        return {
+            name: round(then - begun, 1)
+            for name, begun, then in zip(("processor", "wall"), self._begun, now, strict=True)
+        }
 
 
 @dataclass
@@ -178,9 +194,7 @@ def second_step(
                 chosen.append(
                     (
                         PROGRAMME,
-                        with_policies(
-                            architecture, {name: policies[p] for name, p in zip(names, picked, strict=True)}
-                        ),
+                        with_policies(architecture, {name: policies[p] for name, p in zip(names, picked, strict=True)}),
                     )
                 )
         for how, quantized in chosen:
@@ -245,41 +259,39 @@ def one_seed(args: argparse.Namespace, seed: int, folder: Path, tables: Path, sa
     source = args.config
     shared = [
         f"search.seed={seed}",
-        f"search.time={args.search}",
-        "search.trials=100000",
         "search.strategy={name: nsga2, population_size: 24}",
         "supernet.probe=0",
+        "supernet.seconds=null",
         f"final.candidates={args.candidates}",
         f"final.train.epochs={args.epochs}",
         "latency.final_passes=1",
     ]
-    joint = load_config(source, settings=[*shared, f"supernet.seconds={args.supernet}"])
-    alone = replace(joint, space=fp32_alone(joint.space))
+    joint = load_config(source, settings=[*shared, f"supernet.steps={args.steps}", f"search.trials={args.trials}"])
+    own = [f"supernet.steps={args.steps_first}", f"search.trials={args.trials_first}"]
+    alone = load_config(source, settings=[*shared, *own])
+    alone = replace(alone, space=fp32_alone(alone.space))
     task = by_name(joint.task.to_plain())
     predictor = LatencyPredictor.load(device_name("cpu", 1), directory=tables)
-    begun = time.monotonic()
+    begun = _Clock()
     run, finalists = carry_out(alone, source, folder, f"two-steps-{seed}", tables)
-    first = time.monotonic() - begun
+    first = begun.seconds()
     space = SearchSpace.from_dict(joint.space)
     found = [Found(FP32, network, {}) for network in finalists]
     recipe = replace(joint.final.train, epochs=max(1, args.epochs // 2), lr=joint.final.train.lr / 4)
     for how, network in second_step(finalists, policies_of(space), task, predictor, recipe):
         found.append(Found(how, network, {}))
-    two_steps = time.monotonic() - begun
-    say(f"seed {seed}: two steps {two_steps:.0f} s, {first:.0f} of them in float32, {len(found)} networks")
-    # What the second step took, the joint arm trains its super-network longer.
-    seconds = args.supernet + (two_steps - first) * args.joint_share
-    joint = replace(joint, supernet=replace(joint.supernet, seconds=seconds))
-    begun = time.monotonic()
+    two_steps = begun.seconds()
+    say(f"seed {seed}: two steps {two_steps}, {first} of them in float32, {len(found)} networks")
+    begun = _Clock()
     other, networks = carry_out(joint, source, folder, f"joint-{seed}", tables)
-    took = time.monotonic() - begun
+    took = begun.seconds()
     found += [Found(JOINT, network, {}) for network in networks]
-    say(f"seed {seed}: jointly {took:.0f} s, {len(networks)} networks")
+    say(f"seed {seed}: jointly {took}, {len(networks)} networks; {other.manifest['phases']}")
     with fixed_threads(1):
         measure(found, task, args.passes)
     return {
         "seed": seed,
-        "seconds": {"two steps": round(two_steps, 1), "of them float32": round(first, 1), "joint": round(took, 1)},
+        "seconds": {"two steps": two_steps, "of them float32": first, "joint": took},
         "trials": {"float32": run.front().trials["done"], "joint": other.front().trials["done"]},
         "networks": [
             {
@@ -379,7 +391,7 @@ def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
                 "config": args.config.name,
                 "settings": {
                     name: getattr(args, name)
-                    for name in ("supernet", "search", "candidates", "epochs", "seeds", "joint_share", "passes")
+                    for name in ("steps", "trials", "steps_first", "trials_first", "candidates", "epochs", "passes")
                 },
                 **judged(seeds),
                 "seeds": seeds,

@@ -215,8 +215,7 @@ def held_out(args: argparse.Namespace) -> None:
         predicted = np.array([p.ms for p in predictions])
         low, high = (np.array([getattr(p, end) for p in predictions]) for end in ("low_ms", "high_ms"))
         results: dict[str, Any] = {
-            "predictor": accuracy(predicted, once)
-            | {"interval_coverage_percent": _covered(low, once, high)},
+            "predictor": accuracy(predicted, once) | {"interval_coverage_percent": _covered(low, once, high)},
             "predictor against the second measurement": accuracy(predicted, again)
             | {"interval_coverage_percent": _covered(low, again, high)},
             "predictor against the mean of two measurements": accuracy(predicted, np.sqrt(once * again)),

@@ -366,7 +366,9 @@ def _by_policy(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return table
 
 
-def _ratio(own: list[dict[str, Any]], plain: dict[str, Any], of: Callable[[dict[str, Any]], float | None]) -> float | None:
+def _ratio(
+    own: list[dict[str, Any]], plain: dict[str, Any], of: Callable[[dict[str, Any]], float | None]
+) -> float | None:
     """Geometric mean of each row's value over the float32 network's, of those that have both."""
     pairs = [(of(row), of(plain[row["id"]])) for row in own]
     logs = [np.log(mine / other) for mine, other in pairs if mine is not None and other is not None]
@@ -434,11 +436,12 @@ def main() -> None:
     one.add_argument("--seeds", type=int, default=5)
     one.add_argument("--profile", type=float, default=150.0, help="seconds, once for all")
     one.add_argument("--tables", type=Path, help="a profile of the space that is there already")
-    one.add_argument("--supernet", type=float, default=70.0, help="seconds of training")
-    one.add_argument("--search", type=float, default=60.0, help="seconds of searching")
-    one.add_argument("--candidates", type=int, default=6)
-    one.add_argument("--epochs", type=int, default=4, help="of each candidate's training")
-    one.add_argument("--joint-share", type=float, default=1.0, help="of the second step's time that training gets")
+    one.add_argument("--steps", type=int, default=300, help="of the super-network, jointly")
+    one.add_argument("--trials", type=int, default=120, help="jointly")
+    one.add_argument("--steps-first", type=int, default=300, help="of the super-network in float32")
+    one.add_argument("--trials-first", type=int, default=120, help="in float32")
+    one.add_argument("--candidates", type=int, default=5)
+    one.add_argument("--epochs", type=int, default=3, help="of each candidate's training")
     one.add_argument("--passes", type=int, default=5)
     args = parser.parse_args()
     record = {"crossover": crossover, "truth": truth, "accuracy": accuracy, "joint": joint}[args.what](args)

@@ -228,7 +228,9 @@ class Job:
             return
         budget = Budget(trials=study.results.evaluated + count)
         with (
-            self._report.phase("uniform policies", budget.trials, unit="trials", initial=study.results.evaluated) as phase,
+            self._report.phase(
+                "uniform policies", budget.trials, unit="trials", initial=study.results.evaluated
+            ) as phase,
             Session(study, budget, stop=self.stop, report=phase, on_trial=self._on_trial) as session,
         ):
             self.config.search.engine.run(session, evaluator)

@@ -53,7 +53,9 @@ def remarks(instead: Mapping[str, str], front: Front) -> list[str]:
         front: The answer.
     """
     here = {name for member in front.members for name in used(member.architecture)}
-    lines = [f"{name} does not run as itself on this device. What runs is {text}." for name, text in instead.items() if text]
+    lines = [
+        f"{name} does not run as itself on this device. What runs is {text}." for name, text in instead.items() if text
+    ]
     missing = [name for name in instead if name not in here]
     if front.final and front.members and missing:
         lines.append(f"On no network of the front, as {front.latency} here: {', '.join(missing)}.")

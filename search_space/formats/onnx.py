@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # who only asks whether ONNX is there need not wait for torch
     from mixnas.search_space.network import Network
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-_UINT8, _INT8 = 2, 3  # of onnx.TensorProto.DataType
+_UINT8, _INT8, _INT32 = 2, 3, 6  # of onnx.TensorProto.DataType
 
 
 def to_onnx(module: nn.Module, inputs: Tensor, dynamic_batch: bool) -> bytes:
@@ -85,10 +85,15 @@ def _of_integers() -> dict[Any, Any]:
     def qdq_linear(x: Any, scale: Any, zero_point: Any, weight: Any, weight_scale: Any, bias: Any = None) -> Any:
         zero = op.Cast(zero_point, to=_UINT8)
         inputs = op.DequantizeLinear(op.QuantizeLinear(x, scale, zero), scale, zero)
-        zeros = op.Cast(op.Mul(weight_scale, 0.0), to=_INT8)
-        whole = op.DequantizeLinear(op.Transpose(weight, perm=[1, 0]), weight_scale, zeros, axis=1)
-        y = op.MatMul(inputs, whole)
-        return y if bias is None else op.Add(y, bias)
+        zeros = op.Mul(weight_scale, 0.0)
+        transposed = op.Transpose(weight, perm=[1, 0])
+        whole = op.DequantizeLinear(transposed, weight_scale, op.Cast(zeros, to=_INT8), axis=1)
+        if bias is None:
+            return op.MatMul(inputs, whole)
+        # The bias too has to be whole numbers, or what is fused is a product of floats; its steps are those of the sums.
+        step = op.Mul(scale, weight_scale)
+        steps = op.Cast(op.Round(op.Div(bias, step)), to=_INT32)
+        return op.Gemm(inputs, whole, op.DequantizeLinear(steps, step, op.Cast(zeros, to=_INT32), axis=0))
 
     assert qdq.qdq_linear is not None
     return {torch.ops.aten._int_mm.default: int_mm, torch.ops.mixnas.qdq_linear.default: qdq_linear}
@@ -132,7 +137,6 @@ class Onnx:
     def write(self, network: Network, path: Path, extra: Mapping[str, Any]) -> None:
         """See `to_onnx`; architecture, interface and `extra` stand in the graph's metadata."""
         from mixnas.search_space.formats.torch_export import exported_network
-
         from mixnas.search_space.operators.quantization.qdq import with_qdq
 
         program = exported_network(with_qdq(network), also=("mixnas::qdq_linear",))  # type: ignore[arg-type]

@@ -9,12 +9,12 @@ import numpy as np
 import mixnas
 from mixnas.predictors.measuring.value import Latency
 from mixnas.search.policies import policies_of, remarks, used, with_one_policy
-from mixnas.search.report.page import page
 from mixnas.search.report.contents import contents
+from mixnas.search.report.page import page
 from mixnas.search.run.front import Front, Member
+from mixnas.search.study.objectives import parse_objectives
 from mixnas.search.study.pareto import non_dominated
 from mixnas.search.study.reading import read_results
-from mixnas.search.study.objectives import parse_objectives
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.operators.quantization.policy import uniform
 from mixnas.search_space.space import SearchSpace
@@ -57,7 +57,7 @@ def test_one_policy_throughout_where_the_space_has_it():
     some = halved.sample(np.random.default_rng(1))
     assert all(a.stages[0].blocks[0].channel_quant.name == "fp32" for a in with_one_policy(halved, [some]))
     alone = SearchSpace.from_dict({"stem": "conv", "stages": [{"width": 8, "block": {**plain, "quant": "fp32"}}]})
-    assert with_one_policy(alone, [alone.single()]) == []
+    assert with_one_policy(alone, [alone.sample(np.random.default_rng(0))]) == []
 
 
 def test_a_search_judges_uniform_candidates_and_says_what_runs(tmp_path: Path):

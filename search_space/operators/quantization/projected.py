@@ -280,9 +280,7 @@ class Prepared(_Layer):
         if torch.is_grad_enabled():
             steps = self.steps
             fake = (
-                self.policy.fake_weight(weight)
-                if steps is None
-                else self.policy.fake_learned(weight, steps.factor())
+                self.policy.fake_weight(weight) if steps is None else self.policy.fake_learned(weight, steps.factor())
             )
             y = F.linear(self.policy.fake_input(rows), fake, self.bias)
             return self.shaped(y, x)
