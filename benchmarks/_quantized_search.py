@@ -111,7 +111,7 @@ def with_policies(architecture: Architecture, policies: Mapping[str, Op]) -> Arc
 def sensitivities(
     network: Network, policies: list[Op], task: Task, examples: int
 ) -> tuple[list[str], list[list[float]]]:
-    """How much the loss on training examples rises when one branch alone has a policy (HAWQ's question, asked directly).
+    """How much the loss on training examples rises when one branch alone has a policy (the question of HAWQ, asked).
 
     Returns:
         The names of the branches, and for each the rise by policy, at least 0.
