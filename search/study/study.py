@@ -204,7 +204,7 @@ class SearchStudy:
             sampler.begin_batch(self.optuna_study, count)
 
     def queue(self, architectures: Iterable[Architecture]) -> int:
-        """Have these asked for next, whatever the strategy; returns how many of them may be evaluated and were not yet."""
+        """Have these asked for next, whatever the strategy; returns how many may be evaluated and were not yet."""
         before = len(self._queue)
         self._queue.extend(a for a in dict.fromkeys(architectures) if self._refusal(a) is None)
         return len(self._queue) - before

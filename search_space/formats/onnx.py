@@ -90,7 +90,7 @@ def _of_integers() -> dict[Any, Any]:
         whole = op.DequantizeLinear(transposed, weight_scale, op.Cast(zeros, to=_INT8), axis=1)
         if bias is None:
             return op.MatMul(inputs, whole)
-        # The bias too has to be whole numbers, or what is fused is a product of floats; its steps are those of the sums.
+        # Without whole numbers for the bias too nothing is fused; its steps are those of the sums.
         step = op.Mul(scale, weight_scale)
         steps = op.Cast(op.Round(op.Div(bias, step)), to=_INT32)
         return op.Gemm(inputs, whole, op.DequantizeLinear(steps, step, op.Cast(zeros, to=_INT32), axis=0))
