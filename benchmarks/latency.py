@@ -215,8 +215,9 @@ def held_out(args: argparse.Namespace) -> None:
         predicted = np.array([p.ms for p in predictions])
         low, high = (np.array([getattr(p, end) for p in predictions]) for end in ("low_ms", "high_ms"))
         results: dict[str, Any] = {
-            "predictor": accuracy(predicted, once)
-            | {"interval_coverage_percent": round(100 * float(((low <= once) & (once <= high)).mean()), 2)},
+            "predictor": accuracy(predicted, once) | {"interval_coverage_percent": _covered(low, once, high)},
+            "predictor against the second measurement": accuracy(predicted, again)
+            | {"interval_coverage_percent": _covered(low, again, high)},
             "predictor against the mean of two measurements": accuracy(predicted, np.sqrt(once * again)),
             "noise ceiling: one measurement predicting the other": accuracy(again, once),
         }
@@ -237,6 +238,10 @@ def held_out(args: argparse.Namespace) -> None:
                 "calibration": predictor.accuracy,
                 "half_width_log": predictor.half_width,
                 "windows_dropped_percent": round(_dropped(table), 2),
+                "boundary_us": {
+                    policy: round(1e3 * float(ms), 2)
+                    for policy, ms in zip(predictor.boundaries.policies, predictor.boundaries.ms, strict=True)
+                },
             },
             "held_out": results,
             "transfer to two threads an operator": curve,
@@ -255,6 +260,10 @@ def held_out(args: argparse.Namespace) -> None:
     record = sayable(record)
     write_json(path, record)
     print(json.dumps({key: value for key, value in record.items() if key != "networks"}, indent=2))
+
+
+def _covered(low: np.ndarray, measured: np.ndarray, high: np.ndarray) -> float:
+    return round(100 * float(((low <= measured) & (measured <= high)).mean()), 2)
 
 
 def _dropped(table: MeasurementTable) -> float:

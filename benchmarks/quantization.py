@@ -3,6 +3,7 @@
     python benchmarks/quantization.py crossover      which product is fastest at which width and number of tokens
     python benchmarks/quantization.py truth          judged = deployed = saved = loaded, and bytes, of 100 architectures
     python benchmarks/quantization.py accuracy RUN   each policy on a run's front, before and after training with it
+    python benchmarks/quantization.py joint          architecture and policy together, against float32 first
 
 Each writes `benchmarks/results/quantization-<what>-<device>.json`. Times want a quiet machine. `crossover --use` also
 writes the table that products are chosen by (`search_space/operators/quantization/products.json`).
@@ -24,14 +25,18 @@ from _checkout import ROOT, use_checkout
 
 use_checkout()
 
+import _quantized_search  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from _quantized_search import with_weights  # noqa: E402
+from _record import sayable  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+from mixnas.predictors.measuring import runtimes  # noqa: E402
 from mixnas.predictors.measuring.device import device_name, provenance  # noqa: E402
 from mixnas.predictors.measuring.measure import MeasureConfig, fixed_threads, measure_networks  # noqa: E402
 from mixnas.predictors.measuring.sentinel import make_sentinel  # noqa: E402
-from mixnas.search_space.architecture import Architecture, Op  # noqa: E402
+from mixnas.search_space.architecture import Op  # noqa: E402
 from mixnas.search_space.files import write_json  # noqa: E402
 from mixnas.search_space.operators.layers import Linear  # noqa: E402
 from mixnas.search_space.operators.quantization import products  # noqa: E402
@@ -178,7 +183,7 @@ def _space(kind: str) -> tuple[Any, Any, dict[str, str]]:
     }[kind]
     widths = (32, 64)
     quants: list[Any] = [name for name in registry.names("quant") if name != "w4a16"]
-    quants.append({"name": "w4a16", "group": 16})
+    quants += [{"name": "w4a16", "group": 16}, {"name": "w4a8", "step": "learned"}, {"name": "sparse24", "bits": 8}]
     left_out = {}
     block: dict[str, Any] = {"quant": {"mixer": quants, "channel_mixer": quants}}
     for axis in ("mixer", "gate", "channel_mixer"):
@@ -220,6 +225,10 @@ def truth(args: argparse.Namespace) -> dict[str, Any]:
             space, io, left_out = _space(kind)
             record["left_out"] |= left_out
             supernet = Supernet(space, io, torch.Generator().manual_seed(0))
+            with torch.no_grad():  # steps as if they had been learned
+                for name, parameter in supernet.named_parameters():
+                    if ".w4a8.log" in name:
+                        parameter.uniform_(-0.5, 0.1, generator=torch.Generator().manual_seed(0))
             rng = np.random.default_rng(args.seed)
             for _ in range(count):
                 architecture = space.sample(rng)
@@ -255,12 +264,14 @@ def _split(total: int, parts: int) -> list[int]:
 # -- accuracy ----------------------------------------------------------------------------------------------------------
 
 
+RUNTIMES = ("eager", "onnxruntime")
+
+
 def accuracy(args: argparse.Namespace) -> dict[str, Any]:
     """Every policy throughout each network of a run's front: post-training, and trained on with it; bytes and time."""
     from mixnas.evaluators.tasks.loading import by_name
     from mixnas.evaluators.training import TrainConfig, calibrate, evaluate, train
     from mixnas.search.run.directory import Run
-    from mixnas.search_space.cost import cost
     from mixnas.search_space.errors import NasError
     from mixnas.search_space.formats.safetensors import load_network
     from mixnas.search_space.network import Network
@@ -274,41 +285,114 @@ def accuracy(args: argparse.Namespace) -> dict[str, Any]:
     for member in members:
         original = load_network(run.networks / f"{member.id}.safetensors")
         for name in args.policies:
-            architecture = uniform(original.architecture, _op(name))
             row: dict[str, Any] = {"id": member.id, "policy": name}
             rows.append(row)
             try:
-                network = _with_weights(architecture, original)
+                network = _under(original, name)
             except NasError as error:
                 row["refused"] = str(error)
                 continue
+            quant = network.architecture.stages[0].blocks[0].quant
+            row["policy"] = str(quant)
             calibrate(network, task, generator=torch.Generator().manual_seed(0))
             row["post_training"] = evaluate(network, task, "test").score
             config = TrainConfig(epochs=args.epochs, lr=args.lr)
             trained = copy.deepcopy(network)
             train(trained, task, config, generator=torch.Generator().manual_seed(0))
             row["trained"] = evaluate(trained, task, "test").score
-            row["weight_bytes"] = cost(architecture, task.io).weight_bytes
-            row["instead"] = policy_of(_op(name)).instead("cpu", "eager")
+            deployed = network.eval().requires_grad_(False).deploy()
+            row["weight_bytes"] = stored_bytes(deployed)
+            row["instead"] = {runtime: policy_of(quant).instead("cpu", runtime) for runtime in RUNTIMES}
             row["index"] = len(networks)
-            networks.append(network.eval().deploy())
-            _say(f"{member.id} {name}: {row['post_training']:.4f}, trained on {row['trained']:.4f}")
-    generator = torch.Generator().manual_seed(0)
-    example = task.io.example(1, generator=generator)
-    with torch.inference_mode(), fixed_threads(1):
-        calls = [_forward(network, example) for network in networks]
-        config_of_measure = MeasureConfig(passes=args.passes, threads=1)
-        found = measure_networks(
-            calls, rng=np.random.default_rng(0), config=config_of_measure, sentinel=make_sentinel("cpu")
-        )
+            networks.append(deployed)
+            _say(f"{member.id} {quant}: {row['post_training']:.4f}, trained on {row['trained']:.4f}")
+    measured = {runtime: _times(networks, task.io.example(1), runtime, args.passes) for runtime in RUNTIMES}
     for row in rows:
         if "index" in row:
-            row["latency_ms"] = found[row.pop("index")].latency.ms
-    return {"provenance": provenance("cpu", 1), "run": args.run, "epochs": args.epochs, "lr": args.lr, "rows": rows}
+            index = row.pop("index")
+            row["latency_ms"] = {runtime: found.get(index) for runtime, found in measured.items()}
+    return {
+        "provenance": provenance("cpu", 1),
+        "run": args.run,
+        "networks": len(members),
+        "epochs": args.epochs,
+        "lr": args.lr,
+        "by_policy": _by_policy(rows),
+        "rows": rows,
+    }
 
 
-def _forward(network: nn.Module, example: Tensor) -> Call:
-    return lambda: network(example)
+def _times(networks: list[Any], example: Tensor, runtime: str, passes: int) -> dict[int, float]:
+    """Milliseconds of deployed networks by their index, measured together; without those that the runtime refuses."""
+    from mixnas.search_space.errors import ConfigError
+
+    calls = {}
+    with torch.inference_mode(), fixed_threads(1):
+        for i, network in enumerate(networks):
+            blocks = [block for stage in network.architecture.stages for block in stage.blocks]
+            if any(policy_of(block.quant).why_not("cpu", runtime) for block in blocks):
+                continue
+            try:
+                with torch.inference_mode(False), torch.no_grad():
+                    calls[i] = runtimes.prepare(network, example, runtime, 1)
+            except ConfigError as error:
+                _say(str(error))
+        found = measure_networks(
+            list(calls.values()),
+            rng=np.random.default_rng(0),
+            config=MeasureConfig(passes=passes, threads=1),
+            sentinel=make_sentinel("cpu"),
+        )
+    return {i: one.latency.ms for i, one in zip(calls, found, strict=True)}
+
+
+def _by_policy(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Means over the networks that have the policy, beside those of the same networks in float32."""
+    plain = {row["id"]: row for row in rows if row["policy"] == "fp32" and "weight_bytes" in row}
+    table: dict[str, dict[str, Any]] = {}
+    for name in dict.fromkeys(row["policy"].partition("(")[0] for row in rows):
+        own = [row for row in rows if row["policy"].partition("(")[0] == name and "weight_bytes" in row]
+        if not own:
+            continue
+        lost = {
+            when: 100 * float(np.mean([row[when] - plain[row["id"]]["post_training"] for row in own]))
+            for when in ("post_training", "trained")
+        }
+        table[name] = {
+            "networks": len(own),
+            "points_of_accuracy_against_fp32": {when: round(value, 2) for when, value in lost.items()},
+            "bytes_against_fp32": _ratio(own, plain, lambda row: row["weight_bytes"]),
+            "latency_against_fp32": {
+                runtime: _ratio(own, plain, lambda row, runtime=runtime: row["latency_ms"][runtime])  # type: ignore[misc]
+                for runtime in RUNTIMES
+            },
+        }
+    return table
+
+
+def _ratio(
+    own: list[dict[str, Any]], plain: dict[str, Any], of: Callable[[dict[str, Any]], float | None]
+) -> float | None:
+    """Geometric mean of each row's value over the float32 network's, of those that have both."""
+    pairs = [(of(row), of(plain[row["id"]])) for row in own]
+    logs = [np.log(mine / other) for mine, other in pairs if mine is not None and other is not None]
+    return round(float(np.exp(np.mean(logs))), 3) if logs else None
+
+
+def _under(original: Any, name: str) -> Any:
+    """A trained network with one policy throughout; of w4a16 the largest group that divides all its layers."""
+    from mixnas.search_space.errors import ConfigError
+
+    tried = [_op(name)]
+    if name == "w4a16":
+        tried = [Op("w4a16", (("group", group),)) for group in (32, 16)]
+    for i, quant in enumerate(tried):
+        try:
+            return with_weights(uniform(original.architecture, quant), original)
+        except ConfigError:
+            if i == len(tried) - 1:
+                raise
+    raise AssertionError
 
 
 def _op(name: str) -> Op:
@@ -317,15 +401,14 @@ def _op(name: str) -> Op:
     return Op(name, tuple(sorted((k, knob.default) for k, knob in registry.get("quant", name).knobs.items())))
 
 
-def _with_weights(architecture: Architecture, other: Any) -> Any:
-    """A network with another's weights under other policies: parameters keep their names; ranges are to be found."""
-    from mixnas.search_space.network import Network
+def joint(args: argparse.Namespace) -> dict[str, Any]:
+    """Search architecture and policy together, and float32 first with policies after, for the same time."""
 
-    network = Network(architecture, other.io, generator=torch.Generator().manual_seed(0))
-    mine = network.state_dict()
-    theirs = {name: tensor for name, tensor in other.state_dict().items() if name in mine}
-    network.load_state_dict(mine | theirs)
-    return network
+    def keep(record: dict[str, Any]) -> None:
+        write_json(args.output / f"quantization-joint-{device_name('cpu', 1)}.json", sayable(record))
+
+    args.checkpoint = keep
+    return _quantized_search.run(args, _say)
 
 
 def main() -> None:
@@ -352,8 +435,21 @@ def main() -> None:
         nargs="+",
         default=["fp32", "bf16", "w8a16", "w8a8", "w8a8_static", "w4a16", "w4a8", "fp8", "sparse24"],
     )
+    one = what.add_parser("joint", help=joint.__doc__)
+    one.add_argument("-c", "--config", type=Path, default=ROOT / "configs" / "joint.yaml")
+    one.add_argument("--seeds", type=int, default=5)
+    one.add_argument("--profile", type=float, default=150.0, help="seconds, once for all")
+    one.add_argument("--tables", type=Path, help="a profile of the space that is there already")
+    one.add_argument("--steps", type=int, default=300, help="of the super-network, jointly")
+    one.add_argument("--trials", type=int, default=120, help="jointly")
+    one.add_argument("--steps-first", type=int, default=300, help="of the super-network in float32")
+    one.add_argument("--trials-first", type=int, default=120, help="in float32")
+    one.add_argument("--candidates", type=int, default=5)
+    one.add_argument("--epochs", type=int, default=3, help="of each candidate's training")
+    one.add_argument("--passes", type=int, default=5)
     args = parser.parse_args()
-    record = {"crossover": crossover, "truth": truth, "accuracy": accuracy}[args.what](args)
+    record = {"crossover": crossover, "truth": truth, "accuracy": accuracy, "joint": joint}[args.what](args)
+    record = sayable(record)
     path = args.output / f"quantization-{args.what}-{device_name('cpu', 1)}.json"
     write_json(path, record)
     if args.what == "crossover" and args.use:

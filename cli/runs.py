@@ -104,7 +104,7 @@ def _execute(args: argparse.Namespace, run: Run, config: Config) -> int:
     if args.json:
         print_json(found.to_plain())
         return 0
-    _print_front(args, found, found.members)
+    _print_front(args, found, found.members, run.manifest.get("policies", {}))
     if not args.quiet:
         print(f"take one away: nas export {run.name}    see the front again: nas front {run.name}", file=sys.stderr)
     return 0
@@ -235,7 +235,8 @@ def front(args: argparse.Namespace) -> int:
     from mixnas.search.run.directory import Run
     from mixnas.search.study.objectives import parse_filter
 
-    found = Run.open(args.run, args.runs).front()
+    run = Run.open(args.run, args.runs)
+    found = run.front()
     members = found.members
     if args.where:
         known = sorted({name for member in members for name in member.values})
@@ -246,7 +247,7 @@ def front(args: argparse.Namespace) -> int:
     elif args.csv:
         _print_csv(members)
     elif members or not found.members:  # what a filter leaves nothing of is no table
-        _print_front(args, found, members, whole=args.full)
+        _print_front(args, found, members, run.manifest.get("policies", {}), whole=args.full)
     if members:
         return 0
     if found.members:
@@ -269,7 +270,15 @@ def _print_csv(members: Sequence[Member]) -> None:
         writer.writerow([m.id, *(m.values.get(n, "") for n in metrics), predicted, architecture])
 
 
-def _print_front(args: argparse.Namespace, found: Front, members: Sequence[Member], *, whole: bool = False) -> None:
+def _print_front(
+    args: argparse.Namespace,
+    found: Front,
+    members: Sequence[Member],
+    policies: Mapping[str, str],
+    *,
+    whole: bool = False,
+) -> None:
+    from mixnas.search.policies import remarks
     from mixnas.search_space.architecture import Architecture
 
     metric, final = found.metric, found.final
@@ -304,6 +313,8 @@ def _print_front(args: argparse.Namespace, found: Front, members: Sequence[Membe
     if whole:
         for m in (*members, *missed):
             print(f"{m.id}  {names[m.id]}")
+    for line in remarks(policies, found):
+        print(line, file=sys.stderr)
     guessed = [m.id for m in members if m.latency is not None and m.latency.outside]
     if guessed:
         print(f"predicted outside the range that was measured: {', '.join(guessed)}", file=sys.stderr)

@@ -211,7 +211,9 @@ def epilogue(
     total: torch.Tensor, x_scale: torch.Tensor | None, scale: torch.Tensor, shift: torch.Tensor | None
 ) -> torch.Tensor:
     """Scale (M, N) sums of whole numbers by `x_scale`, (M, 1), and `scale`, (N,), and add `shift`, (N,); float32."""
-    out = total.to(torch.float32) if x_scale is None else total * x_scale
+    out = total.to(torch.float32)
+    if x_scale is not None:
+        out = out.mul_(x_scale) if out is not total else out * x_scale  # in place: memory that is new is slow to write
     return out * scale if shift is None else torch.addcmul(shift, out, scale)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mixnas.search.policies import used
 from mixnas.search.run.directory import Run
 from mixnas.search.run.front import Front, Member
 from mixnas.search.study.objectives import parse_constraints
@@ -107,6 +108,8 @@ def card(
     plain = member.to_plain()
     config, manifest = run.config(), run.manifest
     search = config.get("search", {})
+    known = manifest.get("policies", {})
+    instead = {name: known[name] for name in used(member.architecture) if known.get(name)}
     return {
         "format": FORMAT,
         **{key: plain[key] for key in ("id", "trial", "metrics", "latency", "predicted", "searched") if key in plain},
@@ -130,6 +133,7 @@ def card(
         "io": network.io.to_plain(),
         "files": dict(files),
         "config": config,
+        **({"instead": instead} if instead else {}),
     }
 
 
@@ -271,13 +275,15 @@ def readme(plain: Mapping[str, Any], network: Network) -> str:
 
 def _products(plain: Mapping[str, Any]) -> list[str]:
     """What multiplied, of a network with whole numbers: it is called int8 only if an int8 product ran."""
+    said = [f"- {name} does not run as itself here: {text}" for name, text in plain.get("instead", {}).items()]
+    said += [""] if said else []
     if "ran" not in plain:
-        return []
+        return ["## Policies", "", *said] if said else []
     rows = [
         f"| {one['operation']} | {one['multiplies']} | {one['calls']} | {one['share']:.1%} |" for one in plain["ran"]
     ]
     head = ["| operation | multiplies | calls in a forward | share of the time |", "| --- | --- | --- | --- |"]
-    return ["## Products that ran, in eager mode", "", *head, *rows, ""]
+    return ["## Products that ran, in eager mode", "", *head, *rows, "", *said]
 
 
 def _value(values: Mapping[str, float], name: str) -> str:

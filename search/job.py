@@ -30,6 +30,7 @@ from mixnas.search.finish import (
     nearest_to,
     searched_member,
 )
+from mixnas.search.policies import policies_of, with_one_policy
 from mixnas.search.problem import Problem
 from mixnas.search.run.directory import Run
 from mixnas.search.run.front import Front, Member
@@ -97,6 +98,7 @@ class Job:
             run.update(finished=None)
             latency = problem.latency(run.latency, run.manifest.get("reference_ms"))
             evaluator = problem.evaluator(latency, run.supernet)
+            run.update(policies=latency.instead(policies_of(problem.space)))
             problem.check_latency(latency, self._report, self.stop)
             evaluator.prepare(self._report, self.stop)
             if latency.here:  # latencies of a run compare only under one reference time, also after a resume
@@ -213,7 +215,27 @@ class Job:
                     self._carry_out(study, evaluator)
                 finally:
                     self._write_searched(study.results)  # a front so far for whoever stopped it
+            if search.evaluator == "supernet":  # where each would be trained from scratch, it is left to the strategy
+                self._judge_uniform(study, evaluator)
             return study.results
+
+    def _judge_uniform(self, study: SearchStudy, evaluator: Evaluator) -> None:
+        """Have each likely finalist judged under each policy throughout: a mixed answer is then no worse than those."""
+        likely = choose_finalists(study.results, self.config.final.candidates)
+        wanted = with_one_policy(self.problem.space, [record.architecture for record in likely])
+        count = study.queue(wanted)
+        if not count:
+            return
+        budget = Budget(trials=study.results.evaluated + count)
+        with (
+            self._report.phase(
+                "uniform policies", budget.trials, unit="trials", initial=study.results.evaluated
+            ) as phase,
+            Session(study, budget, stop=self.stop, report=phase, on_trial=self._on_trial) as session,
+        ):
+            self.config.search.engine.run(session, evaluator)
+            session.ending()
+        self._write_searched(study.results)
 
     def _carry_out(self, study: SearchStudy, evaluator: Evaluator) -> None:
         search = self.config.search

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from mixnas.predictors.latency.boundaries import Boundaries, policies_in
 from mixnas.predictors.latency.features import Works
 from mixnas.predictors.latency.lookup import SpaceUnits
 from mixnas.predictors.latency.model import Columns, Composition, FitConfig, UnitModel, blend, half_width
@@ -26,32 +27,44 @@ class Networks:
 
     Attributes:
         units: The units that occur in them.
+        policies: The policies that `entered` counts.
         counts: (networks, units) how often each runs in each.
+        entered: (networks, policies) how often each policy is entered from another.
         latency_ms: (networks,) measured.
         judging: (networks,) which of them a predictor is judged by, see `MeasurementTable.judging`.
     """
 
     units: UnitRows
     counts: np.ndarray
+    entered: np.ndarray
+    policies: tuple[str, ...]
     latency_ms: np.ndarray
     judging: np.ndarray
 
     @classmethod
-    def of(cls, table: MeasurementTable, size_after: SizeAfter = registry_size_after) -> Networks:
-        """All that a table holds."""
+    def of(
+        cls,
+        table: MeasurementTable,
+        size_after: SizeAfter = registry_size_after,
+        policies: Sequence[str] | None = None,
+    ) -> Networks:
+        """All that a table holds; `policies` are those whose boundaries are counted, all that occur if not given."""
         found = table.measurements("network")
         planned = []
         for identity in found:
             plain = table.subjects[identity].config
             architecture, io = Architecture.from_canonical(plain["architecture"]), IOSpec.from_plain(plain["io"])
-            planned.append([unit for _, unit in plan(architecture, io, size_after)])
-        units = UnitRows.of(unit for network in planned for unit in network)
-        counts = np.zeros((len(planned), len(units)))
+            planned.append(plan(architecture, io, size_after))
+        units = UnitRows.of(unit for network in planned for _, unit in network)
+        policies = policies_in(units) if policies is None else policies
+        boundaries = Boundaries(tuple(policies), np.zeros(len(policies)))
+        counts, entered = np.zeros((len(planned), len(units))), np.zeros((len(planned), len(policies)))
         for n, network in enumerate(planned):
-            for unit in network:
+            entered[n] = boundaries.counts(network)
+            for _, unit in network:
                 counts[n, units.find(unit)] += 1
         latency_ms = np.array([measured.latency.ms for measured in found.values()])
-        return cls(units, counts, latency_ms, table.judging(found))
+        return cls(units, counts, entered, tuple(policies), latency_ms, table.judging(found))
 
 
 @dataclass(frozen=True)
@@ -130,11 +143,21 @@ def fit(
     candidates = order[networks.judging[order]]
     held_out = candidates[: max(1, round(config.calibration_share * len(candidates)))]
     seen = order[~np.isin(order, held_out)]
-    counts, latency_ms, in_them_ms = networks.counts, networks.latency_ms, unit_ms[in_them]
-    partly = Composition.fit(counts[seen], in_them_ms, groups, has, latency_ms[seen], unseen=counts[held_out])
-    predicted = partly.network_ms(counts, partly.apply(in_them_ms, groups), has)
+    counts, entered, latency_ms = networks.counts, networks.entered, networks.latency_ms
+    in_them_ms = unit_ms[in_them]
+    partly = Composition.fit(
+        counts[seen],
+        in_them_ms,
+        groups,
+        has,
+        latency_ms[seen],
+        unseen=counts[held_out],
+        entered=entered[seen],
+        unseen_entered=entered[held_out],
+    )
+    predicted = partly.network_ms(counts, partly.apply(in_them_ms, groups), has, entered)
     error = np.log(predicted / latency_ms)
-    composition = Composition.fit(counts, in_them_ms, groups, has, latency_ms)
+    composition = Composition.fit(counts, in_them_ms, groups, has, latency_ms, entered=entered)
 
     in_network_ms = np.empty(len(units))
     for part, some in units.chunks():
@@ -153,6 +176,7 @@ def fit(
         "fit": asdict(config),
         "categories": categories,
         "operators": operators,
+        "policies": list(networks.policies),
         "num_units": len(measured_units),
         "num_networks": count,
     }

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from mixnas.predictors.latency.boundaries import Boundaries
 from mixnas.predictors.latency.parts import Parts, Place, build_parts, places
 from mixnas.predictors.latency.unit_rows import UnitRows
 from mixnas.search_space.errors import ConfigError
@@ -84,9 +85,17 @@ class SpaceTable:
         unit_ms: (units,) latency of each of `of.units` in a network; NaN where one cannot be built.
         has: (units, operators) boolean: which of the operators that are told by their presence each unit has.
         presence_ms: (operators, operators) what a network takes beside that, once, see `Composition`.
+        boundaries: What it takes beside that where the policy changes; None for nothing.
     """
 
-    def __init__(self, of: SpaceUnits, unit_ms: np.ndarray, has: np.ndarray, presence_ms: np.ndarray) -> None:
+    def __init__(
+        self,
+        of: SpaceUnits,
+        unit_ms: np.ndarray,
+        has: np.ndarray,
+        presence_ms: np.ndarray,
+        boundaries: Boundaries | None = None,
+    ) -> None:
         self.space = of.space
         parts, tables = of.parts.parts, of.parts.tables
         lifts = list(dict.fromkeys((variable, lift) for part in parts for variable, lift, _ in part.lifts))
@@ -111,6 +120,9 @@ class SpaceTable:
         self._starts = np.array([starts[part.table] for part in parts])[:, None]
         units, times = (np.concatenate([getattr(cells, name) for cells in tables]) for name in ("units", "times"))
         self._ms = (np.append(unit_ms, 0.0)[units] * times).astype(np.float32)  # row -1: the part is not there
+        codes = np.empty(0, dtype=np.int8) if boundaries is None else boundaries.codes(of.units)
+        self._boundaries = boundaries if boundaries is not None and boundaries.matter(codes) else None
+        self._codes = codes[units] if self._boundaries is not None else codes
         self._words = []
         for word in _words(has):
             bits = np.append(word, np.uint64(0))[units]
@@ -168,6 +180,8 @@ class SpaceTable:
         np.copyto(index, scratch.cells, casting="unsafe")
         index += self._starts
         self._ms.take(index, mode="clip", out=scratch.ms).sum(axis=0, out=total)
+        if self._boundaries is not None:
+            total += self._boundaries.summed(self._codes.take(index, mode="clip"))
         present = np.empty((len(total), self._operators))
         for w, (bits, some) in enumerate(self._words):
             mask = np.bitwise_or.reduce(bits.take(index[some], mode="clip"), axis=0)

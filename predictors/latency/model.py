@@ -5,19 +5,19 @@ never negative, fitted to the relative error; on a GPU, for each kernel, also it
 `gpus.launch_work`). Then boosted trees on the logarithm of measured over physical. A unit that
 was itself measured is drawn towards its measurement, as far as that is the surer of the two.
 
-A network: the sum over its units of `unit x (scale + corrections of its operators)` plus a constant per unit, and once
-for each operator and each pair of operators that occur in it at all, by ridge regression on whole networks. In a
-network a unit is slower than by itself, over and over: its code and data are no longer at hand, the less so the more
-different operators there are. Pairs: two operators that run the same kernels load their code once (measured: a
-depthwise mixer and an inverted residual take 8 us less than apart, of 400 us). All of it is sums and look-ups over
-units, so that many architectures are predicted quickly.
+A network: the sum over its units of `unit x (scale + corrections of its operators)` plus a constant per unit, once for
+each operator and each pair of operators that occur in it at all, and each time that a unit has another policy than the
+one before it (`boundaries`), by ridge regression on whole networks. In a network a unit is slower than by itself, over
+and over: its code and data are no longer at hand, the less so the more different operators there are. Pairs: two
+operators that run the same kernels load their code once (measured: a depthwise mixer and an inverted residual take 8 us
+less than apart, of 400 us). All of it is sums and look-ups over units, so that many architectures are soon predicted.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -269,6 +269,7 @@ class Composition:
         constant_ms: See above.
         presence_ms: (operators, operators) symmetric. Added once to a network: element (i, i) where it has operator i
             in any branch, and (i, j) together with (j, i) where it has both.
+        boundary_ms: (policies,) added each time that a unit has the policy behind one of another; see `boundaries`.
         base: Applied to `unit_ms` first: of a transferred predictor, that of the device that it came from.
     """
 
@@ -277,6 +278,7 @@ class Composition:
     constant_ms: float
     presence_ms: np.ndarray
     base: Composition | None = None
+    boundary_ms: np.ndarray = field(default_factory=lambda: np.empty(0))
 
     def apply(self, unit_ms: np.ndarray, settings: np.ndarray) -> np.ndarray:
         """Milliseconds of each unit in a network, (units,) with the categorical settings (units, columns)."""
@@ -293,6 +295,8 @@ class Composition:
         has: np.ndarray,
         latency_ms: np.ndarray,
         unseen: np.ndarray | None = None,
+        entered: np.ndarray | None = None,
+        unseen_entered: np.ndarray | None = None,
     ) -> Composition:
         """Ridge regression on the relative error; its strength, and whether pairs help, by leave-one-out error.
 
@@ -306,11 +310,21 @@ class Composition:
             has: (units, operators) whether each operator is in each unit.
             latency_ms: (networks,) measured.
             unseen: (more networks, units) that must take time too.
+            entered: (networks, policies) how often each policy is entered from another; None for no such term.
+            unseen_entered: (more networks, policies) likewise.
         """
+        if entered is None:
+            entered = np.zeros((len(counts), 0))
+            unseen_entered = None if unseen is None else np.zeros((len(unseen), 0))
         total = counts @ unit_ms
         typical = float(np.median(unit_ms[counts.any(axis=0)]))
         present = (counts @ has) > 0
-        single = [(counts * unit_ms) @ settings, counts.sum(axis=1, keepdims=True) * typical, present * typical]
+        single = [
+            (counts * unit_ms) @ settings,
+            counts.sum(axis=1, keepdims=True) * typical,
+            present * typical,
+            entered * typical,
+        ]
         first, second = (found.astype(np.intp) for found in np.triu_indices(has.shape[1], k=1))
         together = present[:, first] & present[:, second]
         # A pair that all have, or none, says nothing.
@@ -322,18 +336,20 @@ class Composition:
         mean = float(np.average(target, weights=weight**2))
         response = (target - mean) * weight
         every = counts if unseen is None else np.vstack([counts, unseen])
-        ends = np.cumsum([settings.shape[1], 1, has.shape[1]])
+        crossed = entered if unseen_entered is None else np.vstack([entered, unseen_entered])
+        ends = np.cumsum([settings.shape[1], 1, has.shape[1], entered.shape[1]])
 
         def composed(solution: np.ndarray, centre: np.ndarray) -> Composition:
-            weights, constant, presence, pairs = np.split(solution, ends)
+            weights, constant, presence, boundary, pairs = np.split(solution, ends)
             presence_ms = np.diag(presence)
             if len(pairs):
                 presence_ms[first, second] = presence_ms[second, first] = pairs / 2
             scale = mean - float(centre @ solution)
-            return cls(scale, weights, float(constant[0]) * typical, presence_ms * typical)
+            fixed = float(constant[0]) * typical
+            return cls(scale, weights, fixed, presence_ms * typical, boundary_ms=boundary * typical)
 
         def takes_time(found: Composition) -> bool:
-            return bool((found.network_ms(every, found.apply(unit_ms, settings), has) > 0).all())
+            return bool((found.network_ms(every, found.apply(unit_ms, settings), has, crossed) > 0).all())
 
         nothing = np.zeros(ends[-1])
         best = (math.inf, composed(nothing, nothing))
@@ -355,10 +371,13 @@ class Composition:
         """This one and those below it, the device's own last."""
         return [*(self.base.chain() if self.base is not None else []), self]
 
-    def network_ms(self, counts: np.ndarray, in_network_ms: np.ndarray, has: np.ndarray) -> np.ndarray:
+    def network_ms(
+        self, counts: np.ndarray, in_network_ms: np.ndarray, has: np.ndarray, entered: np.ndarray | None = None
+    ) -> np.ndarray:
         """(networks,) from how often each unit stands in each; see `fit`."""
         present = ((counts @ has) > 0).astype(float)
-        return np.asarray(counts @ in_network_ms + ((present @ self.presence_ms) * present).sum(axis=1))
+        found = np.asarray(counts @ in_network_ms + ((present @ self.presence_ms) * present).sum(axis=1))
+        return found if entered is None else found + entered @ self.boundary_ms
 
 
 def conformal_quantile(scores: np.ndarray, coverage: float) -> float:

@@ -6,33 +6,31 @@ A predictor file is `<device>.<runtime>.npz`: plain arrays and one JSON text, wi
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 import os
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from mixnas.predictors.latency.boundaries import boundaries_of
 from mixnas.predictors.latency.gpus import GPU, sheet_of
 from mixnas.predictors.latency.lookup import SpaceTable, SpaceUnits, network_input, tree_from_plain, tree_to_plain
 from mixnas.predictors.latency.model import Columns, Composition, UnitModel
+from mixnas.predictors.latency.stored import damaged, read_stored, write_stored
 from mixnas.predictors.latency.trees import Trees
 from mixnas.predictors.latency.unit_rows import UnitRows
-from mixnas.predictors.measuring.table import outdated, tagged
+from mixnas.predictors.measuring.table import tagged
 from mixnas.predictors.measuring.value import Latency
 from mixnas.search_space.architecture import Architecture, Op
 from mixnas.search_space.errors import ConfigError, IntegrityError, listed, nearest, shown
-from mixnas.search_space.files import atomic_create, read_bytes
 from mixnas.search_space.registry import BETWEEN, Context
 from mixnas.search_space.space import SearchSpace
 from mixnas.search_space.units import IOSpec, Unit, describe, plan, registry_size_after
 
-FORMAT = 4  # 1 had another sentinel; in 2 a unit was a whole block; in 3, which is read, no pair of operators counted
 SHIPPED = Path(__file__).parents[1] / "tables"
 
 
@@ -61,6 +59,7 @@ class Prediction:
         latency: Of the whole network; its interval (90%) is calibrated on networks that the fit had not seen, and for
             units of which something was never measured on whole operators that it had not seen.
         units: The breakdown; sums to `latency.ms`.
+        boundaries_ms: How much of that is the change of policy between neighbours: it stands with the later of the two.
         device: The device.
         runtime: "eager", "compiled", "onnxruntime" or "graph".
         estimate: True when the device was never measured.
@@ -71,6 +70,7 @@ class Prediction:
     device: str
     runtime: str
     estimate: bool = False
+    boundaries_ms: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,7 @@ class LatencyPredictor:
     ) -> None:
         self.meta, self.model, self.composition, self.profiled = meta, model, composition, profiled
         self.spaces = tuple(spaces)
+        self.boundaries = boundaries_of(meta.get("policies", ()), composition.boundary_ms)
         self._bits = {name: 1 << i for i, name in enumerate(meta["operators"])}
         self._presence: dict[int, float] = {0: 0.0}
         self._sizes: dict[tuple[str, Op, str, tuple[int, ...]], tuple[int, ...]] = {}
@@ -258,11 +259,13 @@ class LatencyPredictor:
         outside = dict.fromkeys([] if known_input else [f"input: {_input(io)} was not profiled"])
         units: list[UnitLatency] = []
         total, guessed, present = 0.0, 0.0, 0
-        for name, unit in self.plan(architecture, io):
+        planned = self.plan(architecture, io)
+        entering = list(self.boundaries.walk(planned))
+        for (name, unit), behind_another in zip(planned, entering, strict=True):
             seen = self._seen.get(unit) or self._look_at(unit)
             if seen.outside:
                 outside |= dict.fromkeys(f"{name}: {text}" for text in seen.outside)
-            ms = seen.ms
+            ms = seen.ms + behind_another
             if seen.operators & ~present:  # the first unit with an operator carries what its presence costs
                 ms += self._presence_ms(present | seen.operators) - self._presence_ms(present)
                 present |= seen.operators
@@ -271,7 +274,7 @@ class LatencyPredictor:
             if seen.outside or not (known_input or seen.profiled):
                 guessed += ms
         latency = Latency(total, *self._interval(total - guessed, guessed), "predicted", tuple(outside))
-        return Prediction(latency, tuple(units), self.device, self.runtime, self.estimate)
+        return Prediction(latency, tuple(units), self.device, self.runtime, self.estimate, sum(entering))
 
     def _interval(self, known_ms: float, guessed_ms: float) -> tuple[float | None, float | None]:
         """The ends for a network of which a part lies outside the measured range; that part may be off as a whole."""
@@ -344,7 +347,7 @@ class LatencyPredictor:
         has = np.empty((len(found.units), len(operators)), dtype=bool)
         for part, some in found.units.chunks():
             has[part] = some.described().select(operators) > 0
-        table = SpaceTable(found, self.units_ms(found.units), has, self.composition.presence_ms)
+        table = SpaceTable(found, self.units_ms(found.units), has, self.composition.presence_ms, self.boundaries)
         self._tables.append((found, table))
         return table
 
@@ -386,7 +389,6 @@ class LatencyPredictor:
         model, trees = self.model, self.model.trees
         meta = {
             **self.meta,
-            "format": FORMAT,
             "units": self.profiled.units.to_plain(),
             "work_names": list(model.work_names),
             "setting_names": list(model.setting_names),
@@ -411,15 +413,9 @@ class LatencyPredictor:
         for c, composition in enumerate(self.composition.chain()):
             arrays[f"composition{c}.weights"] = composition.weights
             arrays[f"composition{c}.presence_ms"] = composition.presence_ms
-        arrays["meta"] = np.frombuffer(json.dumps(meta, allow_nan=False).encode(), dtype=np.uint8)
-        arrays["digest"] = np.frombuffer(_digest(arrays), dtype=np.uint8)
-
-        def write(temporary: Path) -> None:
-            with open(temporary, "wb") as file:
-                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-
+            arrays[f"composition{c}.boundary_ms"] = composition.boundary_ms
         path = Path(directory) / f"{self.device}.{self.tag}.npz"
-        atomic_create(path, write)
+        write_stored(path, arrays, meta)
         return path
 
     @classmethod
@@ -431,7 +427,7 @@ class LatencyPredictor:
         """
         path = Path(path)
         try:
-            arrays, meta = _read(path)
+            arrays, meta = read_stored(path)
             trees = Trees.from_arrays(arrays, "trees")
             model = UnitModel(
                 tuple(meta.pop("work_names")),
@@ -451,6 +447,7 @@ class LatencyPredictor:
                     numbers["constant_ms"],
                     _presence(arrays[f"composition{c}.presence_ms"]),
                     composition,
+                    arrays.get(f"composition{c}.boundary_ms", np.empty(0)),
                 )
             assert composition is not None
             units = UnitRows.from_plain(meta.pop("units"), arrays["units"])
@@ -471,7 +468,7 @@ class LatencyPredictor:
         except IntegrityError:
             raise
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, AssertionError) as error:
-            raise _damaged(path, error) from error
+            raise damaged(path, error) from error
 
     @classmethod
     def load(cls, device: str, runtime: str = "eager", directory: str | Path | None = None) -> LatencyPredictor:
@@ -512,7 +509,7 @@ def installed(directory: str | Path | None = None) -> list[tuple[str, str, Path]
 
 def summary(path: Path) -> dict[str, Any]:
     """What `nas latency devices` shows of a predictor file: device, runtime, accuracy, provenance, number of rows."""
-    _, meta = _read(path)
+    _, meta = read_stored(path)
     names = (
         "device",
         "runtime",
@@ -544,55 +541,6 @@ def _input(io: IOSpec) -> str:
     return f"{io.kind} {size} of {io.in_features} {reads}, {io.num_outputs} outputs ({io.head})"
 
 
-def _digest(arrays: Mapping[str, np.ndarray]) -> bytes:
-    total = hashlib.sha256()
-    for name in sorted(arrays):
-        if name != "digest":
-            array = np.ascontiguousarray(arrays[name])
-            total.update(f"{name} {array.dtype.str} {array.shape}".encode())
-            total.update(array.tobytes())
-    return total.digest()
-
-
 def _presence(stored: np.ndarray) -> np.ndarray:
     """See `Composition`; format 3 had the operators alone."""
     return np.diag(stored) if stored.ndim == 1 else stored
-
-
-def _damaged(path: Path, reason: object) -> IntegrityError:
-    return IntegrityError(
-        f"{path}: damaged, truncated or not a latency predictor ({reason}). Delete it and profile again with "
-        "`nas latency profile`."
-    )
-
-
-LARGEST_FILE = 1 << 28
-"""Bytes of a predictor file, and of all its arrays unpacked."""
-
-
-def _check_size(path: Path, data: bytes) -> None:
-    """Refuse an archive whose headers announce more than a predictor holds, before anything is unpacked."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        unpacked = sum(info.file_size for info in archive.infolist())
-    if unpacked > LARGEST_FILE:
-        raise _damaged(path, f"it would unpack to {unpacked:,} bytes; allowed are {LARGEST_FILE:,}")
-
-
-def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    try:
-        data = read_bytes(path, at_most=LARGEST_FILE)
-        _check_size(path, data)
-        with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except IntegrityError:
-        raise
-    except Exception as error:  # zlib, zipfile and NumPy each have errors of their own for a damaged file
-        raise _damaged(path, error) from error
-    if "digest" not in arrays or "meta" not in arrays or arrays["digest"].tobytes() != _digest(arrays):
-        raise _damaged(path, "its digest does not fit")
-    meta = json.loads(arrays["meta"].tobytes())
-    if isinstance(meta.get("format"), int) and meta["format"] < FORMAT - 1:
-        raise IntegrityError(outdated(path, "a latency predictor", f"format {meta['format']}"))
-    if meta.get("format") not in (FORMAT - 1, FORMAT):
-        raise _damaged(path, f"format {meta.get('format')}, this version reads {FORMAT - 1} and {FORMAT}")
-    return arrays, meta

@@ -109,6 +109,18 @@ class LatencySource:
         """Runtime and batch size as in the names of files."""
         return tagged(self._spec.runtime, self._spec.batch_size)
 
+    @cached_property
+    def processor(self) -> str:
+        """What the device is: "cpu" or "cuda"."""
+        here = self._spec.device in ("auto", "cpu", "cuda") or self.here
+        return self.torch_device if here or self._spec.device.startswith("cpu-") else "cuda"
+
+    def instead(self, policies: Sequence[Op]) -> dict[str, str]:
+        """What runs on the device in the place of each policy, as text; "" where it runs itself (`Policy.instead`)."""
+        from mixnas.search_space.operators.quantization.policy import policy_of
+
+        return {str(policy): policy_of(policy).instead(self.processor, self._spec.runtime) for policy in policies}
+
     def check_policies(self, space: SearchSpace) -> None:
         """Refuse a space with a quantization policy that does not run through the runtime on the device.
 
@@ -117,8 +129,7 @@ class LatencySource:
         """
         from mixnas.search_space.operators.quantization.policy import policy_of
 
-        here = self._spec.device in ("auto", "cpu", "cuda") or self.here
-        kind = self.torch_device if here or self._spec.device.startswith("cpu-") else "cuda"
+        kind = self.processor
         for s, stage in enumerate(space.tree.stages):
             choices = [choice for block in stage.blocks for choice in (block.quant, block.channel_quant)]
             for policy in dict.fromkeys(op for choice in choices if choice is not None for op in _operators(choice)):

@@ -8,7 +8,7 @@ ridge regression lets more through as measurements come.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,13 +32,14 @@ class _Measured:
     settings: np.ndarray
     has: np.ndarray
     counts: np.ndarray
+    entered: np.ndarray
     latency_ms: np.ndarray
     judging: np.ndarray
 
     @classmethod
     def of(cls, table: MeasurementTable, source: LatencyPredictor) -> _Measured:
         table.require_device()
-        found = Networks.of(table, source.size_after)
+        found = Networks.of(table, source.size_after, source.boundaries.policies)
         if len(found.latency_ms) < MIN_NETWORKS:
             raise ConfigError(
                 f"{table.csv_path}: {len(found.latency_ms)} measured networks; a transfer needs {MIN_NETWORKS}. "
@@ -51,18 +52,26 @@ class _Measured:
             categorical(settings, source.meta["categories"]),
             settings.select(source.meta["operators"]) > 0,
             found.counts,
+            found.entered,
             found.latency_ms,
             found.judging,
         )
 
     def fit(self, rows: np.ndarray) -> Composition:
         return Composition.fit(
-            self.counts[rows], self.unit_ms, self.settings, self.has, self.latency_ms[rows], unseen=self.counts
+            self.counts[rows],
+            self.unit_ms,
+            self.settings,
+            self.has,
+            self.latency_ms[rows],
+            unseen=self.counts,
+            entered=self.entered[rows],
+            unseen_entered=self.entered,
         )
 
     def predict(self, composition: Composition, rows: np.ndarray) -> np.ndarray:
         in_network = composition.apply(self.unit_ms, self.settings)
-        return composition.network_ms(self.counts[rows], in_network, self.has)
+        return composition.network_ms(self.counts[rows], in_network, self.has, self.entered[rows])
 
 
 def _folds(count: int, seed: int) -> list[np.ndarray]:
@@ -116,7 +125,7 @@ def transfer(table: MeasurementTable, source: LatencyPredictor, config: FitConfi
     judging = measured.judging
     error = np.log(predicted / latency)[judging]
     own = measured.fit(np.arange(len(latency)))
-    composition = Composition(own.scale, own.weights, own.constant_ms, own.presence_ms, source.composition)
+    composition = replace(own, base=source.composition)
     units = source.profiled.units.joined(measured.units)
     known = len(source.profiled.units)
     alone = np.append(source.profiled.alone_ms, np.full(len(units) - known, np.nan))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mixnas.search.card import budget
+from mixnas.search.policies import remarks
 from mixnas.search.report.breakdown import UnitRow, breakdown, io_of, predictor_of
 from mixnas.search.run.directory import Run
 from mixnas.search.run.front import Front
@@ -61,6 +62,7 @@ class Contents:
         architectures: Short text of each network of the front, by id.
         config: The configuration as YAML.
         manifest: The run's manifest.
+        policies: What is to be said of the quantization policies, in sentences.
     """
 
     front: Front
@@ -75,6 +77,7 @@ class Contents:
     architectures: Mapping[str, str]
     config: str
     manifest: Mapping[str, Any]
+    policies: tuple[str, ...] = ()
 
 
 def contents(run: Run) -> Contents:
@@ -103,6 +106,7 @@ def contents(run: Run) -> Contents:
         architectures=texts,
         config=dump_yaml(run.config()),
         manifest=run.manifest,
+        policies=tuple(remarks(run.manifest.get("policies", {}), front)),
     )
 
 

@@ -175,7 +175,8 @@ def _front(found: Contents) -> str:
         row += [_number(values.get("weight_bytes"), ",.0f"), button, f"<code>{_e(found.architectures[m.id])}</code>"]
         rows.append(row)
     numbers = frozenset(range(1, len(columns) - 2))
-    return _table(columns, rows, numbers=numbers)
+    said = "".join(f"<p>{_e(line)}</p>" for line in found.policies)
+    return _table(columns, rows, numbers=numbers) + said
 
 
 def _number(value: float | None, form: str) -> str:

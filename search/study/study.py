@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -119,6 +120,7 @@ class SearchStudy:
         self._infeasible: dict[str, str] = {}  # architecture id -> the constraint that rules it out
         self._refused_in_a_row = 0
         self._enumeration: Iterator[Architecture] | None = None
+        self._queue: deque[Architecture] = deque()
         self._size = space.size()
         question = Question(space, tuple(objectives), tuple(constraints), seed)
         sampler = strategy.make(question, cheap, lambda architecture: self._refusal(architecture) is None)
@@ -201,6 +203,12 @@ class SearchStudy:
         if isinstance(sampler, Batching):
             sampler.begin_batch(self.optuna_study, count)
 
+    def queue(self, architectures: Iterable[Architecture]) -> int:
+        """Have these asked for next, whatever the strategy; returns how many may be evaluated and were not yet."""
+        before = len(self._queue)
+        self._queue.extend(a for a in dict.fromkeys(architectures) if self._refusal(a) is None)
+        return len(self._queue) - before
+
     def ask(self) -> Proposal:
         """The next architecture to evaluate: one that was not evaluated before and is not known to be infeasible.
 
@@ -211,9 +219,10 @@ class SearchStudy:
         while True:
             if len(self._seen) >= self._size:
                 raise SpaceExhausted(f"all {self._size} architectures of the space have been evaluated.")
-            forced = self._refused_in_a_row >= MAX_REFUSED_IN_A_ROW
+            forced = bool(self._queue) or self._refused_in_a_row >= MAX_REFUSED_IN_A_ROW
             if forced:
-                self.optuna_study.enqueue_trial(self.space.params_of(self._unseen()))
+                wanted = self._queue.popleft() if self._queue else self._unseen()
+                self.optuna_study.enqueue_trial(self.space.params_of(wanted))
             trial = self.optuna_study.ask()
             architecture = self.space.ask(trial)
             if forced:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # who only asks whether ONNX is there need not wait for torch
     from mixnas.search_space.network import Network
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+_UINT8, _INT8, _INT32 = 2, 3, 6  # of onnx.TensorProto.DataType
 
 
 def to_onnx(module: nn.Module, inputs: Tensor, dynamic_batch: bool) -> bytes:
@@ -38,8 +39,9 @@ def to_onnx(module: nn.Module, inputs: Tensor, dynamic_batch: bool) -> bytes:
         dynamic_batch: Whether the graph takes any number of inputs, or just so many.
     """
     from mixnas.search_space.formats.torch_export import exported
+    from mixnas.search_space.operators.quantization.qdq import with_qdq
 
-    graph = _converted(exported(module, inputs, dynamic_batch=dynamic_batch))
+    graph = _converted(exported(with_qdq(module), inputs, dynamic_batch=dynamic_batch))
     content: bytes = graph.SerializeToString()
     return content
 
@@ -71,14 +73,30 @@ def _converted(program: torch.export.ExportedProgram) -> Any:
 
 
 def _of_integers() -> dict[Any, Any]:
-    """What the exporter does not know: torch's product of int8, which is one of ONNX's own operations."""
+    """What the exporter does not know: torch's product of int8, which is one of ONNX's own operations, and `qdq`'s."""
     import torch
     from onnxscript import opset18 as op
+
+    from mixnas.search_space.operators.quantization import qdq  # registers its operation
 
     def int_mm(self: Any, mat2: Any) -> Any:
         return op.MatMulInteger(self, mat2)
 
-    return {torch.ops.aten._int_mm.default: int_mm}
+    def qdq_linear(x: Any, scale: Any, zero_point: Any, weight: Any, weight_scale: Any, bias: Any = None) -> Any:
+        zero = op.Cast(zero_point, to=_UINT8)
+        inputs = op.DequantizeLinear(op.QuantizeLinear(x, scale, zero), scale, zero)
+        zeros = op.Mul(weight_scale, 0.0)
+        transposed = op.Transpose(weight, perm=[1, 0])
+        whole = op.DequantizeLinear(transposed, weight_scale, op.Cast(zeros, to=_INT8), axis=1)
+        if bias is None:
+            return op.MatMul(inputs, whole)
+        # Without whole numbers for the bias too nothing is fused; its steps are those of the sums.
+        step = op.Mul(scale, weight_scale)
+        steps = op.Cast(op.Round(op.Div(bias, step)), to=_INT32)
+        return op.Gemm(inputs, whole, op.DequantizeLinear(steps, step, op.Cast(zeros, to=_INT32), axis=0))
+
+    assert qdq.qdq_linear is not None
+    return {torch.ops.aten._int_mm.default: int_mm, torch.ops.mixnas.qdq_linear.default: qdq_linear}
 
 
 def load_onnx(path: str | Path) -> Answer:
@@ -119,8 +137,9 @@ class Onnx:
     def write(self, network: Network, path: Path, extra: Mapping[str, Any]) -> None:
         """See `to_onnx`; architecture, interface and `extra` stand in the graph's metadata."""
         from mixnas.search_space.formats.torch_export import exported_network
+        from mixnas.search_space.operators.quantization.qdq import with_qdq
 
-        program = exported_network(network)
+        program = exported_network(with_qdq(network), also=("mixnas::qdq_linear",))  # type: ignore[arg-type]
         try:
             graph = _converted(program)
         except Exception as error:  # the exporter has many

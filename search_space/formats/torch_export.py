@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +40,12 @@ def exported(module: nn.Module, inputs: Tensor, *, dynamic_batch: bool) -> torch
         return torch.export.export(module, (inputs,), dynamic_shapes=shapes, strict=False)
 
 
-def exported_network(network: Network) -> torch.export.ExportedProgram:
+def exported_network(network: Network, also: Sequence[str] = ()) -> torch.export.ExportedProgram:
     """`exported` of a whole network, for any batch size.
+
+    Args:
+        network: Which.
+        also: Operations that torch does not bring and that may stand in it all the same.
 
     Raises:
         NasError: A part can't be traced, or is an operation that torch alone does not have; the message names it.
@@ -52,7 +56,9 @@ def exported_network(network: Network) -> torch.export.ExportedProgram:
     except Exception as error:  # torch has no class of its own for all that may go wrong
         raise NasError(f"{_culprit(network, x)} cannot be exported: {first_line(error)}") from error
     for node in program.graph.nodes:
-        if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace not in _BUILT_IN:
+        if not isinstance(node.target, torch._ops.OpOverload) or node.target.name() in also:
+            continue
+        if node.target.namespace not in _BUILT_IN:
             raise NasError(f"the network cannot be exported: {node.target} is no operation that torch brings.")
     return program
 

@@ -10,6 +10,7 @@ from mixnas.search.run.front import Front, Member
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.cost import cost
 from mixnas.search_space.formats import format as formats
+from mixnas.search_space.operators.quantization import products
 from mixnas.search_space.operators.quantization.ran import products_that_ran
 
 from ..contracts.format import FEATURES, network_of, small
@@ -52,6 +53,10 @@ def test_a_card_says_which_products_ran():
         "ran": [one.to_plain() for one in products_that_ran(network, FEATURES.example(1))],
     }  # fmt: skip
     text = readme(plain, network)
+    with products.only(int8="float32"):  # the integer path turned off
+        ran = [one.to_plain() for one in products_that_ran(network, FEATURES.example(1))]
+    assert "| int8 |" not in readme(plain | {"ran": ran}, network)
+    assert "w8a8 does not run as itself here: float32" in readme(plain | {"instead": {"w8a8": "float32"}}, network)
     assert "| int8 | " in text and "| accuracy | 0.5 ± 0.01 (one standard error) |" in text and "[w8a8]" in text
     assert "## Products" not in readme({key: value for key, value in plain.items() if key != "ran"}, network)
 

@@ -107,6 +107,25 @@ def fake_rows(x: Tensor, bits: int) -> Tensor:
     return straight_through(x, dequantize(*quantize_rows(x.detach(), bits)))
 
 
+def learned_step(weight: Tensor, step: Tensor, bits: int) -> Tensor:
+    """What symmetric whole numbers of a learned step stand for, for training: gradients reach weights and steps.
+
+    Esser et al. 2019, Learned Step Size Quantization (arXiv 1902.08153), sections 2.1 and 2.2: a weight's gradient
+    passes where it does not saturate; a step's is, of each weight, `round(w / s) - w / s`, and the greatest or least
+    whole number where it saturates; all of it times `1 / sqrt(weights of the step x greatest number)`.
+
+    Args:
+        weight: (N, K).
+        step: (N, 1), positive.
+        bits: Of the whole numbers.
+    """
+    low, high = integer_range(bits, narrow=True)
+    share = (weight.shape[1] * high) ** -0.5
+    step = step * share + (step * (1 - share)).detach()
+    within = (weight / step).clamp(low, high)
+    return (within + (within.round() - within).detach()) * step
+
+
 def check_scales(scale: Tensor, what: str) -> None:
     """Refuse scales that are zero, negative, infinite or NaN.
 

@@ -20,6 +20,7 @@ from mixnas.search_space.operators.quantization.affine import (
     affine_parameters,
     dequantize,
     fake_rows,
+    learned_step,
     quantize,
     quantize_rows,
     straight_through,
@@ -145,17 +146,39 @@ class W8A8(_DynamicRows):
         return ""
 
 
-@register("quant", "w4a8", paper=f"{_WHITEPAPER}, section 3.3 (4 bits of weights, 8 of activations)")
+@register(
+    "quant",
+    "w4a8",
+    paper=f"{_WHITEPAPER}, section 3.3 (4 bits of weights, 8 of activations); Esser et al. 2019 (arXiv 1902.08153)",
+    knobs={"step": Knob("found", choices=("found", "learned"), doc="from the greatest weight, or trained with them")},
+)
 @dataclass(frozen=True)
 class W4A8(_DynamicRows):
     """Weights of 4 bits per output channel, activations as w8a8. Weights are widened to int8 once, when loaded."""
 
     name: ClassVar[str] = "w4a8"
 
+    step: str = "found"
+
+    @property
+    def learns(self) -> bool:
+        """See `Projected`."""
+        return self.step == "learned"
+
     def store(self, weight: Tensor) -> State:
         """Half a byte a weight, four an output channel."""
         whole, scale = quantize_rows(weight, 4)
         return {"weight": pack_int4(whole, whole.shape[1]), "scale": scale.squeeze(1)}
+
+    def store_learned(self, weight: Tensor, factor: Tensor) -> State:
+        """The same; what a smaller step leaves outside saturates."""
+        scale = symmetric_scale(weight, 4) * factor
+        whole = quantize(weight, scale, 0, -7, 7)
+        return {"weight": pack_int4(whole, whole.shape[1]), "scale": scale.squeeze(1)}
+
+    def fake_learned(self, weight: Tensor, factor: Tensor) -> Tensor:
+        """See `Projected`."""
+        return learned_step(weight, symmetric_scale(weight.detach(), 4) * factor, 4)
 
     def ready(self, stored: State, bias: Tensor | None, inputs: int) -> _Ready:
         """See `Projected`."""

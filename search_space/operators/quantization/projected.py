@@ -53,6 +53,14 @@ class Projected(ABC):
     def store(self, weight: Tensor) -> State:
         """What the device stores of a weight matrix, bias apart."""
 
+    def store_learned(self, weight: Tensor, factor: Tensor) -> State:
+        """`store` with steps that are `factor` (N, 1) times those which are found; of a policy that `learns`."""
+        raise NotImplementedError
+
+    def fake_learned(self, weight: Tensor, factor: Tensor) -> Tensor:
+        """`fake_weight` likewise; gradients reach the factor too."""
+        raise NotImplementedError
+
     @abstractmethod
     def ready(self, stored: State, bias: Tensor | None, inputs: int) -> Any:
         """What products need, made once from what is stored."""
@@ -72,6 +80,11 @@ class Projected(ABC):
     def fake_input(self, rows: Tensor) -> Tensor:
         """What `enter` stands for, as floats that gradients pass."""
         return rows
+
+    @property
+    def learns(self) -> bool:
+        """Whether each output channel has a step that is learned; then `store` and `fake_weight` take its factor."""
+        return False
 
     def new_observer(self) -> Observer | None:
         """What finds the range of a layer's inputs; None where none is needed."""
@@ -166,6 +179,21 @@ class Ranges(nn.Module):
         self.register_buffer("zero_point", torch.full((), 128, dtype=torch.int32, device=device))
 
 
+class Steps(nn.Module):
+    """Learned steps (N outputs), each as the logarithm of a factor on the step that is found: 0 is what is found.
+
+    As a factor, a step that was learned still suits a slice of the layer, and weights that have moved on.
+    """
+
+    def __init__(self, outputs: int, device: torch.device) -> None:
+        super().__init__()
+        self.log = nn.Parameter(torch.zeros(outputs, device=device))
+
+    def factor(self) -> Tensor:
+        """(N, 1)."""
+        return self.log.exp().unsqueeze(1)
+
+
 class _Layer(nn.Module):
     """What both layers are: rows of the input times a matrix."""
 
@@ -218,6 +246,14 @@ class Prepared(_Layer):
         self.observer: Observer | None = None
         if policy.new_observer() is not None:
             self.add_module(policy.name, Ranges(layer.weight.device))
+        elif policy.learns:
+            self.add_module(policy.name, Steps(len(layer.weight), layer.weight.device))
+
+    @property
+    def steps(self) -> Steps | None:
+        """Of its weights, where the policy learns them."""
+        found = self._modules.get(self.policy.name)
+        return found if isinstance(found, Steps) else None
 
     @property
     def ranges(self) -> Ranges | None:
@@ -227,7 +263,13 @@ class Prepared(_Layer):
 
     def stored(self) -> State:
         """What the device stores, bias apart."""
-        stored = self.policy.store(self.weight.detach().flatten(1).float())
+        weight = self.weight.detach().flatten(1).float()
+        steps = self.steps
+        stored = (
+            self.policy.store(weight)
+            if steps is None
+            else self.policy.store_learned(weight, steps.factor().detach().float())
+        )
         if self.ranges is not None:
             stored |= {"input_scale": self.ranges.scale, "input_zero_point": self.ranges.zero_point}
         return stored
@@ -236,7 +278,11 @@ class Prepared(_Layer):
         """See the class."""
         rows, weight = self.rows(x), self.weight.flatten(1)
         if torch.is_grad_enabled():
-            y = F.linear(self.policy.fake_input(rows), self.policy.fake_weight(weight), self.bias)
+            steps = self.steps
+            fake = (
+                self.policy.fake_weight(weight) if steps is None else self.policy.fake_learned(weight, steps.factor())
+            )
+            y = F.linear(self.policy.fake_input(rows), fake, self.bias)
             return self.shaped(y, x)
         if self.observer is not None and self.ranges is not None:
             self.observer.see(rows)

@@ -10,7 +10,9 @@ import torch
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.formats import format as formats
 from mixnas.search_space.formats.onnx import to_onnx
+from mixnas.search_space.network import Network
 from mixnas.search_space.operators.quantization.policy import stored_bytes
+from mixnas.search_space.operators.quantization.projected import calibrating
 
 from ...contracts.format import FEATURES, FormatContract, network_of, small
 
@@ -71,4 +73,28 @@ def test_policies_of_few_bits_keep_their_bytes_and_multiply_integers(quant, tmp_
     formats.verify(file_format, path, network, FEATURES.example(4, generator=torch.Generator().manual_seed(1)))
     assert file_format.weight_bytes(path) == stored_bytes(network)
     operations = [node.op_type for node in onnx.load(str(path)).graph.node]
-    assert operations.count("MatMulInteger") == (6 if "a8" in quant else 0)
+    assert operations.count("MatMulInteger") == (6 if quant == "w8a8" else 0)
+    assert operations.count("QuantizeLinear") == (6 if quant == "w8a8_static" else 0)
+
+
+def test_static_integers_are_what_onnxruntime_fuses(tmp_path):
+    """A layer is one product of integers there, not ten operations on floats; from our own scales."""
+    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    block = {"mixer": "attention", "channel_mixer": "mlp", "quant": "w8a8_static"}
+    plain = {"stem": {"name": "conv", "stride": 2}, "norm": "layer", "stages": [{"width": 32, "blocks": [block]}]}
+    network = Network(Architecture.from_dict(plain), FEATURES, generator=torch.Generator().manual_seed(0)).eval()
+    x = FEATURES.example(4, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad(), calibrating(network):
+        network(x)
+    path, optimized = tmp_path / "model.onnx", tmp_path / "optimized.onnx"
+    formats.get("onnx").write(network.deploy(), path, {})
+    formats.verify(formats.get("onnx"), path, network, x)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(optimized)
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    fused = [node.op_type for node in onnx.load(str(optimized)).graph.node]
+    assert fused.count("QGemm") == 6 and fused.count("Gemm") == 1, fused  # the head stays float32
+    arrays = [onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(str(path)).graph.initializer]
+    ours = {value.item() for name, value in network.state_dict().items() if name.endswith("input_scale")}
+    assert len(ours) > 1 and ours <= {array.item() for array in arrays if array.size == 1}

@@ -15,6 +15,7 @@ from mixnas.search_space.operators.quantization.affine import (
     dequantize,
     fake_rows,
     integer_range,
+    learned_step,
     quantize,
     quantize_rows,
     symmetric_scale,
@@ -140,3 +141,21 @@ def test_scales_that_are_no_positive_number_are_refused(wrong):
     check_scales(torch.tensor([1.0, 2.0]), "here")
     with pytest.raises(ConfigError, match="here: 1 of 2 scales are no positive number"):
         check_scales(torch.tensor([1.0, wrong]), "here")
+
+
+def test_a_learned_steps_gradient_is_the_published_one():
+    """Esser et al. 2019, equations 2 to 5, written out."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(5, 40, generator=generator, dtype=torch.float64).requires_grad_()
+    step = (0.1 + torch.rand(5, 1, generator=generator, dtype=torch.float64)).requires_grad_()
+    back = torch.randn(5, 40, generator=generator, dtype=torch.float64)
+    found = learned_step(weight, step, 4)
+    found.backward(back)
+    with torch.no_grad():
+        ratio = weight / step
+        torch.testing.assert_close(found, ratio.clamp(-7, 7).round() * step, rtol=1e-12, atol=1e-12)
+        inside = ratio.abs() < 7
+        assert 0 < inside.float().mean() < 1
+        torch.testing.assert_close(weight.grad, back * inside)
+        of_step = torch.where(inside, ratio.round() - ratio, ratio.sign() * 7)
+        torch.testing.assert_close(step.grad, (back * of_step).sum(1, keepdim=True) / (40 * 7) ** 0.5)

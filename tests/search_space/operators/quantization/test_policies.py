@@ -46,7 +46,13 @@ class TestW4A16(PolicyContract):
 
 
 class TestW4A8(PolicyContract):
-    quant = Op("w4a8")
+    quant = Op("w4a8", (("step", "found"),))
+    share = 0.0
+    every_kind = False
+
+
+class TestW4A8Learned(PolicyContract):
+    quant = Op("w4a8", (("step", "learned"),))
     share = 0.0
     every_kind = False
 

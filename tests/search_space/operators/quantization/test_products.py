@@ -23,7 +23,7 @@ QUANTS = {
     "w8a8_static": Op("w8a8_static", (("observer", "minmax"),)),
     "w8a16": Op("w8a16"),
     "w4a16": Op("w4a16", (("group", 32),)),
-    "w4a8": Op("w4a8"),
+    "w4a8": Op("w4a8", (("step", "found"),)),
     "fp8": Op("fp8"),
     "sparse24": Op("sparse24", (("bits", 32),)),
 }
@@ -256,3 +256,28 @@ def test_dequantized_weights_are_what_is_stored():
     _, stored = deployed(QUANTS["w8a16"], layer, x)
     whole, scale = quantize_rows(layer.weight.detach(), 8)
     assert torch.equal(dequantize(stored.weight, stored.scale.unsqueeze(1)), dequantize(whole, scale))
+
+
+def test_a_learned_step_begins_as_what_is_found_and_gets_better():
+    layer, x = layer_and_input(inputs=512, outputs=24, rows=600)
+    with torch.no_grad():
+        layer.weight.copy_(layer.weight * layer.weight.abs())  # long tails: the greatest makes a step too coarse
+        wanted = layer(x)
+    found = policy_of(QUANTS["w4a8"]).prepare(copy.deepcopy(layer)).eval()
+    learned = policy_of(Op("w4a8", (("step", "learned"),))).prepare(copy.deepcopy(layer)).eval()
+    steps = learned.steps
+    with torch.no_grad():
+        before = learned(x)
+        assert torch.equal(before, found(x))
+    optimizer = torch.optim.Adam(steps.parameters(), lr=0.05)
+    for _ in range(60):
+        optimizer.zero_grad()
+        with torch.enable_grad():
+            (learned(x) - wanted).square().mean().backward()
+        optimizer.step()
+    with torch.no_grad():
+        after = learned(x)
+        assert (after - wanted).norm() < 0.9 * (before - wanted).norm()
+        stored = policy_of(Op("w4a8", (("step", "learned"),))).deploy(copy.deepcopy(learned))
+        assert torch.equal(stored(x), after)
+        assert "log" not in "".join(stored.state_dict())

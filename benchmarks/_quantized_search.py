@@ -1,0 +1,403 @@
+"""Architecture and policy searched together, against the two-step habit. Part of `quantization.py joint`.
+
+Both arms of a seed have the same device, profile, task, recipes and time:
+
+- two steps: a super-network and a search in float32 alone; its finalists are trained on; then each is quantized
+  throughout as w8a8, and by an integer programme that gives each branch the policy of least sensitivity within a
+  budget of latency or bytes; what comes of it is trained on with its policies.
+- jointly: one super-network, one search over architectures and policies, finalists trained on.
+
+Steps and trials of the two are such that both take the same time. Each arm is one process on one thread, so its time is
+that of the processor (what a clock on the wall says on a quiet machine); both are in the record. The profile of the
+space is made once and serves both: it is no part of either. All networks of a seed are then measured together, and
+judged on the test split, which neither arm has seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from svg import Series, chart
+
+from mixnas.evaluators.batches import gather
+from mixnas.evaluators.tasks.loading import by_name
+from mixnas.evaluators.tasks.task import Task
+from mixnas.evaluators.training import TrainConfig, calibrate, evaluate, train
+from mixnas.predictors.latency.predictor import LatencyPredictor
+from mixnas.predictors.latency.profile import ProfileConfig, profile
+from mixnas.predictors.measuring.device import device_name, provenance
+from mixnas.predictors.measuring.measure import MeasureConfig, fixed_threads, forward_call, measure_networks
+from mixnas.predictors.measuring.sentinel import make_sentinel
+from mixnas.search.config import Config, load_config
+from mixnas.search.job import Job, new_run
+from mixnas.search.run.directory import Run
+from mixnas.search.run.progress import make_progress
+from mixnas.search.run.stopping import StopSignal
+from mixnas.search.study.objectives import parse_objectives
+from mixnas.search.study.pareto import Reference, non_dominated
+from mixnas.search_space.architecture import Architecture, Op
+from mixnas.search_space.cost import cost, unit_cost
+from mixnas.search_space.files import atomic_write
+from mixnas.search_space.formats.safetensors import load_network
+from mixnas.search_space.network import Network
+from mixnas.search_space.operators.quantization.policy import uniform
+from mixnas.search_space.space import SearchSpace
+from mixnas.search_space.units import IOSpec, plan
+
+OBJECTIVES = {"accuracy": "max", "latency_ms": "min", "weight_bytes": "min"}
+JOINT, FP32, W8A8, PROGRAMME, TWO_STEPS = "joint", "fp32 alone", "all w8a8", "integer programme", "two steps, the best"
+SHARES = (0.25, 0.6)
+"""Budgets of the integer programme, between the least and the float32 network's: of bytes, and of latency."""
+
+Say = Callable[[str], None]
+
+
+class _Clock:
+    """Seconds since it was made, of the processor in this process and on the wall."""
+
+    def __init__(self) -> None:
+        self._begun = time.process_time(), time.monotonic()
+
+    def seconds(self) -> dict[str, float]:
+        """Until now."""
+        now = time.process_time(), time.monotonic()
+        return {
+            name: round(then - begun, 1)
+            for name, begun, then in zip(("processor", "wall"), self._begun, now, strict=True)
+        }
+
+
+@dataclass
+class Found:
+    """A network that an arm ends with."""
+
+    arm: str
+    network: Network
+    metrics: dict[str, float]
+
+
+def with_weights(architecture: Architecture, other: Network) -> Network:
+    """A network with another's weights under other policies: parameters keep their names; ranges are to be found."""
+    network = Network(architecture, other.io, generator=torch.Generator().manual_seed(0))
+    mine = network.state_dict()
+    network.load_state_dict(mine | {name: tensor for name, tensor in other.state_dict().items() if name in mine})
+    return network
+
+
+def with_policies(architecture: Architecture, policies: Mapping[str, Op]) -> Architecture:
+    """The same architecture with policies of its branches by their names, as in `units.plan`; others stay."""
+    stages = []
+    for s, stage in enumerate(architecture.stages):
+        blocks = []
+        for b, block in enumerate(stage.blocks):
+            name = f"stages.{s}.blocks.{b}"
+            quant = policies.get(f"{name}.token", block.quant)
+            other = policies.get(f"{name}.channel", block.channel_quant)
+            blocks.append(replace(block, quant=quant, channel_quant=other))
+        stages.append(replace(stage, blocks=tuple(blocks)))
+    return replace(architecture, stages=tuple(stages))
+
+
+def sensitivities(
+    network: Network, policies: list[Op], task: Task, examples: int
+) -> tuple[list[str], list[list[float]]]:
+    """How much the loss on training examples rises when one branch alone has a policy (the question of HAWQ, asked).
+
+    Returns:
+        The names of the branches, and for each the rise by policy, at least 0.
+    """
+    chosen = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(0))[:examples]
+    inputs, targets = gather(task.train, chosen, torch.device("cpu"))
+
+    def loss(of: Network) -> float:
+        with torch.inference_mode():
+            return float(task.loss(of.eval()(inputs), targets))
+
+    before = loss(network)
+    names = [name for name, unit in plan(network.architecture, network.io) if unit.quant is not None]
+    names = list(dict.fromkeys(names))
+    rises = []
+    for name in names:
+        row = []
+        for policy in policies:
+            other = with_weights(with_policies(network.architecture, {name: policy}), network)
+            calibrate(other, task, generator=torch.Generator().manual_seed(0), batches=1, batch_size=examples)
+            row.append(max(0.0, loss(other) - before))
+        rises.append(row)
+    return names, rises
+
+
+def by_branch(
+    architecture: Architecture, policies: list[Op], names: list[str], predictor: LatencyPredictor, io: IOSpec
+) -> tuple[np.ndarray, np.ndarray]:
+    """(branches, policies) milliseconds and bytes of each branch under each policy."""
+    ms, stored = np.zeros((len(names), len(policies))), np.zeros((len(names), len(policies)))
+    for p, policy in enumerate(policies):
+        under = uniform(architecture, policy)
+        for unit in predictor.predict(under, io).units:
+            if unit.name in names:
+                ms[names.index(unit.name), p] += unit.latency_ms
+        for name, unit in dict(plan(under, io)).items():
+            if name in names:
+                stored[names.index(name), p] = unit_cost(unit).weight_bytes
+    return ms, stored
+
+
+def programme(rises: np.ndarray, spent: np.ndarray, budget: float) -> list[int]:
+    """The policy of each branch with the least sum of rises whose spending keeps a budget.
+
+    Args:
+        rises: (branches, policies).
+        spent: (branches, policies).
+        budget: Of the sum of what is spent; at least the least possible.
+    """
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
+    branches, count = rises.shape
+    one_each = np.kron(np.eye(branches), np.ones(count))
+    tie = 1e-5 * spent.ravel() / max(spent.max(), 1e-12)  # of equals, the cheaper
+    solved = milp(
+        rises.ravel() / max(rises.max(), 1e-12) + tie,
+        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(spent.ravel()[None], -np.inf, budget)],
+        integrality=np.ones(branches * count),
+        bounds=Bounds(0, 1),
+        options={"mip_rel_gap": 0.0},
+    )
+    assert solved.x is not None, solved.message
+    return solved.x.reshape(branches, count).argmax(axis=1).tolist()
+
+
+def second_step(
+    finalists: list[Network], policies: list[Op], task: Task, predictor: LatencyPredictor, config: TrainConfig
+) -> list[tuple[str, Network]]:
+    """What the habit makes of float32 networks; each is trained on with its policies."""
+    made: dict[str, tuple[str, Network]] = {}
+    for network in finalists:
+        architecture, io = network.architecture, network.io
+        chosen = [(W8A8, uniform(architecture, Op("w8a8")))]
+        names, rises = sensitivities(network, policies, task, 96)
+        ms, stored = by_branch(architecture, policies, names, predictor, io)
+        for spent in (ms, stored):
+            least, most = spent.min(axis=1).sum(), spent[:, policies.index(Op("fp32"))].sum()
+            for share in SHARES if spent is stored else SHARES[:1]:
+                picked = programme(np.array(rises), spent, least + share * max(most - least, 0.0) + 1e-9)
+                chosen.append(
+                    (
+                        PROGRAMME,
+                        with_policies(architecture, {name: policies[p] for name, p in zip(names, picked, strict=True)}),
+                    )
+                )
+        for how, quantized in chosen:
+            if quantized.id in made:
+                continue
+            other = with_weights(quantized, network)
+            train(other, task, config, generator=torch.Generator().manual_seed(0))
+            made[quantized.id] = (how, other.eval())
+    return list(made.values())
+
+
+def carry_out(config: Config, source: Path, folder: Path, name: str, tables: Path) -> tuple[Run, list[Network]]:
+    """One search with the shared profile; its finalists with final weights."""
+    run = new_run(config, root=folder, name=name, source=str(source))
+    shutil.copytree(tables, run.latency, dirs_exist_ok=True)
+    Job(run, config, progress=make_progress("quiet"), stop=StopSignal()).execute()
+    front = run.front()
+    networks = [
+        load_network(path)
+        for member in (*front.members, *front.others)
+        if (path := run.networks / f"{member.id}.safetensors").exists()
+    ]
+    return run, networks
+
+
+def policies_of(space: SearchSpace) -> list[Op]:
+    """The policies that the branches of a space may have; the same for all."""
+    choice = space.tree.stages[0].blocks[0].quant
+    found = []
+    for option in choice.options:
+        assert all(len(values) == 1 for _, values in option.knobs)
+        found.append(Op(option.name, tuple((knob, values[0]) for knob, values in option.knobs)))
+    return found
+
+
+def fp32_alone(plain: Any) -> Any:
+    """A space as written, with float32 in the place of every choice of a policy."""
+    plain = copy.deepcopy(plain)
+    for stage in plain["stages"]:
+        stage["block"]["quant"] = "fp32"
+    return plain
+
+
+def measure(found: list[Found], task: Task, passes: int) -> None:
+    """Test accuracy, bytes, and latencies that compare."""
+    unique = {(each.arm, each.network.architecture.id): each for each in found}
+    calls = []
+    example = task.io.example(1, generator=torch.Generator().manual_seed(0))
+    for each in unique.values():
+        each.metrics["accuracy"] = evaluate(each.network, task, "test").score
+        each.metrics["validation_accuracy"] = evaluate(each.network, task, "validation").score
+        each.metrics["weight_bytes"] = float(cost(each.network.architecture, task.io).weight_bytes)
+        calls.append(forward_call(copy.deepcopy(each.network).eval().requires_grad_(False).deploy(), example))
+    config = MeasureConfig(passes=passes, threads=1)
+    measured = measure_networks(calls, rng=np.random.default_rng(0), config=config, sentinel=make_sentinel("cpu"))
+    for each, one in zip(unique.values(), measured, strict=True):
+        each.metrics["latency_ms"] = one.latency.ms
+
+
+def one_seed(args: argparse.Namespace, seed: int, folder: Path, tables: Path, say: Say) -> dict[str, Any]:
+    """Both arms; returns their networks and seconds."""
+    source = args.config
+    shared = [
+        f"search.seed={seed}",
+        "search.strategy={name: nsga2, population_size: 24}",
+        "supernet.probe=0",
+        "supernet.seconds=null",
+        f"final.candidates={args.candidates}",
+        f"final.train.epochs={args.epochs}",
+        "latency.final_passes=1",
+    ]
+    joint = load_config(source, settings=[*shared, f"supernet.steps={args.steps}", f"search.trials={args.trials}"])
+    own = [f"supernet.steps={args.steps_first}", f"search.trials={args.trials_first}"]
+    alone = load_config(source, settings=[*shared, *own])
+    alone = replace(alone, space=fp32_alone(alone.space))
+    task = by_name(joint.task.to_plain())
+    predictor = LatencyPredictor.load(device_name("cpu", 1), directory=tables)
+    begun = _Clock()
+    run, finalists = carry_out(alone, source, folder, f"two-steps-{seed}", tables)
+    first = begun.seconds()
+    space = SearchSpace.from_dict(joint.space)
+    found = [Found(FP32, network, {}) for network in finalists]
+    recipe = replace(joint.final.train, epochs=max(1, args.epochs // 2), lr=joint.final.train.lr / 4)
+    for how, network in second_step(finalists, policies_of(space), task, predictor, recipe):
+        found.append(Found(how, network, {}))
+    two_steps = begun.seconds()
+    say(f"seed {seed}: two steps {two_steps}, {first} of them in float32, {len(found)} networks")
+    begun = _Clock()
+    other, networks = carry_out(joint, source, folder, f"joint-{seed}", tables)
+    took = begun.seconds()
+    found += [Found(JOINT, network, {}) for network in networks]
+    say(f"seed {seed}: jointly {took}, {len(networks)} networks; {other.manifest['phases']}")
+    with fixed_threads(1):
+        measure(found, task, args.passes)
+    return {
+        "seed": seed,
+        "seconds": {"two steps": two_steps, "of them float32": first, "joint": took},
+        "trials": {"float32": run.front().trials["done"], "joint": other.front().trials["done"]},
+        "networks": [
+            {
+                "arm": each.arm,
+                "id": each.network.architecture.id,
+                "policies": policies_used(each.network.architecture),
+                **each.metrics,
+            }
+            for each in found
+        ],
+    }
+
+
+def policies_used(architecture: Architecture) -> list[str]:
+    """The policy of each branch in the order in which they run, without knobs."""
+    blocks = [block for stage in architecture.stages for block in stage.blocks]
+    return [quant.name for block in blocks for quant in (block.quant, block.channel_quant)]
+
+
+def judged(seeds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Hypervolume of each arm and seed in one box: that of all networks of all seeds."""
+    objectives = parse_objectives(OBJECTIVES)
+
+    def values(networks: list[dict[str, Any]]) -> np.ndarray:
+        return np.array([[n[name] for name in OBJECTIVES] for n in networks]).reshape(-1, len(OBJECTIVES))
+
+    reference = Reference.of(values([n for seed in seeds for n in seed["networks"]]), objectives)
+    volumes: dict[str, list[float]] = {}
+    for seed in seeds:
+        of = {arm: [n for n in seed["networks"] if n["arm"] == arm] for arm in (JOINT, FP32, W8A8, PROGRAMME)}
+        of["two steps, w8a8"] = [*of[FP32], *of[W8A8]]
+        of["two steps, integer programme"] = [*of[FP32], *of[PROGRAMME]]
+        of["two steps, everything"] = [*of[FP32], *of[W8A8], *of[PROGRAMME]]
+        for arm, networks in of.items():
+            volumes.setdefault(arm, []).append(reference.hypervolume(values(networks), objectives))
+    pairs = [("two steps, w8a8", "two steps, integer programme")]
+    volumes[TWO_STEPS] = [max(volumes[a][i], volumes[b][i]) for a, b in pairs for i in range(len(seeds))]
+    gained = np.array(volumes[JOINT]) - np.array(volumes[TWO_STEPS])
+    against_all = np.array(volumes[JOINT]) - np.array(volumes["two steps, everything"])
+    return {
+        "reference": list(reference.point),
+        "hypervolume": {arm: [round(v, 4) for v in found] for arm, found in volumes.items()},
+        "mean": {arm: round(float(np.mean(found)), 4) for arm, found in volumes.items()},
+        "joint beyond the better of the two": [round(float(v), 4) for v in gained],
+        "joint beyond both together": [round(float(v), 4) for v in against_all],
+        "joint is better, of the seeds": int((gained > 0).sum()),
+    }
+
+
+def picture(seeds: list[dict[str, Any]], device: str) -> str:
+    """All networks on their seed's fronts: accuracy against latency; a label says how many kilobytes."""
+    objectives = parse_objectives(OBJECTIVES)
+    series = []
+    for arm in (FP32, W8A8, PROGRAMME, JOINT):
+        points, labels = [], []
+        for seed in seeds:
+            networks = [n for n in seed["networks"] if n["arm"] == arm]
+            if not networks:
+                continue
+            kept = non_dominated(np.array([[n[name] for name in OBJECTIVES] for n in networks]), objectives)
+            for n, keep in zip(networks, kept, strict=True):
+                if keep:
+                    points.append((n["latency_ms"], n["accuracy"]))
+                    labels.append(f"{n['weight_bytes'] / 1000:.0f}k" if seed["seed"] == 0 else "")
+        if points:
+            series.append(Series(arm, points, labels=labels))
+    return chart(
+        series,
+        title=f"Test accuracy against latency of both arms, {len(seeds)} seeds; label: bytes (of seed 0)",
+        x=f"latency on {device}, ms (logarithmic)",
+        y="test accuracy",
+        x_log=True,
+    )
+
+
+def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """Profile once; both arms for each seed; judge and draw."""
+    config = load_config(args.config)
+    space, task = SearchSpace.from_dict(config.space), by_name(config.task.to_plain())
+    seeds: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        tables = args.tables or folder / "tables"
+        if not list(tables.glob("*.npz")):
+            begun = time.monotonic()
+            measuring = MeasureConfig(passes=2, threads=1)
+            settings = ProfileConfig(budget_s=args.profile, measure=measuring, seed=0)
+            profile(space, task.io, device="cpu", directory=tables, config=settings)
+            say(f"profiled in {time.monotonic() - begun:.0f} s")
+        torch.set_num_threads(1)
+        record: dict[str, Any] = {}
+        for seed in range(args.seeds):
+            seeds.append(one_seed(args, seed, folder, tables, say))
+            record = {
+                "what": "architecture and policy searched together, against float32 first and policies after",
+                "provenance": provenance("cpu", 1),
+                "config": args.config.name,
+                "settings": {
+                    name: getattr(args, name)
+                    for name in ("steps", "trials", "steps_first", "trials_first", "candidates", "epochs", "passes")
+                },
+                **judged(seeds),
+                "seeds": seeds,
+            }
+            args.checkpoint(record)
+            say(f"hypervolume so far: {record['mean']}")
+    svg = args.output / "quantization-joint.svg"
+    atomic_write(svg, picture(seeds, record["provenance"]["device"]))
+    return record
