@@ -65,7 +65,7 @@ def evaluated(architecture):
 
 
 def carry_out(study, until, times, used):
-    """Until so many trials are done or the time is up: seconds of each proposal, CPU seconds until then."""
+    # until so many trials are done or the time is up: seconds of each proposal, CPU seconds until then
     with Session(study, Budget(trials=until)) as session:
         while time.perf_counter() < end:
             began = time.perf_counter()
@@ -148,9 +148,7 @@ print(json.dumps(found))
 """
 
 
-def _child(
-    python: str, code: str, folder: str, trials: int, space: Mapping[str, Any], limit: float
-) -> dict[str, Any]:
+def _child(python: str, code: str, folder: str, trials: int, space: Mapping[str, Any], limit: float) -> dict[str, Any]:
     command = [python, "-c", code, folder, str(trials), json.dumps(space), str(limit)]
     done = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=folder, check=False
