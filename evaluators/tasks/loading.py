@@ -140,25 +140,21 @@ def by_name(spec: str | Mapping[str, Any], /, **options: Any) -> Task:
     from mixnas.evaluators.tasks import checks  # and torch with them, whose state is put back too
 
     with undisturbed():
-        return _made(spec, options, checks.check_class, checks.check_task)
+        task = _made(spec, options, checks.check_class)
+    with undisturbed():
+        return checks.check_task(task, spec)
 
 
-def _made(
-    spec: str,
-    options: Mapping[str, Any],
-    check_class: Callable[[type, str], None],
-    check_task: Callable[[object, str], Task],
-) -> Task:
+def _made(spec: str, options: Mapping[str, Any], check_class: Callable[[type, str], None]) -> object:
     cls = _find_class(spec)
     check_class(cls, spec)  # before it is called: a class that is no task might do anything
     _check_options(spec, cls, options)
     try:
-        task: Task = cls(**options)
+        return cls(**options)
     except NasError:
         raise
     except (Exception, SystemExit) as error:
         raise ConfigError(f"task {spec!r}: making it failed: {type(error).__name__}: {error}") from error
-    return check_task(task, spec)
 
 
 def _find_class(name: str) -> type:

@@ -16,7 +16,6 @@ from mixnas.evaluators.tasks.task import IGNORE, Split, Task
 from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.units import IOSpec
 
-
 _MOST_WORDS = 2**20
 _MOST_TOKENS = 2**28  # 2 GiB of them
 

@@ -70,12 +70,20 @@ def _new_key(path: Path, *, replace: bool) -> bytes:
 
 
 def mark(task: Any, created: str, *, make: bool = True) -> str:
-    """The mark of a run that is started here: of its task and when it was created; empty where it needs none."""
+    """The mark of a run that is started here: of its task, the file it is found in, and when the run was created.
+
+    Empty where it needs none. Of the file, so that a module of that name in another folder is not taken for it.
+    """
     if is_built_in(task):
         return ""
-    key = _key(make=make)
-    text = json.dumps([task, created], sort_keys=True, default=str)
+    key, file = _key(make=make), source_of(_module(task))
+    text = json.dumps([task, created, None if file is None else os.path.realpath(file)], sort_keys=True, default=str)
     return hmac.new(key, text.encode(), hashlib.sha256).hexdigest() if key else ""
+
+
+def _module(task: Any) -> str:
+    name = task.get("name") if isinstance(task, Mapping) else task
+    return str(name).partition(":")[0]
 
 
 def is_trusted(manifest: Mapping[str, Any]) -> bool:
@@ -116,7 +124,7 @@ def require_trust(manifest: Mapping[str, Any], run: Path, verb: str, trust: bool
         return
     task = manifest["fixed"].get("task")
     name = task.get("name") if isinstance(task, Mapping) else task
-    file = source_of(str(name).partition(":")[0])
+    file = source_of(_module(task))
     raise ConfigError(
         f"{run}: its task is {visible(shown(name))}, a program ({file or 'its file is not found'}), and this run was "
         f"not started here with it. Read it; if it may run: nas {verb} {visible(shlex.quote(run.name))} --trust"

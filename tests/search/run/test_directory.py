@@ -246,6 +246,7 @@ def test_a_manifest_that_is_no_file_is_refused_at_once(tmp_path):
 @pytest.mark.parametrize("name", ["config.yaml", "trials.csv", "pareto.json", "manifest.json"])
 def test_a_digit_that_changed_is_noticed(tmp_path, objectives, name):
     run = Run.create(tmp_path, CONFIG, name="r", seed=0)
+    run.journal.touch()
     run.write_tables("trial,id\n0,1\n", front_of(Results(objectives)))
     path = run.path / name
     whole = path.read_bytes()
@@ -420,6 +421,13 @@ def test_a_run_that_was_started_here_is_trusted_and_no_other(tmp_path, monkeypat
             require_trust(changed, run.path, "resume", False)
         require_trust(changed, run.path, "resume", True)
         require_trust({**changed, "fixed": {**changed["fixed"], "task": "digits"}}, run.path, "resume", False)
+    elsewhere = tmp_path / "received"
+    elsewhere.mkdir()
+    shutil.copy("evil.py", elsewhere)
+    monkeypatch.chdir(elsewhere)  # a module of that name, in another folder, beside a run whose mark was copied
+    with pytest.raises(ConfigError, match=r"received.evil\.py.* was not started here"):
+        require_trust(run.manifest, run.path, "resume", False)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another user"))
     with pytest.raises(ConfigError, match="was not started here"):
         require_trust(run.manifest, run.path, "export", False)
