@@ -7,6 +7,7 @@ beginning is what a kill leaves. Anything else is wrong: another answer, another
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -22,6 +23,7 @@ from mixnas.search.engines.session import Budget, Session
 from mixnas.search.run.directory import Run, list_runs
 from mixnas.search.run.front import Front
 from mixnas.search.run.integrity import weights_problem
+from mixnas.search.run.trust import is_trusted, mark
 from mixnas.search.study.objectives import parse_objectives
 from mixnas.search.study.reading import read_results, summary_of
 from mixnas.search.study.study import SearchStudy
@@ -117,7 +119,6 @@ def kinds(folder: Path) -> Iterator[Kind]:
     from mixnas.predictors.latency.predictor import LatencyPredictor, summary
     from mixnas.predictors.measuring.table import MeasurementTable
     from mixnas.search.study.journal import JournalFile
-    from mixnas.search_space.files import load_yaml
     from mixnas.search_space.formats.safetensors import load_network, load_tensors, read_extra, save_network
     from mixnas.search_space.network import IOSpec, Network
 
@@ -157,13 +158,17 @@ def kinds(folder: Path) -> Iterator[Kind]:
         "list": listing,
         "overview": in_run(lambda run: overview(run).status.to_plain()),
     })  # fmt: skip
-    yield Kind("pareto.json", run.path / "pareto.json", run.path, {"front": in_run(lambda run: run.front())})
+    yield Kind("pareto.json", run.path / "pareto.json", run.path, {
+        "front": in_run(lambda run: run.front()),
+        "report": in_run(_reported),
+    })  # fmt: skip
     yield Kind("trials.csv", run.path / "trials.csv", run.path, {"status": in_run(_checked_table)})
     yield Kind("study.journal", run.journal, run.path, {
         "results": lambda path: read_results(path, OBJECTIVES).records,
         "summary": lambda path: summary_of(path, OBJECTIVES),
         "overview": in_run(lambda run: (overview(run).best, overview(run).hypervolume)),
         "resume": journal_records,
+        "report": in_run(_reported),
     })  # fmt: skip
     yield Kind("study.summary.json", run.path / "study.summary.json", run.path, {
         "summary": lambda path: summary_of(path.with_name("study.journal"), OBJECTIVES),
@@ -197,12 +202,147 @@ def kinds(folder: Path) -> Iterator[Kind]:
         "summary": summary,
         "open": lambda path: [str(u) for u in LatencyPredictor.open(path).meta.items()],
     })  # fmt: skip
-    architecture = folder / "architecture"
-    architecture.mkdir()
-    (architecture / "architecture.yaml").write_text(results.records[0].architecture.to_yaml())
-    yield Kind("architecture.yaml, by hand", architecture / "architecture.yaml", architecture, {
-        "yaml": load_yaml, "load": Architecture.load
-    }, lambda whole, found: True)  # fmt: skip # it may be any other: what it must not be is a traceback
+    yield from _of_a_finished_run(folder / "finished", results, network, device, shipped)
+    yield from _by_hand(folder / "by hand", results.records[0].architecture)
+
+
+def _of_a_finished_run(folder: Path, results: Any, network: Any, device: str, shipped: Path) -> Iterator[Kind]:
+    """What lies in a run's folders: final networks and why others have none, profile, super-network, exports."""
+    import torch
+
+    from mixnas.evaluators.supernet.training import SupernetConfig, is_trained, load_supernet, train_supernet
+    from mixnas.evaluators.tasks.loading import by_name
+    from mixnas.search.reproducing import read_export
+    from mixnas.search.run.integrity import read_failure
+    from mixnas.search_space.files import stamped, write_json
+    from mixnas.search_space.formats.safetensors import save_network
+    from mixnas.search_space.supernet import Supernet
+
+    run = Run.create(folder / "runs", CONFIG, name="r", device=device, latency="eager", seed=0)
+    member = results.records[0].id
+    save_network(run.networks / f"{member}.safetensors", network, {"task": "digits", "test": {"a": 0.5}})
+    write_json(run.networks / "0123456789ab.failed.json", stamped({"failure": "the loss is nan", "recipe": None}))
+    run.latency.mkdir()
+    _table(run.latency)
+    shutil.copy(shipped, run.latency / f"{device}.graph.npz")
+    task = by_name("digits")
+    space, config = SearchSpace.from_dict(SPACE), SupernetConfig(steps=2, batch_size=8)
+
+    def supernet() -> Supernet:
+        return Supernet(space, task.io, torch.Generator().manual_seed(0))
+
+    def loaded(path: Path) -> Any:
+        found = supernet()
+        load_supernet(found, path)
+        return {name: tensor.tolist() for name, tensor in found.state_dict().items()}
+
+    def gone_on(path: Path) -> Any:
+        ended = train_supernet(supernet(), task, config, seed=0, checkpoint=path)
+        return ended.steps, ended.loss
+
+    train_supernet(supernet(), task, config, seed=0, checkpoint=run.supernet)
+    export = _export(run, results, network)
+
+    def status(path: Path) -> bytes:
+        """Of the run that a file is in; what the file holds."""
+        found = next(folder for folder in path.parents if (folder / "config.yaml").exists())
+        _check_run(Run.open(found))
+        return path.read_bytes()
+
+    def exported(path: Path) -> Any:
+        return read_export(path.parent), {file.name: file.read_bytes() for file in path.parent.iterdir()}
+
+    files: dict[str, dict[str, Read]] = {
+        f"networks/{member}.safetensors": {},
+        "networks/0123456789ab.failed.json": {"finish": read_failure},
+        f"latency/{device}.eager.csv": {},
+        f"latency/{device}.eager.json": {},
+        f"latency/{device}.graph.npz": {},
+        "supernet.safetensors": {"is trained": is_trained, "load": loaded, "resume": gone_on},
+        **{f"exports/{member}/{name}": {"reproduce": exported} for name in sorted(os.listdir(export))},
+    }
+    for name, readers in files.items():
+        shown = name.replace(member, "ID").replace(device, "DEVICE")
+        right = _beginning if name.endswith(".csv") else _nothing_more  # a table cut between rows has fewer
+        yield Kind(f"run: {shown}", run.path / name, run.path, {**readers, "status": status}, right)
+
+
+def _export(run: Run, results: Any, network: Any) -> Path:
+    """A folder as `nas export` writes it, without the judging."""
+    from mixnas.search import card as cards
+    from mixnas.search.export import _describe
+    from mixnas.search.finish import searched_member
+    from mixnas.search_space.formats.format import get
+
+    member, file_format = searched_member(results.records[0]), get("safetensors")
+    folder = run.exports / member.id
+    folder.mkdir()
+    deployed = network.deploy()
+    file_format.write(deployed, folder / file_format.file_name, {"id": member.id})
+    verified = {"inputs": 64, "of": "random numbers", "difference": 0.0, "allowed": 1e-5}
+    about = {"format": "safetensors", "bytes": 1, "weight_bytes": 1, "needs": ["torch"], "verified": verified}
+    files = {file_format.file_name: about}
+    card = cards.card(run, _front(run, results), member, deployed, licence="unknown", files=files)
+    _describe(folder, [file_format], deployed, card)
+    return folder
+
+
+def _by_hand(folder: Path, architecture: Architecture) -> Iterator[Kind]:
+    """What people write: it may be any other when it is changed; what it must not be is a traceback."""
+    from mixnas.evaluators.tabular import Table
+    from mixnas.search.config import load_config
+    from mixnas.search_space.files import dump_yaml, load_yaml
+
+    written: dict[str, tuple[str, dict[str, Read]]] = {
+        "architecture.yaml": (architecture.to_yaml(), {"yaml": load_yaml, "load": Architecture.load}),
+        "config.yaml": (dump_yaml({**CONFIG, "device": "auto"}), {"load": load_config}),
+        "space.yaml": (dump_yaml(SPACE), {"load": SearchSpace.load}),
+        "table.yaml": (_TABLE_ABOUT, {"load": Table.load}),
+        "table.csv": (_TABLE, {"load": Table.load}),
+    }
+    folder.mkdir()
+    for name, (text, _) in written.items():
+        (folder / name).write_text(text)
+    for name, (_, readers) in written.items():
+        yield Kind(f"{name}, by hand", folder / name, folder, readers, lambda whole, found: True)
+    state = folder / "state"
+    with _environment(XDG_STATE_HOME=str(state)):
+        own = {"fixed": {"task": "mine:Task"}, "created": "now", "mark": mark("mine:Task", "now")}
+    with _environment(XDG_STATE_HOME=str(folder / "another's")):
+        others = {**own, "mark": mark("mine:Task", "now")}
+
+    def trusted(path: Path) -> tuple[bool, bool]:
+        with _environment(XDG_STATE_HOME=str(path.parents[1])):
+            return is_trusted(own), is_trusted(others)
+
+    yield Kind("key of the user", state / "mixnas" / "key", state, {
+        "trust": trusted
+    }, lambda whole, found: whole == (True, False) and not found[1])  # fmt: skip # a damaged key trusts nobody
+
+
+_TABLE_ABOUT = """\
+name: small
+knobs: {op: [conv, skip], width: [numeric]}
+metrics: {accuracy: max, latency_ms: min}
+"""
+_TABLE = """\
+op,width,accuracy,latency_ms
+conv,8,0.91,1.5
+conv,16,0.93,2.25
+skip,8,0.85,0.5
+skip,16,0.86,0.75
+"""
+
+
+@contextlib.contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 class SearchStudyReading:
@@ -218,12 +358,23 @@ class SearchStudyReading:
         self.study.close()
 
 
-def _checked_table(run: Run) -> str:
+def _check_run(run: Run) -> None:
     from mixnas.search.run.integrity import problems
 
     for name, problem in problems(run.path, run.manifest):
         raise IntegrityError(f"{run.path / name}: {problem}")
+
+
+def _checked_table(run: Run) -> str:
+    _check_run(run)
     return (run.path / "trials.csv").read_text()
+
+
+def _reported(run: Run) -> Any:
+    from mixnas.search.report.contents import contents
+
+    found = contents(run)
+    return found.front, found.results.records, found.config
 
 
 def _checked_weights(path: Path) -> bool:

@@ -2,9 +2,11 @@
 
     python benchmarks/hostile.py campaign [--seed 0] [--cuts 40] [--flips 160]
     python benchmarks/hostile.py kills [--each 20]
-    python benchmarks/hostile.py growth [--trials 100,1000,10000,50000] [--before PYTHON]
+    python benchmarks/hostile.py growth [--trials 100,1000,10000,50000] [--before PYTHON] [--limit 400]
 
 Each prints one JSON. `--before` is the Python of another checkout's environment, measured in the same run, in turns.
+A search that is not at its end after `--limit` seconds of CPU is stopped: its row says how many trials it `reached`,
+and its figures are of those. Other programs lengthen what is in seconds or milliseconds, but not what is in those of CPU.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ def run_campaign(seed: int, cuts: int, flips: int) -> dict[str, Any]:
 # -- growth -------------------------------------------------------------------------------------------------------
 
 GROWTH = r"""
-import json, os, resource, subprocess, sys, time
+import json, os, sys, time
+from array import array
 from pathlib import Path
 
 from mixnas.evaluators.protocol import Outcome
@@ -46,7 +49,7 @@ from mixnas.search.study.objectives import parse_objectives
 from mixnas.search.study.study import SearchStudy
 from mixnas.search_space.space import SearchSpace
 
-folder, trials, space = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
+folder, trials, space, limit = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3]), float(sys.argv[4])
 space, objectives = SearchSpace.from_dict(space), parse_objectives({"accuracy": "max", "params": "min"})
 journal = folder / "study.journal"
 
@@ -61,36 +64,41 @@ def evaluated(architecture):
     return Outcome({"accuracy": number % 9973 / 9973, "params": float(params)}, seconds=0.001)
 
 
-def carry_out(study, until, times):
+def carry_out(study, until, times, cpu_times, used):
+    # until so many trials are done or the time is up: seconds of each proposal and its CPU, CPU seconds until then
     with Session(study, Budget(trials=until)) as session:
-        while True:
-            began = time.perf_counter()
+        while time.process_time() < limit:
+            began, before = time.perf_counter(), time.process_time()
             proposals = session.next(1)
-            times.append(time.perf_counter() - began)
             if not proposals:
                 return
+            times.append(time.perf_counter() - began)
+            cpu_times.append(time.process_time() - before)
             session.done(proposals[0], evaluated(proposals[0].architecture))
+            used.append(time.process_time())
 
 
-first = min(50, trials // 2)
+first, times, cpu_times, used = min(50, trials // 2), array("d"), array("d"), array("d")
+began = time.perf_counter()
 with SearchStudy(journal, space, objectives) as study:
-    carry_out(study, first, [])
-    base, times, cpu = resident(), [], time.process_time()
-    carry_out(study, trials - trials // 10, [])
-    last = time.process_time()
-    carry_out(study, trials, times)
-    ended = time.process_time()
-    memory = (resident() - base) / (trials - first)
-began, used = time.perf_counter(), time.process_time()
+    carry_out(study, first, times, cpu_times, used)
+    base, cpu = resident(), time.process_time()
+    carry_out(study, trials, times, cpu_times, used)
+    took, memory, reached = time.perf_counter() - began, resident() - base, len(used)
+tenth = max(1, reached // 10)
+began, before = time.perf_counter(), time.process_time()
 study = SearchStudy(journal, space, objectives)
-opened, opened_cpu = time.perf_counter() - began, time.process_time() - used
+opened, opened_cpu = time.perf_counter() - began, time.process_time() - before
 study.close()
 print(json.dumps({
     "trials": trials,
-    "proposal_ms": 1e3 * sorted(times)[len(times) // 2],
-    "cpu_ms_a_trial": 1e3 * (ended - cpu) / (trials - first),
-    "cpu_ms_a_trial_of_the_last_tenth": 1e3 * (ended - last) / (trials // 10),
-    "memory_kb_a_trial": memory / 1e3,
+    "reached": reached,
+    "search_s": took,
+    "proposal_ms_of_the_last_tenth": 1e3 * sorted(times[-tenth:])[tenth // 2],
+    "proposal_cpu_ms_of_the_last_tenth": 1e3 * sorted(cpu_times[-tenth:])[tenth // 2],
+    "cpu_ms_a_trial": 1e3 * (used[-1] - cpu) / (reached - first),
+    "cpu_ms_a_trial_of_the_last_tenth": 1e3 * (used[-1] - used[-tenth - 1]) / tenth,
+    "memory_kb_a_trial": memory / (reached - first) / 1e3,
     "open_s": opened,
     "open_cpu_s": opened_cpu,
     "journal_mb": journal.stat().st_size / 1e6,
@@ -98,7 +106,7 @@ print(json.dumps({
 """
 
 ASKED = r"""
-import json, os, resource, shutil, subprocess, sys, time
+import json, resource, shutil, subprocess, sys, time
 from pathlib import Path
 
 from mixnas.search.run.directory import Run
@@ -141,8 +149,8 @@ print(json.dumps(found))
 """
 
 
-def _child(python: str, code: str, folder: str, trials: int, space: Mapping[str, Any]) -> dict[str, Any]:
-    command = [python, "-c", code, folder, str(trials), json.dumps(space)]
+def _child(python: str, code: str, folder: str, trials: int, space: Mapping[str, Any], limit: float) -> dict[str, Any]:
+    command = [python, "-c", code, folder, str(trials), json.dumps(space), str(limit)]
     done = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=folder, check=False
     )
@@ -152,25 +160,26 @@ def _child(python: str, code: str, folder: str, trials: int, space: Mapping[str,
     return found
 
 
-def growth(trials: list[int], before: str | None, space: Mapping[str, Any]) -> dict[str, Any]:
+def growth(trials: list[int], before: str | None, space: Mapping[str, Any], limit: float) -> dict[str, Any]:
     """Time and memory of searches with a trivial evaluator, a process each.
 
     Args:
         trials: Of each search.
         before: Python of another checkout, whose figures stand beside.
         space: What is searched.
+        limit: Seconds of CPU that one search may take.
     """
     pythons = {"now": sys.executable} | ({"before": before} if before else {})
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in pythons}
     for count in trials:
         for name, python in pythons.items():
             with tempfile.TemporaryDirectory() as folder:
-                row = _child(python, GROWTH, folder, count, space)
+                row = _child(python, GROWTH, folder, count, space, limit)
                 if "failed" not in row:
-                    row |= _child(python, ASKED, folder, count, space)
+                    row |= _child(python, ASKED, folder, count, space, limit)
                 found[name].append({key: round(v, 4) if isinstance(v, float) else v for key, v in row.items()})
             print(name, json.dumps(found[name][-1]), file=sys.stderr, flush=True)
-    return found
+    return {"limit_cpu_s": limit, **found}
 
 
 # -- kills --------------------------------------------------------------------------------------------------------
@@ -199,6 +208,9 @@ def main() -> None:
     growing = verbs.add_parser("growth")
     growing.add_argument("--trials", default="100,1000,10000,50000")
     growing.add_argument("--before", metavar="PYTHON", help="of another checkout's environment")
+    growing.add_argument(
+        "--limit", type=float, default=400.0, metavar="SECONDS", help="of CPU that one search may take"
+    )
     for one in (damage, killing, growing):
         one.add_argument("-o", "--output", help="write the JSON here too")
     args = parser.parse_args()
@@ -211,7 +223,7 @@ def main() -> None:
         sys.path.insert(0, str(HERE))
         from _hostile import SPACE
 
-        seen = growth([int(count) for count in args.trials.split(",")], args.before, SPACE)
+        seen = growth([int(count) for count in args.trials.split(",")], args.before, SPACE, args.limit)
     from mixnas.predictors.measuring.device import provenance
 
     seen = {**seen, "took_s": round(time.perf_counter() - began, 1), "provenance": provenance()}

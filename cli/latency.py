@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mixnas.cli.printing import colored, print_json, print_table
 from mixnas.cli.verbs import DEFAULT_CONFIG, Group, Verb, config_name, configured, load_space, settings
-from mixnas.search_space.errors import ConfigError
+from mixnas.search_space.errors import ConfigError, IntegrityError
 
 if TYPE_CHECKING:
     from mixnas.predictors.latency.predictor import LatencyPredictor
@@ -32,10 +32,16 @@ def devices(args: argparse.Namespace) -> int:
     """The devices that can be asked."""
     from mixnas.predictors.latency.predictor import installed, summary
 
-    found = [summary(path) for _, _, path in installed(args.tables)]
+    found, ended = [], 0
+    for _, _, path in installed(args.tables):
+        try:
+            found.append(summary(path))
+        except IntegrityError as error:  # one that is damaged hides no other
+            print(f"nas: {error}", file=sys.stderr)
+            ended = error.exit_status
     if args.json:
         print_json(found)
-        return 0
+        return ended
     rows = []
     for s in found:
         accuracy = s["accuracy"]
@@ -43,7 +49,7 @@ def devices(args: argparse.Namespace) -> int:
         rows.append([s["device"], s["runtime"], str(s["threads"]), str(s["num_units"]), str(s["num_networks"]), error])
     columns = ["device", "runtime", "threads", "units", "networks", "mean error on held-out networks"]
     print_table(args, columns, rows)
-    return 0
+    return ended
 
 
 # -- nas latency profile --------

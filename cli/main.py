@@ -8,14 +8,16 @@ import importlib
 import logging
 import os
 import pkgutil
+import signal
 import sys
-from collections.abc import Sequence
-from typing import Any
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, TextIO
 
 from mixnas import cli
 from mixnas.cli.streams import guarded
 from mixnas.cli.verbs import Group, Verb
-from mixnas.search_space.errors import NasError, StoppedEarly, machine_fault, nearest
+from mixnas.search_space.errors import NasError, StoppedEarly, machine_fault, nearest, shown
 from mixnas.search_space.extensions import name_extensions
 from mixnas.search_space.files import load_yaml
 
@@ -97,29 +99,63 @@ def make_parser() -> _Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = make_parser()
-    args = parser.parse_all(argv)
-    if args.version:
-        import mixnas
-
-        print(mixnas.__version__)
-        return 0
-    verb: Verb | None = args.called
-    if verb is None:
-        parser.print_help()
-        return 0
-    with guarded() as (out, err):
-        level = logging.DEBUG if args.verbose else logging.WARNING
-        logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=err, force=True)
-        for noisy in ("torch", "jax", "matplotlib", "asyncio"):
-            logging.getLogger(noisy).setLevel(logging.WARNING)
-        status = _carry_out(verb, args)
+    with guarded() as (out, err), _stopped_as_by_ctrl_c():
+        try:
+            status, left = _answer(argv, err), None
+        except SystemExit as end:
+            status, left = int(end.code or 0), end
         with contextlib.suppress(OSError):
             out.flush()
         if status == 0 and out.failed is not None and not isinstance(out.failed, BrokenPipeError):
             print(f"nas: stdout cannot be written: {out.failed.strerror or out.failed}.", file=err)
-            status = 1
+            status, left = 1, None
+    if left is not None:
+        raise left
     return status
+
+
+@contextlib.contextmanager
+def _stopped_as_by_ctrl_c() -> Iterator[None]:
+    """SIGTERM and SIGHUP end a verb as Ctrl-C does: what it was making is cleared away. A search hears them itself."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        heard = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) == signal.SIG_DFL]
+        before = {number: signal.signal(number, stop) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _answer(argv: Sequence[str] | None, err: TextIO) -> int:
+    """Parse and carry out; the exit status. Words that are not understood, and --help, end by `SystemExit`."""
+    try:
+        parser = make_parser()
+        args = parser.parse_all(argv)
+        verb: Verb | None = args.called
+        if args.version:
+            import mixnas
+
+            print(mixnas.__version__)
+        elif verb is None:
+            parser.print_help()
+        if args.version or verb is None:
+            return 0
+    except OSError:  # of stdout: said at the end
+        return 0
+    except KeyboardInterrupt:
+        print("nas: aborted", file=err)
+        return 1
+    level = logging.DEBUG if args.verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=err, force=True)
+    for noisy in ("torch", "jax", "matplotlib", "asyncio"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    return _carry_out(verb, args)
 
 
 def _carry_out(verb: Verb, args: argparse.Namespace) -> int:
@@ -137,12 +173,14 @@ def _carry_out(verb: Verb, args: argparse.Namespace) -> int:
         return 0
     except SystemExit as end:
         problem, status = f"something that was run ended the program (sys.exit({end.code}))", 1
-    except (OSError, MemoryError, RuntimeError) as error:
+    except Exception as error:
         fault = machine_fault(error)
-        if not fault:
-            raise
         advice = " Then go on: nas resume RUN." if verb.aborted == StoppedEarly.exit_status else ""
         problem, status = f"{fault}.{advice}", verb.aborted
+        if not fault:  # nobody should come here: a fault of this program, or of one that was given to it
+            what = shown(" ".join(str(error).split()))
+            more = "" if args.verbose else " For its traceback: -v. If no file of yours is wrong, please report it."
+            problem, status = f"{verb.name}: {type(error).__name__}: {what}.{more}", 1
     if args.verbose:
         logging.getLogger(__name__).debug("traceback", exc_info=True)
     print(f"nas: {problem}", file=sys.stderr)

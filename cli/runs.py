@@ -298,7 +298,8 @@ def _print_front(
         row.append("-" if low is None or high is None else f"{low:.3f} to {high:.3f}")
         if predicted:
             row.append("-" if m.predicted is None else f"{m.predicted.ms:.3f}")
-        rows.append([*row, number(values["params"]), number(values["macs"]), names[m.id]])
+        row += [*(number(values[cost]) if cost in values else "-" for cost in ("params", "macs"))]
+        rows.append([*row, names[m.id]])
     device = f" on {found.device}" if found.device else ""
     title = f"{found.run}: Pareto front{device}, {len(rows)} networks (* the knee; ± one standard error)"
     spare = ["macs", "predicted ms", "in search", "90% interval", f"test {metric}"]

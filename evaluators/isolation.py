@@ -1,89 +1,150 @@
-"""What a task or an operator changes for the whole process is put back after each trial."""
+"""What a task or an operator changes for the whole process is put back: after each trial, a super-network's training,
+a profile, the finishing of a candidate, and wherever else a stranger's code is called."""
 
 from __future__ import annotations
 
 import contextlib
+import gc
+import locale
+import logging
 import os
 import random
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
+_Part = tuple[Callable[[], Any], Callable[[Any], object]]
+"""What reads a part of the state, and what sets it."""
+
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Put back what the body changed of the process: one trial must not decide how later ones go.
+    """Put back what the body changed of the process: one trial must not decide how later ones go. Also a decorator.
 
-    Gradients, threads, default type and device, determinism, random numbers (of Python, NumPy and torch), warnings, the
-    environment's variables and the working folder. Torch only where it is imported already.
+    Gradients, autocast, threads, default type and device, determinism, precision, denormals, random numbers (of Python,
+    NumPy and torch), warnings, NumPy's treatment of errors, logging, the standard streams, signals and timers, garbage
+    collection, the recursion limit, the locale, the environment's variables, the file mask and the working folder.
+    Torch only where it is imported already.
     """
-    folder = os.getcwd()
-    environment = dict(os.environ)
-    python, numpy = random.getstate(), np.random.get_state()
-    filters, show = list(warnings.filters), warnings.showwarning
-    torch = _torch_state()
+    parts = [*_of_python(), *_of_torch()]
+    before = [read() for read, _ in parts]
+    random_numbers = [(put, read()) for read, put in _random()]
     try:
         yield
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        if list(warnings.filters) != filters:
-            warnings.filters[:] = filters  # type: ignore[index]
-            warnings._filters_mutated()  # type: ignore[attr-defined]
-        warnings.showwarning = show
-        if dict(os.environ) != environment:
-            os.environ.clear()
-            os.environ.update(environment)
-        if torch is not None:
-            _restore_torch(torch)
-        with contextlib.suppress(OSError):  # removed meanwhile: whoever needs it says so
-            if _cwd() != folder:
-                os.chdir(folder)
+        for (read, put), value in zip(parts, before, strict=True):
+            with contextlib.suppress(OSError, ValueError, TypeError, locale.Error):  # as of a folder that was removed
+                if read() != value:
+                    put(value)
+        for put, state in random_numbers:
+            put(state)
 
 
-def _cwd() -> str:
+def _of_python() -> Iterator[_Part]:
+    yield _folder, os.chdir
+    yield lambda: dict(os.environ), _set_environment
+    yield lambda: list(warnings.filters), _set_filters
+    yield lambda: warnings.showwarning, lambda show: setattr(warnings, "showwarning", show)
+    yield np.geterr, lambda errors: np.seterr(**errors)
+    yield lambda: logging.root.manager.disable, logging.disable
+    yield sys.getrecursionlimit, sys.setrecursionlimit
+    yield gc.isenabled, lambda on: gc.enable() if on else gc.disable()
+    yield lambda: locale.setlocale(locale.LC_ALL), lambda name: locale.setlocale(locale.LC_ALL, name)
+    yield _mask, os.umask
+    for name in ("stdin", "stdout", "stderr"):
+        yield lambda name=name: getattr(sys, name), lambda stream, name=name: setattr(sys, name, stream)  # type: ignore[misc]
+    if threading.current_thread() is threading.main_thread():  # nowhere else may they be set
+        yield _running_timers, _stop_timers  # before the handlers: what nobody hears any more would end the process
+        yield _handlers, _set_handlers
+
+
+def _folder() -> str:
     try:
         return os.getcwd()
-    except OSError:
+    except OSError:  # removed meanwhile: whoever needs it says so
         return ""
 
 
-def _torch_state() -> dict[str, Any] | None:
+def _set_environment(variables: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(variables)
+
+
+def _set_filters(filters: list[Any]) -> None:
+    warnings.filters[:] = filters  # type: ignore[index]
+    warnings._filters_mutated()  # type: ignore[attr-defined]
+
+
+def _mask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+_TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
+_SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
+
+
+def _running_timers() -> list[bool]:
+    return [signal.getitimer(timer)[0] > 0 for timer in _TIMERS]
+
+
+def _stop_timers(running: list[bool]) -> None:
+    for timer, ran in zip(_TIMERS, running, strict=True):
+        if not ran:
+            signal.setitimer(timer, 0)
+
+
+def _handlers() -> dict[int, Any]:
+    return {number: signal.getsignal(number) for number in _SIGNALS}
+
+
+def _set_handlers(handlers: dict[int, Any]) -> None:
+    for number, handler in handlers.items():
+        if handler is not None and signal.getsignal(number) != handler:  # None was not set from Python
+            signal.signal(number, handler)
+
+
+def _random() -> Iterator[_Part]:
+    yield random.getstate, random.setstate
+    yield np.random.get_state, np.random.set_state
+    torch: Any = sys.modules.get("torch")
+    if torch is not None:
+        yield torch.get_rng_state, lambda state: torch.set_rng_state(state.cpu())
+        if torch.cuda.is_initialized():
+            yield torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all
+
+
+def _of_torch() -> Iterator[_Part]:
     torch: Any = sys.modules.get("torch")
     if torch is None:
-        return None
-    return {
-        "gradients": torch.is_grad_enabled(),
-        "threads": torch.get_num_threads(),
-        "dtype": torch.get_default_dtype(),
-        "device": torch.get_default_device(),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
-        "anomaly": torch.is_anomaly_enabled(),
-        "precision": torch.get_float32_matmul_precision(),
-        "random": torch.get_rng_state(),
-    }
+        return
+    cudnn, autograd = torch.backends.cudnn, torch.autograd
+    yield torch.is_grad_enabled, torch.set_grad_enabled
+    yield torch.get_num_threads, torch.set_num_threads
+    yield torch.get_default_dtype, torch.set_default_dtype
+    yield torch.get_default_device, lambda device: torch.set_default_device(None if device.type == "cpu" else device)
+    yield (
+        lambda: (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
+        lambda mode: torch.use_deterministic_algorithms(mode[0], warn_only=mode[1]),
+    )
+    yield torch.is_anomaly_enabled, autograd.set_detect_anomaly
+    yield torch.get_float32_matmul_precision, torch.set_float32_matmul_precision
+    for kind in ("cpu", "cuda"):
+        yield (
+            lambda kind=kind: torch.is_autocast_enabled(kind),
+            lambda on, kind=kind: torch.set_autocast_enabled(kind, on),
+        )
+    for name in ("enabled", "benchmark", "deterministic"):
+        yield lambda name=name: getattr(cudnn, name), lambda on, name=name: setattr(cudnn, name, on)
+    yield _flushes_denormals, torch.set_flush_denormal
 
 
-def _restore_torch(before: dict[str, Any]) -> None:
-    import torch
-
-    now: Any = _torch_state()
-    if now["gradients"] != before["gradients"]:
-        torch.set_grad_enabled(before["gradients"])
-    if now["threads"] != before["threads"]:
-        torch.set_num_threads(before["threads"])
-    if now["dtype"] != before["dtype"]:
-        torch.set_default_dtype(before["dtype"])
-    if now["device"] != before["device"]:
-        torch.set_default_device(before["device"])
-    if (now["deterministic"], now["warn_only"]) != (before["deterministic"], before["warn_only"]):
-        torch.use_deterministic_algorithms(before["deterministic"], warn_only=before["warn_only"])
-    if now["anomaly"] != before["anomaly"]:
-        torch.autograd.set_detect_anomaly(before["anomaly"])
-    if now["precision"] != before["precision"]:
-        torch.set_float32_matmul_precision(before["precision"])
-    torch.set_rng_state(before["random"].cpu())
+def _flushes_denormals() -> bool:
+    smallest = sys.float_info.min * sys.float_info.epsilon  # a denormal, or nothing
+    return smallest == 0.0

@@ -6,11 +6,12 @@ that it is given. Making one does no work: `prepare` does. `spec` makes it again
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from mixnas.evaluators.isolation import undisturbed
 from mixnas.search_space.architecture import Architecture
-from mixnas.search_space.errors import MachineError, StoppedEarly, machine_fault, visible
+from mixnas.search_space.errors import MachineError, NasError, StoppedEarly, machine_fault, visible
 from mixnas.search_space.reporting import SILENT, Report
 
 if TYPE_CHECKING:
@@ -153,6 +154,28 @@ def attempt(evaluate: Callable[[Request], Outcome], request: Request) -> Outcome
     if failure.startswith("out of memory"):
         _free_memory()
     return Outcome({}, failure, time.perf_counter() - started)
+
+
+@contextlib.contextmanager
+def guarded(what: str) -> Iterator[None]:
+    """Around what calls a task or an operator and is no trial: its state is put back, what it raises is one sentence.
+
+    Args:
+        what: Is done, as a message begins: "training the super-network".
+
+    Raises:
+        MachineError: See `attempt`.
+        NasError: It raised something else than that, or ended the program.
+    """
+    try:
+        with undisturbed():
+            yield
+    except NasError:
+        raise
+    except (Exception, SystemExit) as error:
+        if fault := machine_fault(error):
+            raise MachineError(f"{what}: {fault}.") from error
+        raise NasError(f"{what} failed: {_reason(error)}. Mend the task or the operator that it came from.") from error
 
 
 def _reason(error: BaseException) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 
 from mixnas.evaluators.protocol import Metric, Outcome, Request, attempt
 from mixnas.search_space.architecture import Architecture, Op
-from mixnas.search_space.errors import ConfigError, NasError, nearest
+from mixnas.search_space.errors import ConfigError, NasError, listed, nearest, shown, visible
 from mixnas.search_space.files import load_yaml, read_text
 from mixnas.search_space.registry import Value
 from mixnas.search_space.reporting import SILENT, Report
@@ -197,15 +197,18 @@ class Table:
         about_path = base.with_name(f"{base.name}.yaml")
         csv_path = base.with_name(f"{base.name}.csv")
         knobs, directions, name = _read_about(about_path)
-        rows = list(csv.reader(read_text(csv_path).splitlines()))
+        try:
+            rows = list(csv.reader(read_text(csv_path).splitlines()))
+        except csv.Error as error:
+            raise ConfigError(f"{csv_path}: is no table: {visible(str(error))[:100]}.") from error
         if len(rows) < 2:
             raise ConfigError(f"{csv_path}: a table needs a line of names and lines of values; it has {len(rows)}.")
         header = rows[0]
         for column in (*knobs, *directions):
             if header.count(column) != 1:
                 raise ConfigError(
-                    f"{csv_path}: column {column!r} of {about_path.name} stands {header.count(column)} times in the "
-                    f"first line.{nearest(column, header)} It has: {', '.join(header)}."
+                    f"{csv_path}: column {shown(column)} of {about_path.name} stands {header.count(column)} times in "
+                    f"the first line.{nearest(column, header)} It has: {visible(listed(header))}."
                 )
         cells: dict[tuple[Value | None, ...], list[list[float]]] = {}
         for line, row in enumerate(rows[1:], 2):
@@ -213,8 +216,10 @@ class Table:
             if len(row) != len(header):
                 raise ConfigError(f"{where} has {len(row)} cells; the first line has {len(header)}.")
             here = dict(zip(header, row, strict=True))
-            key = tuple(_knob(here[k], allowed, f"{where}: {k}") for k, allowed in knobs.items())
-            cells.setdefault(key, []).append([_number(here[m], f"{where}: {m}", empty=True) for m in directions])
+            key = tuple(_knob(here[k], allowed, f"{where}: {visible(k)[:60]}") for k, allowed in knobs.items())
+            cells.setdefault(key, []).append(
+                [_number(here[m], f"{where}: {visible(m)[:60]}", empty=True) for m in directions]
+            )
         space = TableSpace(list(knobs), list(cells), str(csv_path))
         if not space.variables:
             raise ConfigError(f"{csv_path}: every knob has the same value in all rows; there is nothing to choose.")
@@ -234,18 +239,23 @@ def _read_about(path: Path) -> tuple[dict[str, list[str] | None], dict[str, str]
         raise ConfigError(f"{path}: expected a mapping with knobs and metrics; got {type(plain).__name__}.")
     knobs, metrics = plain.get("knobs"), plain.get("metrics")
     if not isinstance(knobs, Mapping) or not knobs:
-        raise ConfigError(f"{path}: knobs: expected a mapping of columns to lists of values; got {knobs!r}.")
+        raise ConfigError(f"{path}: knobs: expected a mapping of columns to lists of values; got {shown(knobs)}.")
     if not isinstance(metrics, Mapping) or not metrics:
-        raise ConfigError(f"{path}: metrics: expected a mapping of columns to max or min; got {metrics!r}.")
+        raise ConfigError(f"{path}: metrics: expected a mapping of columns to max or min; got {shown(metrics)}.")
     for name, direction in metrics.items():
         if direction not in ("max", "min"):
-            raise ConfigError(f"{path}: metrics.{name}: {direction!r} is not a direction. Allowed: max, min.")
+            raise ConfigError(
+                f"{path}: metrics.{visible(str(name))[:60]}: {shown(direction)} is not a direction. Allowed: max, min."
+            )
         if name in knobs:
-            raise ConfigError(f"{path}: {name!r} is a knob and a metric. Keep one.")
+            raise ConfigError(f"{path}: {shown(name)} is a knob and a metric. Keep one.")
     read: dict[str, list[str] | None] = {}
     for name, values in knobs.items():
         if not isinstance(values, Sequence) or isinstance(values, str) or not values:
-            raise ConfigError(f"{path}: knobs.{name}: expected a list of values, or [{NUMERIC}]; got {values!r}.")
+            raise ConfigError(
+                f"{path}: knobs.{visible(str(name))[:60]}: expected a list of values, or [{NUMERIC}]; got "
+                f"{shown(values)}."
+            )
         read[str(name)] = None if list(values) == [NUMERIC] else [_text(value) for value in values]
     return read, {str(m): str(d) for m, d in metrics.items()}, str(plain.get("name", path.stem))
 
@@ -264,7 +274,9 @@ def _knob(cell: str, allowed: list[str] | None, where: str) -> Value | None:
     text = cell.lower() if cell.lower() in ("true", "false") else cell
     found = text if text in allowed else next((value for value in allowed if _same_number(value, text)), None)
     if found is None:
-        raise ConfigError(f"{where} is {cell!r}.{nearest(cell, allowed)} Allowed: {', '.join(allowed)}, or empty.")
+        raise ConfigError(
+            f"{where} is {shown(cell)}.{nearest(cell, allowed)} Allowed: {visible(listed(allowed))}, or empty."
+        )
     return found
 
 
@@ -284,7 +296,7 @@ def _number(cell: str, where: str, *, empty: bool = False) -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise ConfigError(f"{where} is {cell!r}. Allowed: a finite number{', or empty' if empty else ''}.")
+        raise ConfigError(f"{where} is {shown(cell)}. Allowed: a finite number{', or empty' if empty else ''}.")
     return number
 
 
@@ -316,7 +328,7 @@ class TabularEvaluator:
             if name not in self.table.metrics:
                 known = ", ".join(self.table.metrics)
                 raise ConfigError(
-                    f"{path}: no metric is called {name!r}.{nearest(name, self.table.metrics)} It has: {known}."
+                    f"{path}: no metric is called {shown(name)}.{nearest(name, self.table.metrics)} It has: {known}."
                 )
         for name in self._cheap:
             if name not in self._names:

@@ -181,13 +181,14 @@ class Workers:
     def answers(self, timeout: float | None = None) -> Iterator[tuple[int, Outcome]]:
         """What was answered meanwhile; waits for something to happen, which may be progress only.
 
-        A process that dies is replaced and its task tried again; one that three processes died of has failed.
+        A process that dies is replaced and its task tried again; one that three processes died of has failed, unless
+        they were killed from outside.
 
         Args:
             timeout: Seconds to wait at most.
 
         Raises:
-            MachineError: The disk or the memory of this machine is used up.
+            MachineError: The disk or the memory of this machine is used up, as far as that can be told.
 
         Yields:
             The key of a task and its outcome; of `FINISH` the outcome's network is what `Evaluator.finish` gave.
@@ -223,6 +224,11 @@ class Workers:
             return
         if task.tries < _TRIES:
             self._queue.appendleft(task)
+        elif status == -signal.SIGKILL:  # nobody here sends it: where memory ends, the system does
+            raise MachineError(
+                f"architecture {task.request.architecture.id}: its process was killed from outside (signal 9) {_TRIES} "
+                "times, as the system does when memory ends. Free some, or make batches or the space smaller."
+            )
         else:
             how = f"signal {-status}" if status < 0 else f"status {status}"
             yield task.key, Outcome(failure=f"the process that did it ended by {how}, {_TRIES} times")

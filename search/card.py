@@ -10,6 +10,7 @@ from typing import Any
 from mixnas.search.policies import used
 from mixnas.search.run.directory import Run
 from mixnas.search.run.front import Front, Member
+from mixnas.search.run.integrity import EXPORT_FORMAT, EXPORT_MANIFEST
 from mixnas.search.study.objectives import parse_constraints
 from mixnas.search_space.cost import unit_cost
 from mixnas.search_space.files import dump_yaml
@@ -17,16 +18,9 @@ from mixnas.search_space.formats.format import Format
 from mixnas.search_space.network import Network
 from mixnas.search_space.units import IOSpec, Unit, plan
 
-FORMAT = 2
-"""Of `card.json` and `manifest.json`. 1 had no manifest, and less in its card."""
-
-ARCHITECTURE, LOADER, CARD, README, MANIFEST = (
-    "architecture.yaml",
-    "load.py",
-    "card.json",
-    "README.md",
-    "manifest.json",
-)
+FORMAT, MANIFEST = EXPORT_FORMAT, EXPORT_MANIFEST
+READABLE = (FORMAT - 1, FORMAT)
+ARCHITECTURE, LOADER, CARD, README = "architecture.yaml", "load.py", "card.json", "README.md"
 OWN = (ARCHITECTURE, LOADER, CARD, README, MANIFEST)
 
 _INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "asimd", "asimddp", "sve")

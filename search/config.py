@@ -40,7 +40,7 @@ class SearchConfig:
     """
 
     strategy: Strategy = field(default_factory=Auto)
-    trials: Annotated[int, Between(1)] = 120
+    trials: Annotated[int, Between(1, 10_000_000)] = 120
     time: Seconds | None = None
     seed: Annotated[int, Between(0)] = 0
     evaluator: str = "supernet"
@@ -65,11 +65,11 @@ class LatencyConfig:
     """
 
     profile: Seconds = 45.0
-    passes: Annotated[int, Between(1)] = 3
-    final_passes: Annotated[int, Between(1)] = 7
+    passes: Annotated[int, Between(1, 1000)] = 3
+    final_passes: Annotated[int, Between(1, 1000)] = 7
     runtime: str = "eager"
-    threads: Annotated[int, Between(1)] = DEFAULT_THREADS
-    batch_size: Annotated[int, Between(1)] = 1
+    threads: Annotated[int, Between(1, 1024)] = DEFAULT_THREADS
+    batch_size: Annotated[int, Between(1, 65_536)] = 1
 
     def __post_init__(self) -> None:
         if self.runtime not in RUNTIMES:
@@ -107,7 +107,7 @@ class FinalConfig:
         train: Their training (a stand-alone search has trained them already).
     """
 
-    candidates: Annotated[int, Between(1)] = 10
+    candidates: Annotated[int, Between(1, 10_000)] = 10
     weights: Literal["inherited", "scratch"] = "inherited"
     train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=20, lr=1e-3))
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mixnas.evaluators.batches import in_order
+from mixnas.evaluators.protocol import guarded
 from mixnas.evaluators.tasks.loading import by_name
 from mixnas.evaluators.tasks.task import Task
 from mixnas.predictors.measuring.device import DEFAULT_THREADS, device_name
@@ -27,7 +28,7 @@ from mixnas.search.run.directory import Run, versions
 from mixnas.search.run.front import Member
 from mixnas.search.run.trust import require_trust
 from mixnas.search_space.errors import ConfigError, IntegrityError
-from mixnas.search_space.files import atomic_write, write_json
+from mixnas.search_space.files import atomic_write, stamped, write_json
 from mixnas.search_space.formats import format as formats
 from mixnas.search_space.formats.apart import Apart
 from mixnas.search_space.formats.format import Answer, Format
@@ -136,6 +137,8 @@ def export_run(
     held = contextlib.ExitStack()
     if output is None:  # the run is written
         held.enter_context(run)
+        for left in run.exports.glob(".exporting-*"):  # by one that was killed
+            shutil.rmtree(left, ignore_errors=True)
     root.mkdir(parents=True, exist_ok=True)
     making = Path(tempfile.mkdtemp(dir=root, prefix=".exporting-"))
     try:
@@ -227,7 +230,8 @@ def _write(
         }
     judgement = None
     if task is not None:
-        judgement = _judge(network, answers, task)
+        with guarded(f"judging {member.id} on the test split"):
+            judgement = _judge(network, answers, task)
         _check(judgement, member, task, network)
         for name, score in judgement.of_files.items():
             files[name]["verified"][f"test_{task.metric}"] = score
@@ -253,7 +257,7 @@ def _describe(folder: Path, wanted: Sequence[Format], network: Network, card: di
         path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
         for path in sorted(folder.iterdir())
     }
-    write_json(folder / cards.MANIFEST, {"format": cards.FORMAT, "files": contents})
+    write_json(folder / cards.MANIFEST, stamped({"format": cards.FORMAT, "files": contents}))
 
 
 def _inputs(network: Network, task: Task | None) -> Tensor:
@@ -311,6 +315,8 @@ def _measured(folder: Path, wanted: Iterable[Format], network: Network, run: Run
 
 def _publish(made: Path, folder: Path) -> Path:
     """Put a finished folder under its name. What somebody else laid into an earlier one of that name moves along."""
+    if os.path.islink(folder) or (os.path.lexists(folder) and not folder.is_dir()):
+        raise ConfigError(f"{folder}: is no folder of its own, so nothing is put into its place. Remove it.")
     if folder.exists():
         known = [formats.get(name) for name in formats.names()]
         ours = {*cards.OWN, *(name for f in known for name in (f.file_name, *f.beside))}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,11 +21,12 @@ from mixnas.evaluators.workers import finish_all
 from mixnas.predictors.latency.source import LatencySource
 from mixnas.predictors.measuring.value import Latency
 from mixnas.search.run.front import Front, Member
+from mixnas.search.run.integrity import read_failure
 from mixnas.search.study.objectives import Comparison, Objective
 from mixnas.search.study.pareto import as_minimised, knee, non_dominated, non_dominated_minimised
 from mixnas.search.study.results import Results, TrialRecord
 from mixnas.search_space.errors import StoppedEarly
-from mixnas.search_space.files import write_json
+from mixnas.search_space.files import stamped, write_json
 from mixnas.search_space.formats.safetensors import load_network, read_extra, save_network
 from mixnas.search_space.network import Network
 from mixnas.search_space.reporting import Report
@@ -156,7 +158,9 @@ class FinalNetworks:
     def _why_not(self, identity: str) -> str:
         """Why an architecture could not be finished by this recipe; empty where that is not known."""
         path = self._failure(identity)
-        said = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if not os.path.lexists(path):
+            return ""
+        said = read_failure(path)
         return str(said["failure"]) if said.get("recipe", ...) == self._recipe else ""
 
     def _known(self, identity: str) -> Network | str | None:
@@ -217,7 +221,7 @@ class FinalNetworks:
 
         ended = attempt(judge, Request(record.architecture))
         if ended.network is None:
-            write_json(self._failure(record.id), {"failure": ended.failure, "recipe": self._recipe})
+            write_json(self._failure(record.id), stamped({"failure": ended.failure, "recipe": self._recipe}))
             return ended.failure
         save_network(self.path(record.id), ended.network, judged)
         self._failure(record.id).unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from mixnas.search_space.network import Network
 from mixnas.search_space.reporting import Report
 from mixnas.search_space.space import SearchSpace
 from mixnas.search_space.units import IOSpec
+
+_BYTES_OF_A_PARAMETER = 16  # its value, its gradient and AdamW's two moments
 
 
 class Problem:
@@ -71,6 +74,7 @@ class Problem:
         self.objectives = config.parsed_objectives(self.metrics)
         self.constraints = config.parsed_constraints(self.metrics)
         self.corners: Corners = corners(self.space, self.io)
+        self._check_memory(source, latency.torch_device)
         check_constraints(self.constraints, self.corners)
 
     def _check_batches(self) -> None:
@@ -86,6 +90,18 @@ class Problem:
         for where, size in sizes.items():
             if size == 1:
                 check_single(self.space, self.io, where)
+
+    def _check_memory(self, source: str, device: str) -> None:
+        """Refuse a space whose largest network cannot be trained in this machine's memory; a GPU's is its own."""
+        if device != "cpu" or self.config.search.evaluator not in ("supernet", "standalone"):
+            return
+        params = int(self.corners["params"]["largest"].value)
+        needed, there = params * _BYTES_OF_A_PARAMETER, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if needed > there:
+            raise ConfigError(
+                f"{source}: space: its largest architecture has {params:.3g} parameters, and training them takes "
+                f"{needed / 2**30:,.0f} GiB; this machine has {there / 2**30:,.0f} GiB. Make it narrower or shallower."
+            )
 
     @property
     def strategy(self) -> Strategy:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,11 @@ from mixnas.evaluators.training import evaluate
 from mixnas.search import card as cards
 from mixnas.search.config import read_config
 from mixnas.search.problem import Problem
+from mixnas.search.run.integrity import export_problems
 from mixnas.search.run.trust import require_trust
 from mixnas.search_space.architecture import Architecture
-from mixnas.search_space.errors import ConfigError, IntegrityError
+from mixnas.search_space.errors import ConfigError, IntegrityError, shown
+from mixnas.search_space.files import read_json
 from mixnas.search_space.reporting import SILENT, Report
 
 _STANDARD_ERRORS = 1.96
@@ -53,24 +54,21 @@ def read_export(folder: str | Path) -> dict[str, Any]:
         IntegrityError: A file is not what was exported.
     """
     folder = Path(folder)
-    try:
-        card: dict[str, Any] = json.loads((folder / cards.CARD).read_text(encoding="utf-8"))
-        files: Mapping[str, Any] = json.loads((folder / cards.MANIFEST).read_text(encoding="utf-8"))["files"]
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"{folder}: no export of this version: {error.filename} is missing. Export the network again."
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(f"{folder}: damaged: {cards.CARD} or {cards.MANIFEST} cannot be read.") from error
-    if card.get("format") != cards.FORMAT:
-        raise ConfigError(f"{folder}: has format {card.get('format')}; this version of mixnas reads {cards.FORMAT}.")
-    for name, about in files.items():
-        path = folder / name
-        if Path(name).name != name or not path.is_file():
-            raise IntegrityError(f"{path}: missing.")
-        if hashlib.sha256(path.read_bytes()).hexdigest() != about["sha256"]:
-            raise IntegrityError(f"{path}: damaged or changed: its SHA-256 is not that in {cards.MANIFEST}.")
-    return card
+    for name in (cards.CARD, cards.MANIFEST):
+        if not os.path.lexists(folder / name):
+            raise ConfigError(f"{folder}: no export of this version: {name} is missing. Export the network again.")
+    for name, problem in export_problems(folder):
+        raise IntegrityError(f"{folder / name}: {problem} Export the network again.")
+    card = read_json(folder / cards.CARD)
+    written = card.get("format") if isinstance(card, dict) else None
+    if written not in cards.READABLE:
+        known = ", ".join(map(str, cards.READABLE))
+        raise ConfigError(f"{folder}: has format {shown(written)}; this version of mixnas reads {known}.")
+    missing = [name for name in ("config", "metrics") if not isinstance(card.get(name), dict)]
+    if missing:
+        raise IntegrityError(f"{folder / cards.CARD}: damaged: it has no {missing[0]}. Export the network again.")
+    found: dict[str, Any] = card
+    return found
 
 
 def reproduce(

@@ -61,20 +61,43 @@ _ADVICE = {
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Make it writable"),
     **dict.fromkeys((errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE), "End other programs"),
 }
-_NO_MEMORY = re.compile(r"DefaultCPUAllocator|can't allocate memory|[Cc]annot allocate memory")
+_NO_MEMORY = re.compile(
+    r"DefaultCPUAllocator|can't allocate memory|[Cc]annot allocate memory|std::bad_alloc|insufficient shared memory"
+)
+_NO_ROOM = re.compile(r"No space left on device|Disk quota exceeded|Too many open files|Read-only file system")
 
 
 def machine_fault(error: BaseException) -> str:
     """What is wrong with this machine and what to do, where an error is its fault; empty where it is not.
 
     Disk, memory of the host, permissions and open files are the machine's. A GPU's memory is not: that an architecture
-    does not fit there is a property of the architecture.
+    does not fit there is a property of the architecture. What an error was raised from counts too.
     """
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
+    seen: list[BaseException] = []
+    reasons: list[BaseException | None] = [error]
+    while reasons:
+        one = reasons.pop()
+        if one is None or one in seen:
+            continue
+        if fault := _fault(one):
+            return fault
+        seen.append(one)
+        reasons += [one.__cause__, *(one.exceptions if isinstance(one, BaseExceptionGroup) else ())]
+    return ""
+
+
+def _fault(error: BaseException) -> str:
+    """Of one error, whatever it was raised from."""
+    if isinstance(error, NasError):
+        return ""  # said on purpose; what it was raised from is looked at by itself
+    text = str(error) if isinstance(error, RuntimeError | OSError) else ""
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(text):
         return "this machine's memory is used up. Free some, or make batches or the space smaller"
     if isinstance(error, OSError) and error.errno in _MACHINE:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}. {_ADVICE.get(error.errno, 'Make room')}"
+    if found := _NO_ROOM.search(text):  # as a library's own C++ says it
+        return f"{found[0]}. {'End other programs' if 'open files' in found[0] else 'Make room'}"
     return ""
 
 
@@ -113,4 +136,4 @@ def visible(text: str) -> str:
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for the closest allowed name, or an empty string."""
     close = difflib.get_close_matches(str(name)[:_LONGEST_SHOWN], list(allowed), n=1, cutoff=0.5)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    return f" Did you mean {shown(close[0])}?" if close else ""

@@ -41,6 +41,8 @@ class Duration:
     """Marks a float as a number of seconds that may be written as `90s`, `5m`, `1h30m`."""
 
 
+LONGEST_DAYS = 3650
+
 Seconds = Annotated[float, Duration]
 
 _DURATION = re.compile(
@@ -65,9 +67,10 @@ def parse_duration(value: Any, where: str = "duration") -> float:
         elif match:
             units = {"d": 86400, "h": 3600, "m": 60, "s": 1}
             seconds = sum(float(match[unit]) * size for unit, size in units.items() if match[unit])
-    if not 0 < seconds < math.inf:
+    if not 0 < seconds <= LONGEST_DAYS * 86400:
         raise ConfigError(
-            f"{where}: {shown(value)} is not a duration. Allowed: 90s, 5m, 1h30m, or a number of seconds."
+            f"{where}: {shown(value)} is not a duration. Allowed: 90s, 5m, 1h30m, or a number of seconds; up to "
+            f"{LONGEST_DAYS}d."
         )
     return seconds
 

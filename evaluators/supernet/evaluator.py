@@ -13,7 +13,7 @@ import torch
 
 from mixnas.evaluators.costs import SpaceCosts, costs
 from mixnas.evaluators.metrics import metrics_of
-from mixnas.evaluators.protocol import Metric, Outcome, Request, attempt
+from mixnas.evaluators.protocol import Metric, Outcome, Request, attempt, guarded
 from mixnas.evaluators.supernet.judging import SubnetJudge, fine_tune
 from mixnas.evaluators.supernet.sampling import FairSampler
 from mixnas.evaluators.supernet.training import SupernetConfig, SupernetResult, is_trained, train_supernet
@@ -107,7 +107,13 @@ class SupernetEvaluator:
         spec = self._spec
         if self.latency is not None:
             written = {"task": spec.task, "space": spec.space}
-            self.latency.prepare(self.space, self.task.io, plain=written, report=report, should_stop=should_stop)
+            with guarded("profiling the device"):
+                self.latency.prepare(self.space, self.task.io, plain=written, report=report, should_stop=should_stop)
+        with guarded("training the super-network"):
+            self._judge = self._trained(report, should_stop)
+
+    def _trained(self, report: Report, should_stop: Callable[[], bool] | None) -> SubnetJudge:
+        spec = self._spec
         supernet = Supernet(self.space, self.task.io, torch.Generator().manual_seed(spec.seed))
         judge = SubnetJudge(supernet, self.task, device=self.device, seed=spec.seed, probe=spec.supernet.probe)
         if spec.checkpoint is not None and is_trained(spec.checkpoint):
@@ -119,7 +125,7 @@ class SupernetEvaluator:
                     inherited = judge(FairSampler(self.space, spec.seed).draw(max))[self.task.metric]
                     told = {f"{self.task.metric} of the largest": inherited}
                     phase(result.steps, result.steps, loss=result.loss, **told)
-        self._judge = judge
+        return judge
 
     def _train(self, supernet: Supernet, report: Report, should_stop: Callable[[], bool] | None) -> SupernetResult:
         return train_supernet(

@@ -52,6 +52,7 @@ Tensors = dict[str, Tensor]
 
 FORMAT = "mixnas-supernet-2"
 
+_MOST = 256  # sub-networks a step, and processes
 _PROBE_SHARE = 0.03  # of the time budget is spent on measuring how long a step takes
 _MIN_PROBES = 4
 
@@ -98,7 +99,13 @@ class SupernetConfig(TrainConfig):
             ("distillation", "0 without corners: the largest teaches", self.corners != "none" or not self.distillation),
             ("samples", "at least 1 without corners", self.corners != "none" or self.samples > 0),
             ("probe", "a whole number from 0", isinstance(self.probe, int) and self.probe >= 0),
-            ("processes", "a whole number from 1", isinstance(self.processes, int) and self.processes >= 1),
+            ("samples", f"at most {_MOST}", self.samples <= _MOST),
+            ("omissions", f"at most {_MOST}", self.omissions <= _MOST),
+            (
+                "processes",
+                f"a whole number from 1 to {_MOST}",
+                isinstance(self.processes, int) and 1 <= self.processes <= _MOST,
+            ),
             ("checkpoint_every", "a number from 0", 0 <= self.checkpoint_every < math.inf),
             ("stop_at", "left out: it is for single networks", self.stop_at is None),
             ("validate_every", "left out: it is for single networks", self.validate_every == 0),

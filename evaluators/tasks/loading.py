@@ -9,7 +9,7 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,8 +129,6 @@ def by_name(spec: str | Mapping[str, Any], /, **options: Any) -> Task:
     Raises:
         ConfigError: No such task, module, class or option, or the class does not make a task.
     """
-    from mixnas.evaluators.tasks.checks import check_class, check_task
-
     if isinstance(spec, Mapping):
         options = {**{key: value for key, value in spec.items() if key != "name"}, **options}
         if "name" not in spec:
@@ -138,16 +136,25 @@ def by_name(spec: str | Mapping[str, Any], /, **options: Any) -> Task:
         spec = spec["name"]
     if not isinstance(spec, str):
         raise ConfigError(f"task: {shown(spec)} is not a name. Give one of {listed(names())} or package.module:Class.")
+    from mixnas.evaluators.isolation import undisturbed
+    from mixnas.evaluators.tasks import checks  # and torch with them, whose state is put back too
+
+    with undisturbed():
+        task = _made(spec, options, checks.check_class)
+    with undisturbed():
+        return checks.check_task(task, spec)
+
+
+def _made(spec: str, options: Mapping[str, Any], check_class: Callable[[type, str], None]) -> object:
     cls = _find_class(spec)
     check_class(cls, spec)  # before it is called: a class that is no task might do anything
     _check_options(spec, cls, options)
     try:
-        task = cls(**options)
+        return cls(**options)
     except NasError:
         raise
     except (Exception, SystemExit) as error:
         raise ConfigError(f"task {spec!r}: making it failed: {type(error).__name__}: {error}") from error
-    return check_task(task, spec)
 
 
 def _find_class(name: str) -> type:
@@ -195,20 +202,16 @@ def _check_source(name: str, module_name: str, class_name: str) -> None:
     if file is None or file.suffix != ".py":
         return
     try:
-        nodes = list(ast.walk(ast.parse(read_bytes(file))))
+        nodes = list(_at_module_level(ast.parse(read_bytes(file)).body))
     except (SyntaxError, ValueError, RecursionError, ConfigError):
         return  # the import says what is wrong
     if any(isinstance(node, ast.ImportFrom) and node.names[0].name == "*" for node in nodes):
         return
     own = [node for node in nodes if isinstance(node, ast.ClassDef)]
     classes = [node for node in own if node.name == class_name]
-    bound = {
-        alias.asname or alias.name for n in nodes if isinstance(n, ast.Import | ast.ImportFrom) for alias in n.names
-    }
-    bound |= {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    if not classes and class_name not in bound:
+    if not classes and class_name not in set(_may_be_classes(nodes)):
         raise ConfigError(
-            f"task {shown(name)}: {module_name} has no class {class_name!r}."
+            f"task {shown(name)}: {module_name} has no class {class_name!r}, as its text shows; it was not imported."
             f"{nearest(class_name, [n.name for n in own])} Its classes: {listed(n.name for n in own) or 'none'}."
         )
     if classes and not any(node.bases or _has_methods(node) for node in classes):
@@ -216,6 +219,28 @@ def _check_source(name: str, module_name: str, class_name: str) -> None:
             f"task {shown(name)}: {class_name} of {file} is no task, as its text shows; it was not imported. "
             "Inherit from mixnas.evaluators.tasks.Task and give name, io and the splits."
         )
+
+
+def _at_module_level(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
+    """Statements that an import carries out, those under an `if`, a `try` or a `with` too."""
+    for node in body:
+        yield node
+        if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            for part in ("body", "orelse", "finalbody"):
+                yield from _at_module_level(getattr(node, part, ()))
+            for handler in getattr(node, "handlers", ()):
+                yield from _at_module_level(handler.body)
+
+
+def _may_be_classes(nodes: Iterable[ast.stmt]) -> Iterator[str]:
+    """Names that are imported from elsewhere or made by a call; a module or a plain value is no class."""
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom):
+            yield from (alias.asname or alias.name for alias in node.names)
+        elif isinstance(node, ast.Assign) and isinstance(
+            node.value, ast.Name | ast.Attribute | ast.Call | ast.Subscript
+        ):
+            yield from (target.id for target in node.targets if isinstance(target, ast.Name))
 
 
 def _has_methods(node: ast.ClassDef) -> bool:

@@ -16,6 +16,9 @@ from mixnas.evaluators.tasks.task import IGNORE, Split, Task
 from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.units import IOSpec
 
+_MOST_WORDS = 2**20
+_MOST_TOKENS = 2**28  # 2 GiB of them
+
 
 class Mqar(Task):
     """Causal sequences of key-value pairs followed by the keys again; the value is asked for at each such key.
@@ -63,6 +66,10 @@ class Mqar(Task):
         ):
             if not isinstance(value, int) or isinstance(value, bool) or value < low:
                 raise ConfigError(f"task 'mqar': {option} is {value!r}, it must be a whole number from {low}.")
+        tokens = (train_size + validation_size + test_size) * length
+        for what, value, high in (("vocab_size", vocab_size, _MOST_WORDS), ("tokens in all", tokens, _MOST_TOKENS)):
+            if value > high:
+                raise ConfigError(f"task 'mqar': {what}: {value:,}. Allowed: up to {high:,}.")
         if not isinstance(power_a, int | float) or not 0 < power_a < float("inf"):
             raise ConfigError(f"task 'mqar': power_a is {power_a!r}, it must be a number above 0.")
         if not isinstance(random_non_queries, bool):

@@ -39,7 +39,11 @@ def user_directory() -> Path:
     given = os.environ.get("MIXNAS_TABLES")
     if given:
         return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mixnas" / "tables"
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:  # a user that the system does not know, without HOME
+        raise ConfigError("profiles: there is no home directory to keep them in. Set MIXNAS_TABLES or HOME.") from error
+    return cache / "mixnas" / "tables"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,22 +8,24 @@ off at opening. `COLUMNS` documents the columns, and is written into the JSON fi
 from __future__ import annotations
 
 import csv
+import fcntl
 import hashlib
 import io
 import json
 import os
+import weakref
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from mixnas.predictors.measuring.device import INTERPRETER
 from mixnas.predictors.measuring.measure import MeasureConfig, Measurement, Window, summarise
 from mixnas.predictors.measuring.runtimes import RUNTIMES
-from mixnas.search_space.errors import ConfigError, IntegrityError, nearest, visible
+from mixnas.search_space.errors import ConfigError, IntegrityError, NasError, nearest, visible
 from mixnas.search_space.files import check_stamp, read_bytes, read_json, stamped, without_stamp, write_json
 
 SCHEMA = 3  # 1 had another sentinel; in 2 a unit was a whole block, and its work was counted whole
@@ -98,6 +100,7 @@ class MeasurementTable:
         self.subjects: dict[str, Subject] = {}
         self.windows: dict[str, list[Window]] = {}
         self._chain: int | None = None  # CRC-32 of the lines so far; None of a table that has none
+        self._lock: _Lock | None = None  # of who may append
 
     @property
     def device(self) -> str:
@@ -128,20 +131,27 @@ class MeasurementTable:
     def create_or_open(
         cls, directory: Path, device: str, runtime: str, threads: int, reference_ms: float, batch: int = 1
     ) -> MeasurementTable:
-        """Open the device's table, or start one. The reference time is that of the first profile, for good."""
+        """Open the device's table to add to it, or start one. Its reference time is that of the first profile.
+
+        Raises:
+            ConfigError: It was measured with other threads.
+            NasError: Another process adds to it.
+        """
         tag = tagged(runtime, batch)
         csv_path, json_path = table_paths(directory, device, tag)
+        if runtime not in RUNTIMES:
+            raise ConfigError(f"runtime {runtime!r}.{nearest(runtime, RUNTIMES)} Allowed: {', '.join(RUNTIMES)}.")
+        lock = _Lock.of(csv_path)
         if csv_path.exists():
             _cut_torn_line(csv_path)
             table = cls.load(directory, device, tag)
+            table._lock = lock
             if table.threads != threads:
                 raise ConfigError(
                     f"{json_path}: measured with {table.threads} threads, asked for {threads}. "
                     "Use another directory, or the same number."
                 )
             return table
-        if runtime not in RUNTIMES:
-            raise ConfigError(f"runtime {runtime!r}.{nearest(runtime, RUNTIMES)} Allowed: {', '.join(RUNTIMES)}.")
         header = {
             "schema": SCHEMA,
             "device": device,
@@ -156,7 +166,7 @@ class MeasurementTable:
         line = ",".join(COLUMNS)
         csv_path.write_text(line + "\n")
         table = cls(csv_path, json_path, header)
-        table._chain = zlib.crc32(line.encode())
+        table._chain, table._lock = zlib.crc32(line.encode()), lock
         return table
 
     @classmethod
@@ -311,6 +321,32 @@ class MeasurementTable:
                 f"{self.csv_path}: these timings are the interpreter's, no device's; nothing is fitted on them. "
                 "Profile on the device itself."
             )
+
+
+class _Lock:
+    """Whose process may add to a table; one for all its objects in this process. The kernel gives it back."""
+
+    _held: ClassVar[weakref.WeakValueDictionary[Path, _Lock]] = weakref.WeakValueDictionary()
+
+    def __init__(self, table: Path) -> None:
+        table.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(table.with_name(f".{table.stem}.lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(handle)
+            raise NasError(
+                f"{table}: another process is measuring into this table. Wait for it, or stop it."
+            ) from error
+        weakref.finalize(self, os.close, handle)
+
+    @classmethod
+    def of(cls, table: Path) -> _Lock:
+        """This process's."""
+        found = cls._held.get(table.absolute())
+        if found is None:
+            found = cls._held[table.absolute()] = cls(table)
+        return found
 
 
 def outdated(path: Path, what: str, version: str) -> str:

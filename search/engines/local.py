@@ -21,7 +21,7 @@ class LocalEngine(Engine):
         batch: Architectures that are proposed and evaluated together.
     """
 
-    batch: Annotated[int, Between(1)] = 1
+    batch: Annotated[int, Between(1, 10_000)] = 1
 
     def run(self, session: Session, evaluator: Evaluator) -> None:
         """See `Engine`."""

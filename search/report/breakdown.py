@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from mixnas.predictors.latency.predictor import LatencyPredictor, installed
 from mixnas.search.card import describe
 from mixnas.search.run.directory import Run
+from mixnas.search.run.integrity import weights_problem
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.cost import unit_cost
 from mixnas.search_space.errors import NasError
@@ -46,14 +48,13 @@ class UnitRow:
 
 def io_of(run: Run) -> IOSpec | None:
     """What the run's networks read and answer, from one of their files: the task is not imported."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     for path in sorted(run.networks.glob("*.safetensors")):
-        try:
-            with safe_open(str(path), framework="numpy") as file:
-                return IOSpec.from_plain(json.loads(file.metadata()["io"]))
-        except (SafetensorError, KeyError, TypeError, ValueError):
+        if weights_problem(path):
             continue
+        with contextlib.suppress(KeyError, TypeError, ValueError), safe_open(str(path), framework="numpy") as file:
+            return IOSpec.from_plain(json.loads(file.metadata()["io"]))
     return None
 
 

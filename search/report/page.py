@@ -266,7 +266,7 @@ def _settings(found: Contents) -> str:
     manifest = found.manifest
     phases = [[_e(str(p.get("name", ""))), _number(p.get("seconds"), ".1f")] for p in manifest.get("phases", [])]
     versions = ", ".join(f"{name} {version}" for name, version in manifest.get("versions", {}).items())
-    command = f"nas search -c config.yaml --seed {manifest.get('seed', 0)}"
+    command = f"nas search -c config.yaml --seed {shlex.quote(str(manifest.get('seed', 0)))}"
     commit = str(manifest.get("commit") or "unknown")
     begun, ended = str(manifest.get("created", "")), str(manifest.get("finished") or "not yet")
     return "".join(

@@ -35,7 +35,15 @@ from typing import Any, Literal
 
 from mixnas.predictors.measuring.table import tagged
 from mixnas.search.run.front import Front
-from mixnas.search.run.integrity import check_layout, not_as_written, read_manifest, write_manifest
+from mixnas.search.run.integrity import (
+    ABSENT,
+    check_layout,
+    check_own,
+    journal_gone,
+    not_as_written,
+    read_manifest,
+    write_manifest,
+)
 from mixnas.search.run.trust import mark
 from mixnas.search.study.reading import summary_of
 from mixnas.search_space.errors import ConfigError, IntegrityError, MachineError, NasError, listed, nearest, visible
@@ -292,10 +300,12 @@ class Run:
 
         Raises:
             NasError: Another process holds it.
+            IntegrityError: See `integrity.check_own`.
         """
         if self._lock is not None:
             self._entered += 1
             return self
+        check_own(self.path)
         try:
             file = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
         except FileNotFoundError:
@@ -310,9 +320,8 @@ class Run:
         else:
             holder = os.pread(file, 100, 0).decode(errors="replace").strip()
             os.close(file)
-            raise NasError(
-                f"{self.path}: process {holder or 'unknown'} is running this search. Wait for it, or stop it."
-            )
+            process = holder if holder.isdecimal() else "unknown"
+            raise NasError(f"{self.path}: process {process} is running this search. Wait for it, or stop it.")
         os.ftruncate(file, 0)
         os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
         self._lock, self._entered = file, 1
@@ -381,8 +390,9 @@ class Run:
         """
         path, new = self.path / name, digest_of(text.encode())
         digests = self.manifest.setdefault("digests", {})
-        before = digest_of(read_bytes(path)) if _is_there(path) else ""
-        digests[name] = [d for d in digests.get(name, [before]) if d and d == before and d != new] + [new]
+        before = digest_of(read_bytes(path)) if _is_there(path) else ABSENT
+        known = (ABSENT, *digests.get(name, [before]))
+        digests[name] = [new] if before == new or before not in known else [before, new]
         self.update()
         atomic_write(path, text)
 
@@ -446,11 +456,14 @@ class Run:
     # -- going on ---------------------------------------------------------------------------------------------------
 
     def check_resumable(self) -> None:
-        """Refuse to go on with a run of an earlier format.
+        """Refuse to go on with a run of an earlier format, or one whose trials are gone.
 
         Raises:
             ConfigError: Its latencies would not compare with those of this version.
+            IntegrityError: Going on would begin anew, and write over what is left of the run.
         """
+        if problem := journal_gone(self.path, self.manifest):
+            raise IntegrityError(f"{self.journal}: {problem}")
         if self.manifest["format"] not in _RESUMABLE:
             raise ConfigError(
                 f"{self.path}: was begun by an earlier version, whose latency tables measured whole blocks; its trials "

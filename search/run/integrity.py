@@ -1,12 +1,13 @@
 """Whether the files of a run are what was written, and nothing else than files.
 
-The manifest, the summary of the journal and each weights file have a digest in themselves; the digests of
-`config.yaml`, `trials.csv` and `pareto.json` are in the manifest. A file of a version that had no digests is read
-without.
+The manifest, the summary of the journal, tables, predictors, the reasons of failures and each weights file have a
+digest in themselves; the digests of `config.yaml`, `trials.csv` and `pareto.json` are in the manifest, those of an
+exported folder in its own manifest, which has one of itself. A file of a version that had no digests is read without.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -23,6 +24,13 @@ _WITH_DIGESTS = 3  # since this format
 _FILES = ("manifest.json", "config.yaml", "study.journal", "study.summary.json", "trials.csv", "pareto.json")
 _FOLDERS = ("latency", "networks", "exports")
 _DIGESTED = ("config.yaml", "trials.csv", "pareto.json")
+_AGAIN = {
+    "config.yaml": "Restore it from a copy, or give a whole one with -c; what may change is changed with --set.",
+    "trials.csv": "A resume writes it again from the journal.",
+    "pareto.json": "A resume writes it again.",
+}
+ABSENT = ""
+"""Stands among the digests of a file where there was none: between the manifest's write and its own it is not there."""
 
 
 def check_layout(path: Path) -> None:
@@ -32,7 +40,7 @@ def check_layout(path: Path) -> None:
         IntegrityError: It names what.
     """
     _check_entry(path / ".lock", stat.S_ISREG)
-    for name in (*_FILES, "supernet.safetensors"):
+    for name in (*_FILES, "study.journal.torn", "supernet.safetensors", "report.html"):
         _check_entry(path / name, stat.S_ISREG)
     for name in _FOLDERS:
         folder = path / name
@@ -41,6 +49,21 @@ def check_layout(path: Path) -> None:
                 for entry in entries:
                     inside = stat.S_ISDIR if name == "exports" and entry.is_dir(follow_symlinks=False) else stat.S_ISREG
                     _check_entry(folder / entry.name, inside)
+
+
+def check_own(path: Path) -> None:
+    """Refuse to write into a run whose files are another place's too: what is changed here would change there.
+
+    Raises:
+        IntegrityError: A file that is written in place has another name (a hard link, as of `cp -l`).
+    """
+    for file in (path / ".lock", path / "study.journal", *sorted((path / "latency").glob("*.csv"))):
+        with contextlib.suppress(FileNotFoundError):
+            if os.lstat(file).st_nlink > 1:
+                raise IntegrityError(
+                    f"{visible(str(file))}: has another name elsewhere (a hard link), and writing would change that "
+                    "too. Make it a file of its own: copy it and put the copy in its place."
+                )
 
 
 def _check_entry(path: Path, expected: Any) -> bool:
@@ -94,9 +117,23 @@ def read_manifest(path: Path, readable: Collection[int]) -> dict[str, Any]:
     return without_stamp(plain)
 
 
+_TYPES: Mapping[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("name", "created", "finished", "mark", "commit", "device", "latency"), str),
+    **dict.fromkeys(("versions", "digests"), dict),
+    "seed": int,
+    "reference_ms": (int, float),
+}
+
+
 def _missing(plain: Mapping[str, Any]) -> str:
     """What a manifest lacks; empty when nothing."""
-    phases, fixed = plain.get("phases"), plain.get("fixed")
+    phases, fixed, digests = plain.get("phases"), plain.get("fixed"), plain.get("digests", {})
+    if not all(isinstance(known, list) for known in digests.values()):
+        return "its files' digests are no lists"
+    for name, kinds in _TYPES.items():
+        value = plain.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
+            return f"its {name} is {shown(value)}"
     if not isinstance(plain.get("created"), str):
         return "when it was created is missing"
     if not isinstance(fixed, dict) or not isinstance(fixed.get("objectives"), dict):
@@ -121,12 +158,8 @@ def not_as_written(manifest: Mapping[str, Any], name: str, data: bytes) -> str:
     digests = manifest.get("digests", {}).get(name)
     if digests is None or digest_of(data) in digests:
         return ""
-    what = {
-        "config.yaml": "Restore it from a copy, or give a whole one with -c; what may change is changed with --set.",
-        "trials.csv": "A resume writes it again from the journal.",
-        "pareto.json": "Delete it; a resume writes it again.",
-    }
-    return f"damaged: not what was written. {what[name]}"
+    first = "Delete it. " if name == "pareto.json" else ""
+    return f"damaged: not what was written. {first}{_AGAIN[name]}"
 
 
 def problems(path: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -134,17 +167,128 @@ def problems(path: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[str, str
 
     The journal is checked by whoever reads it. Needs no torch.
     """
+    digests, whole = manifest.get("digests", {}), {}
     for name in _DIGESTED:
         if os.path.lexists(path / name):
-            problem = not_as_written(manifest, name, read_bytes(path / name))
-            if problem:
+            data = read_bytes(path / name)
+            if problem := not_as_written(manifest, name, data):
                 yield name, problem
+            else:
+                whole[name] = data
+        elif digests.get(name) and ABSENT not in digests[name]:
+            yield name, f"missing. {_AGAIN[name]}"
+    if problem := journal_gone(path, manifest):
+        yield "study.journal", problem
     weights = [path / "supernet.safetensors", *sorted((path / "networks").glob("*.safetensors"))]
-    for file in weights:
-        if os.path.lexists(file):
-            problem = weights_problem(file)
-            if problem:
-                yield str(file.relative_to(path)), problem
+    found: list[tuple[Path, str]] = [(file, weights_problem(file)) for file in weights if os.path.lexists(file)]
+    found += [(file, _failure_problem(file)) for file in sorted((path / "networks").glob("*.json"))]
+    if manifest["format"] >= _WITH_DIGESTS:
+        found += [(file, "missing. A resume makes it again.") for file in _missing_networks(path, whole)]
+        found += _latency_problems(path / "latency")
+    for file, problem in found:
+        if problem:
+            yield str(file.relative_to(path)), problem
+    for folder in sorted((path / "exports").glob("[!.]*/")):
+        for name, problem in export_problems(folder):
+            yield str((folder / name).relative_to(path)), f"{problem} Export the network again."
+
+
+def journal_gone(path: Path, manifest: Mapping[str, Any]) -> str:
+    """Why a run's trials are gone, where they are: it has written tables of them, and there is no journal any more."""
+    if "trials.csv" in manifest.get("digests", {}) and not os.path.lexists(path / "study.journal"):
+        return "missing: the run's trials are in it. Restore it from a copy."
+    return ""
+
+
+def _missing_networks(path: Path, whole: Mapping[str, bytes]) -> list[Path]:
+    """Files of the front's networks that should be there and are not."""
+    if "pareto.json" not in whole:
+        return []
+    try:
+        front = parse_json(whole["pareto.json"], "pareto.json")
+        ids = [str(member["id"]) for member in front["front"]] if front["final"] is True else []
+    except (NasError, KeyError, TypeError):
+        return []  # whoever reads it says what is wrong
+    files = [path / "networks" / f"{i}.safetensors" for i in ids if i.isalnum()]
+    return [file for file in files if not os.path.lexists(file)]
+
+
+def read_failure(path: Path) -> dict[str, Any]:
+    """Why a network could not be finished, and by which recipe; nothing where a version without digests wrote it.
+
+    Raises:
+        IntegrityError: It is not what was written.
+    """
+    try:
+        plain = parse_json(read_bytes(path), path.name)
+        if check_stamp(plain, path.name):
+            return without_stamp(plain)
+        whole = plain.keys() == {"failure", "recipe"}
+    except (NasError, TypeError, AttributeError):
+        whole = False
+    if whole:
+        return {}
+    raise IntegrityError(f"{path}: damaged: not what was written. Delete it; a resume tries the network again.")
+
+
+def _failure_problem(path: Path) -> str:
+    """Why such a file is not what was written; empty where it is."""
+    try:
+        read_failure(path)
+    except IntegrityError as error:
+        return str(error).removeprefix(f"{path}: ")
+    return ""
+
+
+def _latency_problems(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Tables and predictors that are not what was written."""
+    from mixnas.predictors.latency.predictor import summary
+    from mixnas.predictors.measuring.table import MeasurementTable
+
+    for path in sorted(folder.glob("[!.]*")):
+        device, _, tag = path.stem.rpartition(".")
+        try:
+            if path.suffix == ".npz":
+                summary(path)
+            elif path.suffix == ".csv":
+                MeasurementTable.load(folder, device, tag)
+        except NasError as error:
+            yield path, str(error).removeprefix(f"{path}: ")
+
+
+EXPORT_MANIFEST = "manifest.json"
+EXPORT_FORMAT = 3
+"""Of `card.json` and `manifest.json` in an exported folder. 1 had no manifest; since 3 the manifest has a digest."""
+
+
+def export_problems(folder: Path) -> Iterator[tuple[str, str]]:
+    """Every file of an exported folder that is not what was written, with what is wrong. Needs no torch.
+
+    What somebody else laid into it, and what a version without a manifest exported, is not looked at.
+    """
+    path = folder / EXPORT_MANIFEST
+    if not os.path.lexists(path):
+        if os.path.lexists(folder / "load.py") and b"manifest.json" in read_bytes(folder / "load.py"):
+            yield EXPORT_MANIFEST, "missing."
+        return
+    try:
+        plain = parse_json(read_bytes(path), path.name)
+        has_digest = check_stamp(plain, path.name)
+        files = {name: about["sha256"] for name, about in plain["files"].items()}
+        if not has_digest and plain["format"] != EXPORT_FORMAT - 1:
+            raise ValueError("its digest is missing")
+    except (NasError, ValueError, KeyError, TypeError, AttributeError):
+        yield EXPORT_MANIFEST, "damaged: not what was written."
+        return
+    for name, digest in files.items():
+        if Path(name).name != name or not name or name in (".", ".."):
+            yield EXPORT_MANIFEST, f"damaged: {shown(name)} is no file of it."
+        elif not os.path.lexists(folder / name):
+            yield name, "missing."
+        elif os.path.islink(folder / name) or not os.path.isfile(folder / name):
+            yield name, "no file of its own: it is not followed."
+        elif digest_of(read_bytes(folder / name)) != digest:
+            yield name, f"damaged or changed: its SHA-256 is not that in {EXPORT_MANIFEST}."
 
 
 def undigested(path: Path, manifest: Mapping[str, Any]) -> list[str]:

@@ -12,12 +12,16 @@ import hmac
 import json
 import os
 import secrets
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mixnas.evaluators.tasks.loading import is_built_in, source_of
 from mixnas.search_space.errors import ConfigError, shown, visible
+from mixnas.search_space.files import read_bytes
+
+_KEY_BYTES = 32
 
 
 def _key_file() -> Path:
@@ -25,29 +29,61 @@ def _key_file() -> Path:
 
 
 def _key(*, make: bool) -> bytes:
-    """This user's key; empty where there is none."""
-    path = _key_file()
-    with contextlib.suppress(OSError):
-        return bytes.fromhex(path.read_text(encoding="ascii").strip())
-    if not make:
+    """This user's key; empty where there is none. Without a home, runs of tasks of one's own ask for --trust."""
+    try:
+        path = _key_file()
+    except RuntimeError:
         return b""
-    key = secrets.token_bytes(32)
-    with contextlib.suppress(OSError):  # without a home, runs of tasks of one's own ask for --trust
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(handle, "w", encoding="ascii") as file:
-            file.write(key.hex() + "\n")
+    damaged = False
+    try:
+        text = read_bytes(path, at_most=1000)
+        key = bytes.fromhex(text.decode("ascii").strip())
+        damaged = len(key) != _KEY_BYTES
+    except ConfigError:
+        key = b""
+    except ValueError:
+        key, damaged = b"", True
+    if key and not damaged:
         return key
-    return b""
+    return _new_key(path, replace=damaged) if make else b""
+
+
+def _new_key(path: Path, *, replace: bool) -> bytes:
+    """Make the user's key, whole or not at all; what a damaged one marked asks for --trust from now on."""
+    key = secrets.token_bytes(_KEY_BYTES)
+    temporary = path.with_name(f".key.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with open(handle, "w", encoding="ascii") as file:
+                file.write(key.hex() + "\n")
+            (os.replace if replace else os.link)(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+    except FileExistsError:
+        return _key(make=False)  # another process was first
+    except (OSError, ValueError):
+        return b""
+    return key
 
 
 def mark(task: Any, created: str, *, make: bool = True) -> str:
-    """The mark of a run that is started here: of its task and when it was created; empty where it needs none."""
+    """The mark of a run that is started here: of its task, the file it is found in, and when the run was created.
+
+    Empty where it needs none. Of the file, so that a module of that name in another folder is not taken for it.
+    """
     if is_built_in(task):
         return ""
-    key = _key(make=make)
-    text = json.dumps([task, created], sort_keys=True, default=str)
+    key, file = _key(make=make), source_of(_module(task))
+    text = json.dumps([task, created, None if file is None else os.path.realpath(file)], sort_keys=True, default=str)
     return hmac.new(key, text.encode(), hashlib.sha256).hexdigest() if key else ""
+
+
+def _module(task: Any) -> str:
+    name = task.get("name") if isinstance(task, Mapping) else task
+    return str(name).partition(":")[0]
 
 
 def is_trusted(manifest: Mapping[str, Any]) -> bool:
@@ -88,8 +124,8 @@ def require_trust(manifest: Mapping[str, Any], run: Path, verb: str, trust: bool
         return
     task = manifest["fixed"].get("task")
     name = task.get("name") if isinstance(task, Mapping) else task
-    file = source_of(str(name).partition(":")[0])
+    file = source_of(_module(task))
     raise ConfigError(
         f"{run}: its task is {visible(shown(name))}, a program ({file or 'its file is not found'}), and this run was "
-        f"not started here with it. Read it; if it may run: nas {verb} {run.name} --trust"
+        f"not started here with it. Read it; if it may run: nas {verb} {visible(shlex.quote(run.name))} --trust"
     )

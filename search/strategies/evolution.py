@@ -33,7 +33,7 @@ class NSGA2(Strategy):
         population_size: Trials of a generation, and survivors of each.
     """
 
-    population_size: Annotated[int, Between(2)] = 20
+    population_size: Annotated[int, Between(2, 10_000)] = 20
 
     def make(self, question: Question, cheap: Cheap | None, acceptable: Acceptable) -> BaseSampler:
         """See `Strategy`."""
@@ -49,7 +49,7 @@ class NSGA3(Strategy):
         population_size: Trials of a generation, and survivors of each.
     """
 
-    population_size: Annotated[int, Between(2)] = 20
+    population_size: Annotated[int, Between(2, 10_000)] = 20
 
     def make(self, question: Question, cheap: Cheap | None, acceptable: Acceptable) -> BaseSampler:
         """See `Strategy`."""

@@ -30,8 +30,8 @@ class Linas(Strategy):
         generations: Of the evolution on the predictors, for each batch.
     """
 
-    population_size: Annotated[int, Between(4)] = 50
-    generations: Annotated[int, Between(1)] = 100
+    population_size: Annotated[int, Between(4, 10_000)] = 50
+    generations: Annotated[int, Between(1, 100_000)] = 100
 
     def make(self, question: Question, cheap: Cheap | None, acceptable: Acceptable) -> BaseSampler:
         """See `Strategy`."""

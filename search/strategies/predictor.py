@@ -54,10 +54,10 @@ class Predictor(Strategy):
         candidates: Random architectures that each proposal is chosen from, beside the neighbours of the front.
     """
 
-    first: Annotated[int, Between(4)] = 12
-    batch: Annotated[int, Between(1)] | None = None
+    first: Annotated[int, Between(4, 100_000)] = 12
+    batch: Annotated[int, Between(1, 10_000)] | None = None
     share: Annotated[float, Between(0.01, 1)] | None = None
-    candidates: Annotated[int, Between(50)] = 2500
+    candidates: Annotated[int, Between(50, 1_000_000)] = 2500
 
     def make(self, question: Question, cheap: Cheap | None, acceptable: Acceptable) -> BaseSampler:
         """See `Strategy`."""

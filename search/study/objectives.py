@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -52,6 +52,16 @@ class Objective:
         return f"{self.name}: {self.direction}"
 
 
+MOST_OBJECTIVES = 12
+"""More: the hypervolume's time doubles with each."""
+MOST_CONSTRAINTS = 64
+
+
+def _check_number(plain: Collection[Any], most: int, source: str) -> None:
+    if len(plain) > most:
+        raise ConfigError(f"{source}: {len(plain):,} of them. Allowed: up to {most}.")
+
+
 def parse_objectives(
     plain: Any, *, known: Iterable[str] | None = None, source: str = "objectives"
 ) -> tuple[Objective, ...]:
@@ -69,6 +79,7 @@ def parse_objectives(
         raise ConfigError(
             f"{source}: expected a mapping such as {{accuracy: max, latency_ms: min}}; got {shown(plain)}."
         )
+    _check_number(plain, MOST_OBJECTIVES, source)
     objectives = []
     for name, direction in plain.items():
         _check_metric(name, known, source)
@@ -168,6 +179,7 @@ def parse_constraints(
     """Read a list of constraints; see `parse_constraint`."""
     if isinstance(plain, str) or not isinstance(plain, Sequence):
         raise ConfigError(f'{source}: expected a list such as ["params <= 2e5"]; got {shown(plain)}.')
+    _check_number(plain, MOST_CONSTRAINTS, source)
     constraints = tuple(parse_constraint(text, known=known, source=f"{source}[{i}]") for i, text in enumerate(plain))
     for i, constraint in enumerate(constraints):
         if constraint in constraints[:i]:

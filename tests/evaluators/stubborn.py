@@ -62,7 +62,9 @@ class Stubborn:
         begun = (self._told.folder / architecture.id).read_text().count("\n")
         if fault == "diverge":
             raise DivergedError("the loss is nan", step=3)
-        if fault == "die" or (fault == "die once" and begun == 1):
+        if fault == "die":
+            os.kill(os.getpid(), signal.SIGABRT)
+        if fault == "killed" or (fault == "die once" and begun == 1):
             os.kill(os.getpid(), signal.SIGKILL)
         if fault == "full":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

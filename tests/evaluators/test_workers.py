@@ -85,7 +85,7 @@ def test_one_that_diverges_or_kills_its_process_is_its_own_failure(tmp_path, at_
     found = dict(finish_all(evaluator, FOUR, 4))
     assert found[0].network is not None and found[3].network is not None
     assert found[1].failure == "DivergedError: the loss is nan" and found[1].network is None
-    assert found[2].failure == "the process that did it ended by signal 9, 3 times"
+    assert found[2].failure == "the process that did it ended by signal 6, 3 times"
     assert [len(begun(tmp_path, i)) for i in range(4)] == [1, 1, 3, 2]
 
 
@@ -94,6 +94,13 @@ def test_a_full_disk_is_no_failure_of_a_candidate(tmp_path, at_once):
     with pytest.raises(MachineError, match="No space left on device"):
         list(finish_all(evaluator, FOUR, 4))
     assert len(begun(tmp_path, 2)) == 1
+
+
+def test_what_the_system_kills_for_want_of_memory_is_no_failure_of_a_candidate(tmp_path, at_once):
+    evaluator = spec(tmp_path, {2: "killed"}).open()
+    with pytest.raises(MachineError, match=r"was killed from outside \(signal 9\) 3 times.* Free some"):
+        list(finish_all(evaluator, FOUR, 4))
+    assert len(begun(tmp_path, 2)) == 3
 
 
 def test_what_only_this_process_knows_is_finished_here(tmp_path, at_once):

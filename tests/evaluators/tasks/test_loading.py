@@ -126,7 +126,7 @@ def test_an_error_inside_a_users_module_is_told_apart(tmp_path, monkeypatch) -> 
 
 
 def test_what_goes_wrong_in_a_users_module_is_said(tmp_path, monkeypatch) -> None:
-    (tmp_path / "users_leaving_task.py").write_text("import sys\nsys.exit(3)\nTask = None\n")
+    (tmp_path / "users_leaving_task.py").write_text("import sys\nsys.exit(3)\nTask = object()\n")
     (tmp_path / "users_failing_task.py").write_text(
         "from mixnas.evaluators.tasks import Task\n\nclass Failing(Task):\n    def __init__(self):\n        1 / 0\n"
     )
@@ -159,7 +159,11 @@ def test_a_class_that_is_no_task_is_never_called(tmp_path, monkeypatch) -> None:
             "Command of .*users_.*py is no task",
         ),
         ("def Command(args): pass\n", "Command", "has no class 'Command'"),
-        ("class Other(Task): pass\n", "Othar", "has no class 'Othar'. Did you mean 'Other'"),
+        ("class Other(Task): pass\n", "Othar", r"has no class 'Othar', as its text shows.* Did you mean 'Other'"),
+        ("import antigravity as Command\n", "Command", "has no class 'Command', as its text shows"),
+        ("Command = 'a text'\n", "Command", "has no class 'Command', as its text shows"),
+        ("for Command in 'ab': pass\n", "Command", "has no class 'Command', as its text shows"),
+        ("def made():\n    Command = type\n    import Command\n", "Command", "has no class 'Command', as its text"),
     ],
 )
 def test_a_module_without_that_task_is_not_even_imported(tmp_path, monkeypatch, text, named, says) -> None:
@@ -169,9 +173,10 @@ def test_a_module_without_that_task_is_not_even_imported(tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=says):
         by_name(f"{module}:{named}")
-    with pytest.raises(ConfigError, match="no class 'Popen2'"):
-        by_name("antigravity:Popen2")
-    assert not Path("PROOF").exists() and not {module, "antigravity"} & set(sys.modules)
+    for spec in ("antigravity:Popen2", "antigravity:webbrowser", "this:s", "this:i", "idlelib.idle:idlelib"):
+        with pytest.raises(ConfigError, match=r"no class '\w+', as its text shows; it was not imported"):
+            by_name(spec)
+    assert not Path("PROOF").exists() and not {module, "antigravity", "this", "idlelib.idle"} & set(sys.modules)
 
 
 def test_no_function_or_class_of_another_kind_is_called(tmp_path, monkeypatch) -> None:

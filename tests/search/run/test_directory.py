@@ -21,6 +21,7 @@ from mixnas.search.study.study import SearchStudy
 from mixnas.search_space.errors import ConfigError, IntegrityError, MachineError, NasError, visible
 from tests.contracts.engine import carry_out
 from tests.search.run.fronts import front_of
+from tests.search.run.test_front import final
 
 CONFIG = {
     "task": "digits",
@@ -245,6 +246,7 @@ def test_a_manifest_that_is_no_file_is_refused_at_once(tmp_path):
 @pytest.mark.parametrize("name", ["config.yaml", "trials.csv", "pareto.json", "manifest.json"])
 def test_a_digit_that_changed_is_noticed(tmp_path, objectives, name):
     run = Run.create(tmp_path, CONFIG, name="r", seed=0)
+    run.journal.touch()
     run.write_tables("trial,id\n0,1\n", front_of(Results(objectives)))
     path = run.path / name
     whole = path.read_bytes()
@@ -296,6 +298,12 @@ MANIFESTS = {
     "a negative time": {"phases": [{"name": "search", "seconds": -1}]},
     "a time in words": {"phases": [{"name": "search", "seconds": "long"}]},
     "a name that is none": {"phases": [{"name": 3, "seconds": 1}]},
+    "a device that is a list": {"device": ["cpu"]},
+    "versions that are a text": {"versions": "all"},
+    "a seed that is a command": {"seed": "0; id > PROOF"},
+    "a seed that is a yes": {"seed": True},
+    "digests that are texts": {"digests": {"config.yaml": "0"}},
+    "a time of the sentinel in words": {"reference_ms": "long"},
 }
 
 
@@ -348,6 +356,48 @@ def test_names_that_are_no_paths(tmp_path):
         assert len(visible(str(refused.value))) <= 300 + len(str(tmp_path))
 
 
+# -- what is missing --------
+
+
+def test_what_a_run_has_written_and_is_gone_is_said(tmp_path, objectives):
+    run = Run.create(tmp_path, CONFIG, name="r")
+    run.journal.touch()
+    results = Results(objectives)
+    for _ in range(2):  # of the first write nobody can tell whether it came to the file
+        run.write_tables("number\n", front_of(results))
+        run.write_tables("number,status\n", front_of(results))
+    assert dict(problems(run.path, run.manifest)) == {}
+    for name in ("trials.csv", "pareto.json", "config.yaml", "study.journal"):
+        kept = (run.path / name).read_bytes()
+        (run.path / name).unlink()
+        found = dict(problems(run.path, Run.open("r", tmp_path).manifest))
+        assert list(found) == [name] and found[name].startswith("missing")
+        (run.path / name).write_bytes(kept)
+    run.journal.unlink()
+    with pytest.raises(IntegrityError, match=r"study\.journal: missing: the run's trials are in it"):
+        run.check_resumable()
+
+
+def test_between_the_manifest_and_the_file_nothing_is_missing(tmp_path, objectives, monkeypatch):
+    run = Run.create(tmp_path, CONFIG, name="r")
+    run.journal.touch()
+    monkeypatch.setattr("mixnas.search.run.directory.atomic_write", _fails)
+    with pytest.raises(RuntimeError, match="killed here"):
+        run.write_tables("number\n", front_of(Results(objectives)))
+    assert dict(problems(run.path, Run.open("r", tmp_path).manifest)) == {}
+
+
+def test_a_network_of_the_front_that_is_gone_is_said(tmp_path):
+    run = Run.create(tmp_path, CONFIG, name="r")
+    front = final()
+    run.write_tables("number\n", front)
+    run.journal.touch()
+    (identity,) = (member.id for member in front.members)
+    assert dict(problems(run.path, run.manifest)) == {
+        f"networks/{identity}.safetensors": "missing. A resume makes it again."
+    }
+
+
 # -- whose task may be run --------
 
 
@@ -371,9 +421,40 @@ def test_a_run_that_was_started_here_is_trusted_and_no_other(tmp_path, monkeypat
             require_trust(changed, run.path, "resume", False)
         require_trust(changed, run.path, "resume", True)
         require_trust({**changed, "fixed": {**changed["fixed"], "task": "digits"}}, run.path, "resume", False)
+    elsewhere = tmp_path / "received"
+    elsewhere.mkdir()
+    shutil.copy("evil.py", elsewhere)
+    monkeypatch.chdir(elsewhere)  # a module of that name, in another folder, beside a run whose mark was copied
+    with pytest.raises(ConfigError, match=r"received.evil\.py.* was not started here"):
+        require_trust(run.manifest, run.path, "resume", False)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another user"))
     with pytest.raises(ConfigError, match="was not started here"):
         require_trust(run.manifest, run.path, "export", False)
+
+
+@pytest.mark.parametrize("content", [b"", b"00", b"not hexadecimal", b"\xff" * 64, b"0" * 5000])
+def test_a_key_that_is_damaged_trusts_nobody_and_is_made_anew(tmp_path, monkeypatch, content):
+    run = _own(tmp_path, monkeypatch)
+    key = tmp_path / "state" / "mixnas" / "key"
+    key.write_bytes(content)
+    with pytest.raises(ConfigError, match="was not started here"):
+        require_trust(run.manifest, run.path, "resume", False)
+    again = Run.create(tmp_path / "runs", {**CONFIG, "task": "evil:Task"}, name="again")
+    if len(content) < 1000:  # what is no key at all is left alone
+        require_trust(again.manifest, again.path, "resume", False)
+        assert key.stat().st_mode & 0o077 == 0 and os.listdir(key.parent) == ["key"]
+    else:
+        assert again.manifest["mark"] == "" and key.read_bytes() == content
+
+
+def test_a_user_without_a_home_is_asked_for_trust(tmp_path, monkeypatch):
+    monkeypatch.setattr("mixnas.search.run.trust.Path.home", _fails)
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.chdir(tmp_path)
+    run = Run.create(tmp_path / "runs", {**CONFIG, "task": "evil:Task"}, name="r")
+    with pytest.raises(ConfigError, match="was not started here"):
+        require_trust(run.manifest, run.path, "resume", False)
 
 
 def test_looking_at_a_run_imports_nothing_of_it(tmp_path, monkeypatch):
