@@ -205,7 +205,7 @@ def _plain_config(args: argparse.Namespace) -> dict[str, Any]:
     from mixnas.search_space.files import load_yaml
     from mixnas.search_space.settings import apply_overrides
 
-    plain = load_yaml(args.config or DEFAULT_CONFIG) or {}
+    plain = (load_yaml(args.config or DEFAULT_CONFIG) if args.read is None else args.read) or {}
     if not isinstance(plain, Mapping):
         raise ConfigError(f"{config_name(args)}: expected a mapping at the top; got {plain!r}.")
     return apply_overrides({"space": plain} if "stages" in plain else plain, settings(args))[0]
