@@ -179,7 +179,7 @@ class Job:
         count, problem = self.config.final.candidates, self.problem
         bounded = any(c.metric == "latency_ms" for c in problem.constraints)
         if not (bounded and latency.here and problem.metrics["latency_ms"].cheap):
-            return choose_finalists(results, count)
+            return choose_finalists(results, count, problem.provisional)
         with self._report.phase("measure candidates", unit="networks") as phase:
             looked_at = 0
 
@@ -193,7 +193,8 @@ class Job:
                 phase(looked_at)
                 return found
 
-            return choose_measured(results, count, measure, known=measured_before(self._known))
+            known, provisional = measured_before(self._known), problem.provisional
+            return choose_measured(results, count, measure, known=known, provisional=provisional)
 
     # -- search -----------------------------------------------------------------------------------------------------
 

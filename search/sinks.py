@@ -18,6 +18,8 @@ from mixnas.search_space.errors import ConfigError, nearest
 
 _logger = logging.getLogger(__name__)
 
+_FLUSHED_S = 5  # between what a reader of the event files sees
+
 
 class Sink(Protocol):
     """Told of a search."""
@@ -40,13 +42,12 @@ class TensorBoard:
     def __init__(self, run: Run) -> None:
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(run.path / "tensorboard"))
+        self._writer = SummaryWriter(str(run.path / "tensorboard"), flush_secs=_FLUSHED_S)
 
     def trial(self, record: TrialRecord) -> None:
         """See `Sink`."""
         for name, value in record.metrics.items():
             self._writer.add_scalar(f"trial/{name}", value, record.number)
-        self._writer.flush()
 
     def finished(self, front: Front) -> None:
         """See `Sink`."""

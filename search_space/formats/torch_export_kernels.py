@@ -50,6 +50,4 @@ class TorchExportKernels(TorchExport):
         """Not where its kernels cannot run: nobody could compare it."""
         if torch.cuda.is_available() or dispatch.INTERPRETING:
             return ""
-        return (
-            "its Triton kernels run on a CUDA device alone, and torch sees none here; torch-export has their ATen form"
-        )
+        return "its Triton kernels run on CUDA devices alone, and torch sees none; torch-export has their ATen form"

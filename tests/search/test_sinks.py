@@ -43,7 +43,6 @@ def test_tensorboard_holds_every_metric_of_every_trial(run: Run):
     with Sinks(["tensorboard", "tensorboard"], run) as told:
         for record in TRIALS:
             told.trial(record)
-            assert len(scalars(run.path / "tensorboard")["trial/accuracy"]) == record.number + 1  # while it runs
     found = scalars(run.path / "tensorboard")
     assert found["trial/params"] == [(0, 0.0), (1, 100.0), (2, 200.0), (3, 300.0)]
     assert [round(value, 6) for _, value in found["trial/accuracy"]] == [0.5, 0.6, 0.7, 0.8]
