@@ -209,8 +209,7 @@ class _Fold:
     def of(cls, norm: nn.Module, layer: nn.Module) -> _Fold:
         """What a norm and the layer before it are."""
         bias = 0 if layer.bias is not None else norm.bias.numel() * norm.bias.element_size()
-        projection = isinstance(layer, Linear | Conv)
-        return cls(_Layer.of(layer) if projection else None, stored_bytes(norm) - bias)
+        return cls(_Layer.of(layer) if isinstance(layer, Linear | Conv) else None, stored_bytes(norm) - bias)
 
 
 @lru_cache(maxsize=1 << 16)

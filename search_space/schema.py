@@ -78,7 +78,8 @@ def _of(hint: Any) -> Schema:
     if hasattr(hint, "schema"):
         own: Schema = hint.schema()
         return own
-    return schema_of(hint) if dataclasses.is_dataclass(hint) and not hasattr(hint, "from_plain") else {}
+    read_by_fields = isinstance(hint, type) and dataclasses.is_dataclass(hint) and not hasattr(hint, "from_plain")
+    return schema_of(hint) if read_by_fields else {}
 
 
 def _bounded(args: tuple[Any, ...]) -> Schema:

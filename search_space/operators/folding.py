@@ -59,7 +59,7 @@ def fold(operator: nn.Module) -> nn.Module:
         mean, variance = norm.running_mean, norm.running_var
         assert isinstance(layer.weight, Tensor) and mean is not None and variance is not None
         factor = (variance.double() + norm.eps).rsqrt() * norm.weight
-        bias = -mean if layer.bias is None else layer.bias - mean
+        bias = layer.bias - mean if isinstance(layer.bias, Tensor) else -mean
         scaled = layer.weight * factor.view(-1, *[1] * (layer.weight.dim() - 1))
         layer.weight = nn.Parameter(scaled.to(layer.weight.dtype), layer.weight.requires_grad)
         layer.bias = nn.Parameter((bias * factor + norm.bias).to(norm.bias.dtype), layer.weight.requires_grad)
