@@ -111,7 +111,7 @@ _UNIT = _record(
 )
 _CORNER = _record(value=NUMBER, architecture=_ARCHITECTURE)
 _PREDICTED = _record(
-    {"measured_ms": NUMBER},
+    {"measured_ms": NUMBER, "architecture": _ARCHITECTURE},
     id=TEXT,
     latency_ms=NUMBER,
     low_ms=_or_null(NUMBER),
