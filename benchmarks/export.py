@@ -1,10 +1,15 @@
-"""Random networks that between them have every registered operator and policy, through every format: how many agree.
+"""Networks through every format: how many files agree with the network that they were written from.
 
-    python benchmarks/export.py [--networks 30] [--seed 0] [--formats torch-export,onnx,safetensors] [--output FILE]
+    python benchmarks/export.py [--networks 30] [--seed 0] [--run RUN] [--formats A,B] [--output FILE]
 
-Each file is loaded in a process in which this package cannot be imported, and compared with eager on 64 inputs and on
-one: float32 within 1e-4 of the logits, absolutely; others as `formats.tolerance` says. A format that cannot hold a
-network has to say which unit, and why. Prints one JSON; ends with 1 where any file neither agrees nor was refused.
+Random networks that between them have every registered operator and policy, with norms, biases and statistics away
+from one and zero; and with --run all networks of a finished run's front, on inputs of the task's test split. Each file
+is loaded in a process in which this package cannot be imported, and compared with the deployed eager network on 64
+inputs and on one: float32 within 1e-4 of the logits, absolutely; stored integers and halves as `formats.tolerance`
+says, and it is counted which are the same to the last bit. A format that cannot hold a network has to say which unit,
+and why; where that is a policy, the same network is written once more with float32 in its place, so that the rest of it
+is shown too. `never_shown` are the operators that no file of a format agreed with. Prints one JSON; ends with 1 where
+any file neither agrees nor was refused.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +32,18 @@ from _checkout import use_checkout
 
 use_checkout()
 
+from mixnas.evaluators.tasks.loading import by_name  # noqa: E402
+from mixnas.search.run.directory import Run, versions  # noqa: E402
 from mixnas.search_space import registry  # noqa: E402
 from mixnas.search_space.architecture import Architecture, Op  # noqa: E402
 from mixnas.search_space.errors import ConfigError, IntegrityError, NasError  # noqa: E402
 from mixnas.search_space.files import write_json  # noqa: E402
 from mixnas.search_space.formats import format as formats  # noqa: E402
 from mixnas.search_space.formats.apart import Apart  # noqa: E402
+from mixnas.search_space.formats.format import Format  # noqa: E402
+from mixnas.search_space.formats.safetensors import load_network  # noqa: E402
 from mixnas.search_space.network import Network  # noqa: E402
+from mixnas.search_space.operators.quantization.policy import uniform  # noqa: E402
 from mixnas.search_space.registry import Context, Knob, Value  # noqa: E402
 from mixnas.search_space.units import IOSpec  # noqa: E402
 
@@ -45,6 +56,7 @@ WIDTHS = (16, 32)
 FORMATS = ("torch-export", "onnx", "safetensors")
 ABSOLUTE = 1e-4
 INPUTS = 64
+INTEGERS = (torch.int8, torch.uint8)
 
 Axes = dict[str, set[str]]
 
@@ -156,32 +168,107 @@ def through(name: str, network: Network, inputs: torch.Tensor, folder: Path, apa
         return {"result": "wrong", "why": str(error)}
     except NasError as error:
         return {"result": "refused", "why": str(error)}
-    single = all(t.dtype in (torch.float32, torch.int64) for t in network.state_dict().values())
-    allowed = ABSOLUTE if single else agreement.allowed
+    stored = {tensor.dtype for tensor in network.state_dict().values()}
+    allowed = ABSOLUTE if stored <= {torch.float32, torch.int64} else agreement.allowed
     result = "agrees" if agreement.difference <= allowed else "wrong"
     seconds = round(time.perf_counter() - begun, 2)
-    return {"result": result, "difference": agreement.difference, "allowed": allowed, "seconds": seconds}
+    found = {"result": result, "difference": agreement.difference, "allowed": allowed, "seconds": seconds}
+    return found | ({"integers": True} if stored & set(INTEGERS) else {})
+
+
+def without_refused(file_format: Format, architecture: Architecture, io: IOSpec) -> Architecture:
+    """The same with float32 wherever there is a policy that the format refuses."""
+    blocks = [block for stage in architecture.stages for block in stage.blocks]
+    named = {quant for block in blocks for quant in (block.quant, block.channel_quant)}
+    refused = {quant for quant in named if file_format.why_not(Network(uniform(architecture, quant), io))}
+
+    def spared(quant: Op) -> Op:
+        return Op("fp32") if quant in refused else quant
+
+    stages = []
+    for stage in architecture.stages:
+        kept = [replace(b, quant=spared(b.quant), channel_quant=spared(b.channel_quant)) for b in stage.blocks]
+        stages.append(replace(stage, blocks=tuple(kept)))
+    return replace(architecture, stages=tuple(stages))
+
+
+def tried(names: Iterable[str], network: Network, inputs: torch.Tensor, seed: int | None) -> dict[str, Any]:
+    """A network through each format; with a seed, also without the policies that a format refuses."""
+    found: dict[str, Any] = {}
+    names = list(names)
+    with tempfile.TemporaryDirectory() as folder, Apart([formats.get(name) for name in names]) as apart:
+        for name in names:
+            found[name] = through(name, network, inputs, Path(folder), apart)
+            file_format = formats.get(name)
+            if seed is None or found[name]["result"] != "refused" or not file_format.why_not(network):
+                continue
+            rest = without_refused(file_format, network.architecture, network.io)
+            spared = trained_looking(rest, network.io, seed)
+            found[name]["with_float32_instead"] = through(name, spared, inputs, Path(folder), apart)
+    return found
+
+
+def counted(rows: list[dict[str, Any]], names: Iterable[str]) -> dict[str, Any]:
+    """How many files of each format agree, were refused, are wrong; how many of integers are the same to the bit."""
+    counts: dict[str, Any] = {}
+    for name in names:
+        files = [row[name] for row in rows]
+        again = [file["with_float32_instead"] for file in files if "with_float32_instead" in file]
+        integers = [file for file in (*files, *again) if file.get("integers") and "difference" in file]
+        counts[name] = {
+            **Counter(file["result"] for file in files),
+            "with_float32_instead": Counter(file["result"] for file in again),
+            "integers": len(integers),
+            "integers_identical": sum(file["difference"] == 0 for file in integers),
+            "largest_difference": max((f["difference"] for f in (*files, *again) if "difference" in f), default=None),
+        }
+    return counts
 
 
 def measure(count: int, seed: int, names: Iterable[str]) -> dict[str, Any]:
-    """All of it, as plain data."""
+    """Random networks, as plain data."""
     rng = np.random.default_rng(seed)
-    rows, covered = [], set()
-    counts: dict[str, Counter[str]] = {name: Counter() for name in names}
+    rows: list[dict[str, Any]] = []
+    covered: set[tuple[str, str]] = set()
+    shown: dict[str, set[tuple[str, str]]] = {name: set() for name in names}
     for i, (architecture, io) in enumerate(draw(count, rng)):
         covered |= used(architecture, io)
         network = trained_looking(architecture, io, seed + i)
         inputs = io.example(INPUTS, generator=torch.Generator().manual_seed(i))
-        found = {}
-        with tempfile.TemporaryDirectory() as folder, Apart([formats.get(name) for name in counts]) as apart:
-            for name, counter in counts.items():
-                found[name] = through(name, network, inputs, Path(folder), apart)
-                counter[found[name]["result"]] += 1
+        found = tried(shown, network, inputs, seed + i)
+        for name, file in found.items():
+            if file["result"] == "agrees":
+                shown[name] |= used(architecture, io)
+            elif file.get("with_float32_instead", {}).get("result") == "agrees":
+                shown[name] |= used(without_refused(formats.get(name), architecture, io), io)
         rows.append({"id": architecture.id, "kind": io.kind, "architecture": str(architecture), **found})
-        print(f"{i + 1}/{count} {architecture.id} {[r['result'] for r in found.values()]}", file=sys.stderr, flush=True)
+        said = [file["result"] for file in found.values()]
+        print(f"{i + 1}/{count} {architecture.id} {said}", file=sys.stderr, flush=True)
     every = {(axis, name) for axis in registry.AXES for name in registry.names(axis)} - {("channel_mixer", "none")}
-    missing = sorted(f"{axis} {name}" for axis, name in every - covered)
-    return {"seed": seed, "networks": count, "counts": counts, "not_covered": missing, "rows": rows}
+    missing = {name: sorted(f"{axis} {op}" for axis, op in every - seen) for name, seen in shown.items()}
+    return {
+        "seed": seed,
+        "networks": count,
+        "operators_and_policies": len(every),
+        "counts": counted(rows, shown),
+        "not_covered": sorted(f"{axis} {name}" for axis, name in every - covered),
+        "never_shown": missing,
+        "rows": rows,
+    }
+
+
+def measure_front(run: str, names: Iterable[str]) -> dict[str, Any]:
+    """The networks of a finished run's front, on inputs of its task's test split."""
+    opened = Run.open(run)
+    test = by_name(opened.manifest["fixed"]["task"]).test
+    inputs, _ = test.gather(torch.arange(min(INPUTS, len(test))))
+    names, rows = list(names), []
+    for member in opened.front().members:
+        network = load_network(opened.networks / f"{member.id}.safetensors").deploy()
+        found = tried(names, network, inputs, None)
+        rows.append({"id": member.id, "architecture": str(network.architecture), **found})
+        print(f"front {member.id} {[file['result'] for file in found.values()]}", file=sys.stderr, flush=True)
+    return {"run": opened.name, "networks": len(rows), "counts": counted(rows, names), "rows": rows}
 
 
 def main() -> int:
@@ -189,14 +276,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--run", help="a finished run, whose front is written too")
     parser.add_argument("--formats", default=",".join(FORMATS))
     parser.add_argument("--output")
     args = parser.parse_args()
-    found = measure(args.networks, args.seed, args.formats.split(","))
+    names = args.formats.split(",")
+    found: dict[str, Any] = {"versions": versions(), "random": measure(args.networks, args.seed, names)}
+    if args.run:
+        found["front"] = measure_front(args.run, names)
     print(json.dumps(found, indent=1))
     if args.output:
         write_json(args.output, found)
-    return int(any(counter["wrong"] for counter in found["counts"].values()) or bool(found["not_covered"]))
+    parts = [found[part] for part in ("random", "front") if part in found]
+    files = [row[name] for part in parts for row in part["rows"] for name in names]
+    files += [file["with_float32_instead"] for file in files if "with_float32_instead" in file]
+    wrong = any(file["result"] == "wrong" for file in files)
+    return int(wrong or bool(found["random"]["not_covered"]))
 
 
 if __name__ == "__main__":

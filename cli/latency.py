@@ -58,8 +58,8 @@ def devices(args: argparse.Namespace) -> int:
 def profile_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `nas latency profile`."""
     configured(parser)
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
-    parser.add_argument("--runtime", default="eager", help="eager, compiled, onnxruntime or graph (default: eager)")
+    parser.add_argument("--device", help="auto, cpu or cuda (default: the configuration's, auto)")
+    parser.add_argument("--runtime", help="eager, compiled, onnxruntime or graph (default: the configuration's, eager)")
     parser.add_argument("--budget", default="3m", metavar="T", help="time for everything (default: 3m)")
     parser.add_argument("--tables", metavar="DIR", help="where to keep the table (default: the user's cache directory)")
 
@@ -78,8 +78,8 @@ def profile(args: argparse.Namespace) -> int:
         predictor = profiling.profile(
             space,
             io,
-            device=args.device,
-            runtime=args.runtime,
+            device=args.device or config.device,
+            runtime=args.runtime or config.latency.runtime,
             directory=args.tables,
             config=profiling.ProfileConfig(budget_s=budget, measure=measure),
             plain={"task": config.task.to_plain(), "space": config.space},
@@ -115,9 +115,23 @@ def query(args: argparse.Namespace) -> int:
     """Predicted latency. No torch where the device was profiled for what is asked: that is what makes it quick."""
     if (args.arch is not None) + (args.run is not None) + (args.sample is not None) != 1:
         raise ConfigError("nas latency query: give one of --arch FILE, --sample N (with -c SPACE), or a RUN.")
+    if args.run is not None:
+        _refuse_unused(args)
     device, rows = _query_space(args) if args.run is None else _query_run(args)
     _print_latencies(args, rows, device)
     return 0
+
+
+def _refuse_unused(args: argparse.Namespace) -> None:
+    """A run's networks are asked about as the run has them: other answers would be taken for those to these options."""
+    estimating = args.estimate and args.config is not None
+    given = [("--config", args.config), ("--set", args.set), ("--seed", args.seed)]
+    for option, value in given:
+        if value is not None and not (estimating and option != "--seed"):
+            raise ConfigError(
+                f"nas latency query {args.run}: {option} changes nothing: what is asked about is the run's own space, "
+                "task and threads. For another give --sample N, or --arch FILE, with -c FILE and no RUN."
+            )
 
 
 def _query_space(args: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
@@ -211,7 +225,7 @@ def _plain_config(args: argparse.Namespace) -> dict[str, Any]:
     from mixnas.search_space.files import load_yaml
     from mixnas.search_space.settings import apply_overrides
 
-    plain = load_yaml(args.config or DEFAULT_CONFIG) or {}
+    plain = (load_yaml(args.config or DEFAULT_CONFIG) if args.read is None else args.read) or {}
     if not isinstance(plain, Mapping):
         raise ConfigError(f"{config_name(args)}: expected a mapping at the top; got {plain!r}.")
     return apply_overrides({"space": plain} if "stages" in plain else plain, settings(args))[0]

@@ -162,8 +162,8 @@ def _carry_out(verb: Verb, args: argparse.Namespace) -> int:
     """Run a verb; whatever ends it is one sentence and a status."""
     try:
         name_extensions(args.imports)
-        if os.path.isfile(getattr(args, "config", None) or ""):
-            load_yaml(args.config)  # what is no YAML is said before torch is imported
+        # What is no YAML is said before torch is imported; what was read is not read again.
+        args.read = load_yaml(args.config) if os.path.isfile(getattr(args, "config", None) or "") else None
         return verb.run(args)
     except NasError as error:
         problem, status = str(error), error.exit_status

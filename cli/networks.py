@@ -36,6 +36,11 @@ def export_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"file formats: {', '.join(names())} (default: safetensors)",
     )
     parser.add_argument(
+        "--keep-kernels",
+        action="store_true",
+        help="keep Triton kernels in torch-export, which then loads with mixnas on a GPU only (torch-export-kernels)",
+    )
+    parser.add_argument(
         "--no-verify", action="store_true", help="do not load the task: compare on random inputs, measure nothing"
     )
     parser.add_argument("--licence", "--license", default="unknown", metavar="ID", help="SPDX identifier, for the card")
@@ -52,6 +57,16 @@ def _weights(text: str) -> dict[str, float]:
         except ValueError:
             raise ConfigError(f"--weights: {part!r}: expected METRIC=NUMBER, as in accuracy=2,latency_ms=1.") from None
     return found
+
+
+def _formats(args: argparse.Namespace) -> list[str]:
+    """The formats that were asked for; kernels are kept by a format of its own."""
+    asked = args.format.split(",")
+    if not args.keep_kernels:
+        return list(asked)
+    if "torch-export" not in asked:
+        raise ConfigError(f"--keep-kernels: of the formats only torch-export can, and --format is {args.format}.")
+    return ["torch-export-kernels" if name == "torch-export" else name for name in asked]
 
 
 def export(args: argparse.Namespace) -> int:
@@ -72,7 +87,7 @@ def export(args: argparse.Namespace) -> int:
             one_se=args.one_se,
             weights=None if args.weights is None else _weights(args.weights),
             everything=args.all,
-            format_names=args.format.split(","),
+            format_names=_formats(args),
             output=args.output,
             verify=not args.no_verify,
             licence=args.licence,

@@ -31,11 +31,21 @@ _WATCHED_S = 2.0
 # -- nas search --------
 
 
+def _logged(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--log", action="append", default=[], metavar="SINK", help="tell tensorboard or mlflow, too; may come again"
+    )
+
+
 def search_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `nas search`."""
     configured(parser)
     budgeted(parser)
+    _logged(parser)
     parser.add_argument("--name", metavar="RUN", help="name of the run (default: task, date and time)")
+    parser.add_argument(
+        "--smoke", action="store_true", help="this search in small: through every phase of it in under a minute"
+    )
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything, say what would be done, start nothing"
     )
@@ -45,10 +55,16 @@ def search(args: argparse.Namespace) -> int:
     """A whole search."""
     from mixnas.search.job import new_run
     from mixnas.search.problem import Problem
+    from mixnas.search.sinks import check as check_sinks
+    from mixnas.search.smoke import shrunk
     from mixnas.search.strategies import STRATEGIES
 
-    config = load_config(args)
-    source = config_name(args)
+    config, source = load_config(args), config_name(args)
+    check_sinks(args.log)
+    if args.smoke:
+        config, omitted = shrunk(config)
+        if omitted:
+            print(f"--smoke: nothing is trained for long, so left out: {', '.join(omitted)}", file=sys.stderr)
     if args.dry_run:
         problem = Problem(config, source)
         strategy = STRATEGIES.name_of(problem.strategy)
@@ -69,7 +85,27 @@ def search(args: argparse.Namespace) -> int:
         ]
         print("\n".join(lines))
         return 0
-    return _execute(args, new_run(config, root=args.runs, name=args.name, source=source), config)
+    prefix = f"smoke-{config.task.name}" if args.smoke else None
+    run = new_run(config, root=args.runs, name=args.name, source=source, prefix=prefix)
+    status = _execute(args, run, config)
+    if args.smoke:
+        _take_away(run)
+    return status
+
+
+def _take_away(run: Run) -> None:
+    """What follows a search: an export, verified, and a report."""
+    from mixnas.search.export import export_run
+    from mixnas.search.report.page import write_report
+
+    begun = time.monotonic()
+    export_run(run)
+    exported = time.monotonic()
+    write_report(run)
+    seconds = {phase["name"]: phase["seconds"] for phase in run.manifest["phases"]}
+    seconds |= {"export": exported - begun, "report": time.monotonic() - exported}
+    took = ", ".join(f"{name} {spent:.1f} s" for name, spent in seconds.items())
+    print(f"--smoke: every phase was gone through ({took}); the numbers of {run.path} mean nothing", file=sys.stderr)
 
 
 def _supernet_time(config: Config) -> str:
@@ -84,21 +120,25 @@ def _execute(args: argparse.Namespace, run: Run, config: Config) -> int:
     from mixnas.search.job import Job
     from mixnas.search.run.progress import make_progress
     from mixnas.search.run.stopping import StopSignal
+    from mixnas.search.sinks import Sinks
 
     def heard() -> None:
         print("stopping after what is in progress; Ctrl-C again aborts at once", file=sys.stderr)
 
     def told(record: TrialRecord) -> None:
-        text = f"trial {record.number} {record.status} {record.id} {record.failure}"
-        print(text.rstrip(), file=sys.stderr, flush=True)
+        if args.verbose:
+            text = f"trial {record.number} {record.status} {record.id} {record.failure}"
+            print(text.rstrip(), file=sys.stderr, flush=True)
+        sinks.trial(record)
 
     progress = make_progress("quiet" if args.quiet else "auto", color=colored(args))
     if not args.quiet:
         print(f"run {run.path}", file=sys.stderr)
     try:
-        with run:  # before anything is looked at more closely: another process may be at it
-            job = Job(run, config, progress=progress, stop=StopSignal(heard), on_trial=told if args.verbose else None)
+        with run, Sinks(args.log, run) as sinks:  # before a closer look: another process may be at it
+            job = Job(run, config, progress=progress, stop=StopSignal(heard), on_trial=told)
             found = job.execute()
+            sinks.finished(found)
     except StoppedEarly as stopped:
         raise StoppedEarly(f"{stopped} Go on with: nas resume {run.name}") from stopped
     if args.json:
@@ -118,14 +158,19 @@ def resume_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN")
     configured(parser)
     budgeted(parser)
+    _logged(parser)
     trusting(parser)
 
 
 def resume(args: argparse.Namespace) -> int:
     """Go on with a run."""
     from mixnas.search.job import reopen
+    from mixnas.search.sinks import check as check_sinks
 
-    run, config = reopen(args.run, args.runs, config=args.config, settings=settings(args), trust=args.trust)
+    check_sinks(args.log)
+    run, config = reopen(
+        args.run, args.runs, config=args.config, settings=settings(args), trust=args.trust, plain=args.read
+    )
     return _execute(args, run, config)
 
 

@@ -95,7 +95,7 @@ def load_config(args: argparse.Namespace) -> Config:
     """The configuration that was asked for, or the embedded one."""
     from mixnas.search import config
 
-    return config.load_config(args.config or DEFAULT_CONFIG, settings=settings(args))
+    return config.load_config(args.config or DEFAULT_CONFIG, settings=settings(args), plain=args.read)
 
 
 def load_space(args: argparse.Namespace) -> tuple[Config, Any, Any]:

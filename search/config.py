@@ -172,13 +172,18 @@ def read_config(plain: Any, source: str | Path, *, settings: Iterable[str] = ())
     return load(Config, plain, source, settings=settings)
 
 
-def load_config(path: str | Path, *, settings: Iterable[str] = ()) -> Config:
+def load_config(path: str | Path, *, settings: Iterable[str] = (), plain: Any = None) -> Config:
     """Read a configuration file and apply `--set` settings.
+
+    Args:
+        path: The file.
+        settings: `key=value` changes.
+        plain: What the file holds, where somebody has read it already.
 
     Raises:
         ConfigError: See `read_config`.
     """
-    plain = load_yaml(path)
+    plain = load_yaml(path) if plain is None else plain
     if isinstance(plain, dict) and "stages" in plain:  # a space or an architecture alone
         plain = {"space": plain}
     return read_config(plain, path, settings=settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,16 +32,40 @@ from mixnas.search_space.network import Network
 from mixnas.search_space.reporting import Report
 
 
-def choose_finalists(results: Results, count: int) -> list[TrialRecord]:
+def choose_finalists(results: Results, count: int, provisional: Collection[str] = ()) -> list[TrialRecord]:
     """Members of the front that together span it: the best of each objective, then whichever adds most hypervolume.
+
+    Where that leaves places, and bounds on provisional metrics, the places go to those that miss nothing else: of the
+    ones that no other of them dominates, the nearest to these bounds.
 
     Args:
         results: The trials of the search.
         count: At most so many.
+        provisional: Metrics that are others with final weights. Those inherited from a super-network are far lower, so
+            that whoever misses a bound on them in the search may keep it in the end.
     """
     front = results.front()
     points = np.array([results.values(record) for record in front]).reshape(-1, len(results.objectives))
-    return [front[i] for i in _spanning(as_minimised(points, results.objectives), count)]
+    chosen = [front[i] for i in _spanning(as_minimised(points, results.objectives), count)]
+    bounds = [c for c in results.constraints if c.metric in provisional]
+    if not bounds or len(chosen) >= count:
+        return chosen
+    firm = [c for c in results.constraints if c not in bounds]
+    rest = [record for record in _keeping(results, firm) if not results.feasible(record)]
+    points = np.array([results.values(record) for record in rest]).reshape(-1, len(results.objectives))
+    near = [rest[i] for i in np.flatnonzero(non_dominated_minimised(as_minimised(points, results.objectives)))]
+    near.sort(key=lambda record: _missed(record, bounds))
+    return chosen + near[: count - len(chosen)]
+
+
+def _missed(record: TrialRecord, bounds: Sequence[Comparison]) -> float:
+    """By how much a trial breaks the one of these that it breaks most."""
+    return max((c.violation(record.metrics) for c in bounds), default=0.0)
+
+
+def _keeping(results: Results, constraints: Sequence[Comparison]) -> list[TrialRecord]:
+    """The finished trials that satisfy these."""
+    return [r for r in results.records if r.status == "done" and all(c.holds(r.metrics) for c in constraints)]
 
 
 def _spanning(points: np.ndarray, count: int) -> list[int]:
@@ -64,7 +88,13 @@ Measure = Callable[[Sequence[TrialRecord]], Sequence[Latency | str]]
 
 
 def choose_measured(
-    results: Results, count: int, measure: Measure, *, known: Mapping[str, Latency] | None = None, tried: int = 60
+    results: Results,
+    count: int,
+    measure: Measure,
+    *,
+    known: Mapping[str, Latency] | None = None,
+    tried: int = 60,
+    provisional: Collection[str] = (),
 ) -> list[TrialRecord]:
     """`choose_finalists` where latency was predicted, has a constraint, and can be measured: those that keep it so.
 
@@ -78,13 +108,19 @@ def choose_measured(
         measure: See `Measure`.
         known: Latencies that were measured before, by id.
         tried: Architectures that are measured, at most.
+        provisional: See `choose_finalists`; bounds on these count as long as anything keeps them.
 
     Returns:
         Trials whose measured interval keeps the constraints on latency; where there are none, those that come nearest.
     """
     on_latency = [c for c in results.constraints if c.metric == "latency_ms"]
     others = [c for c in results.constraints if c.metric != "latency_ms"]
-    records = [r for r in results.records if r.status == "done" and all(c.holds(r.metrics) for c in others)]
+    bounds = [c for c in others if c.metric in provisional]
+    records = _keeping(results, others)
+    if not records:
+        records = _keeping(results, [c for c in others if c not in bounds])
+    else:
+        bounds = []  # they are kept
     predicted = np.array([r.metrics["latency_ms"] for r in records])
     measured: dict[str, Latency | str] = dict(known or {})
 
@@ -114,6 +150,8 @@ def choose_measured(
         points = as_minimised(values, results.objectives)
         front = keeping[non_dominated_minimised(points[keeping])]
         chosen = [int(front[i]) for i in _spanning(points[front], count)]
+        if bounds:
+            chosen = sorted(map(int, front), key=lambda i: _missed(records[i], bounds))[:count]
         if not chosen:
             chosen = [int(i) for i in np.argsort(missed, kind="stable")[:count] if math.isfinite(missed[i])]
         new = [i for i in chosen if records[i].id not in measured]

@@ -181,7 +181,7 @@ class Job:
         count, problem = self.config.final.candidates, self.problem
         bounded = any(c.metric == "latency_ms" for c in problem.constraints)
         if not (bounded and latency.here and problem.metrics["latency_ms"].cheap):
-            return choose_finalists(results, count)
+            return choose_finalists(results, count, problem.provisional)
         with self._report.phase("measure candidates", unit="networks") as phase:
             looked_at = 0
 
@@ -195,7 +195,8 @@ class Job:
                 phase(looked_at)
                 return found
 
-            return choose_measured(results, count, measure, known=measured_before(self._known))
+            known, provisional = measured_before(self._known), problem.provisional
+            return choose_measured(results, count, measure, known=known, provisional=provisional)
 
     # -- search -----------------------------------------------------------------------------------------------------
 
@@ -356,8 +357,15 @@ class _PhasesOfRun(SilentReport):
         self._run.add_phase(name, phase.seconds)
 
 
-def new_run(config: Config, *, root: str | Path, name: str | None, source: str) -> Run:
+def new_run(config: Config, *, root: str | Path, name: str | None, source: str, prefix: str | None = None) -> Run:
     """Check a configuration and make its run directory.
+
+    Args:
+        config: As resolved.
+        root: The directory of all runs.
+        name: Of the run; made up of the prefix, date and time if not given.
+        source: The configuration's, for messages.
+        prefix: The task's name if not given.
 
     Raises:
         ConfigError, InfeasibleError: See `Problem`; nothing is made then.
@@ -367,7 +375,7 @@ def new_run(config: Config, *, root: str | Path, name: str | None, source: str) 
         root,
         config.to_plain(),
         name=name,
-        prefix=config.task.name,
+        prefix=prefix or config.task.name,
         seed=config.search.seed,
         device=problem.device,
         latency=problem.latency_tag,
@@ -381,6 +389,7 @@ def reopen(
     config: str | Path | None = None,
     settings: Sequence[str] = (),
     trust: bool = False,
+    plain: Any = None,
 ) -> tuple[Run, Config]:
     """Open a run to go on with it, under a configuration in which its budget may be changed.
 
@@ -392,6 +401,7 @@ def reopen(
         config: A configuration file to go on under; the run's own if not given.
         settings: `key=value` changes, as `--set`.
         trust: Whether a task that is not of the package may be run though the run was not started here with it.
+        plain: What the file `config` holds, where somebody has read it already.
 
     Raises:
         ConfigError: No such run, it cannot be gone on with, something was changed that its trials depend on, or its
@@ -402,7 +412,7 @@ def reopen(
     if config is None:
         changed = read_config(run.config(), run.path / "config.yaml", settings=settings)
     else:
-        changed = load_config(config, settings=settings)
+        changed = load_config(config, settings=settings, plain=plain)
     run.check_fixed(changed.to_plain())
     require_trust(run.manifest, run.path, "resume", trust)
     return run, changed

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from mixnas.search_space.errors import ConfigError, listed, nearest, shown
 from mixnas.search_space.extensions import HINT, import_extensions
+from mixnas.search_space.schema import Schema, schema_of
 from mixnas.search_space.settings import build
 
 _T = TypeVar("_T")
@@ -35,6 +36,12 @@ class Named:
     def to_plain(self) -> str | dict[str, Any]:
         """The shorter form that says it all."""
         return {"name": self.name, **self.options} if self.options else self.name
+
+    @classmethod
+    def schema(cls) -> Schema:
+        """What is read, as a JSON Schema: its options are whoever's it names."""
+        named = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+        return {"anyOf": [{"type": "string"}, named]}
 
 
 class Registry(Generic[_T]):
@@ -89,6 +96,15 @@ class Registry(Generic[_T]):
                 f"Allowed: {listed(names)}.{HINT}"
             )
         return build(self._classes[named.name], named.options, where)
+
+    def schema(self) -> Schema:
+        """What `read` takes, as a JSON Schema."""
+        forms: list[Schema] = [{"enum": list(self)}]
+        for name in self:
+            options = schema_of(self._classes[name])
+            options["properties"] = {"name": {"const": name}, **options["properties"]}
+            forms.append({**options, "required": ["name", *options.get("required", [])]})
+        return {"anyOf": forms}
 
     def name_of(self, chosen: _T) -> str:
         """The name under which its class is registered."""

@@ -21,7 +21,7 @@ from mixnas.search.strategies.auto import Auto
 from mixnas.search.study.feasibility import Corners, check_constraints, check_latency, corners, quickest
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.enumeration import Corner, check_single, check_space
-from mixnas.search_space.errors import ConfigError, nearest
+from mixnas.search_space.errors import ConfigError, InfeasibleError, nearest
 from mixnas.search_space.network import Network
 from mixnas.search_space.reporting import Report
 from mixnas.search_space.space import SearchSpace
@@ -76,6 +76,21 @@ class Problem:
         self.corners: Corners = corners(self.space, self.io)
         self._check_memory(source, latency.torch_device)
         check_constraints(self.constraints, self.corners)
+        self._check_shares()
+
+    def _check_shares(self) -> None:
+        """Refuse a bound in percent on a metric that is a share."""
+        cls = type(self.task)
+        if cls.score is not Task.score or cls.new_metric is not Task.new_metric:
+            return  # what it gives nobody knows
+        for constraint in self.constraints:
+            least = constraint.comparison in (">", ">=", "==")
+            if constraint.metric == self.task.metric and least and constraint.bound > 1:
+                raise InfeasibleError(
+                    f"no architecture meets {constraint}: {constraint.metric} is a share, from 0 to 1. "
+                    f"For {constraint.bound:g}% write {constraint.metric} {constraint.comparison} "
+                    f"{constraint.bound / 100:g}."
+                )
 
     def _check_batches(self) -> None:
         """Refuse what cannot be trained on one example at a time, where a batch has but one."""
@@ -102,6 +117,13 @@ class Problem:
                 f"{source}: space: its largest architecture has {params:.3g} parameters, and training them takes "
                 f"{needed / 2**30:,.0f} GiB; this machine has {there / 2**30:,.0f} GiB. Make it narrower or shallower."
             )
+
+    @property
+    def provisional(self) -> tuple[str, ...]:
+        """Metrics that finishing changes: all that a super-network's sub-networks are judged by."""
+        if self.config.search.evaluator != "supernet":
+            return ()
+        return tuple(name for name, metric in self.metrics.items() if not metric.cheap)
 
     @property
     def strategy(self) -> Strategy:

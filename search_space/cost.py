@@ -13,12 +13,13 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mixnas.kernels import work
 from mixnas.search_space.architecture import Architecture, Op
 from mixnas.search_space.network import build_op, on_shapes, policy_of
+from mixnas.search_space.operators.folding import declared, takes_norm
 from mixnas.search_space.operators.layers import Conv, Linear, projections
 from mixnas.search_space.operators.quantization.policy import stored_bytes
 from mixnas.search_space.registry import BETWEEN, Context
@@ -144,9 +145,12 @@ def op_cost(axis: str, op: Op, quant: Op | None, before: Context, after: Context
         tokens: Whether it reads integers.
     """
     plain = _plain(axis, op, before, after, tokens)
-    if quant is None:
-        return plain.cost
     params, weight_bytes = plain.cost.params, plain.cost.weight_bytes
+    for fold in plain.folds:
+        if fold.layer is None or quant is None or _keeps_form(quant, fold.layer):
+            weight_bytes -= fold.saved_bytes
+    if quant is None:
+        return Cost(params, plain.cost.macs, weight_bytes)
     for layer in plain.layers:
         own = _layer_cost(quant, layer)
         params, weight_bytes = params + own.params, weight_bytes + own.weight_bytes
@@ -158,12 +162,14 @@ class _Plain:
     """An operator without a policy.
 
     Attributes:
-        cost: Its cost.
+        cost: Its cost, batch norms included.
         layers: What a policy may take the place of.
+        folds: Batch norms that a layer takes in when it is deployed.
     """
 
     cost: Cost
     layers: tuple[_Layer, ...]
+    folds: tuple[_Fold, ...]
 
 
 @dataclass(frozen=True)
@@ -182,6 +188,36 @@ class _Layer:
         sizes = (layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation)
         return cls(Conv, (*sizes, layer.groups), layer.bias is not None)
 
+    def make(self) -> Linear | Conv:
+        """One like it."""
+        return self.build(*self.arguments, bias=self.bias)
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """A batch norm behind a layer.
+
+    Attributes:
+        layer: The layer, where a policy may take its place; else None.
+        saved_bytes: What is stored less with the norm in the layer.
+    """
+
+    layer: _Layer | None
+    saved_bytes: int
+
+    @classmethod
+    def of(cls, norm: nn.Module, layer: nn.Module) -> _Fold:
+        """What a norm and the layer before it are."""
+        bias = 0 if layer.bias is not None else norm.bias.numel() * norm.bias.element_size()
+        return cls(_Layer.of(layer) if isinstance(layer, Linear | Conv) else None, stored_bytes(norm) - bias)
+
+
+@lru_cache(maxsize=1 << 16)
+def _keeps_form(quant: Op, layer: _Layer) -> bool:
+    """Whether a projection is stored as it stands under a policy, so that it takes a norm in."""
+    with torch.device("meta"), torch.no_grad(), _Shapes():
+        return takes_norm(policy_of(quant).prepare(layer.make()))
+
 
 @lru_cache(maxsize=1 << 16)
 def _plain(axis: str, op: Op, before: Context, after: Context, tokens: bool) -> _Plain:
@@ -193,7 +229,8 @@ def _plain(axis: str, op: Op, before: Context, after: Context, tokens: bool) -> 
             module(example, _itself) if axis == "gate" else module(example)
     params = sum(parameter.numel() for parameter in module.parameters())
     layers = tuple(_Layer.of(layer) for _, layer in projections(module))
-    return _Plain(Cost(params, shapes.macs, stored_bytes(module)), layers)
+    folds = tuple(_Fold.of(module.get_submodule(norm), module.get_submodule(layer)) for norm, layer in declared(module))
+    return _Plain(Cost(params, shapes.macs, stored_bytes(module)), layers, folds)
 
 
 @lru_cache(maxsize=1 << 16)
@@ -201,7 +238,7 @@ def _layer_cost(quant: Op, layer: _Layer) -> Cost:
     """What a policy adds to the cost of a projection: it takes the place of each by itself."""
     policy = policy_of(quant)
     with torch.device("meta"), torch.no_grad(), _Shapes():
-        plain = layer.build(*layer.arguments, bias=layer.bias)
+        plain = layer.make()
         params, stored = sum(p.numel() for p in plain.parameters()), stored_bytes(plain)
         prepared = policy.prepare(plain)
         own, weight_bytes = sum(p.numel() for p in prepared.parameters()), policy.weight_bytes(prepared)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mixnas.search_space import registry
 from mixnas.search_space.architecture import Architecture, Op
 from mixnas.search_space.errors import ConfigError, NasError
+from mixnas.search_space.operators.folding import fold
 from mixnas.search_space.operators.quantization.policy import policy_of
 from mixnas.search_space.registry import BETWEEN, Context
 from mixnas.search_space.units import IOSpec, Unit, plan, registry_size_after
@@ -213,8 +214,15 @@ def build_unit(unit: Unit, make: Make = _build) -> nn.Module:
 
 
 @torch.no_grad()
-def deploy_unit(module: nn.Module) -> nn.Module:
-    """Store a unit's weights as its policy stores them, in place; returns it."""
+def deploy_unit(module: nn.Module, *, folded: bool = True) -> nn.Module:
+    """Put a unit into inference form, in place; returns it.
+
+    Args:
+        module: The unit.
+        folded: Whether batch norms are folded into the layers before them.
+    """
+    if folded:
+        fold(module)
     if isinstance(module, TokenBranch | ChannelBranch) and module.quant is not None:
         policy = policy_of(module.quant)
         holders = (module.mixer, module.gate) if isinstance(module, TokenBranch) else (module.channel_mixer,)
@@ -264,7 +272,7 @@ class Network(nn.Module):
             raise ConfigError(f"Network: {given} were given. It takes an Architecture and the IOSpec of a task.")
         self.architecture = architecture
         self.io = io
-        self.deployed = False
+        self.deployed = self.folded = False
         self.shared = units is not None
         if units is None:
             planned = checked_plan(architecture, io)
@@ -286,8 +294,11 @@ class Network(nn.Module):
             x = module(x)
         return x
 
-    def deploy(self) -> Network:
+    def deploy(self, *, folded: bool = True) -> Network:
         """Store weights as each branch's quantization policy stores them on the device, in place; returns itself.
+
+        Args:
+            folded: Whether batch norms are folded into the layers before them, where those are stored as they stand.
 
         Raises:
             NasError: The weights belong to a super-network.
@@ -296,7 +307,8 @@ class Network(nn.Module):
             raise NasError("a sub-network's weights are the super-network's: deploy what Supernet.extract gives.")
         if not self.deployed:
             for module in dict(self.units()).values():
-                deploy_unit(module)
+                deploy_unit(module, folded=folded)
+            self.folded = folded
             self.requires_grad_(False)  # what is deployed is not trained
             self.deployed = True
         return self

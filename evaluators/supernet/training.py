@@ -55,6 +55,9 @@ FORMAT = "mixnas-supernet-2"
 _MOST = 256  # sub-networks a step, and processes
 _PROBE_SHARE = 0.03  # of the time budget is spent on measuring how long a step takes
 _MIN_PROBES = 4
+_LOOKS = 40  # at the time, over the planned steps
+_LATE = 0.1  # of the time budget by which the steps may be late before there are fewer of them
+_LEAST_END = 0.05  # of the steps so far are taken in any case: the learning rate has to come down
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +66,7 @@ class SupernetConfig(TrainConfig):
 
     Attributes:
         seconds: Time for the training; where given, it decides the number of steps, from steps measured beforehand,
-            instead of `epochs` and `steps`.
+            instead of `epochs` and `steps`; they become fewer where the machine becomes slower.
         samples: Sub-networks a step beside the corners.
         corners: Which of the sandwich rule's two every step trains too: "both", "largest" or "none".
         omissions: How often a block's channel mixer is "none", where the space offers that, against each of its other
@@ -270,6 +273,7 @@ class _Training:
         losses: list[float] = []
         stop = False
         epoch = self.batches.per_epoch
+        first, look = self.step, max(1, self.steps // _LOOKS)
         with unchanged_globals(0, self.device):
             data = self._data(self.step)
             while self.step < self.steps and not stop:
@@ -277,6 +281,8 @@ class _Training:
                 losses = [*losses[1 - epoch :], loss] if epoch > 1 else [loss]
                 now = time.perf_counter()
                 self.seconds = before + now - started
+                if self.config.seconds is not None and self.step % look == 0:
+                    self._replan((now - started) / (self.step - first))
                 report(self.step, self.steps, loss=loss)
                 if now - saved >= self.config.checkpoint_every and self.step < self.steps:
                     self._save()
@@ -404,6 +410,19 @@ class _Training:
         self.seconds = time.perf_counter() - started
         steps: int = self.group.agree(max(1, round(left / float(np.mean(times[1:])))))  # the first warms up
         return steps
+
+    def _replan(self, step_s: float) -> None:
+        """Fewer steps, where those that are left take longer than there is time: the machine is slower than it was.
+
+        Args:
+            step_s: Seconds of a step so far.
+        """
+        assert self.steps is not None and self.config.seconds is not None
+        left_s, steps = self.config.seconds - self.seconds, self.steps
+        if (steps - self.step) * step_s > left_s + _LATE * self.config.seconds:
+            least = math.ceil(_LEAST_END * self.step)
+            steps = min(steps, self.step + max(round(max(left_s, 0.0) / step_s), least))
+        self.steps = self.group.agree(steps)
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from mixnas.predictors.latency.model import Columns, Composition, UnitModel
 from mixnas.predictors.latency.stored import damaged, read_stored, write_stored
 from mixnas.predictors.latency.trees import Trees
 from mixnas.predictors.latency.unit_rows import UnitRows
-from mixnas.predictors.measuring.table import tagged
+from mixnas.predictors.measuring.table import profile_command, tagged
 from mixnas.predictors.measuring.value import Latency
 from mixnas.search_space.architecture import Architecture, Op
 from mixnas.search_space.errors import ConfigError, IntegrityError, listed, nearest, shown
@@ -495,8 +495,7 @@ class LatencyPredictor:
         raise ConfigError(
             f"no measurements of device {shown(device)} through {shown(runtime)}."
             f"{nearest(device, [d for d, _, _ in there])} There are: {listed(names) or 'none'}. "
-            "Measure this machine with `nas latency profile"
-            f"{'' if runtime == 'eager' else f' --runtime {runtime}'}`"
+            f"Measure this machine with `{profile_command(device, runtime)}`"
             f"{', or have it estimated from its data sheet with `--estimate`' if sheet_of(device) else ''}."
         )
 

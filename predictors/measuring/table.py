@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import weakref
 import zlib
 from collections.abc import Iterable, Mapping
@@ -85,6 +86,22 @@ def subject(kind: str, config: Any, work: Mapping[str, float], batch: int, dtype
 def tagged(runtime: str, batch: int) -> str:
     """A runtime as it is written in the names of files: with its batch size, unless that is 1."""
     return runtime if batch == 1 else f"{runtime}-b{batch}"
+
+
+def profile_command(device: str, tag: str, *, named: bool = False) -> str:
+    """The command that measures a device as it is asked about.
+
+    Args:
+        device: Its name, which ends in its threads where it is a CPU.
+        tag: See `tagged`.
+        named: Whether the command names the device; else it is for this machine.
+    """
+    runtime, _, batch = tag.partition("-b")
+    threads = re.search(r"-(\d+)t$", device)
+    words = ["nas latency profile", *([f"--device {device}"] if named else [])]
+    words += [f"--runtime {runtime}"] if runtime != "eager" else []
+    words += [f"--set latency.threads={threads[1]}"] if threads and threads[1] != "1" else []
+    return " ".join([*words, *([f"--set latency.batch_size={batch}"] if batch else [])])
 
 
 def table_paths(directory: Path, device: str, tag: str) -> tuple[Path, Path]:
@@ -352,8 +369,7 @@ class _Lock:
 def outdated(path: Path, what: str, version: str) -> str:
     """The sentence that refuses what an earlier version wrote about a device."""
     device, _, tag = path.stem.rpartition(".")
-    runtime = tag.partition("-b")[0]
-    command = f"nas latency profile --device {device}" + ("" if runtime == "eager" else f" --runtime {runtime}")
+    command = profile_command(device, tag, named=True)
     return (
         f"{path}: {what} of an earlier version ({version}), in which whole blocks were measured instead of their two "
         f"branches; delete {path.stem}.* there and measure again with `{command}`."

@@ -23,6 +23,7 @@ from typing import Any
 from mixnas.evaluators.protocol import Evaluator
 from mixnas.search.engines.session import Session
 from mixnas.search.naming import Registry
+from mixnas.search_space.schema import Schema
 
 
 class Engine(ABC):
@@ -49,6 +50,11 @@ class Engine(ABC):
     def to_plain(self) -> str | dict[str, Any]:
         """The inverse, every option written out."""
         return ENGINES.to_plain(self)
+
+    @classmethod
+    def schema(cls) -> Schema:
+        """What `from_plain` reads, as a JSON Schema."""
+        return ENGINES.schema()
 
 
 ENGINES: Registry[Engine] = Registry("engine", __name__)

@@ -26,6 +26,7 @@ import numpy as np
 from mixnas.search.naming import Registry
 from mixnas.search.study.objectives import Comparison, Objective
 from mixnas.search_space.architecture import Architecture
+from mixnas.search_space.schema import Schema
 from mixnas.search_space.space import SearchSpace
 
 if TYPE_CHECKING:
@@ -80,6 +81,11 @@ class Strategy(ABC):
     def to_plain(self) -> str | dict[str, Any]:
         """The inverse, every option written out."""
         return STRATEGIES.to_plain(self)
+
+    @classmethod
+    def schema(cls) -> Schema:
+        """What `from_plain` reads, as a JSON Schema."""
+        return STRATEGIES.schema()
 
 
 STRATEGIES: Registry[Strategy] = Registry("strategy", __name__)

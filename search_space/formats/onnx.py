@@ -176,8 +176,9 @@ class Onnx:
         for value in made:
             model.graph.output.add(name=value)
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-        found = session.run(made, {"input": batch})
-        return [(value.partition("@")[0], array) for value, array in zip(made, found, strict=True)]
+        found = session.run([*made, "output"], {"input": batch})
+        names = [*(value.partition("@")[0] for value in made), "head"]  # whose answer keeps the graph's name for it
+        return list(zip(names, found, strict=True))
 
 
 def _name_units(graph: Any, order: Sequence[str]) -> None:

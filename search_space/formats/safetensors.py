@@ -1,7 +1,7 @@
 """A trained network in one file: safetensors, with its architecture and interface in the file's metadata. No pickle.
 
 Version 2 of the format says whether the network is stored as deployed, its head is an operator, and its digest is that
-of the metadata too. Files of version 1 are read.
+of the metadata too. Files of version 1 are read, and those that say nothing of batch norms have none folded.
 """
 
 from __future__ import annotations
@@ -110,6 +110,7 @@ def save_network(path: str | Path, network: Network, extra: Mapping[str, Any] | 
         "architecture": network.architecture.to_json(),
         "io": json.dumps(network.io.to_plain()),
         "deployed": json.dumps(network.deployed),
+        **({"folded": json.dumps(True)} if network.folded else {}),
         "extra": json.dumps(dict(extra or {}), allow_nan=False),
     }
     save_tensors(path, network.state_dict(), metadata)
@@ -141,7 +142,7 @@ def load_network(path: str | Path) -> Network:
         if metadata["format"] == _FORMER:
             tensors = {_name_now(name, io): tensor for name, tensor in tensors.items()}
         elif json.loads(metadata["deployed"]):
-            network.deploy()
+            network.deploy(folded=json.loads(metadata.get("folded", "false")) is True)
         types = {name: tensor.dtype for name, tensor in network.state_dict().items()}
         wrong = [name for name, tensor in tensors.items() if types.get(name, tensor.dtype) != tensor.dtype]
         if wrong:  # loading would convert it silently

@@ -27,38 +27,45 @@ EXTRA_FILE = "mixnas.json"
 _BUILT_IN = ("aten", "prim", "prims", "quantized", "onednn", "mkldnn")  # libraries of operations that torch brings
 
 
-def exported(module: nn.Module, inputs: Tensor, *, dynamic_batch: bool) -> torch.export.ExportedProgram:
+def exported(
+    module: nn.Module, inputs: Tensor, *, dynamic_batch: bool, backend: str = "aten"
+) -> torch.export.ExportedProgram:
     """Trace a module into a graph of torch's own operations.
 
     Args:
         module: In evaluation mode, on the inputs' device.
         inputs: What it reads; at least two where the batch is dynamic.
         dynamic_batch: Whether the graph takes any number of inputs, or just so many.
+        backend: See `dispatch.backend`; with "triton" the graph has this package's operations too.
     """
     shapes = ({0: torch.export.Dim("batch", min=1)},) if dynamic_batch else None
-    with torch.no_grad(), dispatch.backend("aten"):
+    with torch.no_grad(), dispatch.backend(backend):
         return torch.export.export(module, (inputs,), dynamic_shapes=shapes, strict=False)
 
 
-def exported_network(network: Network, also: Sequence[str] = ()) -> torch.export.ExportedProgram:
+def exported_network(
+    network: Network, also: Sequence[str] = (), *, backend: str = "aten"
+) -> torch.export.ExportedProgram:
     """`exported` of a whole network, for any batch size.
 
     Args:
-        network: Which.
+        network: In evaluation mode, on the CPU.
         also: Operations that torch does not bring and that may stand in it all the same.
+        backend: See `exported`.
 
     Raises:
         NasError: A part can't be traced, or is an operation that torch alone does not have; the message names it.
     """
     x = network.io.example(2, generator=torch.Generator().manual_seed(0))  # it is kept in the file
     try:
-        program = exported(network, x, dynamic_batch=True)
+        program = exported(network, x, dynamic_batch=True, backend=backend)
     except Exception as error:  # torch has no class of its own for all that may go wrong
         raise NasError(f"{_culprit(network, x)} cannot be exported: {first_line(error)}") from error
+    allowed = (*_BUILT_IN, *(["mixnas"] if backend == "triton" else []))
     for node in program.graph.nodes:
         if not isinstance(node.target, torch._ops.OpOverload) or node.target.name() in also:
             continue
-        if node.target.namespace not in _BUILT_IN:
+        if node.target.namespace not in allowed:
             raise NasError(f"the network cannot be exported: {node.target} is no operation that torch brings.")
     return program
 
@@ -97,6 +104,7 @@ class TorchExport:
     beside: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
     needs_mixnas = False
+    backend = "aten"
     load = staticmethod(load_torch_export)
 
     def why_not(self, network: Network) -> str:
@@ -105,7 +113,7 @@ class TorchExport:
 
     def write(self, network: Network, path: Path, extra: Mapping[str, Any]) -> None:
         """See `exported_network`."""
-        program = exported_network(network)
+        program = exported_network(network, backend=self.backend)
         for node in program.graph.nodes:  # where this machine keeps its files is nobody's business
             node.meta.pop("stack_trace", None)
         content = io.BytesIO()

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
+import jsonschema
+
 from mixnas.cli.main import main
+from mixnas.cli.schema import ANSWERS
 
 CONFIG = """\
 task: digits
@@ -39,7 +43,15 @@ def nas(*words: object, stderr: io.StringIO | None = None) -> Answer:
             status = main([str(word) for word in words])
         except SystemExit as end:
             status = int(end.code or 0)
+    if status == 0 and "--json" in words:
+        check_answer(" ".join(map(str, words)), out.getvalue())
     return Answer(status, out.getvalue(), err.getvalue())
+
+
+def check_answer(line: str, answer: str) -> None:
+    """A verb's JSON is what `nas schema` says of it: no key more, none less."""
+    (verb,) = [verb for verb in ANSWERS if line.startswith(f"{verb} ")]
+    jsonschema.Draft202012Validator(ANSWERS[verb]).validate(json.loads(answer))
 
 
 def ok(*words: object) -> str:

@@ -128,6 +128,23 @@ def test_one_question_at_a_time(tmp_path: Path):
     assert refused.returncode == 2 and "expected a mapping" in refused.stderr
 
 
+def test_what_would_change_nothing_of_a_run_is_refused(searched: Path, tmp_path: Path):
+    """`--set latency.threads=2` was answered with what one thread takes."""
+    asked = ("latency", "query", "first", "--runs", searched / "runs")
+    for words in (("--set", "latency.threads=2"), ("-c", searched / "config.yaml"), ("--seed", 3)):
+        refused = nas(*asked, *words)
+        assert refused.returncode == 2 and f"{words[0].replace('-c', '--config')} changes nothing" in refused.stderr
+
+
+def test_a_profile_is_of_the_configuration_s_runtime_and_device(tmp_path: Path):
+    (tmp_path / "c.yaml").write_text(CONFIG)
+    asked = ("latency", "profile", "-c", tmp_path / "c.yaml", "--budget", "2s", "--tables", tmp_path / "tables")
+    refused = nas(*asked, "--set", "latency.runtime=graph", "--set", "device=cpu")
+    assert refused.returncode == 2 and "'graph' is not available here" in refused.stderr
+    refused = nas(*asked, "--set", "device=nvidia-h100")
+    assert refused.returncode == 2 and "nvidia-h100" in refused.stderr
+
+
 WIDE = """
 import torch
 from mixnas import IOSpec, Split, Task

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 import signal
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from mixnas.search.run.directory import Run
+from mixnas.search_space import files
 
 from .command import CONFIG, nas, ok, read_csv
 
@@ -207,3 +209,27 @@ def test_dry_run_says_what_would_be_done_and_starts_nothing(tmp_path: Path):
     said = ok("search", "--dry-run", "-c", tmp_path / "config.yaml", "--trials", 9, "--runs", tmp_path / "runs")
     assert "84 architectures" in said and "9 trials by predictor, standalone" in said and "nothing was started" in said
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_smoke_run_goes_through_every_phase_to_the_export_and_the_report(tmp_path: Path):
+    (tmp_path / "config.yaml").write_text(CONFIG + 'constraints: ["accuracy >= 0.99"]\n')
+    result = nas("search", "-c", tmp_path / "config.yaml", "--smoke", "--runs", tmp_path / "runs")
+    assert result.returncode == 0, result.stderr
+    assert "--smoke: nothing is trained for long, so left out: accuracy >= 0.99" in result.stderr
+    assert re.search(
+        r"every phase was gone through \(search [\d.]+ s, .*measure .*export .*report [\d.]+ s\)", result.stderr
+    )
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name.startswith("smoke-digits-") and (run / "report.html").exists()
+    assert list(run.glob("exports/*/model.safetensors"))
+
+
+def test_a_configuration_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    read = []
+    read_text = files.read_text
+    monkeypatch.setattr(files, "read_text", lambda path, **of: read.append(Path(path).name) or read_text(path, **of))
+    for words in (["search", "--dry-run", "-c"], ["space", "size"], ["latency", "query", "--sample", 1, "-c"]):
+        read.clear()
+        nas(*words, tmp_path / "config.yaml", "--runs", tmp_path / "runs")
+        assert read.count("config.yaml") == 1, words

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mixnas.search_space.cost import op_cost
 from mixnas.search_space.formats.torch_export import exported
+from mixnas.search_space.operators.folding import fold
 from mixnas.search_space.operators.quantization.policy import stored_bytes
 from mixnas.search_space.supernet import slice_of, slicing_rules
 
@@ -79,7 +80,7 @@ class OperatorContract:
         module = case.build().eval()
         counted = op_cost(case.axis, case.op, None, case.before, case.after, case.tokens)
         assert counted.params == sum(parameter.numel() for parameter in module.parameters())
-        assert counted.weight_bytes == stored_bytes(module)
+        assert counted.weight_bytes == stored_bytes(fold(copy.deepcopy(module)))
         assert not any(hasattr(part, "own_macs") for part in module.modules())
         if case.op.name not in self.multiplied_otherwise:
             # The math backend, because torch's counter does not know the fused attention of a CPU.

@@ -44,7 +44,8 @@ def available() -> list[str]:
             formats.require(formats.get(name))
         except ConfigError:
             continue
-        found.append(name)
+        if not formats.get(name).needs_mixnas:
+            found.append(name)
     return found
 
 

@@ -50,6 +50,25 @@ def test_finalists_span_the_front():
     assert len(choose_finalists(results, 99)) == 9
 
 
+def test_a_bound_that_training_may_still_keep_does_not_leave_everything_unfinished():
+    """accuracy >= 0.9 was status 3 after the search, where trained networks reach 0.99 and inherited weights 0.75."""
+    trials = [(0.5, 1.0), (0.7, 2.0), (0.75, 4.0), (0.74, 5.0), (0.72, 9.0)]
+    bounded = Results(OBJECTIVES, parse_constraints(["accuracy >= 0.9", "latency_ms <= 8"]), _records(trials).records)
+    assert choose_finalists(bounded, 2) == []
+    chosen = choose_finalists(bounded, 2, ["accuracy"])
+    assert [record.metrics["accuracy"] for record in chosen] == [0.75, 0.7]  # the rest is dominated, or too slow
+    kept = Results(OBJECTIVES, parse_constraints(["accuracy >= 0.72", "latency_ms <= 8"]), _records(trials).records)
+    assert [r.metrics["accuracy"] for r in choose_finalists(kept, 2, ["accuracy"])] == [0.75, 0.7]
+    assert [r.metrics["accuracy"] for r in choose_finalists(kept, 1, ["accuracy"])] == [0.75]
+
+    def measure(records):
+        return [Latency(r.metrics["latency_ms"], None, None, "measured") for r in records]
+
+    assert choose_measured(bounded, 2, measure) == []
+    found = choose_measured(bounded, 2, measure, provisional=["accuracy"])
+    assert {record.metrics["accuracy"] for record in found} == {0.75, 0.7}
+
+
 def test_the_final_front_says_why_the_others_are_not_on_it():
     fast, good = _member("fast", 0.6, 1.0), _member("good", 0.9, 3.0)
     dominated, slow = _member("dominated", 0.5, 1.5), _member("slow", 0.95, 9.0)

@@ -21,6 +21,7 @@ from mixnas.search_space.errors import NasError
 from mixnas.search_space.formats.source.inlining import Standalone
 from mixnas.search_space.formats.source.reading import Symbol
 from mixnas.search_space.network import Network, build_op, checked_plan
+from mixnas.search_space.operators.folding import foldable
 from mixnas.search_space.operators.quantization.policy import policy_of
 from mixnas.search_space.registry import BETWEEN, Context
 from mixnas.search_space.units import Unit
@@ -110,6 +111,27 @@ def quantized(policy: Any, operator: nn.Module) -> nn.Module:
     return policy.deploy(policy.prepare(operator))
 '''
 
+_FOLDED = '''
+class Folded(nn.Module):
+    """Where a batch norm was: the layer before it has taken it in."""
+
+    weight = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def folded(operator: nn.Module, norms: dict[str, str]) -> nn.Module:
+    """The operator without these batch norms, each of which is in the weights of the layer beside it."""
+    for norm, path in norms.items():
+        parent, _, name = norm.rpartition(".")
+        setattr(operator.get_submodule(parent), name, Folded())
+        layer = operator.get_submodule(path)
+        if layer.bias is None:
+            layer.bias = nn.Parameter(torch.zeros(len(layer.weight)))
+    return operator
+'''
+
 _NETWORK = '''
 class Network(nn.Module):
     """{what}."""
@@ -138,7 +160,19 @@ if __name__ == "__main__":
         print("input", tuple(example.shape), "output", tuple(load()(example).shape))
 '''
 
-_FRAME_NAMES = ("named", "TokenBranch", "ChannelBranch", "Block", "Stage", "Head", "quantized", "load", "Network")
+_FRAME_NAMES = (
+    "named",
+    "TokenBranch",
+    "ChannelBranch",
+    "Block",
+    "Stage",
+    "Head",
+    "quantized",
+    "Folded",
+    "folded",
+    "load",
+    "Network",
+)
 
 
 def source(network: Network, weights: str) -> str:
@@ -183,11 +217,20 @@ class _Writer:
             return False
         return any(_is_changed(unit.quant, axis, op, unit.before) for axis, op in unit.ops if axis != "norm")
 
+    def _folds(self, axis: str, op: Op, unit: Unit) -> dict[str, str]:
+        """The batch norms that an operator's layers have taken in, each with its layer."""
+        if not self._network.folded:
+            return {}
+        quant = None if axis == "norm" else unit.quant
+        return dict(_foldable(quant, axis, op, unit.before, unit.after if axis in BETWEEN else unit.before))
+
     def _op(self, axis: str, op: Op, unit: Unit) -> str:
         """The expression that makes an operator under its name."""
         contexts = [unit.before, unit.after] if axis in BETWEEN else [unit.before]
         arguments = [*map(self._at, contexts), *_settings(op)]
         made = _call(self._code.names[Symbol.of(registry.get(axis, op.name).build)], arguments)
+        if norms := self._folds(axis, op, unit):
+            made = _call("folded", [made, json.dumps(norms)])
         quant = None if axis in ("norm", *BETWEEN) else unit.quant
         if quant is not None and _is_changed(quant, axis, op, unit.before):
             policy = self._code.names[Symbol.of(registry.get("quant", quant.name).build)]
@@ -240,6 +283,7 @@ class _Writer:
         example = self._network.io.example(1)
         made = f"torch.zeros({tuple(example.shape)}, dtype={example.dtype})"
         any_quantized = any(map(self._quantized, self._units.values()))
+        any_folded = any(self._folds(axis, op, unit) for unit in self._units.values() for axis, op in unit.ops)
         needed: list[tuple[str, tuple[str, str | None]]] = [
             ("OrderedDict", ("collections", "OrderedDict")),
             ("Path", ("pathlib", "Path")),
@@ -260,6 +304,7 @@ class _Writer:
         parts = [
             self._code.text(),
             *([_QUANTIZED] if any_quantized else []),
+            *([_FOLDED] if any_folded else []),
             _FRAME,
             self._class(),
             _LOAD.format(weights=weights, example=made),
@@ -296,6 +341,12 @@ def _is_changed(quant: Op, axis: str, op: Op, context: Context) -> bool:
         plain, deployed = build_op(axis, op, context, context), build_op(axis, op, context, context, quant)
         deployed = policy_of(quant).deploy(deployed)
     return _described(plain) != _described(deployed)
+
+
+@functools.lru_cache(maxsize=4096)
+def _foldable(quant: Op | None, axis: str, op: Op, before: Context, after: Context) -> tuple[tuple[str, str], ...]:
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        return tuple(foldable(build_op(axis, op, before, after, quant)).items())
 
 
 def _described(module: nn.Module) -> list[Any]:

@@ -93,6 +93,7 @@ class PlainMamba(nn.Module):
         (B, H, W, C) or (B, L, C) to the same.
     """
 
+    folds = (("input_norm", "input"), ("out_norm", "out"))
     orders: Tensor
     steps: Tensor
     places: Tensor

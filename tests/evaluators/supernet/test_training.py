@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mixnas.evaluators import batches
+from mixnas.evaluators.supernet import training
 from mixnas.evaluators.supernet.training import SupernetConfig, load_supernet, train_supernet, update
 from mixnas.evaluators.tasks.digits import Digits
 from mixnas.evaluators.tasks.loading import by_name
@@ -194,7 +195,8 @@ def test_a_checkpoint_of_an_earlier_version_is_refused(digits):
         load_supernet(tiny_supernet(digits), path)
 
 
-def test_a_time_budget_decides_the_steps_once(digits, tmp_path):
+def test_a_time_budget_decides_the_steps_once(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "_LATE", float("inf"))  # whatever the machine does meanwhile
     path = tmp_path / "supernet.safetensors"
     config = dataclasses.replace(CONFIG, steps=None, seconds=1.5)
     untouched, supernet = weights(tiny_supernet(digits)), tiny_supernet(digits)
@@ -321,3 +323,40 @@ def test_gradients_that_a_loss_switches_off_are_on_again_for_others():
     with pytest.raises(RuntimeError):
         train_supernet(tiny_supernet(task), task, CONFIG, seed=0)
     assert torch.is_grad_enabled()
+
+
+class Clock:
+    """Time passes with each step alone: `slow` seconds for those behind the first `quick`, of `fast` each."""
+
+    def __init__(self, fast: float, slow: float, quick: int) -> None:
+        self.now, self.steps, self._fast, self._slow, self._quick = 0.0, 0, fast, slow, quick
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def tick(self) -> None:
+        self.steps += 1
+        self.now += self._fast if self.steps <= self._quick else self._slow
+
+
+@pytest.mark.parametrize(("slow", "taken"), [(0.1, 100), (0.2, 67), (0.5, 47)])
+def test_a_machine_that_becomes_slower_gets_fewer_steps(digits, tmp_path, monkeypatch, slow, taken):
+    """40 s were 77 where a neighbour came; the steps that were planned were all taken."""
+    clock, moved = Clock(0.1, slow, 40), []
+    train = training._Training._train
+
+    def timed(self, *args: object, **kwargs: object) -> object:
+        clock.tick()
+        moved.append(args[-1])
+        return train(self, *args, **kwargs)
+
+    monkeypatch.setattr(training._Training, "_train", timed)
+    monkeypatch.setattr(training, "time", clock)
+    config = dataclasses.replace(CONFIG, steps=None, seconds=10.0)
+    watch = Watch()
+    result = train_supernet(tiny_supernet(digits), digits, config, seed=0, report=watch, checkpoint=tmp_path / "store")
+    assert watch.seen[0][1] == pytest.approx(96, abs=1)  # 10 s less four probes, at 0.1 s
+    assert result.steps == len(watch.seen) and result.steps == pytest.approx(taken, abs=6)
+    assert clock.now <= 10.0 * 1.2
+    assert moved[-1] < 0.05 * max(moved)  # the learning rate came down all the same
+    assert training.is_trained(tmp_path / "store")

@@ -8,7 +8,7 @@ import pytest
 
 from mixnas.predictors.measuring.device import INTERPRETER
 from mixnas.predictors.measuring.measure import Window
-from mixnas.predictors.measuring.table import COLUMNS, MeasurementTable, outdated, subject
+from mixnas.predictors.measuring.table import COLUMNS, MeasurementTable, outdated, profile_command, subject
 from mixnas.search_space.errors import ConfigError, IntegrityError
 
 DEVICE = "cpu-test-1t"
@@ -155,7 +155,12 @@ def test_a_table_of_whole_blocks_is_refused_in_one_sentence(path):
 def test_the_command_names_the_runtime():
     text = outdated(Path("cpu-x-1t.onnxruntime-b8.csv"), "a table", "schema 1")
     assert text.endswith("delete cpu-x-1t.onnxruntime-b8.* there and measure again with `nas latency profile --device "
-                         "cpu-x-1t --runtime onnxruntime`.")  # fmt: skip
+                         "cpu-x-1t --runtime onnxruntime --set latency.batch_size=8`.")  # fmt: skip
+    assert profile_command("cpu-x-1t", "eager") == "nas latency profile"
+    assert profile_command("cpu-x-2t", "eager-b4") == (
+        "nas latency profile --set latency.threads=2 --set latency.batch_size=4"
+    )
+    assert profile_command("nvidia-h100", "graph") == "nas latency profile --runtime graph"
 
 
 def test_there_are_old_tables_to_refuse():
