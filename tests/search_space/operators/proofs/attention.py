@@ -1,0 +1,223 @@
+"""Attention mixers."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+
+from . import channels_first, channels_last, count, loaded, make, params, proof
+from .catalogue import load
+
+
+def _drawn(*shape, dtype, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def _each_head(module, q, k, v, allowed, bias):
+    """Softmax attention from its definition, (B, tokens, C) to the same; `allowed` and `bias` (heads, tokens, keys)."""
+    heads, outputs = module.heads, []
+    for h, (a, b, c) in enumerate(zip(*(t.chunk(heads, dim=-1) for t in (q, k, v)), strict=True)):
+        logits = torch.einsum("bqd,bkd->bqk", a, b) * a.shape[-1] ** -0.5 + bias[h]
+        weights = torch.where(allowed, logits.exp(), 0)
+        outputs.append(torch.einsum("bqk,bkd->bqd", weights / weights.sum(-1, keepdim=True), c))
+    return torch.cat(outputs, dim=-1)
+
+
+def _windows(dtype, *, shift, size=(9, 10), window=4):
+    """Over all pairs of tokens: which are in one tile, and how far they are from each other."""
+    mixer = make("mixer", "window_attention", 12, size, heads=3, window=window, shift=shift).to(dtype)
+    x = _drawn(2, *size, 12, dtype=dtype)
+    moved = window // 2 if shift else 0
+    y, z = (t.flatten() for t in torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij"))
+    # A shifted tile begins half a tile later; what is before the first is by itself, and so it is at the ends.
+    tile = ((y - moved).div(window, rounding_mode="floor"), (z - moved).div(window, rounding_mode="floor"))
+    together = (tile[0][:, None] == tile[0]) & (tile[1][:, None] == tile[1])
+    apart = [(t[None, :] - t[:, None]).clamp(1 - window, window - 1) + window - 1 for t in (y, z)]
+    tokens = x.flatten(1, 2)
+    q, k, v = (p(tokens) for p in (mixer.query, mixer.key, mixer.value))
+    expected = mixer.out(_each_head(mixer, q, k, v, together, mixer.bias[:, apart[0], apart[1]]))
+    return mixer(x).flatten(1, 2), expected
+
+
+proof("mixer", "window_attention", "definition over all pairs of tokens, grid that tiles do not divide")(
+    functools.partial(_windows, shift=False)
+)
+proof("mixer", "window_attention", "definition over all pairs of tokens, shifted, grid that tiles do not divide")(
+    functools.partial(_windows, shift=True)
+)
+
+
+@proof("mixer", "halo_attention", "formula of catalogue c, D23, query by query")
+def halo_attention(dtype):
+    heads, block, halo, size = 2, 3, 1, (6, 9)
+    mixer = make("mixer", "halo_attention", 8, size, heads=heads, block=block, halo=halo).to(dtype)
+    x = _drawn(2, *size, 8, dtype=dtype)
+    q, k, v = (torch.einsum("bhwc,dc->bhwd", x, p.weight) for p in (mixer.query, mixer.key, mixer.value))
+    k, v = (F.pad(t, (0, 0, halo, halo, halo, halo)) for t in (k, v))
+    window, expected = block + 2 * halo, torch.zeros_like(x)
+    for i in range(size[0]):
+        for j in range(size[1]):
+            top, left = i // block * block, j // block * block
+            keys, values = (t[:, top : top + window, left : left + window].flatten(1, 2) for t in (k, v))
+            down = torch.arange(window) - i % block + window - 1
+            right = torch.arange(window) - j % block + window - 1
+            places = (mixer.rows[down][:, None] + mixer.columns[right][None, :]).flatten(0, 1)
+            for h in range(heads):
+                part = slice(4 * h, 4 * h + 4)
+                query = q[:, i, j, part].unsqueeze(1)
+                logits = (query * (keys[..., part] * 4**-0.5 + places)).sum(-1)
+                expected[:, i, j, part] = (logits.softmax(-1).unsqueeze(-1) * values[..., part]).sum(1)
+    return mixer(x), expected
+
+
+@proof("mixer", "spatial_reduction_attention", "formula of catalogue c, C17, from torch's layers")
+def spatial_reduction_attention(dtype):
+    mixer = make("mixer", "spatial_reduction_attention", 12, (7, 9), heads=3, reduction=2).to(dtype)
+    x = _drawn(2, 7, 9, 12, dtype=dtype)
+    coarse = F.conv2d(channels_first(x), mixer.reduce.weight, mixer.reduce.bias, stride=2)
+    coarse = F.layer_norm(coarse.flatten(2).mT, (12,), mixer.norm.weight, mixer.norm.bias)
+    attention = torch.nn.MultiheadAttention(12, 3, batch_first=True).to(dtype)
+    projections = (mixer.query, mixer.key, mixer.value)
+    attention.in_proj_weight.copy_(torch.cat([p.weight for p in projections]))
+    attention.in_proj_bias.copy_(torch.cat([p.bias for p in projections]))
+    attention.out_proj.load_state_dict(mixer.out.state_dict())
+    return mixer(x).flatten(1, 2), attention(x.flatten(1, 2), coarse, coarse, need_weights=False)[0]
+
+
+@proof("mixer", "single_head_attention", "formula of catalogue c, D24, from torch's layers")
+def single_head_attention(dtype):
+    mixer = make("mixer", "single_head_attention", 20, (5, 6), ratio=0.3, key_width=8).to(dtype)
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in [*mixer.named_parameters(), *mixer.named_buffers()]:
+        if "norm" in name and tensor.is_floating_point():
+            tensor.add_(torch.rand(tensor.shape, generator=generator).to(dtype))
+    x = torch.randn(2, 20, 5, 6, generator=generator).to(dtype)
+
+    def projected(y, layer, n):
+        y = F.conv2d(y, layer.weight[..., None, None])
+        return F.batch_norm(y, n.running_mean, n.running_var, n.weight, n.bias)
+
+    attended, rest = x[:, :6], x[:, 6:]
+    attended = F.group_norm(attended, 1, mixer.norm.weight, mixer.norm.bias)
+    q, k, v = (
+        projected(attended, getattr(mixer, name), getattr(mixer, f"{name}_norm")).flatten(2)
+        for name in ("query", "key", "value")
+    )
+    weights = torch.softmax(q.mT @ k / 8**0.5, dim=-1)
+    y = (v @ weights.mT).view(2, 6, 5, 6)
+    y = projected(torch.cat([y, rest], dim=1).relu(), mixer.out, mixer.out_norm)
+    return mixer(channels_last(x)), channels_last(y)
+
+
+@proof("mixer", "transposed_attention", "formula of catalogue a, A5 (MDTA), from torch's convolutions")
+def transposed_attention(dtype):
+    width, heads, size = 12, 3, (5, 7)
+    mixer = make("mixer", "transposed_attention", width, size, heads=heads).to(dtype)
+    mixer.temperature.copy_(torch.tensor([0.5, 1.5, 3.0]))
+    x = _drawn(2, width, *size, dtype=dtype)
+    q, k, v = (
+        F.conv2d(F.conv2d(x, p.weight[..., None, None]), w.weight, padding=1, groups=width).flatten(2)
+        for p, w in (
+            (mixer.query, mixer.query_window),
+            (mixer.key, mixer.key_window),
+            (mixer.value, mixer.value_window),
+        )
+    )
+    outputs = []
+    for h, (a, b, c) in enumerate(zip(*(t.chunk(heads, dim=1) for t in (q, k, v)), strict=True)):
+        cosine = torch.einsum("bin,bjn->bij", a, b) / (a.norm(dim=-1)[:, :, None] * b.norm(dim=-1)[:, None, :])
+        outputs.append(torch.softmax(cosine * mixer.temperature[h], dim=-1) @ c)
+    expected = F.conv2d(torch.cat(outputs, dim=1).view(x.shape), mixer.out.weight[..., None, None])
+    return mixer(channels_last(x)), channels_last(expected)
+
+
+def _retention(width, size, config, **knobs):
+    knobs |= {"heads": config["heads"], "initial": float(config["a"]), "spread": float(config["b"])}
+    return make("mixer", "retention_2d", width, size, **knobs)
+
+
+@proof("mixer", "retention_2d", "authors' VisionRetentionChunk, fixture of the catalogue")
+def retention_2d(dtype):
+    config, x, y, weights = load("masa_decomposed")
+    state = {}
+    for own, theirs in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj"), ("out", "out_proj")):
+        state |= {f"{own}.{n}": weights[f"{theirs}.{n}"] for n in ("weight", "bias")}
+    state |= {f"local.{n}": weights[f"lepe.conv.{n}"] for n in ("weight", "bias")}
+    mixer = _retention(config["C"], x.shape[1:3], config)
+    return loaded(mixer, state, dtype)(x.to(dtype)), y
+
+
+@proof("mixer", "retention_2d", "formula of catalogue a, A7, all pairs at once (VisionRetentionAll)", double=3e-7)
+def retention_2d_whole(dtype):
+    """Turned by complex numbers instead of sines."""
+    size, width, heads = (4, 5), 12, 3
+    mixer = _retention(width, size, {"heads": heads, "a": 1, "b": 5}, form="whole").to(dtype)
+    x = _drawn(2, *size, width, dtype=dtype)
+    places = torch.arange(20).double()
+    turn = torch.polar(torch.ones(20, 2).double(), places[:, None] / 10_000 ** torch.linspace(0, 1, 2).double())
+
+    def turned(t):
+        return torch.view_as_real(torch.view_as_complex(t.double().unflatten(-1, (-1, 2))) * turn[:, None]).flatten(-2)
+
+    q, k, v = (p(x).flatten(1, 2).unflatten(-1, (heads, -1)) for p in (mixer.query, mixer.key, mixer.value))
+    q, k = turned(q), turned(k)
+    logits = torch.einsum("bqhd,bkhd->bhqk", q, k) * 4**-0.5
+    y, z = places // 5, places % 5
+    distance = (y[:, None] - y).abs() + (z[:, None] - z).abs()
+    decays = torch.log(1 - 2.0 ** -(1 + 5 * torch.arange(heads).double() / heads))
+    weights = torch.softmax(logits + decays[:, None, None] * distance, dim=-1)
+    attended = torch.einsum("bhqk,bkhd->bqhd", weights, v.double()).flatten(2).view(x.shape)
+    local = F.conv2d(channels_first(mixer.value(x)), mixer.local.weight, mixer.local.bias, padding=2, groups=width)
+    return mixer(x), mixer.out(attended.to(dtype) + channels_last(local))
+
+
+for _reduction, _published in ((1, 16_640), (2, 33_216), (4, 82_368), (8, 278_976)):
+    count("mixer", "spatial_reduction_attention", f"PVT attention (64), reduction {_reduction}", _published)(
+        functools.partial(params, "mixer", "spatial_reduction_attention", 64, reduction=_reduction)
+    )
+
+
+@count("mixer", "spatial_reduction_attention", "PVT-Tiny", 13_229_288)
+def pvt():
+    widths, ratios, side = (64, 128, 320, 512), (8.0, 8.0, 4.0, 4.0), (56, 28, 14, 7)
+    total = 0
+    for i, width in enumerate(widths):
+        before, patch = (3, 4) if i == 0 else (widths[i - 1], 2)
+        total += patch * patch * before * width + width + 2 * width
+        total += (side[i] ** 2 + (i == 3)) * width + (width if i == 3 else 0)  # positions; a class token in the last
+        mixer = params("mixer", "spatial_reduction_attention", width, heads=1, reduction=(8, 4, 2, 1)[i])
+        total += 2 * (mixer + params("channel_mixer", "mlp", width, expansion=ratios[i]) + 4 * width)
+    return total + 2 * 512 + 512 * 1000 + 1000
+
+
+@count("mixer", "halo_attention", "HaloAttn(64), 4 heads, block 8, halo 3", 13_152)
+def halo():
+    return params("mixer", "halo_attention", 64)
+
+
+@count("mixer", "single_head_attention", "SHSA(64), 16 channels attended", 5_120)
+def shsa():
+    return params("mixer", "single_head_attention", 64, ratio=0.25)
+
+
+@count("mixer", "window_attention", "L2ViT's window attention (96), 3 heads: 4 C^2 + 4 C + heads 13^2", 4 * 96**2 + 4 * 96 + 3 * 169)
+def window():
+    return params("mixer", "window_attention", 96, heads=3)
+
+
+@count("mixer", "retention_2d", "RMT-T", 14_334_216)
+def rmt():
+    widths, heads, total = (64, 128, 256, 512), (4, 4, 8, 16), 0
+    half = 32
+    total += 27 * half + half + 2 * half + 9 * half * half + half + 2 * half
+    total += 9 * half * 64 + 64 + 2 * 64 + 9 * 64 * 64 + 64 + 2 * 64
+    for i, (width, depth) in enumerate(zip(widths, (2, 2, 8, 2), strict=True)):
+        if i:
+            total += 9 * widths[i - 1] * width + width + 2 * width
+        mixer = params("mixer", "retention_2d", width, heads=heads[i], form="decomposed" if i < 2 else "whole")
+        hidden = 3 * width
+        feed_forward = 2 * width * hidden + hidden + width + 10 * hidden
+        total += depth * (mixer + feed_forward + 4 * width + 10 * width)  # two norms, a depthwise position encoding
+    return total + 512 * 1024 + 1024 + 2 * 1024 + 1024 * 1000 + 1000
