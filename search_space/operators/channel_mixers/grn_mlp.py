@@ -12,7 +12,7 @@ from mixnas.search_space.registry import Context, register
 
 
 class GlobalResponseNorm(nn.Module):
-    """x (1 + weight g / mean(g)) + bias, where g is each channel's norm over all positions and the mean is over channels."""
+    """x (1 + weight g / mean(g)) + bias, g each channel's norm over all positions, its mean over channels."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -21,9 +21,9 @@ class Polarized(nn.Module):
     """Acts on the output y with a factor for each channel and one for each position.
 
     Channels: sigmoid(up(sum over positions of softmax(key(y)) value(y))). Positions: with m = mean(position_query(y)),
-    sigmoid(softmax(m . position_value(y))) in the parallel form, which adds y times each, and
-    sigmoid(m . softmax(position_value(y))) in the sequential one, where the second acts on what the first gives and `up`
-    is a squeeze to C / 8 with a norm. All softmaxes are over positions. The paper's own text has the parallel positions
+    sigmoid(softmax(m . position_value(y))) in the parallel form, which adds y times each, and sigmoid(m .
+    softmax(position_value(y))) in the sequential one, where the second acts on what the first gives and `up` is a
+    squeeze to C / 8 with a norm. All softmaxes are over positions. The paper's own text has the parallel positions
     otherwise; the code is the operator.
     """
 

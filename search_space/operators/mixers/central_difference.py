@@ -24,8 +24,8 @@ from mixnas.search_space.registry import Context, Knob, register
 class CentralDifference(nn.Module):
     """y(p) = sum over d of w(d) x(p + d) - theta x(p) sum over d of w(d), without bias.
 
-    It is one convolution whose middle tap is less by theta times the sum of all taps, borders included; in causal tasks the
-    last tap is the token's own. The taps are not those of a projection: policies leave it as it is.
+    It is one convolution whose middle tap is less by theta times the sum of all taps, borders included; in causal tasks
+    the last tap is the token's own. The taps are not those of a projection: policies leave it as it is.
     """
 
     def __init__(self, context: Context, *, kernel_size: int, theta: float, form: str) -> None:

@@ -22,8 +22,8 @@ from mixnas.search_space.registry import Context, Knob, register
 class FocalModulation(nn.Module):
     """out(query(x) * mix(sum over l of gate_l z_l)), z_l = gelu(depthwise(z_{l-1})), z_0 = context(x), with biases.
 
-    The last context is gelu of the mean of all tokens, of those so far in causal tasks. A gate is one number for each token
-    and level, linear in x. The windows have no bias.
+    The last context is gelu of the mean of all tokens, of those so far in causal tasks. A gate is one number for each
+    token and level, linear in x. The windows have no bias.
     """
 
     def __init__(self, context: Context, *, levels: int, window: int) -> None:
@@ -32,8 +32,7 @@ class FocalModulation(nn.Module):
         self.causal = context.kind == "causal"
         self.query, self.context, self.mix, self.out = (Linear(width, width) for _ in range(4))
         self.gates, self.global_gate = Linear(width, levels), Linear(width, 1)
-        self.windows = nn.ModuleList(
-            DepthwiseConv(context, window + 2 * level, bias=False) for level in range(levels))
+        self.windows = nn.ModuleList(DepthwiseConv(context, window + 2 * level, bias=False) for level in range(levels))
 
     def _mean(self, z: Tensor) -> Tensor:
         if not self.causal:

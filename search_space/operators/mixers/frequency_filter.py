@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +37,7 @@ class FrequencyFilter(nn.Module):
     float32 or better, and has no projections: policies leave it as it is.
     """
 
-    slicing = {name: ("lead",) * 4 for name in ("first", "second")} | {
+    slicing: ClassVar = {name: ("lead",) * 4 for name in ("first", "second")} | {
         name: ("lead",) * 3 for name in ("first_bias", "second_bias")
     }
 

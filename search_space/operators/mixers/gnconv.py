@@ -13,9 +13,9 @@ _SCALE = 1 / 3  # of the windows' answers, as in all released models
 
 
 def _halves(context: Context, knobs: Mapping[str, Value]) -> str | None:
-    parts = 2 ** (int(knobs["order"]) - 1)
-    if context.width % parts:
-        return f"order {knobs['order']} halves the width {int(knobs['order']) - 1} times, and {parts} does not divide {context.width}"
+    halvings = int(knobs["order"]) - 1
+    if context.width % 2**halvings:
+        return f"order {knobs['order']} halves the width {halvings} times, and {2**halvings} does not divide it"
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -44,8 +45,8 @@ def convolved(u_BCL: Tensor, forward: Tensor, backward: Tensor | None = None) ->
     "mixer",
     "sgconv",
     kinds=("sequence", "causal"),
-    paper="Li et al. 2023, What Makes Convolutional Models Great on Long Sequence Modeling? (SGConv, arXiv 2210.09298), "
-    "section 3.2",
+    paper="Li et al. 2023, SGConv, What Makes Convolutional Models Great on Long Sequence Modeling? "
+    "(arXiv 2210.09298), section 3.2",
     knobs={
         "kernel_dim": Knob(32, choices=(16, 32, 64, 128), doc="taps of a scale"),
         "decay": Knob(2.0, low=1.0, high=8.0, doc="factor between one scale and the next"),
@@ -56,11 +57,11 @@ class SGConv(nn.Module):
 
     Scale i has `kernel_dim` taps for each channel, stretched linearly to kernel_dim 2^max(0, i - 1) and times
     decay^(scales - 1 - i). The kernel's length (its norm along time) is that of the first weights, and stays: a buffer.
-    Sequences have a second kernel for what comes after. A slice to fewer channels is the same operator; one to a shorter
-    sequence has fewer scales, and the length of the longer kernel. Only `out` is a projection.
+    Sequences have a second kernel for what comes after. A slice to fewer channels is the same operator; one to a
+    shorter sequence has fewer scales, and the length of the longer kernel. Only `out` is a projection.
     """
 
-    slicing = {"scales": ("lead",) * 4, "length": ("lead", "lead", "lead")}
+    slicing: ClassVar = {"scales": ("lead",) * 4, "length": ("lead", "lead", "lead")}
 
     length: Tensor
 
@@ -78,7 +79,7 @@ class SGConv(nn.Module):
 
     def _long(self) -> Tensor:
         """(directions, C, taps), before it is divided by its length."""
-        count, directions, width, dim = self.scales.shape
+        count, dim = self.scales.shape[0], self.scales.shape[-1]
         parts = []
         for i, scale in enumerate(self.scales):
             stretched = F.interpolate(scale, size=dim << max(0, i - 1), mode="linear") if i > 1 else scale
@@ -102,7 +103,7 @@ class SGConv(nn.Module):
     "mixer",
     "long_conv",
     kinds=("sequence", "causal"),
-    paper="Fu et al. 2023, Simple Hardware-Efficient Long Convolutions for Sequence Modeling (arXiv 2302.06646), section 3",
+    paper="Fu et al. 2023, Simple Hardware-Efficient Long Convolutions (arXiv 2302.06646), section 3",
     knobs={
         "threshold": Knob(0.001, low=0.0, high=1.0, doc="taps become smaller by this, and those below it zero"),
         "channels": Knob(1, choices=(1, 2), doc="kernels of each channel"),
@@ -111,11 +112,12 @@ class SGConv(nn.Module):
 class LongConv(nn.Module):
     """value(y) * sigmoid(gate(y)), y = gelu(k * x + skip x), k = sign(K) relu(|K| - threshold).
 
-    A tap of its own for every distance: as long as the sequence in causal tasks, twice that in others. Initial taps are of
-    a deviation of 0.002: with a threshold far above it nothing is left and nothing is learned. Its taps are no projection.
+    A tap of its own for every distance: as long as the sequence in causal tasks, twice that in others. Initial taps are
+    of a deviation of 0.002: with a threshold far above it nothing is left and nothing is learned. Its taps are no
+    projection.
     """
 
-    slicing = {"taps": ("lead", "lead", "lead", "lead")}
+    slicing: ClassVar = {"taps": ("lead", "lead", "lead", "lead")}
 
     def __init__(self, context: Context, *, threshold: float, channels: int) -> None:
         super().__init__()

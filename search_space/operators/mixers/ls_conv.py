@@ -34,10 +34,10 @@ def _groups_divide(context: Context, knobs: Mapping[str, Value]) -> str | None:
     check=_groups_divide,
 )
 class LSConv(nn.Module):
-    """x + norm(sum over the taps d of w_d x(. + d)), 3 taps along each axis, w made for each token and group of channels.
+    """x + norm(sum over the taps d of w_d x(. + d)), 3 taps along each axis, w for each token and group of channels.
 
-    w = group_norm(kernels(relu(norm(mix(norm(depthwise(relu(norm(narrow(x))))))))), with C / 2 channels inside, batch norms
-    and one group of the last norm for each kernel, over its taps and all positions.
+    w = group_norm(kernels(relu(norm(mix(norm(depthwise(relu(norm(narrow(x))))))))), with C / 2 channels inside, batch
+    norms and one group of the last norm for each kernel, over its taps and all positions.
     """
 
     def __init__(self, context: Context, *, kernel_size: int, sharing: int) -> None:

@@ -36,8 +36,8 @@ def _leaves_some(context: Context, knobs: Mapping[str, Value]) -> str | None:
 class PartialConv(nn.Module):
     """The first C / divisor channels go through a dense convolution without bias, the others pass.
 
-    attention channel: the others become norm(r * hardsigmoid(norm'(mean'(mean(r)) + std'(std(r))))), batch norms, with the
-    mean and the standard deviation over all positions (0 where there is one) and two projections without biases.
+    attention channel: the others become norm(r * hardsigmoid(norm'(mean'(mean(r)) + std'(std(r))))), batch norms, with
+    the mean and the standard deviation over all positions (0 where there is one) and two projections without biases.
     """
 
     def __init__(self, context: Context, *, divisor: int, kernel_size: int, attention: str) -> None:

@@ -34,9 +34,9 @@ def _fits(context: Context, knobs: Mapping[str, Value]) -> str | None:
 class Retention2d(nn.Module):
     """out(softmax(q k^T d^-1/2 + ln(decay) distance) v + depthwise(v)), q and k turned by the place of the token.
 
-    Images: the distance is |dx| + |dy|; the decomposed form attends along rows and then along columns. Sequences have one
-    axis, and causal tasks see no later token. Turning is by the place in raster order, pairs of channels at frequencies
-    10000^-(0 .. 1). The window over the values is 5 wide.
+    Images: the distance is |dx| + |dy|; the decomposed form attends along rows and then along columns. Sequences have
+    one axis, and causal tasks see no later token. Turning is by the place in raster order, pairs of channels at
+    frequencies 10000^-(0 .. 1). The window over the values is 5 wide.
     """
 
     frequencies: Tensor

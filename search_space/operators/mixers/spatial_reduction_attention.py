@@ -18,12 +18,14 @@ from mixnas.search_space.registry import Context, Knob, register
     paper="Wang et al. 2021, Pyramid Vision Transformer (arXiv 2102.12122), section 3.3",
     knobs={
         "heads": Knob(4, low=1, high=64, doc="heads; divides the width"),
-        "reduction": Knob(2, choices=(1, 2, 4, 8), doc="tokens along each axis that are one key; not more than there are"),
+        "reduction": Knob(
+            2, choices=(1, 2, 4, 8), doc="tokens along each axis that are one key; not more than there are"
+        ),
     },
     check=_heads_divide,
 )
 class SpatialReductionAttention(nn.Module):
-    """Multi-head softmax attention of x to norm(conv(x)), a dense convolution of kernel and stride `reduction`, layer norm.
+    """Multi-head attention of x to norm(conv(x)): a dense convolution of kernel and stride `reduction`, layer norm.
 
     What is left at the ends of a grid that it does not divide is in no key. With reduction 1 it is attention.
     """

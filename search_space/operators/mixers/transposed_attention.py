@@ -24,7 +24,7 @@ from mixnas.search_space.registry import Context, Knob, register
     check=_heads_divide,
 )
 class TransposedAttention(nn.Module):
-    """out(softmax(temperature q^T k) v) in each head, q and k (C / heads, N) of length 1 along the tokens, without biases.
+    """out(softmax(temperature q^T k) v) in each head, q and k (C / heads, N) of length 1 along tokens, no biases.
 
     q, k and v are depthwise convolutions of projections; each head has a temperature, 1 at first.
     """

@@ -73,8 +73,8 @@ class Wavelet(nn.Module):
     """norm(grow(mix(gelu(expand(bands(u)))))), u = squeeze(x) with C / 4 channels, bands of the Haar transform.
 
     Each level transforms the smooth band of the level above; the deepest goes first, and what it gives (C / 2 channels)
-    joins the bands of the next. `grow` is a transposed convolution of stride 2, the norm a batch norm. The paper's dropout
-    inside is left out: how much a network is regularised is the training's to say.
+    joins the bands of the next. `grow` is a transposed convolution of stride 2, the norm a batch norm. The paper's
+    dropout inside is left out: how much a network is regularised is the training's to say.
     """
 
     def __init__(self, context: Context, *, levels: int) -> None:

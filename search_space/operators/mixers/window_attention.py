@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -53,11 +55,11 @@ def distances(queries: int, keys: int) -> Tensor:
 class WindowAttention(nn.Module):
     """Multi-head softmax attention inside tiles, with a learned bias for each head and distance.
 
-    Shifted tiles: what a tile gets from the grid's other end is not attended to. A grid that tiles do not divide is filled
-    at its ends with tokens that nobody attends to. Causal tasks see the token and those before it in the tile.
+    Shifted tiles: what a tile gets from the grid's other end is not attended to. A grid that tiles do not divide is
+    filled at its ends with tokens that nobody attends to. Causal tasks see the token and those before it in the tile.
     """
 
-    slicing = {"bias": ("lead", "center", "center")}
+    slicing: ClassVar = {"bias": ("lead", "center", "center")}
 
     entries: Tensor
     seen: Tensor
@@ -100,9 +102,9 @@ class WindowAttention(nn.Module):
         self.register_buffer("seen", seen, persistent=False)
 
     def _regions(self, grid: tuple[int, ...]) -> Tensor:
-        """A number for each place of the filled and moved grid: tokens of different ones do not attend to each other."""
+        """A number for each place of the filled and moved grid: only tokens of the same one attend to each other."""
         numbers = []
-        for extent, padding, offset, tile in zip(grid, self._padding, self._offset, self._tile, strict=True):
+        for extent, padding, offset in zip(grid, self._padding, self._offset, strict=True):
             place = torch.arange(extent + padding).roll(-offset)
             number = (place >= extent).long()
             if offset:
@@ -161,11 +163,11 @@ class WindowAttention(nn.Module):
 class HaloAttention(nn.Module):
     """Attention of blocks of queries to their block and a border; logits q (k d^-1/2 + r_distance), without biases.
 
-    A learned vector r for each distance along each axis, shared by the heads. Keys outside the grid are zeros that take part
-    in the softmax, as in the paper. There is no projection behind it.
+    A learned vector r for each distance along each axis, shared by the heads. Keys outside the grid are zeros that take
+    part in the softmax, as in the paper. There is no projection behind it.
     """
 
-    slicing = {"rows": ("center", "lead"), "columns": ("center", "lead")}
+    slicing: ClassVar = {"rows": ("center", "lead"), "columns": ("center", "lead")}
 
     def __init__(self, context: Context, *, heads: int, block: int, halo: int) -> None:
         super().__init__()
@@ -181,7 +183,7 @@ class HaloAttention(nn.Module):
         return min(self.block, size[0]), min(self.block, size[1])
 
     def _logits(self, q: Tensor, table: Tensor, block: int) -> Tensor:
-        """q (..., d) against the vectors of an axis: (..., keys along it), for queries at 0 .. block - 1 of dimension -2."""
+        """q (..., block, d) against the vectors of an axis: (..., block, keys along it)."""
         keys = block + 2 * self.halo
         every = q @ table.to(q.dtype).T
         middle = (table.shape[0] - 1) // 2
@@ -191,7 +193,7 @@ class HaloAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, ..., C) to the same."""
         grid = as_grid(x)
-        B, H, W, C = grid.shape
+        B, H, W = grid.shape[:3]
         (down, right), halo = self._blocks((H, W)), self.halo
         above = halo if x.dim() == 4 else 0
         bottom, end = -H % down, -W % right
@@ -217,4 +219,3 @@ class HaloAttention(nn.Module):
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         y = y.unflatten(0, (B, -1)).transpose(2, 3).flatten(-2)
         return untiled(y, (down, right), (H, W)).reshape(x.shape)
-

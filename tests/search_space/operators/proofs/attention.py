@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from . import channels_first, channels_last, count, loaded, make, params, proof
-from .catalogue import load
+from .catalogue import drawn, filled, fingerprints, load
 
 
 def _drawn(*shape, dtype, seed=0):
@@ -47,6 +47,54 @@ proof("mixer", "window_attention", "definition over all pairs of tokens, grid th
 proof("mixer", "window_attention", "definition over all pairs of tokens, shifted, grid that tiles do not divide")(
     functools.partial(_windows, shift=True)
 )
+
+
+def _swin(dtype, expected, *, shift):
+    query, key, value = filled(48, 16).chunk(3)
+    query_bias, key_bias, value_bias = filled(48, bias=True).chunk(3)
+    # There a row for each distance from the key to the query, here from the query to the key.
+    state = {"bias": filled(49, 2).T.reshape(2, 7, 7).flip(1, 2)}
+    state |= {"query.weight": query, "key.weight": key, "value.weight": value, "out.weight": filled(16, 16)}
+    state |= {"query.bias": query_bias, "key.bias": key_bias, "value.bias": value_bias}
+    state |= {"out.bias": filled(16, bias=True)}
+    mixer = make("mixer", "window_attention", 16, (8, 8), heads=2, window=4, shift=shift)
+    x = drawn(2, 64, 16).view(2, 8, 8, 16).to(dtype)
+    return fingerprints(loaded(mixer, state, dtype)(x), expected)
+
+
+@proof("mixer", "window_attention", "timm 1.0.31 SwinTransformerBlock, fingerprint (benchmarks/operator_oracles.py)")
+def swin(dtype):
+    expected = [-21.2523790794, 17.4769496391, -0.4207521395, 0.1704667254, -0.3712879502]
+    return _swin(dtype, expected, shift=False)
+
+
+@proof("mixer", "window_attention", "the same, shifted")
+def swin_shifted(dtype):
+    expected = [-30.1530118649, 21.6225174013, -0.6461756738, -0.0516711023, -0.0240077206]
+    return _swin(dtype, expected, shift=True)
+
+
+@proof("mixer", "halo_attention", "timm 1.0.31 HaloAttn, fingerprint (benchmarks/operator_oracles.py)")
+def halo_attention_timm(dtype):
+    key, value = filled(32, 16).view(2, 2, 8, 16).transpose(0, 1).flatten(1, 2)  # there each head's keys and values
+    state = {"query.weight": filled(16, 16), "key.weight": key, "value.weight": value}
+    state |= {"rows": filled(11, 8), "columns": filled(11, 8)}
+    mixer = loaded(make("mixer", "halo_attention", 16, (8, 8), heads=2, block=4, halo=1), state, dtype)
+    expected = [29.3155880824, 12.2209952813, 0.4730815513, 0.0114459005, 0.4619599036]
+    return fingerprints(channels_first(mixer(channels_last(drawn(2, 16, 8, 8)).to(dtype))), expected)
+
+
+@proof("mixer", "single_head_attention", "timm 1.0.31 SHSA, fingerprint (benchmarks/operator_oracles.py)")
+def shsa_timm(dtype):
+    widths = (8, 8, 6)
+    state = {"norm.weight": filled(6), "norm.bias": filled(6, bias=True), "out.weight": filled(16, 16)}
+    state |= {"out_norm.weight": filled(16), "out_norm.bias": filled(16, bias=True)}
+    parts = (t.split(widths) for t in (filled(22, 6), filled(22), filled(22, bias=True)))
+    for name, weight, scale, bias in zip(("query", "key", "value"), *parts, strict=True):
+        state |= {f"{name}.weight": weight, f"{name}_norm.weight": scale, f"{name}_norm.bias": bias}
+    mixer = loaded(make("mixer", "single_head_attention", 16, (8, 8), ratio=0.4, key_width=8), state, dtype)
+    expected = [-289.4212387720, 21.1049899131, -0.1521670361, 0.0047036290, -0.8425165056]
+    return fingerprints(channels_first(mixer(channels_last(drawn(2, 16, 8, 8)).to(dtype))), expected)
 
 
 @proof("mixer", "halo_attention", "formula of catalogue c, D23, query by query")
@@ -202,7 +250,12 @@ def shsa():
     return params("mixer", "single_head_attention", 64, ratio=0.25)
 
 
-@count("mixer", "window_attention", "L2ViT's window attention (96), 3 heads: 4 C^2 + 4 C + heads 13^2", 4 * 96**2 + 4 * 96 + 3 * 169)
+@count(
+    "mixer",
+    "window_attention",
+    "L2ViT's window attention (96), 3 heads: 4 C^2 + 4 C + heads 13^2",
+    4 * 96**2 + 4 * 96 + 3 * 169,
+)
 def window():
     return params("mixer", "window_attention", 96, heads=3)
 

@@ -73,6 +73,35 @@ def uib(dtype):
     return module(channels_last(x)), channels_last(y)
 
 
+@proof("channel_mixer", "uib", "timm 1.0.31 UniversalInvertedResidual, fingerprint (benchmarks/operator_oracles.py)")
+def uib_timm(dtype):
+    state = {"start.weight": filled(16, 1, 3, 3), "up.weight": filled(32, 16)}
+    state |= {"depthwise.weight": filled(32, 1, 5, 5), "down.weight": filled(16, 32)}
+    for norm, width in (("start_norm", 16), ("up_norm", 32), ("depthwise_norm", 32), ("down_norm", 16)):
+        state |= {f"{norm}.weight": filled(width), f"{norm}.bias": filled(width, bias=True)}
+    module = make("channel_mixer", "uib", 16, (8, 8), expansion=2.0, start_kernel_size=3, kernel_size=5)
+    expected = [-138.2824495459, 13.1590714363, 0.2217216141, 0.0853983660, -0.5022941169]
+    y = loaded(module, state, dtype)(channels_last(drawn(2, 16, 8, 8)).to(dtype))
+    return fingerprints(channels_first(y), expected)
+
+
+@proof("channel_mixer", "star_mlp", "timm 1.0.31 Mlp with StarReLU, fingerprint (benchmarks/operator_oracles.py)")
+def star_mlp_timm(dtype):
+    state = {"up.weight": filled(64, 16), "down.weight": filled(16, 64)}
+    state |= {"scale": filled(1), "bias": filled(1, bias=True)}
+    module = loaded(make("channel_mixer", "star_mlp", 16, (8, 8)), state, dtype)
+    expected = [-166.5972985142, 37.6174597456, 0.1123204748, -1.0468982806, 0.3167092583]
+    return fingerprints(module(drawn(2, 64, 16).view(2, 8, 8, 16).to(dtype)), expected)
+
+
+@proof("channel_mixer", "grn_mlp", "timm 1.0.31 GlobalResponseNorm, fingerprint (benchmarks/operator_oracles.py)")
+def response_norm(dtype):
+    module = make("channel_mixer", "grn_mlp", 16, (8, 8), expansion=1.0).norm
+    module = loaded(module, {"weight": filled(16), "bias": filled(16, bias=True)}, dtype)
+    expected = [-57.2645433922, 75.6304674306, -1.2256760300, -2.2911553256, 0.2413205556]
+    return fingerprints(module(drawn(2, 64, 16).view(2, 8, 8, 16).to(dtype)), expected)
+
+
 def _unireplknet_block(dtype):
     """The block from three operators: the kernel, squeeze-and-excitation round it, and the channel mixer."""
     norm = {"weight": filled(16), "bias": filled(16, bias=True)}

@@ -65,7 +65,9 @@ def g1_head_sigmoid(dtype):
 
 @proof("gate", "value_gate", "formula of catalogue a, A26, position G2: a depthwise convolution of gated values")
 def value_gate(dtype):
-    gate, mixer = (make(axis, name, 8, (5, 7)).to(dtype) for axis, name in (("gate", "value_gate"), ("mixer", "dwconv")))
+    gate, mixer = (
+        make(axis, name, 8, (5, 7)).to(dtype) for axis, name in (("gate", "value_gate"), ("mixer", "dwconv"))
+    )
     x = torch.randn(2, 5, 7, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
     values = channels_first(x * torch.sigmoid(x @ gate.linear.weight.T))
     expected = F.conv2d(values, mixer.weight, mixer.bias, padding=3, groups=8)

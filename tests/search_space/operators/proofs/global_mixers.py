@@ -92,7 +92,7 @@ def _bands(u: torch.Tensor, depth: int) -> list[torch.Tensor]:
 @proof("mixer", "wavelet", "formula of catalogue c, D16, from torch's convolutions, two levels, odd grid")
 def wavelet(dtype):
     mixer, generator = make("mixer", "wavelet", 16, (9, 7), levels=2).to(dtype), torch.Generator().manual_seed(0)
-    for name, tensor in mixer.named_buffers():
+    for tensor in mixer.buffers():
         if tensor.is_floating_point():
             tensor.add_(torch.rand(tensor.shape, generator=generator).to(dtype))
     x = torch.randn(2, 16, 9, 7, generator=generator).to(dtype)
