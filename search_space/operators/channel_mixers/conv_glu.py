@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mixnas.search_space.operators.channel_mixers.mlp import EXPANSION
 from mixnas.search_space.operators.layers import DepthwiseConv, Linear
 from mixnas.search_space.registry import Context, Knob, register
 
@@ -15,7 +14,7 @@ _WINDOW = Knob(3, choices=(3, 5, 7, 9, 11), doc="extent of the depthwise window"
     "channel_mixer",
     "conv_glu",
     paper="Shi 2024, TransNeXt (arXiv 2311.17132), section 3.4",
-    knobs={"expansion": EXPANSION, "kernel_size": _WINDOW},
+    knobs={"expansion": Knob(3.0, low=0.25, high=16, doc="of its 2/3: 3 is twice the width"), "kernel_size": _WINDOW},
 )
 class ConvGLU(nn.Module):
     """down(gelu(depthwise(gate(x))) * up(x)), with biases; 2/3 of the expansion's channels, as the paper counts it."""
@@ -36,7 +35,10 @@ class ConvGLU(nn.Module):
     "channel_mixer",
     "gdfn",
     paper="Zamir et al. 2022, Restormer (arXiv 2111.09881), section 3.2",
-    knobs={"expansion": Knob(2.66, low=0.25, high=16, doc="hidden width over width"), "kernel_size": _WINDOW},
+    knobs={
+        "expansion": Knob(2.0, low=0.25, high=16, doc="hidden width over width; 2.66 in the paper"),
+        "kernel_size": _WINDOW,
+    },
 )
 class GDFN(nn.Module):
     """down(gelu(depthwise(gate(x))) * depthwise'(up(x))), without biases."""

@@ -19,7 +19,7 @@ from mixnas.search_space.registry import Context, Knob, register
     paper="Yun and Ro 2024, SHViT (arXiv 2401.16456), section 3.2",
     knobs={
         "ratio": Knob(
-            0.214, low=0.03125, high=0.9375, doc="channels that are attended over width; 1 / 4.67 in the paper"
+            0.25, low=0.03125, high=0.9375, doc="channels that are attended over width; 1 / 4.67 in the paper"
         ),
         "key_width": Knob(16, choices=(8, 16, 32), doc="channels of queries and keys"),
     },

@@ -144,12 +144,12 @@ proof("mixer", "large_kernel", "authors' UniRepLKNetBlock (with se and grn_mlp),
 
 @count("channel_mixer", "conv_glu", "ConvGLU(64), ratio 4", 34_744)
 def conv_glu_64():
-    return params("channel_mixer", "conv_glu", 64)
+    return params("channel_mixer", "conv_glu", 64, expansion=4.0)
 
 
 @count("channel_mixer", "conv_glu", "ConvGLU(96), hidden 384", 76_896)
 def conv_glu_96():
-    return params("channel_mixer", "conv_glu", 96)
+    return params("channel_mixer", "conv_glu", 96, expansion=4.0)
 
 
 def _restormer() -> int:
@@ -157,7 +157,7 @@ def _restormer() -> int:
 
     def block(width: int, heads: int) -> int:
         mixer = params("mixer", "transposed_attention", width, heads=heads)
-        return 2 * width + mixer + params("channel_mixer", "gdfn", width)
+        return 2 * width + mixer + params("channel_mixer", "gdfn", width, expansion=2.66)
 
     encoder = 4 * block(48, 1) + 6 * block(96, 2) + 6 * block(192, 4) + 8 * block(384, 8)
     decoder = 6 * block(192, 4) + 6 * block(96, 2) + (4 + 4) * block(96, 1)

@@ -42,12 +42,14 @@ class TestW8A16(PolicyContract):
 class TestW4A16(PolicyContract):
     quant = Op("w4a16", (("group", 16),))
     share = 0.0
+    every_shape = False
     every_kind = False
 
 
 class TestW4A8(PolicyContract):
     quant = Op("w4a8")
     share = 0.0
+    every_shape = False
     every_kind = False
 
 
@@ -60,12 +62,14 @@ class TestFP8(PolicyContract):
 class TestSparse24(PolicyContract):
     quant = Op("sparse24", (("bits", 32),))
     share = 0.0
+    every_shape = False
     every_kind = False
 
 
 class TestSparse24Int8(PolicyContract):
     quant = Op("sparse24", (("bits", 8),))
     share = 0.0
+    every_shape = False
     every_kind = False
 
 
