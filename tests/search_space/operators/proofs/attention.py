@@ -274,3 +274,122 @@ def rmt():
         feed_forward = 2 * width * hidden + hidden + width + 10 * hidden
         total += depth * (mixer + feed_forward + 4 * width + 10 * width)  # two norms, a depthwise position encoding
     return total + 512 * 1024 + 1024 + 2 * 1024 + 1024 * 1000 + 1000
+
+
+@proof("mixer", "gpsa", "timm 1.0.31 GPSA, fingerprint of catalogue b")
+def gpsa(dtype):
+    query, key = filled(32, 16).chunk(2)
+    state = {"query.weight": query, "key.weight": key, "value.weight": filled(16, 16), "gate": filled(4)}
+    state |= {"out.weight": filled(16, 16), "out.bias": filled(16, bias=True)}
+    state |= {"place": filled(4, 3), "bias": filled(4, bias=True)}
+    mixer = loaded(make("mixer", "gpsa", 16, (8, 8)), state, dtype)
+    expected = [-139.74864958, 27.57910687, 0.60965736, 0.55879029, -0.30402599]
+    return fingerprints(mixer(drawn(2, 64, 16).view(2, 8, 8, 16).to(dtype)), expected)
+
+
+@proof("mixer", "gpsa", "its first places, catalogue b, 9: a window of 3 x 3 heads")
+def gpsa_first(dtype):
+    mixer = make("mixer", "gpsa", 18, (4, 4), heads=9).to(dtype)
+    rows = [[2.0 * (p // 3 - 1), 2.0 * (p % 3 - 1), -1.0] for p in range(9)]
+    return mixer.place, torch.tensor(rows)
+
+
+@proof("mixer", "focused_local_linear", "authors' LinearAttention(16, heads 2), fingerprint of catalogue b")
+def focused_local_linear(dtype):
+    query, key, value = filled(48, 16).chunk(3)
+    query_bias, key_bias, value_bias = filled(48, bias=True).chunk(3)
+    state = {"query.weight": query, "key.weight": key, "value.weight": value, "out.weight": filled(16, 16)}
+    state |= {"query.bias": query_bias, "key.bias": key_bias, "value.bias": value_bias}
+    state |= {"out.bias": filled(16, bias=True), "temperature": filled(2, 1, 1).flatten()}
+    mixer = loaded(make("mixer", "focused_local_linear", 16, (8, 8), heads=2), state, dtype)
+    expected = [-90.69106510, 6.77383225, -0.12596721, -0.11238530, 0.08265667]
+    return fingerprints(mixer(drawn(2, 64, 16).view(2, 8, 8, 16).to(dtype)), expected)
+
+
+@proof("mixer", "simplified_linear_attention", "formula of catalogue c, D17, over all pairs of tokens")
+def simplified_linear_attention(dtype):
+    width, heads, size = 12, 3, (5, 7)
+    mixer = make("mixer", "simplified_linear_attention", width, size, heads=heads, kernel_size=3).to(dtype)
+    mixer.position.copy_(_drawn(35, width, dtype=dtype, seed=1))
+    x = _drawn(2, *size, width, dtype=dtype)
+    tokens = x.flatten(1, 2)
+    q, k, v = mixer.query(tokens).relu(), (mixer.key(tokens) + mixer.position).relu(), mixer.value(tokens)
+    outputs = []
+    for a, b, c in zip(*(t.chunk(heads, dim=-1) for t in (q, k, v)), strict=True):
+        weights = torch.einsum("bqd,bkd->bqk", a, b)
+        image = channels_first(c.unflatten(1, size))
+        local = F.conv2d(image, mixer.window.weight, mixer.window.bias, padding=1, groups=4)
+        outputs.append(weights @ c / (weights.sum(-1, keepdim=True) + 1e-6) + channels_last(local).flatten(1, 2))
+    return mixer(x).flatten(1, 2), mixer.out(torch.cat(outputs, dim=-1))
+
+
+@proof("mixer", "conv_projection_attention", "formula of catalogue c, C8, from torch's layers")
+def conv_projection_attention(dtype):
+    width, heads = 12, 3
+    mixer = make("mixer", "conv_projection_attention", width, (5, 7), heads=heads).to(dtype)
+    windows = (mixer.query_window, mixer.key_window, mixer.value_window)
+    generator = torch.Generator().manual_seed(0)
+    for window in windows:
+        for tensor in (window.norm.weight, window.norm.bias, window.norm.running_mean, window.norm.running_var):
+            tensor.add_(torch.rand(tensor.shape, generator=generator).to(dtype))
+    x = torch.randn(2, width, 5, 7, generator=generator).to(dtype)
+    projected = []
+    for window, projection, stride in zip(windows, (mixer.query, mixer.key, mixer.value), (1, 2, 2), strict=True):
+        n = window.norm
+        y = F.conv2d(x, window.weight, stride=stride, padding=1, groups=width)
+        y = F.batch_norm(y, n.running_mean, n.running_var, n.weight, n.bias)
+        projected.append(
+            F.conv2d(y, projection.weight[..., None, None], projection.bias).flatten(2).chunk(heads, dim=1)
+        )
+    outputs = [c @ torch.softmax(a.mT @ b / width**0.5, dim=-1).mT for a, b, c in zip(*projected, strict=True)]
+    expected = F.linear(torch.cat(outputs, dim=1).mT, mixer.out.weight, mixer.out.bias)
+    return mixer(channels_last(x)).flatten(1, 2), expected
+
+
+@proof("mixer", "relative_attention", "definition over all pairs of tokens")
+def relative_attention(dtype):
+    size = (4, 6)
+    mixer = make("mixer", "relative_attention", 12, size, heads=3).to(dtype)
+    x = _drawn(2, *size, 12, dtype=dtype)
+    y, z = (t.flatten() for t in torch.meshgrid(torch.arange(4), torch.arange(6), indexing="ij"))
+    bias = mixer.bias[:, y[None, :] - y[:, None] + 3, z[None, :] - z[:, None] + 5]
+    tokens = x.flatten(1, 2)
+    q, k, v = (p(tokens) for p in (mixer.query, mixer.key, mixer.value))
+    everywhere = torch.ones(24, 24, dtype=torch.bool)
+    return mixer(x).flatten(1, 2), mixer.out(_each_head(mixer, q, k, v, everywhere, bias))
+
+
+@count("mixer", "gpsa", "GPSA(64), 4 heads", 16_468)
+def gpsa_64():
+    return params("mixer", "gpsa", 64)
+
+
+def _convit(width: int, heads: int) -> int:
+    mixer, mlp = params("mixer", "gpsa", width, heads=heads), params("channel_mixer", "mlp", width)
+    attention = params("mixer", "attention", width, heads=heads) - 3 * width  # no bias of queries, keys and values
+    blocks = 10 * mixer + 2 * attention + 12 * (mlp + 4 * width)
+    return 768 * width + width + 196 * width + width + blocks + 2 * width + 1000 * width + 1000
+
+
+count("mixer", "gpsa", "ConViT-Ti", 5_710_512)(functools.partial(_convit, 192, 4))
+count("mixer", "gpsa", "ConViT-B", 86_540_040)(functools.partial(_convit, 768, 16))
+
+
+@count("mixer", "simplified_linear_attention", "SLA(64), 2 heads, 14 x 14", 30_016)
+def sla():
+    return params("mixer", "simplified_linear_attention", 64, (14, 14), heads=2)
+
+
+@count("mixer", "conv_projection_attention", "CvT attention (64), stride 2", 18_752)
+def cvt_attention():
+    return params("mixer", "conv_projection_attention", 64)
+
+
+@count("mixer", "conv_projection_attention", "CvT-13", 19_997_480)
+def cvt():
+    total = 384  # the class token
+    for before, width, kernel, depth in ((3, 64, 7, 1), (64, 192, 3, 2), (192, 384, 3, 10)):
+        total += kernel * kernel * before * width + width + 2 * width
+        mixer = params("mixer", "conv_projection_attention", width, heads=width // 64)
+        total += depth * (mixer + params("channel_mixer", "mlp", width) + 4 * width)
+    return total + 2 * 384 + 384 * 1000 + 1000

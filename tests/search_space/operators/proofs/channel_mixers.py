@@ -197,3 +197,21 @@ def _unireplknet_a() -> int:
 
 
 count("channel_mixer", "grn_mlp", "UniRepLKNet-A, deployed", 4_437_300)(_unireplknet_a)
+
+
+@proof("channel_mixer", "activator", "authors' AGU, fixture of the catalogue")
+def activator(dtype):
+    config, x, y, weights = load("agu")
+    names = {"gate": "proj_1", "up": "proj_2", "down": "proj_3", "norm": "norm"}
+    state = {f"{own}.{n}": weights[f"{theirs}.{n}"] for own, theirs in names.items() for n in ("weight", "bias")}
+    return loaded(make("channel_mixer", "activator", config["C"], (9,)), state, dtype)(x.to(dtype)), y
+
+
+@count(
+    "channel_mixer",
+    "activator",
+    "AGU(256, 512): 2 (C h + h) + h C + C + 2 h",
+    2 * (256 * 512 + 512) + 512 * 256 + 256 + 1024,
+)
+def agu():
+    return params("channel_mixer", "activator", 256)

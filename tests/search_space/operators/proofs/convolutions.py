@@ -199,3 +199,119 @@ def cdcn():
 @count("mixer", "ls_conv", "LSConv(64)", 7_480)
 def ls_conv_64():
     return params("mixer", "ls_conv", 64)
+
+
+@proof("mixer", "weighted_conv", "authors' wConv2d, fingerprint of catalogue b")
+def weighted_conv(dtype):
+    mixer = loaded(make("mixer", "weighted_conv", 16, (8, 8)), {"weight": filled(16, 16, 3, 3)}, dtype)
+    expected = [-22.28004446, 25.24468552, -0.42333062, 0.61988002, -0.19907559]
+    return fingerprints(channels_first(mixer(_image().to(dtype))), expected)
+
+
+@proof("mixer", "local_aggregator", "authors' UniFormer CBlock, fingerprint of catalogue b")
+def local_aggregator(dtype):
+    bias = filled(16, bias=True)
+    position = {"weight": filled(16, 1, 3, 3), "bias": bias}
+    norm = {"weight": filled(16), "bias": bias}
+    aggregator = {"value.weight": filled(16, 16), "value.bias": bias, "out.weight": filled(16, 16), "out.bias": bias}
+    aggregator |= {"window.weight": filled(16, 1, 5, 5), "window.bias": bias}
+    feed = {
+        "up.weight": filled(64, 16),
+        "up.bias": filled(64, bias=True),
+        "down.weight": filled(16, 64),
+        "down.bias": bias,
+    }
+    parts = (("mixer", "dwconv", position, {"kernel_size": 3}), ("norm", "batch", norm, {}))
+    parts += (("mixer", "local_aggregator", aggregator, {}), ("channel_mixer", "mlp", feed, {}))
+    place, normed, mixer, mlp = (
+        loaded(make(axis, name, 16, (8, 8), **knobs), state, dtype) for axis, name, state, knobs in parts
+    )
+    x = _image().to(dtype)
+    x = x + place(x)
+    x = x + mixer(normed(x))
+    x = x + mlp(normed(x))
+    expected = [-419.43565686, 76.99355397, -1.46520267, -0.62168240, -0.46357861]
+    return fingerprints(channels_first(x), expected)
+
+
+@proof("mixer", "multi_order", "authors' SMixer(16), dense, fingerprint of catalogue b")
+def multi_order(dtype):
+    state = {"narrow.weight": filled(8, 16), "narrow.bias": filled(8, bias=True), "gamma": filled(1, 8, 1, 1).flatten()}
+    state |= {f"windows.dense_{name}.weight": filled(8, 8, 3, 3) for name in ("near", "far1", "far2")}
+    for side in ("near", "far"):
+        state |= {f"{side}_norm.weight": filled(8), f"{side}_norm.bias": filled(8, bias=True)}
+        state |= {f"{side}_gate.squeeze.weight": filled(2, 8), f"{side}_gate.squeeze.bias": filled(2, bias=True)}
+        state |= {f"{side}_gate.excite.weight": filled(8, 2), f"{side}_gate.excite.bias": filled(8, bias=True)}
+    state |= {"out.weight": filled(16, 16), "out.bias": filled(16, bias=True)}
+    mixer = loaded(make("mixer", "multi_order", 16, (8, 8), form="dense"), state, dtype)
+    expected = [-72.73430434, 7.23447397, -0.00574057, -0.12526653, -0.17898846]
+    return fingerprints(channels_first(mixer(_image().to(dtype))), expected)
+
+
+def _dcls(dtype, form, expected):
+    # The package's first axis is the width.
+    state = {"weight": filled(16, 1, 5)[:, 0], "bias": filled(16, bias=True)}
+    drawn_places = filled(2, 16, 1, 5) / (12 * 2 / 160) ** 0.5  # u
+    state["place"] = 5 * drawn_places[:, :, 0].flip(0)
+    if form == "gauss":
+        state["width"] = filled(2, 16, 1, 5)[:, :, 0].flip(0)
+    mixer = loaded(make("mixer", "dcls", 16, (8, 8), kernel_size=7, taps=5, form=form), state, dtype)
+    return fingerprints(channels_first(mixer(_image().to(dtype))), expected)
+
+
+@proof("mixer", "dcls", "package dcls 0.1.1, Dcls2d v1, fingerprint of catalogue b")
+def dcls_triangle(dtype):
+    expected = [-24.51778718, 21.55292816, -0.06113804, 0.18580371, 0.14696221]
+    return _dcls(dtype, "triangle", expected)
+
+
+@proof("mixer", "dcls", "package dcls 0.1.1, Dcls2d gauss, fingerprint of catalogue b")
+def dcls_gauss(dtype):
+    return _dcls(dtype, "gauss", [-24.50164262, 22.92060925, -0.05184132, 0.11024113, 0.19817370])
+
+
+@proof("mixer", "pseudo_3d", "formula of catalogue a, A24, three forms, from torch's convolutions")
+def pseudo_3d(dtype):
+    x = torch.randn(2, 6, 5, 7, generator=torch.Generator().manual_seed(0)).to(dtype)
+    found, expected = [], []
+    for form in ("a", "b", "c"):
+        mixer = make("mixer", "pseudo_3d", 6, (5, 7), form=form, kernel_size=3).to(dtype)
+        s = F.conv2d(x, mixer.across.weight, mixer.across.bias, padding=(0, 1), groups=6)
+        t = F.conv2d(x if form == "b" else s, mixer.down.weight, mixer.down.bias, padding=(1, 0), groups=6)
+        found.append(mixer(channels_last(x)))
+        expected.append(channels_last(t if form == "a" else s + t))
+    return torch.stack(found), torch.stack(expected)
+
+
+@proof("mixer", "hypercomplex_conv", "formula of catalogue c, C9, by torch.kron")
+def hypercomplex_conv(dtype):
+    mixer = make("mixer", "hypercomplex_conv", 12, (5, 7), parts=3).to(dtype)
+    x = torch.randn(2, 12, 5, 7, generator=torch.Generator().manual_seed(0)).to(dtype)
+    kernel = sum(
+        torch.kron(algebra.contiguous()[..., None, None], filters)
+        for algebra, filters in zip(mixer.algebra, mixer.filters, strict=True)
+    )
+    return mixer(channels_last(x)), channels_last(F.conv2d(x, kernel, mixer.bias, padding=1))
+
+
+def _hypercomplex(parts: int) -> int:
+    """Half of the inputs of the operator of width 192."""
+    whole = params("mixer", "hypercomplex_conv", 192, parts=parts)
+    return (whole - parts**3 - 192) // 2 + parts**3 + 192
+
+
+for _parts, _published in ((2, 83_144), (3, 55_515), (4, 41_728)):
+    count("mixer", "hypercomplex_conv", f"PHConv2d 96 to 192, {_parts} parts", _published)(
+        functools.partial(_hypercomplex, _parts)
+    )
+
+
+@count("mixer", "dcls", "Dcls2d(96, depthwise, 17, 34 taps, gauss)", 16_416)
+def dcls_96():
+    return params("mixer", "dcls", 96)
+
+
+for _form, _published in (("dense", 35_152), ("depthwise", 8_368)):
+    count("mixer", "multi_order", f"SMixer(64), {_form}", _published)(
+        functools.partial(params, "mixer", "multi_order", 64, form=_form)
+    )

@@ -6,8 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mixnas.search_space import registry
+from mixnas.search_space.registry import Context
+
 from . import channels_first, channels_last, count, loaded, make, params, proof
-from .catalogue import drawn, filled, fingerprints
+from .catalogue import drawn, filled, fingerprints, load
 
 
 def _gated(name: str, state: dict[str, Tensor], dtype: torch.dtype, expected: list[float], **knobs):
@@ -98,3 +101,64 @@ def eca50_adaptive():
 @count("gate", "g1_head_sigmoid", "C x heads, catalogue a, A26", 64 * 4)
 def g1():
     return params("gate", "g1_head_sigmoid", 64)
+
+
+@proof("gate", "gated_cross", "authors' GateCorssLayer, three layers, fixture of the catalogue")
+def gated_cross(dtype):
+    config, x, y, weights = load("gated_cross")
+    state = {}
+    for i in range(config["layers"]):
+        state |= {f"crosses.{i}.weight": weights[f"w.{i}.weight"], f"crosses.{i}.bias": weights[f"b.{i}"]}
+        state |= {f"gates.{i}.weight": weights[f"wg.{i}.weight"]}
+    gate = loaded(make("gate", "gated_cross", config["D"], (1,), layers=config["layers"]), state, dtype)
+    return gate(x.to(dtype).unsqueeze(1), lambda z: z).squeeze(1), y
+
+
+def _dico(dtype):
+    """The block with its conditioning, from the mixer and a feed-forward layer."""
+    state = {
+        "up.weight": filled(16, 16),
+        "up.bias": filled(16, bias=True),
+        "window.weight": filled(16, 1, 3, 3),
+        "window.bias": filled(16, bias=True),
+        "attention.linear.weight": filled(16, 16),
+        "attention.linear.bias": filled(16, bias=True),
+        "out.weight": filled(16, 16),
+        "out.bias": filled(16, bias=True),
+    }
+    mixer = loaded(make("mixer", "dico", 16, (8, 8)), state, dtype)
+    state = {"up.weight": filled(32, 16), "up.bias": filled(32, bias=True)}
+    state |= {"down.weight": filled(16, 32), "down.bias": filled(16, bias=True)}
+    mlp = loaded(make("channel_mixer", "mlp", 16, (8, 8), expansion=2.0), state, dtype)
+    x, condition = channels_last(drawn(2, 16, 8, 8)).to(dtype), drawn(2, 16).to(dtype)
+    modulation = F.linear(F.silu(condition), filled(96, 16).to(dtype), filled(96, bias=True).to(dtype))
+    shift, scale, gate, shift2, scale2, gate2 = modulation[:, None, None].chunk(6, dim=-1)
+
+    def normalised(y):
+        return F.layer_norm(y, (16,), eps=1e-6)
+
+    x = x + gate * mixer(normalised(x) * (1 + scale) + shift)
+    x = x + gate2 * mlp(normalised(x) * (1 + scale2) + shift2)
+    expected = [33.89133036, 42.62249696, -1.21223985, -1.41633195, 0.50981180]
+    return fingerprints(channels_first(x), expected)
+
+
+proof("gate", "compact_channel_attention", "authors' DiCoBlock (with dico), fingerprint of catalogue b")(_dico)
+proof("mixer", "dico", "authors' DiCoBlock, fingerprint of catalogue b")(_dico)
+
+
+@count("mixer", "dico", "DiCoBlock(128, ratio 2)", 215_808)
+def dico_128():
+    mlp = params("channel_mixer", "mlp", 128, expansion=2.0)
+    return params("mixer", "dico", 128) + mlp + 128 * 6 * 128 + 6 * 128
+
+
+@proof("head", "attsets", "formula of catalogue a, B27, channel by channel")
+def attsets(dtype):
+    before, after = Context(6, (3, 5), "image"), Context(4, (), "image")
+    head = registry.get("head", "attsets").build(before, after).to(dtype)
+    x = torch.randn(2, 3, 5, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
+    logits = torch.einsum("bhwc,dc->bdhw", x, head.weights.weight).flatten(2)
+    shares = logits.exp() / logits.exp().sum(-1, keepdim=True)
+    pooled = torch.einsum("bdn,bnd->bd", shares, x.flatten(1, 2))
+    return head(x), pooled @ head.linear.weight.T + head.linear.bias

@@ -142,3 +142,26 @@ for _levels, _published in ((1, 83_344), (2, 136_880), (3, 190_416), (4, 243_952
     count("mixer", "wavelet", f"WaveMix block (64), {_levels} levels", _published)(
         functools.partial(params, "mixer", "wavelet", 64, levels=_levels)
     )
+
+
+@proof("mixer", "random_mixing", "softmax of uniform numbers, by definition, causal")
+def random_mixing(dtype):
+    mixer = make("mixer", "random_mixing", 6, (7,), "causal").to(dtype)
+    x = torch.randn(2, 7, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
+    # The shares of the tokens so far are those of a uniform draw: between 1 and e to each other, and one in all.
+    rows = mixer.matrix
+    kept = [rows[t, : t + 1] for t in range(7)]
+    ratios = torch.stack([row.max() / row.min() for row in kept])
+    assert (ratios < 2.7183).all() and (ratios[1:] > 1).all() and (rows.triu(1) == 0).all()
+    torch.testing.assert_close(rows.sum(-1), torch.ones(7, dtype=dtype))
+    expected = torch.stack([sum(rows[t, s] * x[:, s] for s in range(t + 1)) for t in range(7)], dim=1)
+    return mixer(x), expected
+
+
+@count("mixer", "random_mixing", "what is frozen in RandFormer-S12: 12,127,010 - 11,891,712", 235_298)
+def randformer():
+    def frozen(side: int) -> int:
+        with torch.device("meta"):
+            return sum(buffer.numel() for buffer in make("mixer", "random_mixing", 8, (side, side)).buffers())
+
+    return 6 * frozen(14) + 2 * frozen(7)
