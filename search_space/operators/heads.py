@@ -41,6 +41,29 @@ class Pool(_LinearHead):
         return x.flatten(1, -2).mean(dim=1)
 
 
+@register(
+    "head",
+    "attsets",
+    paper="Yang et al. 2020, AttSets, Robust Attentional Aggregation of Deep Feature Sets (arXiv 1808.00758)",
+)
+class AttSets(_LinearHead):
+    """Weighted mean over positions, then linear: each channel has weights of its own, softmax over positions of W x.
+
+    (B, *size, C) to (B, outputs). A bias of the weights would cancel. With W = 0 it is `pool`, on one position as well.
+    """
+
+    def __init__(self, before: Context, after: Context) -> None:
+        super().__init__(before, after)
+        self.weights = Linear(before.width, before.width, bias=False)
+
+    out_size = Pool.out_size
+
+    def features(self, x: Tensor) -> Tensor:
+        """(B, *size, C) to (B, C)."""
+        tokens = x.flatten(1, -2)
+        return (self.weights(tokens).softmax(dim=1) * tokens).sum(dim=1)
+
+
 @register("head", "token", paper="Long et al. 2015, Fully Convolutional Networks (arXiv 1411.4038), section 3")
 class Token(_LinearHead):
     """Linear at each position: (B, *size, C) to (B, *size, outputs)."""

@@ -111,3 +111,37 @@ class DepthwiseConv(nn.Module):
         y = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=self.padding, groups=x.shape[-1])
         y = activation_function(y.permute(0, 2, 3, 1), activation)
         return y if gate is None else y * gate
+
+
+class WindowConv(nn.Module):
+    """Dense convolution of stride 1 that keeps the size: 2-D on images, 1-D on sequences, left-padded if causal.
+
+    Its one layer is a `Conv`, so that a policy can take its place.
+
+    Args:
+        context: Where it stands; `context.width` channels are read.
+        width: Channels of the output.
+        kernel_size: Odd extent of a square (images) or one-dimensional window.
+        bias: Whether a bias is added.
+
+    Shape:
+        (B, H, W, C) to (B, H, W, width), or (B, L, C) to (B, L, width); weight (width, C, k, k) or (width, C, 1, k).
+    """
+
+    def __init__(self, context: Context, width: int, kernel_size: int, *, bias: bool = True) -> None:
+        super().__init__()
+        k = kernel_size
+        self.before = k - 1 if context.kind == "causal" else 0
+        if len(context.size) == 2:
+            self.conv = Conv(context.width, width, k, padding=k // 2, bias=bias)
+        else:
+            self.conv = Conv(context.width, width, (1, k), padding=(0, 0 if self.before else k // 2), bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        y: Tensor
+        if x.dim() == 4:
+            y = self.conv(x)
+            return y
+        y = self.conv(F.pad(x, (0, 0, self.before, 0)).unsqueeze(1)).squeeze(1)
+        return y

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from mixnas.search_space import registry
 from mixnas.search_space.architecture import Architecture, Op
 from mixnas.search_space.network import IOSpec, build_op, seeded
+from mixnas.search_space.operators.layers import projections
+from mixnas.search_space.operators.quantization.policy import policy_of
 from mixnas.search_space.registry import BETWEEN, KINDS, Context, Knob, Value
 from mixnas.search_space.units import registry_size_after
 
@@ -130,6 +133,26 @@ def _others(knob: Knob) -> list[Value]:
     tried = (knob.low, 2) if knob.choices is None else (knob.choices[0], knob.choices[-1])
     normal = (knob.normalise(value) for value in tried if value is not None)
     return [value for value in dict.fromkeys(normal) if value is not None and value != knob.default]
+
+
+def refused(axis: str, op: Op, context: Context, quant: Op) -> str:
+    """Why a policy does not take an operator's projections, or nothing: some take certain numbers of inputs only."""
+    policy = policy_of(quant)
+    check = getattr(policy, "check", None)
+    if check is None:
+        return ""
+    for inputs, outputs in _shapes(axis, op, context):
+        if policy.covers(inputs) and check(outputs, inputs):
+            return str(check(outputs, inputs))
+    return ""
+
+
+@cache
+def _shapes(axis: str, op: Op, context: Context) -> list[tuple[int, int]]:
+    """Inputs and outputs of an operator's projections."""
+    with torch.device("meta"):
+        module = build_op(axis, op, context, context)
+    return [(layer.weight[0].numel(), len(layer.weight)) for _, layer in projections(module)]
 
 
 def _takes_tokens(stem: str) -> bool:

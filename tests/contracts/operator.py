@@ -10,13 +10,23 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from mixnas.search_space import registry
+from mixnas.search_space.architecture import Op
 from mixnas.search_space.cost import op_cost
 from mixnas.search_space.formats.torch_export import exported
 from mixnas.search_space.operators.folding import fold
-from mixnas.search_space.operators.quantization.policy import stored_bytes
+from mixnas.search_space.operators.layers import projections
+from mixnas.search_space.operators.quantization.policy import policy_of, stored_bytes
+from mixnas.search_space.registry import BETWEEN
 from mixnas.search_space.supernet import slice_of, slicing_rules
 
 from .cases import WIDTH, Case, Whole, cases
+
+EPSILON = 1e-6
+"""Of a difference that stands for a derivative."""
+
+GRIDS = ((1, 1), (5, 7), (3, 1), (1,), (13,))
+"""Beside those of the cases."""
 
 
 class OperatorContract:
@@ -111,6 +121,85 @@ class OperatorContract:
         for size in dict.fromkeys(other.values()):
             for case in self._cases(knobs=True, width=2 * WIDTH, size=size):
                 assert set(case.build().state_dict()) == named.get(str(case), set(case.build().state_dict()))
+
+    def test_gradients_are_those_of_differences(self, case: Case):
+        """Along one direction through all leaves at once, in float64 and as it is trained."""
+        whole = Whole(case, case.build().double().train())
+        generator = torch.Generator().manual_seed(2)
+        x = case.example(3) if case.tokens else case.example(3).double().requires_grad_()
+        leaves = [*whole.parameters()] + ([] if case.tokens else [x])
+        weights = torch.randn(3, *case.shape, dtype=torch.float64, generator=generator)
+        along = [torch.randn(leaf.shape, dtype=torch.float64, generator=generator) for leaf in leaves]
+
+        def value() -> torch.Tensor:
+            return (whole(x) * weights).sum()
+
+        grads = torch.autograd.grad(value(), leaves) if leaves else ()
+        expected = sum(((g * d).sum() for g, d in zip(grads, along, strict=True)), torch.zeros(()))
+        values = []
+        with torch.no_grad():
+            for step in (EPSILON, -2 * EPSILON):
+                for leaf, direction in zip(leaves, along, strict=True):
+                    leaf.add_(step * direction)
+                values.append(value())
+        if leaves:
+            found = (values[0] - values[1]) / (2 * EPSILON)
+            scale = max(1.0, *(float((g * d).abs().sum()) for g, d in zip(grads, along, strict=True)))
+            assert abs(float(found - expected)) < 1e-5 * scale, f"{float(found)} by differences, {float(expected)}"
+
+    def test_stands_on_any_grid(self):
+        """Odd, prime, of one token; in its own size, with finite gradients, each example by itself."""
+        if self.axis in BETWEEN:  # their own tests say which grids they halve
+            return
+        for size in GRIDS:
+            for case in self._cases(knobs=False, size=size):
+                whole = Whole(case, case.build())
+                x = case.example(3).requires_grad_()
+                y = whole.train()(x)
+                y.square().sum().backward()
+                assert y.shape == (3, *case.shape) and y.isfinite().all(), str(case)
+                leaves = [x, *whole.parameters()]
+                assert all(leaf.grad is not None and leaf.grad.isfinite().all() for leaf in leaves), str(case)
+                with torch.no_grad():
+                    together, alone = whole.eval()(x), whole(x[1:2])
+                torch.testing.assert_close(alone, together[1:2], rtol=1e-5, atol=1e-5, msg=str(case))
+
+    def test_runs_in_bfloat16(self, plain: Case):
+        whole, x = Whole(plain, plain.build().eval()), plain.example(2)
+        with torch.no_grad():
+            exact = whole(x)
+            rounded = whole.bfloat16()(x if plain.tokens else x.bfloat16()).float()
+        assert rounded.shape == exact.shape and rounded.isfinite().all()
+        assert (rounded - exact).norm() <= 0.1 * exact.norm() + 1e-3
+
+    def test_a_step_along_its_gradients_lowers_a_loss(self, plain: Case):
+        whole, x = Whole(plain, plain.build().train()), plain.example(4)
+        target = torch.randn(4, *plain.shape, generator=torch.Generator().manual_seed(3))
+        parameters = list(whole.parameters())
+        if not parameters:
+            return
+        before = (whole(x) - target).square().mean()
+        grads = torch.autograd.grad(before, parameters)
+        assert any(grad.abs().max() > 0 for grad in grads)
+        step = 1e-3 / torch.stack([grad.norm() for grad in grads]).norm()
+        with torch.no_grad():
+            for parameter, grad in zip(parameters, grads, strict=True):
+                parameter.sub_(step * grad)
+            assert (whole(x) - target).square().mean() < before
+
+    def test_policies_leave_alone_what_has_no_projections(self, plain: Case):
+        """What has some is in the policies' own contract."""
+        module = plain.build().eval()
+        if any(projections(module)) or self.axis not in ("mixer", "gate", "channel_mixer"):
+            return
+        x = plain.example(2)
+        for name in registry.names("quant"):
+            knobs = {knob: found.default for knob, found in registry.get("quant", name).knobs.items()}
+            policy = policy_of(Op(name, tuple(sorted(knobs.items()))))
+            treated = policy.deploy(policy.prepare(copy.deepcopy(module)))
+            assert policy.weight_bytes(module) == stored_bytes(module)
+            with torch.no_grad():
+                assert torch.equal(Whole(plain, treated)(x), Whole(plain, module)(x)), name
 
     @pytest.mark.slow
     def test_is_exported_for_any_number_of_inputs(self, plain: Case):

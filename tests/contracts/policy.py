@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from mixnas.search_space import registry
 from mixnas.search_space.architecture import Op
 from mixnas.search_space.cost import op_cost
+from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.formats.safetensors import load_tensors, save_tensors
 from mixnas.search_space.operators.layers import projections
 from mixnas.search_space.operators.quantization.policy import policy_of, stored_bytes
 
-from .cases import Case, Whole, cases
+from .cases import Case, Whole, cases, refused
 
 BRANCH_AXES = ("mixer", "gate", "channel_mixer")
 
@@ -47,21 +48,34 @@ class PolicyContract:
         quant: The policy, as an architecture names it.
         share: How far the deployed operator may be from the prepared one, as a share of the largest output.
         changes: Whether it changes what an operator computes at all.
+        every_shape: Whether it takes any projection; otherwise those that it says it does not take are left out.
         every_kind: Whether each operator is tried in each kind of task that it serves, or in one.
     """
 
     quant: Op
     share: float = 1e-5
     changes: bool = True
+    every_shape: bool = True
     every_kind: bool = True
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """`case`: each operator of the branches that has projections."""
         if "case" in metafunc.fixturenames:
-            found = quantizable()
+            found = [case for case in quantizable() if not self._refuses(case)]
             if not metafunc.cls.every_kind:
                 found = list({(case.axis, case.op.name): case for case in found}.values())
             metafunc.parametrize("case", found, ids=str)
+
+    @classmethod
+    def _refuses(cls, case: Case) -> bool:
+        return cls.every_shape is False and bool(refused(case.axis, case.op, case.before, cls.quant))
+
+    def test_what_it_refuses_is_refused_by_name(self):
+        left = [case for case in quantizable() if self._refuses(case)]
+        assert len(left) < len(quantizable()) / 3
+        for case in left:
+            with pytest.raises(ConfigError, match="cannot take"):
+                policy_of(self.quant).prepare(case.build())
 
     def test_prepared_layers_keep_parameters_and_names(self, case: Case):
         module = case.build()

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import Counter
 from typing import Any
 
 import numpy as np
 
 from mixnas.search_space import registry
-from mixnas.search_space.architecture import BLOCK_AXES, Architecture
+from mixnas.search_space.architecture import BLOCK_AXES, Architecture, Op
 from mixnas.search_space.network import IOSpec
+from mixnas.search_space.operators.quantization.policy import policy_of
 from mixnas.search_space.space import SearchSpace, Variable
+
+from ..contracts.cases import refused
 
 IMAGE = IOSpec("image", (8, 8), 3, 10)
 SEQUENCE = IOSpec("sequence", (12,), 5, 4)
@@ -53,15 +57,45 @@ def basic(kind: str) -> SearchSpace:
     return SearchSpace.from_dict({"stem": stem, "norm": norms, "stages": [stage, second]})
 
 
+def _each(option: dict[str, Any]) -> list[Op]:
+    """Every operator of an option with lists of values."""
+    knobs = {knob: values for knob, values in option.items() if knob != "name"}
+    return [
+        Op(option["name"], tuple(sorted(zip(knobs, values, strict=True))))
+        for values in itertools.product(*knobs.values())
+    ]
+
+
+def takes_some(quant: Op) -> bool:
+    """Whether a policy takes projections of some shapes only."""
+    check = getattr(policy_of(quant), "check", None)
+    return check is not None and any(check(16, inputs) for inputs in range(1, 300))
+
+
 @functools.cache
 def everything(kind: str) -> SearchSpace:
     """A space in which every registered operator of a kind can occur, each with its knobs at several values."""
 
-    def options(axis: str) -> list[Any]:
+    contexts = [registry.Context(w, s, kind) for w in (16, 32) for s in SIZES[kind]]
+
+    def fits(axis: str, name: str, knobs: dict[str, Any], quants: list[Op]) -> bool:
+        operator = registry.get(axis, name)
+        if operator.check is not None and any(operator.check(context, knobs) for context in contexts):
+            return False
+        if not quants or axis not in ("mixer", "gate", "channel_mixer") or (axis, name) == ("channel_mixer", "none"):
+            return True
+        op = Op(name, tuple(sorted(knobs.items())))
+        return not any(refused(axis, op, context, quant) for context in contexts for quant in quants)
+
+    def options(axis: str, quants: list[Op]) -> list[Any]:
+        """Operators and values that fit at each place, and whose projections all of these policies take."""
         found: list[Any] = []
         for name in registry.names(axis):
             operator = registry.get(axis, name)
             if kind not in operator.kinds:
+                continue
+            defaults = {k: v.default for k, v in operator.knobs.items()}
+            if not operator.knobs and not fits(axis, name, {}, quants):
                 continue
             plain: dict[str, Any] = {"name": name}
             for knob_name, knob in operator.knobs.items():
@@ -71,20 +105,25 @@ def everything(kind: str) -> SearchSpace:
                 values: list[Any] = []
                 for value in tried:
                     normal = knob.normalise(value)
-                    contexts = [registry.Context(w, s, kind) for w in (16, 32) for s in SIZES[kind]]
-                    knobs = {k: v.default for k, v in operator.knobs.items()} | {knob_name: normal}
-                    fits = normal is not None and normal not in values
-                    if fits and (operator.check is None or not any(operator.check(c, knobs) for c in contexts)):
+                    if normal is None or normal in values:
+                        continue
+                    if fits(axis, name, defaults | {knob_name: normal}, quants):
                         values.append(normal)
                 # Operators with many knobs at fewer values each: their combinations are all built.
                 plain[knob_name] = values[:2] if len(operator.knobs) > 2 else values
-            found.append(plain)
+            if all(value != [] for value in plain.values()):
+                found.append(plain)
         return found
 
     stem = {"image": "conv", "sequence": {"name": "linear", "position": ["none", "learned"]}, "causal": "embedding"}
-    block: dict[str, Any] = {axis: options(axis) for axis in BLOCK_AXES} | {"recursion": [1, 2]}
-    stages: list[dict[str, Any]] = [{"width": [16, 32], "depth": [1, 2], "block": block}]
-    by_branch = {"mixer": block["quant"], "channel_mixer": block["quant"]}
+    quants = options("quant", [])
+    free = [quant for quant in quants if not any(map(takes_some, _each(quant)))]
+    # All operators under the policies that take any projection, and those that all policies take under all of them.
+    first = {axis: options(axis, []) for axis in BLOCK_AXES} | {"quant": free, "recursion": [1, 2]}
+    stages: list[dict[str, Any]] = [{"width": [16, 32], "depth": [1, 2], "block": first}]
+    every = [op for quant in quants for op in _each(quant)]
+    block = {axis: options(axis, every) for axis in BLOCK_AXES} | {"recursion": [1, 2]}
+    by_branch = {"mixer": quants, "channel_mixer": quants}
     second = {"width": [16, 32], "depth": [1, 2], "block": block | {"quant": by_branch}}
     stages.append(second | ({"downsample": ["patch", "conv"]} if kind == "image" else {}))
     norms = [name for name in registry.names("norm") if kind in registry.get("norm", name).kinds]
@@ -103,13 +142,17 @@ def covering(space: SearchSpace, times: int = 1, seed: int = 0) -> list[Architec
     """
     rng = np.random.default_rng(seed)
     decks: dict[tuple[str, str, str], list[Any]] = {}
+    every: dict[tuple[str, str, str], list[Any]] = {}
+    for variable in space.variables:
+        known = every.setdefault((variable.axis, variable.option, variable.knob), [])
+        known += [value for value in variable.values if value not in known]
     dealt: Counter[tuple[Any, ...]] = Counter()
 
     def pick(variable: Variable) -> int:
         kind = (variable.axis, variable.option, variable.knob)
         deck = decks.setdefault(kind, [])
         if not deck:
-            deck.extend(variable.values[i] for i in rng.permutation(len(variable.values)))
+            deck.extend(every[kind][i] for i in rng.permutation(len(every[kind])))
         card = next((value for value in deck if value in variable.values), None)
         if card is None:  # this place offers none of the rest
             return int(rng.integers(len(variable.values)))

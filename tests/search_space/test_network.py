@@ -46,7 +46,7 @@ def test_networks_answer_in_the_shape_of_the_head(kind):
 @pytest.mark.parametrize("kind", IOS)
 def test_parameters_and_macs_are_exact(kind):
     io = IOS[kind]
-    for architecture in architectures(kind, 2):
+    for architecture in architectures(kind):
         if "neighborhood_attention" in str(architecture):
             continue  # counts the pairs that attend; the CPU form multiplies whole boxes and masks
         network = Network(architecture, io).eval()
@@ -160,7 +160,7 @@ def test_every_operator_answers_alike_before_and_after_it_is_deployed(kind):
     ("block", "io", "says"),
     [
         ({"mixer": {"name": "attention", "heads": 3}}, "image", r"blocks\.0\.token: mixer .*3 heads do not divide"),
-        ({"gate": "se"}, "causal", "'se' does not serve causal tasks .* Allowed: none, output_sigmoid"),
+        ({"gate": "se"}, "causal", "'se' does not serve causal tasks .* Allowed: .*none, output_sigmoid"),
     ],
 )  # fmt: skip
 def test_an_operator_that_cannot_stand_there_is_refused(block, io, says):

@@ -10,7 +10,7 @@ from mixnas.search_space.network import IOSpec
 from mixnas.search_space.operators.mixers.convnext import ConvNeXt
 from mixnas.search_space.registry import Context
 
-from .catalogue import relative_error
+from ..proofs.catalogue import relative_error
 
 
 class Permute(nn.Module):

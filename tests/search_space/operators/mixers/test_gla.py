@@ -8,7 +8,7 @@ from mixnas.kernels.gated_linear_attention import gated_linear_attention_referen
 from mixnas.search_space.operators.mixers.gla import GatedLinearAttention
 from mixnas.search_space.registry import Context
 
-from .catalogue import drawn, filled, fingerprint, load, relative_error
+from ..proofs.catalogue import drawn, filled, fingerprint, load, relative_error
 
 
 def gla(width, size, kind, **knobs):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from mixnas.search_space.operators.mixers.short_conv_gate import ShortConvGate
 from mixnas.search_space.registry import Context
 
-from .catalogue import load, relative_error
+from ..proofs.catalogue import load, relative_error
 
 
 def short_conv(width, size, kind, form="lfm2", kernel_size=3):

@@ -42,6 +42,7 @@ class TestW8A16(PolicyContract):
 class TestW4A16(PolicyContract):
     quant = Op("w4a16", (("group", 16),))
     share = 0.0
+    every_shape = False
     every_kind = False
 
 
@@ -54,6 +55,7 @@ class TestW4A8(PolicyContract):
 class TestW4A8Learned(PolicyContract):
     quant = Op("w4a8", (("step", "learned"),))
     share = 0.0
+    every_shape = False
     every_kind = False
 
 
@@ -66,12 +68,14 @@ class TestFP8(PolicyContract):
 class TestSparse24(PolicyContract):
     quant = Op("sparse24", (("bits", 32),))
     share = 0.0
+    every_shape = False
     every_kind = False
 
 
 class TestSparse24Int8(PolicyContract):
     quant = Op("sparse24", (("bits", 8),))
     share = 0.0
+    every_shape = False
     every_kind = False
 
 

@@ -1,4 +1,7 @@
-"""The operator catalogue's test vectors: its deterministic fill, and those of its fixtures that lie in tests/data."""
+"""The catalogue's two means: stored answers of the authors' modules (fixtures), and fingerprints with a fixed fill.
+
+The fixtures lie in `tests/data/operators`, the larger ones with one of their two examples.
+"""
 
 from __future__ import annotations
 
@@ -43,6 +46,15 @@ def fingerprint(y: Tensor) -> list[float]:
     """Sum, L2 norm and three entries, as appendix A lists them."""
     flat = y.detach().double().flatten()
     return [float(v) for v in (flat.sum(), flat.norm(), flat[0], flat[flat.numel() // 2], flat[-1])]
+
+
+def fingerprints(y: Tensor, expected: list[float]) -> tuple[Tensor, Tensor]:
+    """Both, each number over the listed one where that is above 1; in float32 without the sum, whose terms cancel."""
+    scale = torch.tensor(expected, dtype=torch.float64).abs().clamp(min=1)
+    found = torch.tensor(fingerprint(y), dtype=torch.float64) / scale
+    listed = torch.tensor(expected, dtype=torch.float64) / scale
+    begin = 0 if y.dtype == torch.float64 else 1
+    return found[begin:], listed[begin:]
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
