@@ -35,6 +35,7 @@ def search_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `nas search`."""
     configured(parser)
     budgeted(parser)
+    parser.add_argument("--data", metavar="PATH", help="your data: a folder of pictures by class; see docs/data.md")
     parser.add_argument("--name", metavar="RUN", help="name of the run (default: task, date and time)")
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything, say what would be done, start nothing"
@@ -47,15 +48,22 @@ def search(args: argparse.Namespace) -> int:
     from mixnas.search.problem import Problem
     from mixnas.search.strategies import STRATEGIES
 
-    config = load_config(args)
-    source = config_name(args)
+    if args.data is None:
+        config, source = load_config(args), config_name(args)
+    else:
+        from mixnas.search.data import config_for
+
+        config = config_for(args.data, base=args.config, settings=settings(args))
+        source = args.config or f"data {args.data}"
     if args.dry_run:
         problem = Problem(config, source)
         strategy = STRATEGIES.name_of(problem.strategy)
         latency = config.latency
         limit = "no limit of time" if config.search.time is None else f"at most {config.search.time:g} s"
         profile = f"a profile of {latency.profile:g} s" if problem.metrics["latency_ms"].cheap else "no profile"
+        summary = problem.record.get("summary")
         lines = [
+            *([f"data          {summary}"] if summary else []),
             f"task          {config.task.name}: {problem.io.kind}, input {'x'.join(map(str, problem.io.size))}",
             f"space         {problem.space.size():,} architectures, {len(problem.space.variables)} choices",
             f"objectives    {', '.join(map(str, problem.objectives))}",

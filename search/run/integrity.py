@@ -20,9 +20,9 @@ from mixnas.search_space.files import check_stamp, digest_of, parse_json, read_b
 
 _WITH_DIGESTS = 3  # since this format
 
-_FILES = ("manifest.json", "config.yaml", "study.journal", "study.summary.json", "trials.csv", "pareto.json")
+_DIGESTED = ("config.yaml", "trials.csv", "pareto.json", "data.json")
+_FILES = ("manifest.json", "study.journal", "study.summary.json", *_DIGESTED)
 _FOLDERS = ("latency", "networks", "exports")
-_DIGESTED = ("config.yaml", "trials.csv", "pareto.json")
 
 
 def check_layout(path: Path) -> None:
@@ -125,6 +125,7 @@ def not_as_written(manifest: Mapping[str, Any], name: str, data: bytes) -> str:
         "config.yaml": "Restore it from a copy, or give a whole one with -c; what may change is changed with --set.",
         "trials.csv": "A resume writes it again from the journal.",
         "pareto.json": "Delete it; a resume writes it again.",
+        "data.json": "Restore it from a copy: it says which examples were trained on.",
     }
     return f"damaged: not what was written. {what[name]}"
 
