@@ -104,7 +104,7 @@ def pictures(args: argparse.Namespace) -> None:
         say(f"{table}\nsearch: {seconds:.0f} s, peak {peak:.0f} MiB")
         run = Run.open(home / "runs" / "shapes")
         front = run.front()
-        exported, _, listed = timed([*nas, "export", "shapes", "--format", "safetensors,torch-export"], home)
+        exported, _, _ = timed([*nas, "export", "shapes", "--format", "safetensors,torch-export"], home)
         (folder,) = (home / "runs" / "shapes" / "exports").iterdir()
         files = sorted((home / "unseen").glob("*/*"))
         asked, _, said = timed([sys.executable, "-I", folder / "load.py", *files], home)
