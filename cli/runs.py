@@ -42,6 +42,7 @@ def search_arguments(parser: argparse.ArgumentParser) -> None:
     configured(parser)
     budgeted(parser)
     _logged(parser)
+    parser.add_argument("--data", metavar="PATH", help="your data: a folder of pictures by class; see docs/data.md")
     parser.add_argument("--name", metavar="RUN", help="name of the run (default: task, date and time)")
     parser.add_argument(
         "--smoke", action="store_true", help="this search in small: through every phase of it in under a minute"
@@ -59,7 +60,13 @@ def search(args: argparse.Namespace) -> int:
     from mixnas.search.smoke import shrunk
     from mixnas.search.strategies import STRATEGIES
 
-    config, source = load_config(args), config_name(args)
+    if args.data is None:
+        config, source = load_config(args), config_name(args)
+    else:
+        from mixnas.search.data import config_for
+
+        config = config_for(args.data, base=args.config, settings=settings(args))
+        source = args.config or f"data {args.data}"
     check_sinks(args.log)
     if args.smoke:
         config, omitted = shrunk(config)
@@ -71,7 +78,9 @@ def search(args: argparse.Namespace) -> int:
         latency = config.latency
         limit = "no limit of time" if config.search.time is None else f"at most {config.search.time:g} s"
         profile = f"a profile of {latency.profile:g} s" if problem.metrics["latency_ms"].cheap else "no profile"
+        summary = problem.record.get("summary")
         lines = [
+            *([f"data          {summary}"] if summary else []),
             f"task          {config.task.name}: {problem.io.kind}, input {'x'.join(map(str, problem.io.size))}",
             f"space         {problem.space.size():,} architectures, {len(problem.space.variables)} choices",
             f"objectives    {', '.join(map(str, problem.objectives))}",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mixnas.evaluators.tasks.decoding import read_picture
 from mixnas.search.policies import used
 from mixnas.search.run.directory import Run
 from mixnas.search.run.front import Front, Member
@@ -60,12 +62,30 @@ def check(name: str) -> Path:
 
 '''
 
+_OF_PICTURES = """
+def classify(picture: str, name: str) -> tuple[str, float]:
+    \"\"\"The class of a picture's file, and its probability, by the network in a file of this folder.\"\"\"
+    pixels = read_picture(picture, SIZE, CHANNELS)
+    outputs = FILES[name](check(name))(pixels[None].astype(np.float32))[0].astype(np.float64)
+    shares = np.exp(outputs - outputs.max())
+    best = int(outputs.argmax())
+    return LABELS[best], float(shares[best] / shares.sum())
+
+"""
+
+_CALLED_WITH_PICTURES = """    for picture in sys.argv[1:]:
+        for name in FILES:
+            print(picture, name, *classify(picture, name))
+    if sys.argv[1:]:
+        sys.exit()
+"""
+
 _LOADER_TAIL = """
 
 FILES = {{{files}}}
-
+{labels}{pictures}
 if __name__ == "__main__":
-    example = np.zeros({shape}, dtype=np.{dtype})
+{called}    example = np.zeros({shape}, dtype=np.{dtype})
     for name, load in FILES.items():
         print(name, "input", example.shape, "output", load(check(name))(example).shape)
 """
@@ -80,15 +100,31 @@ def processor() -> dict[str, Any]:
     return {"instructions": [name for name in _INSTRUCTIONS if name in found]}
 
 
-def loader(wanted: Iterable[Format], io: IOSpec) -> str:
-    """The text of `load.py`: the functions by which the files were verified."""
+def loader(wanted: Iterable[Format], io: IOSpec, data: Mapping[str, Any] | None = None) -> str:
+    """The text of `load.py`: the functions by which the files were verified.
+
+    Args:
+        wanted: Formats of the files.
+        io: What the network reads and answers.
+        data: What the run says of its data (`Run.data`): names of the classes, and how pictures are read.
+    """
+    data = data or {}
     wanted = list(wanted)
     beside = {f.file_name: [f.file_name, *f.beside] for f in wanted}
     head = _LOADER_HEAD.format(beside=_quoted(beside), instructions=_quoted(processor()["instructions"]))
     functions = "".join(f"\n{inspect.getsource(file_format.load)}\n" for file_format in wanted)
     files = ", ".join(f'"{f.file_name}": {f.load.__name__}' for f in wanted)
     example = io.example(1).numpy()
-    return head + functions + _LOADER_TAIL.format(files=files, shape=example.shape, dtype=example.dtype)
+    labels = f"LABELS = {json.dumps(list(map(str, data['labels'])), indent=4)}\n" if data.get("labels") else ""
+    pictures = called = ""
+    if labels and (about := data.get("pictures")):
+        functions += f"\n{inspect.getsource(read_picture)}\n{_OF_PICTURES}"
+        pictures = f"SIZE, CHANNELS = {tuple(map(int, about['size']))}, {int(about['channels'])}\n"
+        called = _CALLED_WITH_PICTURES
+    tail = _LOADER_TAIL.format(
+        files=files, labels=labels, pictures=pictures, called=called, shape=example.shape, dtype=example.dtype
+    )
+    return head + functions + tail
 
 
 def _quoted(plain: Any) -> str:
@@ -125,6 +161,7 @@ def card(
         "device": front.device or manifest.get("device"),
         "versions": manifest["versions"],
         "io": network.io.to_plain(),
+        **{key: value for key, value in run.data().items() if key in ("labels", "pictures", "counts", "summary")},
         "files": dict(files),
         "config": config,
         **({"instead": instead} if instead else {}),
@@ -205,6 +242,7 @@ def readme(plain: Mapping[str, Any], network: Network) -> str:
         f"Found by mixnas for the task {task}: input {_grid(network.io.size, network.io.in_features)}, "
         f"{network.io.num_outputs} outputs.",
         "",
+        *_classes(plain, network.io),
         *[f"- {line}" for line in plain["budget"]],
         *([""] if plain["budget"] else []),
         "| metric | value |",
@@ -265,6 +303,19 @@ def readme(plain: Mapping[str, Any], network: Network) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _classes(plain: Mapping[str, Any], io: IOSpec) -> list[str]:
+    """What goes in and comes out, where the data says it."""
+    lines = [f"Data: {plain['summary']}.", ""] if "summary" in plain else []
+    if plain.get("labels"):
+        lines += [f"Classes, in the order of the outputs: {', '.join(plain['labels'])}.", ""]
+    if io.mean is not None:
+        of = "pixels, 0 to 255" if "pictures" in plain else "numbers"
+        lines += [f"It reads raw {of}: what standardises them is part of the network.", ""]
+    if "pictures" in plain and plain.get("labels"):
+        lines += ["`python load.py PICTURE` prints the class of a picture's file (needs Pillow).", ""]
+    return lines
 
 
 def _products(plain: Mapping[str, Any]) -> list[str]:

@@ -244,13 +244,15 @@ def _write(
     if any(tensor.dtype in _WHOLE for tensor in network.state_dict().values()):
         card["ran"] = [one.to_plain() for one in products_that_ran(network, inputs[:1])]
     card["exported_with"] = {"versions": versions(), "device": device_name("cpu"), **cards.processor()}
-    _describe(folder, wanted, network, card)
+    _describe(folder, wanted, network, card, run.data())
 
 
-def _describe(folder: Path, wanted: Sequence[Format], network: Network, card: dict[str, Any]) -> None:
+def _describe(
+    folder: Path, wanted: Sequence[Format], network: Network, card: dict[str, Any], data: Mapping[str, Any]
+) -> None:
     """What stands beside the network's files."""
     atomic_write(folder / cards.ARCHITECTURE, network.architecture.to_yaml())
-    atomic_write(folder / cards.LOADER, cards.loader(wanted, network.io))
+    atomic_write(folder / cards.LOADER, cards.loader(wanted, network.io, data))
     write_json(folder / cards.CARD, card)
     atomic_write(folder / cards.README, cards.readme(card, network))
     contents = {

@@ -92,7 +92,11 @@ class Job:
         """
         run, problem = self.run, self.problem
         with run, self.progress, self.stop:
+            record = dict(problem.record)
+            run.write_data(record)
             run.write_config(self.config.to_plain())
+            if summary := record.get("summary"):
+                self.progress.note(f"data: {summary}")
             before = run.front() if run.has_front else None
             self._known = before if before is not None and before.final else None
             run.update(finished=None)

@@ -13,6 +13,7 @@ from mixnas.search_space import registry
 from mixnas.search_space.architecture import Architecture, Op
 from mixnas.search_space.errors import ConfigError, NasError
 from mixnas.search_space.operators.folding import fold
+from mixnas.search_space.operators.layers import Standardise
 from mixnas.search_space.operators.quantization.policy import policy_of
 from mixnas.search_space.registry import BETWEEN, Context
 from mixnas.search_space.units import IOSpec, Unit, plan, registry_size_after
@@ -278,6 +279,8 @@ class Network(nn.Module):
             planned = checked_plan(architecture, io)
             with contextlib.nullcontext() if generator is None else seeded(generator):
                 units = build_units(planned, lambda _, unit: build_unit(unit))
+        if io.mean is not None:
+            units = [(name, _reading(module, io) if name == "stem" else module) for name, module in units]
         for name, module in dict(units).items():
             *parents, last = name.split(".")
             nested(self, parents).add_module(last, module)
@@ -312,6 +315,16 @@ class Network(nn.Module):
             self.requires_grad_(False)  # what is deployed is not trained
             self.deployed = True
         return self
+
+
+def _reading(stem: nn.Module, io: IOSpec) -> nn.Module:
+    """A stem that first standardises what it reads: part of the network, not of its unit: nobody counts it."""
+    assert io.mean is not None and io.std is not None
+    wrapper = nn.Sequential()
+    wrapper.add_module("standardise", Standardise(io.mean, io.std).to(next(stem.parameters()).device))
+    for name, operator in stem.named_children():
+        wrapper.add_module(name, operator)
+    return wrapper
 
 
 def build_units(

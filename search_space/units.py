@@ -7,8 +7,9 @@ its axes, not a product. A unit does not know its place: equal units cost and ta
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,10 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 @dataclass(frozen=True)
 class IOSpec:
     """What a task feeds a network and reads from it.
@@ -39,6 +44,8 @@ class IOSpec:
         head: Name of a head: "pool" answers (B, num_outputs), "token" (B, *grid, num_outputs); see `nas ops head`.
         tokens: Whether the input is integers (B, L) rather than features (B, *size, in_features).
         out_size: Grid of the answers, where it is neither one answer ("pool") nor the input's own size.
+        mean, std: Of each input channel. Given both, a network itself begins with (x - mean) / std, and so does what is
+            exported of it: it reads raw numbers, as pixels from 0 to 255.
 
     Raises:
         ConfigError: A kind, an extent or a number that cannot be.
@@ -57,6 +64,8 @@ class IOSpec:
     head: str = "pool"
     tokens: bool = False
     out_size: tuple[int, ...] | None = None
+    mean: tuple[float, ...] | None = field(default=None, repr=False)
+    std: tuple[float, ...] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -75,6 +84,22 @@ class IOSpec:
         for name in ("in_features", "num_outputs"):
             if not _is_count(getattr(self, name)):
                 raise ConfigError(f"IOSpec: {name} is {getattr(self, name)!r}. It must be a whole number from 1.")
+        self._check_normalisation()
+
+    def _check_normalisation(self) -> None:
+        if self.mean is None and self.std is None:
+            return
+        if self.tokens:
+            raise ConfigError("IOSpec: mean and std are of features, and the input is tokens. Leave them out.")
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            numbers = isinstance(value, tuple | list) and all(map(_is_number, value))
+            if not numbers or len(value) != self.in_features or (name == "std" and min(value) <= 0):
+                raise ConfigError(
+                    f"IOSpec: {name} is {value!r}. mean and std are given together, {self.in_features} finite numbers "
+                    "each, one an input channel; std above 0."
+                )
+            object.__setattr__(self, name, tuple(map(float, value)))
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -105,10 +130,11 @@ class IOSpec:
     def to_plain(self) -> dict[str, Any]:
         """Plain data; `from_plain` is its inverse."""
         plain = asdict(self) | {"size": list(self.size)}
-        if self.out_size is None:
-            del plain["out_size"]
-        else:
-            plain["out_size"] = list(self.out_size)
+        for name in ("out_size", "mean", "std"):
+            if plain[name] is None:
+                del plain[name]
+            else:
+                plain[name] = list(plain[name])
         return plain
 
     @classmethod
@@ -120,13 +146,16 @@ class IOSpec:
     def example(
         self, batch_size: int, device: torch.device | str = "cpu", generator: torch.Generator | None = None
     ) -> torch.Tensor:
-        """A random input batch: standard normal features, or uniform tokens."""
+        """A random input batch: normal features, of `mean` and `std` where they are given, or uniform tokens."""
         import torch
 
         shape = (batch_size, *self.size)
         if self.tokens:
             return torch.randint(self.in_features, shape, device=device, generator=generator)
-        return torch.randn(*shape, self.in_features, device=device, generator=generator)
+        x = torch.randn(*shape, self.in_features, device=device, generator=generator)
+        if self.mean is None:
+            return x
+        return x * torch.tensor(self.std, device=device) + torch.tensor(self.mean, device=device)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ positions. A task of your own inherits from it, gives `name`, `io` and the split
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -137,6 +137,7 @@ class Task:
         label_smoothing: Of a classification: share of the target that training spreads over all classes, from 0 to
             below 1.
         train, validation, test: The splits; see `Split`, `Examples`.
+        labels: Names of the classes in the order of the outputs, where they have names.
 
     Examples:
         >>> import mixnas, torch
@@ -159,6 +160,7 @@ class Task:
     train: Examples
     validation: Examples
     test: Examples
+    labels: tuple[str, ...] = ()
 
     _loss_smooths: ClassVar[bool] = True
 
@@ -237,6 +239,14 @@ class Task:
             Inputs of the same shape, and the targets that belong to them: where positions move, targets move along.
         """
         return inputs, targets
+
+    def record(self) -> Mapping[str, Any]:
+        """What a run writes down of its data, as plain data; a resume is refused where it has become another.
+
+        "summary" is shown, and "labels" (and "pictures": size and channels) go into what is exported. The base says
+        its labels, if it has any.
+        """
+        return {"task": self.name, "labels": list(self.labels)} if self.labels else {}
 
     def distillation(self, outputs: Tensor, teacher: Tensor, targets: Tensor) -> Tensor | None:
         """What makes a sub-network answer as the largest one; None where it learns from the targets alone.

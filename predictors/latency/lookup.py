@@ -33,8 +33,8 @@ _WORD = 64  # operators whose presence one integer tells
 
 
 def network_input(io: IOSpec) -> IOSpec:
-    """An input as far as it decides what a network takes: without the grid of the task's targets."""
-    return io if io.out_size is None else replace(io, out_size=None)
+    """An input as far as it decides what a network takes: without the targets' grid and the inputs' mean and spread."""
+    return replace(io, out_size=None, mean=None, std=None)
 
 
 class SpaceUnits:

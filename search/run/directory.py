@@ -47,7 +47,7 @@ from mixnas.search.run.integrity import (
 from mixnas.search.run.trust import mark
 from mixnas.search.study.reading import summary_of
 from mixnas.search_space.errors import ConfigError, IntegrityError, MachineError, NasError, listed, nearest, visible
-from mixnas.search_space.files import atomic_write, digest_of, dump_yaml, parse_yaml, read_bytes
+from mixnas.search_space.files import atomic_write, digest_of, dump_yaml, json_text, parse_json, parse_yaml, read_bytes
 
 FORMAT = 3
 """Since 2, latency is that of branches, not of whole blocks: a run of format 1 can be looked at, not gone on with.
@@ -422,6 +422,34 @@ class Run:
         """Save a configuration whose budget was changed by a resume; see `check_fixed`."""
         self.check_fixed(config)
         self._write("config.yaml", dump_yaml(dict(config)))
+
+    def write_data(self, record: Mapping[str, Any]) -> None:
+        """Write down what the task says of its data, once: `Task.record`.
+
+        Raises:
+            ConfigError: The data has changed since the run was started.
+        """
+        known, now = self.data(), parse_json(json_text(dict(record)), "the task's record")
+        if not known and now:
+            self._write("data.json", json_text(now))
+        changed = [key for key in {**known, **now} if known.get(key) != now.get(key) and key != "summary"]
+        if known and changed:
+            raise ConfigError(
+                f"{self.path}: the data has changed since the run was started ({listed(changed)}; see "
+                f"{self.path / 'data.json'}). Its networks would be judged on what they were trained on. Put the data "
+                "back, or start another run."
+            )
+
+    def data(self) -> dict[str, Any]:
+        """What the task said of its data when the run was started; empty where it said nothing.
+
+        Raises:
+            IntegrityError: The file is not what was written.
+        """
+        if not _is_there(self.path / "data.json"):
+            return {}
+        plain = parse_json(self._read("data.json"), str(self.path / "data.json"))
+        return plain if isinstance(plain, dict) else {}
 
     def write_tables(self, csv_text: str, front: Front) -> None:
         """Write `trials.csv` (`Results.to_csv`) and `pareto.json`."""

@@ -21,13 +21,14 @@ from mixnas.search_space.files import check_stamp, digest_of, parse_json, read_b
 
 _WITH_DIGESTS = 3  # since this format
 
-_FILES = ("manifest.json", "config.yaml", "study.journal", "study.summary.json", "trials.csv", "pareto.json")
+_DIGESTED = ("config.yaml", "trials.csv", "pareto.json", "data.json")
+_FILES = ("manifest.json", "study.journal", "study.summary.json", *_DIGESTED)
 _FOLDERS = ("latency", "networks", "exports")
-_DIGESTED = ("config.yaml", "trials.csv", "pareto.json")
 _AGAIN = {
     "config.yaml": "Restore it from a copy, or give a whole one with -c; what may change is changed with --set.",
     "trials.csv": "A resume writes it again from the journal.",
     "pareto.json": "A resume writes it again.",
+    "data.json": "Restore it from a copy: it says which examples were trained on.",
 }
 ABSENT = ""
 """Stands among the digests of a file where there was none: between the manifest's write and its own it is not there."""

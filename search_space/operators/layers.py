@@ -57,6 +57,28 @@ class Conv(nn.Conv2d):
         return self._conv_forward(x.permute(0, 3, 1, 2), weight, bias).permute(0, 2, 3, 1)
 
 
+class Standardise(nn.Module):
+    """(x - mean) / std of each channel: the first thing that a network does to raw features.
+
+    Args:
+        mean, std: One number a channel.
+
+    Shape:
+        Input and output (..., C).
+    """
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        # Not trained, and known from the interface: nothing of it lies in a file of weights.
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("scale", 1.0 / torch.tensor(std), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        standard: Tensor = (x - self.mean) * self.scale
+        return standard
+
+
 def projections(module: nn.Module) -> Iterator[tuple[str, Linear | Conv]]:
     """The layers inside that a policy may take the place of, by path ("" for the module itself)."""
     for path, layer in module.named_modules():

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,8 @@ from .cases import IOS, once
 FEATURES = IOS["image"]
 TOKENS = IOS["causal"]
 """Reads integers, answers densely."""
+RAW = replace(FEATURES, mean=(127.5, 90.0, -3.25), std=(64.0, 0.5, 7.125))
+"""Reads raw numbers, which the network itself brings to mean 0 and variance 1."""
 
 
 def network_of(architecture: Architecture, io: IOSpec, seed: int = 0) -> Network:
@@ -106,7 +109,7 @@ class FormatContract:
         file_format.write(network, path, {})
         formats.verify(file_format, path, network, IOS[kind].example(3, generator=torch.Generator().manual_seed(0)))
 
-    @pytest.mark.parametrize("io", [FEATURES, TOKENS], ids=["features", "tokens"])
+    @pytest.mark.parametrize("io", [FEATURES, TOKENS, RAW], ids=["features", "tokens", "raw"])
     def test_a_file_loads_where_it_says_and_answers_any_batch(self, file_format, path, io):
         """By the text that an export's `load.py` holds; where the format promises it, without this package."""
         network, x = small(io), io.example(5)

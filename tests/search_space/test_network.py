@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -12,6 +16,7 @@ from mixnas.search_space.enumeration import check_space
 from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.network import Network, checked_plan
 from mixnas.search_space.space import SearchSpace
+from mixnas.search_space.supernet import Supernet
 from mixnas.search_space.units import IOSpec, plan
 
 from .spaces import IMAGE, IOS, covering, everything
@@ -199,3 +204,36 @@ def test_a_stem_that_does_not_fit_the_input_is_refused():
         space = SearchSpace.from_dict({"stem": stem, "stages": [{"width": [8, 16], "block": block}]})
         with pytest.raises(ConfigError, match=says):
             check_space(space, IOS[io])
+
+
+def test_a_network_of_raw_inputs_brings_them_to_mean_0_and_variance_1_itself():
+    """With the same weights it answers to x as the plain one to (x - mean) / std: whole, unit by unit, shared."""
+    plain = IOSpec("image", (8, 8), 3, 5)
+    raw = replace(plain, mean=(100.0, 3.0, -7.0), std=(50.0, 0.25, 2.0))
+    assert IOSpec.from_plain(json.loads(json.dumps(raw.to_plain()))) == raw
+    space = SearchSpace.from_dict(
+        {"stem": "conv", "stages": [{"width": [8, 16], "block": {"mixer": "attention", "channel_mixer": "none"}}]}
+    )
+    supernets = [Supernet(space, io, torch.Generator().manual_seed(0)) for io in (plain, raw)]
+    architecture = space.sample(np.random.default_rng(0))
+    x = raw.example(64, generator=torch.Generator().manual_seed(1))
+    assert 80 < x[..., 0].mean() < 120 and x[..., 1].std() < 0.3
+    standard = (x - torch.tensor(raw.mean)) / torch.tensor(raw.std)
+    for made in ("subnet", "extract"):
+        expected, network = (getattr(supernet, made)(architecture).eval() for supernet in supernets)
+        assert network.state_dict().keys() == expected.state_dict().keys()
+        assert torch.allclose(network(x), expected(standard), atol=1e-5)
+        y = x
+        for _, unit in network.units():
+            y = unit(y)
+        assert torch.equal(y, network(x))
+        assert dict(network.units())["stem"] is network.stem
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"mean": (1.0,) * 3}, {"mean": (1.0,) * 3, "std": (1.0, 0.0, 1.0)}, {"mean": (1.0,), "std": (1.0,)},
+              {"mean": (float("nan"),) * 3, "std": (1.0,) * 3}]
+)  # fmt: skip
+def test_a_mean_and_spread_that_cannot_be_are_refused(wrong):
+    with pytest.raises(ConfigError, match="mean and std are given together, 3 finite numbers"):
+        IOSpec("image", (8, 8), 3, 5, **wrong)

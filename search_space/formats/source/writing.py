@@ -22,6 +22,7 @@ from mixnas.search_space.formats.source.inlining import Standalone
 from mixnas.search_space.formats.source.reading import Symbol
 from mixnas.search_space.network import Network, build_op, checked_plan
 from mixnas.search_space.operators.folding import foldable
+from mixnas.search_space.operators.layers import Standardise
 from mixnas.search_space.operators.quantization.policy import policy_of
 from mixnas.search_space.registry import BETWEEN, Context
 from mixnas.search_space.units import Unit
@@ -194,6 +195,8 @@ class _Writer:
         self._units = dict(checked_plan(network.architecture, network.io))
         self._code = Standalone([*_FRAME_NAMES, "torch", "nn", "Tensor", "Any", "Path", "OrderedDict"])
         self._code.take([Symbol.of(Context)])
+        if network.io.mean is not None:
+            self._code.take([Symbol.of(Standardise)])
         for name, unit in self._units.items():
             for axis, op in unit.choices:
                 self._take(name, axis, op, unit)
@@ -235,7 +238,11 @@ class _Writer:
         if quant is not None and _is_changed(quant, axis, op, unit.before):
             policy = self._code.names[Symbol.of(registry.get("quant", quant.name).build)]
             made = _call("quantized", [_call(policy, _settings(quant)), made])
-        return _call("named", [f"{op.name}={made}"])
+        named = [f"{op.name}={made}"]
+        if axis == "stem" and self._network.io.mean is not None:
+            of = [repr(self._network.io.mean), repr(self._network.io.std)]
+            named.insert(0, f"standardise={_call(self._code.names[Symbol.of(Standardise)], of)}")
+        return _call("named", named)
 
     def _at(self, context: Context) -> str:
         return f"{self._context}({context.width}, {context.size!r}, {context.kind!r})".replace("'", '"')

@@ -1,0 +1,120 @@
+"""Pictures from files. Pillow decodes them; nothing that a file contains is executed, and none unpacks to gigabytes."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixnas.search_space.errors import ConfigError, visible
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+"""As Pillow calls them. Not EPS: it is a program."""
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+"""Of files that are taken for pictures."""
+
+MAX_PIXELS = 1 << 26
+"""A picture with more is refused before it is unpacked: 192 MiB in colour."""
+
+_T = TypeVar("_T")
+
+
+def read_picture(path: str | Path, size: Sequence[int], channels: int) -> NDArray[np.uint8]:
+    """A picture's pixels, (height, width, channels), as a network of these extents reads them. Needs Pillow alone.
+
+    It is turned upright, laid on white where it is transparent, and the largest part of its middle that has the shape
+    is brought to `size` = (height, width). `load.py` of an export holds the text of this function.
+    """
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    height, width = size
+    with Image.open(path, formats=("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")) as image:
+        image.draft(None, (2 * max(size), 2 * max(size)))  # a JPEG need not be unpacked to its full size
+        picture = ImageOps.exif_transpose(image)
+        if picture.mode.startswith("I;16"):
+            picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
+        if picture.mode in ("I", "F"):
+            raise ValueError(f"its pixels are numbers of mode {picture.mode}; 8 or 16 bits a channel can be read")
+        if picture.has_transparency_data:
+            layer = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+        picture = picture.convert("L" if channels == 1 else "RGB")
+        picture = ImageOps.fit(picture, (width, height), method=Image.Resampling.BILINEAR)
+    return np.asarray(picture, dtype=np.uint8).reshape(height, width, channels)
+
+
+def header(path: Path) -> tuple[int, int, bool]:
+    """Width, height and whether it is grey, from a picture's header.
+
+    Raises:
+        ConfigError: No file, no picture, or one that would unpack to more than `MAX_PIXELS`.
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        raise ConfigError(f"{visible(str(path))}: is no file. Take it out of the folder.")
+
+    def looked(image: Image.Image) -> tuple[int, int, bool]:
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise ConfigError(_too_large(path, f"{width}x{height}"))
+        return width, height, image.mode in ("1", "L", "LA", "I;16", "I;16B", "I;16L")
+
+    return _opened(path, looked)
+
+
+def decode(path: Path, size: Sequence[int], channels: int) -> NDArray[np.uint8]:
+    """`read_picture` of a file of a data set, whose `header` was looked at.
+
+    Raises:
+        ConfigError: It cannot be decoded: truncated, damaged, or of a mode that is no picture's.
+    """
+    try:
+        return np.array(read_picture(path, size, channels))  # its own memory, which may be written to
+    except Exception as error:  # a decoder raises whatever it meets
+        raise ConfigError(_undecodable(path, error)) from error
+
+
+def decode_many(paths: Sequence[Path], size: Sequence[int], channels: int) -> Iterator[NDArray[np.uint8]]:
+    """`decode` of each, in order, by a few threads: decoders run outside of Python's lock."""
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        yield from pool.map(lambda path: decode(path, size, channels), paths)
+
+
+def _opened(path: Path, what: Callable[[Image.Image], _T]) -> _T:
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            return what(image)
+    except ConfigError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ConfigError(_too_large(path, "more than it should")) from error
+    except Exception as error:
+        raise ConfigError(_undecodable(path, error)) from error
+
+
+def _too_large(path: Path, extents: str) -> str:
+    return (
+        f"{visible(str(path))}: unpacks to {extents} pixels; at most {MAX_PIXELS:,} are read. Make it smaller, or take "
+        "it out of the folder."
+    )
+
+
+def _undecodable(path: Path, error: Exception) -> str:
+    reason = visible(" ".join(str(error).split()))[:150] or type(error).__name__
+    return (
+        f"{visible(str(path))}: is no picture that can be decoded ({reason}). Allowed: {', '.join(FORMATS)}. Restore "
+        "it, or take it out of the folder."
+    )

@@ -1,0 +1,261 @@
+"""What all tasks on pictures by class have in common, wherever the pictures come from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mixnas.evaluators.tasks.decoding import decode_many
+from mixnas.evaluators.tasks.digits import random_shift
+from mixnas.evaluators.tasks.task import SPLITS, Examples, Task
+from mixnas.search_space.errors import ConfigError
+from mixnas.search_space.units import IOSpec
+
+_UNEVEN = 2.0  # so many times the rarest class the commonest may be before weights are spoken of
+
+
+class Stored:
+    """Pictures in memory, a byte a value.
+
+    Args:
+        pixels: (N, H, W, C) of all splits.
+        targets: (N,).
+        indices: Which of them are this split's.
+    """
+
+    def __init__(self, pixels: Tensor, targets: Tensor, indices: Tensor) -> None:
+        self._pixels, self.targets = pixels[indices], targets[indices]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Examples`; pixels from 0 to 255."""
+        return self._pixels[indices].float(), self.targets[indices]
+
+
+class Decoded:
+    """Pictures in files, decoded each time that they are asked for.
+
+    Args:
+        files: Of all splits.
+        targets: (N,).
+        indices: Which of them are this split's.
+        size: (height, width).
+        channels: 1 or 3.
+    """
+
+    def __init__(
+        self, files: Sequence[Path], targets: Tensor, indices: Tensor, size: tuple[int, int], channels: int
+    ) -> None:
+        self._files = [files[i] for i in indices.tolist()]
+        self.targets, self._size, self._channels = targets[indices], size, channels
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Examples`; pixels from 0 to 255."""
+        pixels = torch.empty(len(indices), *self._size, self._channels)
+        files = [self._files[i] for i in indices.tolist()]
+        for at, picture in enumerate(decode_many(files, self._size, self._channels)):
+            pixels[at] = torch.from_numpy(picture)
+        return pixels, self.targets[indices]
+
+
+def moments(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """(2, C): sum and sum of squares of each channel of one picture or of several, (..., C)."""
+    flat = pixels.reshape(-1, pixels.shape[-1])
+    return np.stack([flat.sum(0, dtype=np.float64), np.square(flat, dtype=np.float64).sum(0)])
+
+
+class PictureTask(Task):
+    """A classification of pictures. Networks read raw pixels, 0 to 255, and standardise them themselves.
+
+    Attributes:
+        labels: The classes' names, in the order of the outputs.
+        counts: Pictures of each class, by split.
+    """
+
+    def set_up(
+        self,
+        splits: Mapping[str, Examples],
+        targets: Mapping[str, Tensor],
+        labels: Sequence[str],
+        size: tuple[int, int],
+        sums: NDArray[np.float64],
+        *,
+        flip: bool,
+        crop: bool,
+        weighted: bool,
+        label_smoothing: float,
+        about: Mapping[str, Any],
+    ) -> None:
+        """What a task's `__init__` ends with.
+
+        Args:
+            splits: By name.
+            targets: Of each split, (n,).
+            labels: Names of the classes.
+            size: (height, width).
+            sums: (2, C), `moments` of all training pictures.
+            flip: Whether training pictures are mirrored left to right.
+            crop: Whether they are shifted, by up to an eighth of their extent.
+            weighted: Whether a class counts the more in training the rarer it is.
+            label_smoothing: See `Task`.
+            about: More for `record`.
+
+        Raises:
+            ConfigError: A class has no picture in one of the splits.
+        """
+        self.labels = tuple(labels)
+        self.label_smoothing = label_smoothing
+        self.train, self.validation, self.test = (splits[name] for name in SPLITS)
+        counted = {name: np.bincount(targets[name].numpy(), minlength=len(labels)) for name in SPLITS}
+        for name, counts in counted.items():
+            if not counts.all():
+                empty = self.labels[int(np.argmin(counts))]
+                raise ConfigError(
+                    f"task {self.name}: class {empty!r} has no picture in {name}. Each needs one at least."
+                )
+        self.counts = {name: counts.tolist() for name, counts in counted.items()}
+        values = sum(self.counts["train"]) * size[0] * size[1]
+        mean = sums[0] / values
+        spread = np.sqrt(np.maximum(sums[1] / values - mean**2, 0.0))
+        spread[spread < 0.5] = 1.0  # all of one colour: there is nothing to divide by
+        kept = [[round(float(v), 4) for v in numbers] for numbers in (mean, spread)]
+        self.io = IOSpec("image", size, len(mean), len(labels), mean=tuple(kept[0]), std=tuple(kept[1]))
+        self._flip, self._shift = flip, max(1, min(size) // 8) if crop else 0
+        self._weights = None
+        if weighted:
+            train = counted["train"]
+            self._weights = torch.tensor(train.sum() / (len(train) * train), dtype=torch.float32)
+        self._about = dict(about)
+
+    # -- what is told -------------------------------------------------------------------------------------------------
+
+    def record(self) -> dict[str, Any]:
+        """What a run writes down of its data: classes, how many pictures of each, what networks read, the split."""
+        assert self.io.mean is not None and self.io.std is not None
+        return {
+            "task": self.name,
+            "summary": self.summary(),
+            "labels": list(self.labels),
+            "counts": self.counts,
+            "pictures": {
+                "size": list(self.io.size),
+                "channels": self.io.in_features,
+                "mean": list(self.io.mean),
+                "std": list(self.io.std),
+            },
+            **self._about,
+        }
+
+    def summary(self) -> str:
+        """The data in one line or two."""
+        of_each = np.sum([self.counts[name] for name in SPLITS], axis=0)
+        cut = "/".join(str(sum(self.counts[name])) for name in SPLITS)
+        size, colours = "x".join(map(str, self.io.size)), "grey" if self.io.in_features == 1 else "colour"
+        low, high = int(of_each.min()), int(of_each.max())
+        each = f"{low:,} of each" if low == high else f"{low:,} to {high:,} of each"
+        text = (
+            f"{int(of_each.sum()):,} pictures of {len(self.labels)} classes, {each}; {cut} for train/validation/test; "
+            f"read as {size} {colours}"
+        )
+        if high > _UNEVEN * low:
+            rare, common = self.labels[int(of_each.argmin())], self.labels[int(of_each.argmax())]
+            text += f". Uneven: {rare!r} has {low:,}, {common!r} {high:,}"
+            text += "; training is weighted" if self._weights is not None else "; weighted: true makes up for it"
+        return text
+
+    # -- training -----------------------------------------------------------------------------------------------------
+
+    def training_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """See `Task`; a mean that is weighted by class, where that is asked for."""
+        if self._weights is None:
+            return super().training_loss(outputs, targets)
+        weights = self._weights.to(outputs)
+        return F.cross_entropy(outputs, targets, weight=weights, label_smoothing=self.label_smoothing)
+
+    def augment(self, inputs: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Mirror half of the pictures, and shift each; what comes in has the mean colour."""
+        if self._flip:
+            drawn = torch.rand(len(inputs), generator=generator, device=inputs.device) < 0.5
+            inputs = torch.where(drawn[:, None, None, None], inputs.flip(2), inputs)
+        if self._shift:
+            assert self.io.mean is not None
+            inputs = random_shift(inputs, self._shift, sum(self.io.mean) / len(self.io.mean), generator)
+        return inputs, targets
+
+
+# -- splits --------------------------------------------------------------------------------------------------------
+
+
+def cut(
+    labels: NDArray[np.integer], shares: Mapping[str, float], seed: int, names: Sequence[str], where: str
+) -> dict[str, NDArray[np.intp]]:
+    """Sorted indices of disjoint splits that together hold everything: each class in the given shares, at least one.
+
+    Args:
+        labels: (N,).
+        shares: By split, the first taking what the others leave.
+        seed: Of the order; RandomState's stream is frozen by NumPy's compatibility policy.
+        names: Of the classes, for messages.
+        where: The data, for messages.
+
+    Raises:
+        ConfigError: A class has fewer pictures than there are splits.
+    """
+    rng = np.random.RandomState(seed)
+    parts: dict[str, list[NDArray[np.intp]]] = {split: [] for split in shares}
+    first, *others = shares
+    for label, name in enumerate(names):
+        indices = rng.permutation(np.flatnonzero(labels == label))
+        if len(indices) < len(shares):
+            raise ConfigError(
+                f"{where}: class {name!r} has {len(indices)} of {len(shares)} pictures that it needs at least, one for "
+                f"each of {', '.join(shares)}. Give more, or take the class out."
+            )
+        counts = [max(1, round(shares[split] * len(indices))) for split in others]
+        while sum(counts) >= len(indices):  # at least one is left to the first
+            counts[int(np.argmax(counts))] -= 1
+        for split, chunk in zip([*others, first], np.split(indices, np.cumsum(counts)), strict=True):
+            parts[split].append(chunk)
+    return {split: np.sort(np.concatenate(chunks)) for split, chunks in parts.items()}
+
+
+def check_shares(where: str, validation: float, test: float, seed: int) -> None:
+    """Refuse shares and a seed that cannot be."""
+    for name, value in (("validation", validation), ("test", test)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+            raise ConfigError(f"{where}: {name} is {value!r}, it must be a share between 0 and 1.")
+    if validation + test >= 1:
+        raise ConfigError(
+            f"{where}: validation and test are {validation + test:g} together; some must be left to train."
+        )
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 32:
+        raise ConfigError(f"{where}: seed is {seed!r}, it must be a whole number from 0.")
+
+
+def check_flags(where: str, **flags: object) -> None:
+    """Refuse a switch that is neither true nor false."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise ConfigError(f"{where}: {name} is {value!r}. Allowed: true, false.")
+
+
+def digest_of_arrays(*arrays: NDArray[Any]) -> str:
+    """SHA-256 of arrays, their types and shapes: what tells a run that its data has changed."""
+    total = hashlib.sha256()
+    for array in arrays:
+        total.update(f"{array.dtype} {array.shape};".encode())
+        total.update(np.ascontiguousarray(array).data)
+    return total.hexdigest()
