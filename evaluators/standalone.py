@@ -51,7 +51,7 @@ class StandaloneSpec:
 
 
 class StandaloneEvaluator:
-    """Trains each architecture from scratch; an `Evaluator`, and `Apart`: latency is measured where the search runs.
+    """Trains each architecture from scratch; an `Evaluator`, and `Apart`: latency is measured where it searches.
 
     Every architecture is trained with the same seed, hence on the same batches: differences between two of them are
     then theirs rather than those of luck.

@@ -80,7 +80,7 @@ class StoredSpec:
 
 
 class SupernetEvaluator:
-    """Judges sub-networks of one super-network; an `Evaluator`, and `Apart`: latency is predicted where the search runs.
+    """Judges sub-networks of one super-network; an `Evaluator`, and `Apart`: latency is predicted where it searches.
 
     Args:
         spec: What it is made from.

@@ -19,7 +19,7 @@ _LOOK_SECONDS = 0.5
 @ENGINES.register("local")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LocalEngine(Engine):
-    """In this process, one batch after the other; or in processes of its own, each taking the next trial when it is free.
+    """In this process, one batch after the other; or in processes of its own, of which each takes the next trial.
 
     Attributes:
         batch: Architectures that are proposed and evaluated together; of several workers, that each has at hand: with 2

@@ -1,13 +1,14 @@
 """Ray on this machine, in a session of processes of its own that ends with whoever started it. A script; see `main`.
 
-Two processes: one watches, and knows nothing of Ray; its child starts Ray. The first ends all of the session, and removes
-its folder, when its standard input ends (its caller has, in whatever way) or its child does. Ray itself would leave
-agents behind for a minute after a kill, and the folder for good.
+Two processes: one watches, and knows nothing of Ray; its child starts Ray. The first ends all of the session, and
+removes its folder, when its standard input ends (its caller has, in whatever way) or its child does. Ray itself would
+leave agents behind for a minute after a kill, and the folder for good.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import select
@@ -22,6 +23,7 @@ from typing import Any
 
 _LONGEST = 36  # characters of a folder's name: those of Ray's sockets in it may have 107
 _LOOK_SECONDS = 0.2
+_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of Linux
 END_SECONDS = 10.0
 
 
@@ -47,6 +49,18 @@ def end_session(session: int) -> None:
         time.sleep(0.02)
 
 
+def _adopt() -> None:
+    """Have orphans of this session become this process's children: in a container nobody else may bury them."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
+
+
+def _bury() -> None:
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
 def _folder(wanted: str | None) -> str:
     """A new folder for Ray's files, whose name is short."""
     under = wanted or tempfile.gettempdir()
@@ -59,6 +73,7 @@ def _watch(options: dict[str, Any]) -> None:
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # Ctrl-C is for the caller
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    _adopt()
     folder = _folder(options.pop("under"))
     print(json.dumps({"folder": folder}), flush=True)
     try:
@@ -70,6 +85,7 @@ def _watch(options: dict[str, Any]) -> None:
                 break
     finally:
         end_session(os.getsid(0))
+        _bury()
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -11,6 +11,7 @@ import secrets
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,14 +23,16 @@ from types import TracebackType
 from typing import Any
 
 from mixnas.search.engines.on_ray import _head
-from mixnas.search_space.errors import MachineError, NasError, StoppedEarly
+from mixnas.search_space.errors import ConfigError, MachineError, NasError, StoppedEarly
 from mixnas.search_space.extensions import VARIABLE
 
 _START_SECONDS = 120.0
+_KNOCK_SECONDS = 10.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # what a driver and what it starts are told before they import Ray
 _ALWAYS = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # which says things whatever it is asked
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
@@ -46,11 +49,52 @@ def _token() -> str:
     return secrets.token_hex(32)
 
 
-def _settings(*, own: bool) -> dict[str, str]:
+def _environment(*, own: bool) -> dict[str, str]:
     """What the environment says to Ray: of a cluster that is started here, or of another."""
     if not own:
         return _ALWAYS
     return {**_ALWAYS, _LOOPBACK: "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _token()}
+
+
+@contextlib.contextmanager
+def settings(*, own: bool) -> Iterator[None]:
+    """Within it a connection of this process is as one of a search: to Ray as it is started here, or elsewhere.
+
+    Raises:
+        NasError: Ray is not installed.
+    """
+    changed = _environment(own=own)
+    before = {name: os.environ.get(name) for name in changed}
+    os.environ.update(changed)
+    try:
+        from ray._private import ray_constants
+
+        everywhere = ray_constants.ENABLE_RAY_CLUSTER
+        if own:  # this process may have imported Ray before it was told
+            ray_constants.ENABLE_RAY_CLUSTER = False
+        _read_again()
+        try:
+            yield
+        finally:
+            ray_constants.ENABLE_RAY_CLUSTER = everywhere
+    except ImportError as error:
+        raise NasError(f"search.engine: Ray cannot be imported ({error}). Install 'ray[tune]'.") from error
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        if "ray" in sys.modules:
+            _read_again()
+
+
+def _read_again() -> None:
+    """Have Ray read the environment again, which it did when it was imported."""
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _cores() -> int:
@@ -126,7 +170,7 @@ class Head:
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Head:
-        environment = os.environ | _settings(own=True)
+        environment = os.environ | _environment(own=True)
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(self._share.threads)
         self._process = subprocess.Popen(
@@ -228,7 +272,7 @@ class Cluster:
         if (ray := sys.modules.get("ray")) is not None and ray.is_initialized():
             raise NasError("search.engine: this process is connected to Ray already. Call ray.shutdown() before it.")
         try:
-            self._undo.enter_context(_environment(_settings(own=self._head is not None)))
+            self._undo.enter_context(settings(own=self._head is not None))
             if self._head is not None:
                 self._undo.enter_context(self._head)
             self._connect()
@@ -243,16 +287,11 @@ class Cluster:
         self._end()
 
     def _connect(self) -> None:
-        try:
-            import ray
-            from ray._private import ray_constants
-        except ImportError as error:
-            raise NasError(f"search.engine: Ray cannot be imported ({error}). Install 'ray[tune]'.") from error
-        address = self._address
-        if self._head is not None:
-            address = self._head.address
-            # this process may have imported Ray before it was told
-            self._undo.enter_context(_attribute(ray_constants, "ENABLE_RAY_CLUSTER", False))
+        import ray
+
+        address = self._address if self._head is None else self._head.address
+        if address != "auto":
+            _knock(address)
         before = {number: signal.getsignal(number) for number in _SIGNALS}
         try:
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
@@ -376,28 +415,18 @@ def tried() -> str:
     return f"{took}, listens on {'the loopback only' if not open_to_others else 'other addresses than the loopback'}"
 
 
-@contextlib.contextmanager
-def _environment(changed: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in changed}
-    os.environ.update(changed)
+def _knock(address: str) -> None:
+    """Refuse an address at which nobody listens: Ray would look for it for minutes."""
+    host, _, port = address.rpartition("/")[2].rpartition(":")
+    if not host or not port.isdigit():
+        raise ConfigError(f"search.engine: address: {address!r} is none. Allowed: HOST:PORT, or auto.")
     try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-@contextlib.contextmanager
-def _attribute(module: Any, name: str, value: object) -> Iterator[None]:
-    before = getattr(module, name)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        setattr(module, name, before)
+        socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS).close()
+    except OSError as error:
+        raise NasError(
+            f"search.engine: no Ray cluster answers at {address}: {error}. Start one (ray start --head), or leave "
+            "address out to have one started on this machine."
+        ) from error
 
 
 @contextlib.contextmanager

@@ -1,12 +1,14 @@
 """Trials carried out by Ray Tune, for those that take seconds or more.
 
-Tune owns the loop: its `suggest` is the session's `next`, and a result is told to the session before Tune has dealt with
-it. Tune keeps nothing that a resume needs.
+Tune owns the loop: its `suggest` is the session's `next`, and a result is told to the session before Tune has dealt
+with it. Tune keeps nothing that a resume needs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -70,7 +72,8 @@ def run_in_tune(cluster: Cluster, session: Session, errands: Errands, limit: flo
         ),
     )
     try:
-        tuner.fit()
+        with contextlib.redirect_stdout(sys.stderr):  # ours is for results
+            tuner.fit()
     except Exception as error:
         cluster.check()
         raise (flights.error or NasError(f"Ray Tune failed: {error}")) from error
@@ -90,6 +93,9 @@ class _Flights:
         self._flying: dict[str, Errand] = {}
         self._begun: dict[str, float] = {}
         self.error: Exception | None = None
+
+    def __reduce__(self) -> Any:
+        return object, ()  # Tune saves all that it is given; what a resume needs is in the study
 
     def _guarded(self, do: Callable[[], None]) -> None:
         try:
