@@ -69,6 +69,17 @@ def _packages() -> Iterator[Finding]:
         )
 
 
+def _ray() -> Finding:
+    from mixnas.search.engines.on_ray.cluster import tried
+    from mixnas.search_space.errors import NasError
+
+    try:
+        found = tried()
+    except NasError as error:
+        return Finding("Ray here", f"does not work: {error}", None, "engine: {name: local, workers: 2} needs no Ray")
+    return Finding("Ray here", found, "loopback only" in found, "nas search --engine ray")
+
+
 def _triton() -> Finding:
     version = _version("triton") or _version("pytorch-triton")
     if sys.platform != "linux":
@@ -123,6 +134,8 @@ def examine() -> list[Finding]:
         from mixnas.predictors.measuring.device import device_name
 
         findings += [_gpu(), *_cpu(), Finding("device name", device_name(), None, "as in nas latency query --device")]
+    if _version("ray") is not None and _version("torch") is not None:
+        findings.append(_ray())
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     findings.append(Finding("disk", f"{free:.1f} GiB free here", free > 1, "" if free > 1 else "runs need about 1 GiB"))
     return findings

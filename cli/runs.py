@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from mixnas.cli.overview import overview
 from mixnas.cli.printing import colored, number, print_json, print_table
-from mixnas.cli.verbs import Verb, budgeted, config_name, configured, load_config, settings, trusting
+from mixnas.cli.verbs import Verb, budgeted, config_name, configured, engine_settings, load_config, settings, trusting
 from mixnas.search_space.errors import ConfigError, IntegrityError, StoppedEarly
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ def search(args: argparse.Namespace) -> int:
     else:
         from mixnas.search.data import config_for
 
-        config = config_for(args.data, base=args.config, settings=settings(args))
+        changed = [*engine_settings(args, args.read), *settings(args)]
+        config = config_for(args.data, base=args.config, settings=changed)
         source = args.config or f"data {args.data}"
     check_sinks(args.log)
     if args.smoke:
@@ -88,6 +89,7 @@ def search(args: argparse.Namespace) -> int:
             f"search        {config.search.trials} trials by {strategy}, {config.search.evaluator}, {limit}, seed "
             f"{config.search.seed}",
             *([f"super-network {_supernet_time(config)}"] if config.search.evaluator == "supernet" else []),
+            f"engine        {_engine(config)}",
             f"latency       of {problem.device}, {latency.runtime}, {latency.threads} threads, batch size "
             f"{latency.batch_size}; {profile}",
             "nothing was started (--dry-run)",
@@ -115,6 +117,16 @@ def _take_away(run: Run) -> None:
     seconds |= {"export": exported - begun, "report": time.monotonic() - exported}
     took = ", ".join(f"{name} {spent:.1f} s" for name, spent in seconds.items())
     print(f"--smoke: every phase was gone through ({took}); the numbers of {run.path} mean nothing", file=sys.stderr)
+
+
+def _engine(config: Config) -> str:
+    """Its name, and what is not as it is by default."""
+    plain = config.search.engine.to_plain()
+    options = {} if isinstance(plain, str) else {key: value for key, value in plain.items() if key != "name"}
+    name = plain if isinstance(plain, str) else plain["name"]
+    default = type(config.search.engine)()
+    told = [f"{key} {value}" for key, value in options.items() if value != getattr(default, key)]
+    return ", ".join([name, *told])
 
 
 def _supernet_time(config: Config) -> str:
@@ -174,12 +186,14 @@ def resume_arguments(parser: argparse.ArgumentParser) -> None:
 def resume(args: argparse.Namespace) -> int:
     """Go on with a run."""
     from mixnas.search.job import reopen
+    from mixnas.search.run.directory import Run
     from mixnas.search.sinks import check as check_sinks
+    from mixnas.search_space.files import load_yaml
 
     check_sinks(args.log)
-    run, config = reopen(
-        args.run, args.runs, config=args.config, settings=settings(args), trust=args.trust, plain=args.read
-    )
+    plain = Run.open(args.run, args.runs).config() if args.config is None else args.read or load_yaml(args.config)
+    changed = [*engine_settings(args, plain), *settings(args)]
+    run, config = reopen(args.run, args.runs, config=args.config, settings=changed, trust=args.trust, plain=args.read)
     return _execute(args, run, config)
 
 

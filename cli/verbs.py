@@ -8,7 +8,8 @@ Its `PLACE` says where they stand in the help. These files are imported for ever
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +66,9 @@ def budgeted(parser: argparse.ArgumentParser) -> None:
     """The arguments of verbs that search."""
     parser.add_argument("--trials", type=int, help="architectures to evaluate, in all")
     parser.add_argument("--time", metavar="T", help="time limit of the search phase, e.g. 5m")
+    parser.add_argument("--engine", metavar="NAME", help="what carries the trials out: local, or ray")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes that evaluate")
+    parser.add_argument("--address", metavar="A", help="of a Ray cluster, HOST:PORT or auto (default: one of its own)")
 
 
 def trusting(parser: argparse.ArgumentParser) -> None:
@@ -86,6 +90,25 @@ def settings(args: argparse.Namespace) -> list[str]:
     return found
 
 
+def engine_settings(args: argparse.Namespace, plain: Any) -> list[str]:
+    """`--engine`, `--workers` and `--address` as a setting; an engine that stays keeps its other options.
+
+    Args:
+        args: Of the command line.
+        plain: The configuration that they change.
+    """
+    given = {name: getattr(args, name, None) for name in ("workers", "address")}
+    given = {name: value for name, value in given.items() if value is not None}
+    name = getattr(args, "engine", None) or ("ray" if "address" in given else None)
+    if name is None and not given:
+        return []
+    search = plain.get("search") if isinstance(plain, Mapping) else None
+    before = (search.get("engine") if isinstance(search, Mapping) else None) or "local"
+    before = dict(before) if isinstance(before, Mapping) else {"name": before}
+    kept = before if name in (None, before.get("name")) else {"name": name}
+    return [f"search.engine={json.dumps({**kept, **given})}"]
+
+
 def config_name(args: argparse.Namespace) -> str:
     """The configuration's file, for messages."""
     return str(args.config or DEFAULT_CONFIG.name)
@@ -94,8 +117,12 @@ def config_name(args: argparse.Namespace) -> str:
 def load_config(args: argparse.Namespace) -> Config:
     """The configuration that was asked for, or the embedded one."""
     from mixnas.search import config
+    from mixnas.search_space.files import load_yaml
 
-    return config.load_config(args.config or DEFAULT_CONFIG, settings=settings(args), plain=args.read)
+    path = args.config or DEFAULT_CONFIG
+    plain = load_yaml(path) if args.read is None else args.read
+    changed = [*engine_settings(args, plain), *settings(args)]
+    return config.load_config(path, settings=changed, plain=plain)
 
 
 def load_space(args: argparse.Namespace) -> tuple[Config, Any, Any]:

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -55,10 +55,13 @@ class Request:
     Attributes:
         architecture: Which.
         fidelity: Share of the full effort (epochs, steps), above 0 and at most 1.
+        parts: How many parts a training batch is worked through in, one after the other: with 2, what a step keeps in
+            memory is about half.
     """
 
     architecture: Architecture
     fidelity: float = 1.0
+    parts: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +123,24 @@ class Evaluator(Protocol):
     @property
     def spec(self) -> EvaluatorSpec:
         """Plain, picklable; `spec.open()` makes this evaluator again, in any process."""
+
+
+@runtime_checkable
+class Apart(Protocol):
+    """What an `Evaluator` may be besides: its evaluations come in two parts, of which the first may be done anywhere.
+
+    The second, latency, belongs to the machine that searches: it is measured there, or its predictor lies there.
+    """
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing else may run on this machine during `complete`, because something is measured."""
+
+    def elsewhere(self) -> EvaluatorSpec:
+        """Makes an evaluator of first parts, in any process of any machine: it holds all that this takes."""
+
+    def complete(self, request: Request, outcome: Outcome) -> Outcome:
+        """The whole outcome, of a first part's that did not fail; what goes wrong is its failure (see `attempt`)."""
 
 
 class EvaluatorSpec(Protocol):

@@ -34,6 +34,7 @@ class StandaloneSpec:
         seed: Of the initial weights, the order of examples and the augmentation.
         latency: What latency is measured of; None leaves it out.
         device: Where networks are trained, "cpu" or a CUDA device; None for where latency is measured, or a CPU.
+        keep: Whether outcomes have the network of a shortened training too, for whoever measures it.
     """
 
     task: str | Mapping[str, Any]
@@ -42,6 +43,7 @@ class StandaloneSpec:
     seed: int = 0
     latency: LatencySpec | None = None
     device: str | None = None
+    keep: bool = False
 
     def open(self) -> StandaloneEvaluator:
         """Make the evaluator."""
@@ -49,7 +51,7 @@ class StandaloneSpec:
 
 
 class StandaloneEvaluator:
-    """Trains each architecture from scratch; an `Evaluator`.
+    """Trains each architecture from scratch; an `Evaluator`, and `Apart`: latency is measured where it searches.
 
     Every architecture is trained with the same seed, hence on the same batches: differences between two of them are
     then theirs rather than those of luck.
@@ -65,6 +67,7 @@ class StandaloneEvaluator:
     """
 
     finishing = "judge on the test split"  # a trial ends with the final weights
+    quiet = True
 
     def __init__(
         self,
@@ -91,6 +94,10 @@ class StandaloneEvaluator:
         """See `Evaluator`."""
         return replace(self._spec, latency=None if self.latency is None else self.latency.spec)
 
+    def elsewhere(self) -> StandaloneSpec:
+        """See `Apart`: it trains and judges, and its outcomes have the network, which `complete` measures."""
+        return replace(self._spec, latency=None, device=self.device, keep=True)
+
     @property
     def metrics(self) -> Mapping[str, Metric]:
         """See `Evaluator`. An outcome also has train_steps, train_seconds, the ends of the latency's interval and
@@ -111,7 +118,7 @@ class StandaloneEvaluator:
         return [attempt(self._evaluate, request) for request in requests]
 
     def _evaluate(self, request: Request) -> Outcome:
-        network, result = self.train(request.architecture, fidelity=request.fidelity)
+        network, result = self.train(request.architecture, fidelity=request.fidelity, parts=request.parts)
         judged = evaluate(network, self.task, "validation", device=self.device)
         metrics = {
             **judged.named(self.task.metric),
@@ -119,17 +126,29 @@ class StandaloneEvaluator:
             "train_steps": float(result.steps),
             "train_seconds": result.seconds,
         }
+        return self._measured(request, Outcome(metrics, network=network))
+
+    def complete(self, request: Request, outcome: Outcome) -> Outcome:
+        """See `Apart`: the latency of a network that was trained elsewhere."""
+        found = attempt(lambda asked: self._measured(asked, outcome), request)
+        return replace(found, seconds=outcome.seconds + found.seconds)
+
+    def _measured(self, request: Request, outcome: Outcome) -> Outcome:
+        """With its latency, if there is one to be measured; the network is kept of a whole training only."""
+        metrics, network = dict(outcome.metrics), outcome.network
+        assert network is not None
         if self.latency is not None:
             (latency,) = self.latency.measure([network])
-            metrics["latency_ms"] = latency.ms
-            metrics |= latency.ends
-        return Outcome(metrics, network=network.cpu() if request.fidelity == 1 else None)
+            metrics |= {"latency_ms": latency.ms, **latency.ends}
+        kept = network.cpu() if request.fidelity == 1 or self._spec.keep else None
+        return replace(outcome, metrics=metrics, network=kept)
 
     def train(
         self,
         architecture: Architecture,
         *,
         fidelity: float = 1.0,
+        parts: int = 1,
         report: Report = SILENT,
         should_stop: Callable[[], bool] | None = None,
     ) -> tuple[Network, TrainResult]:
@@ -138,6 +157,7 @@ class StandaloneEvaluator:
         Args:
             architecture: Which.
             fidelity: Share of the steps.
+            parts: See `Request`.
             report: Told of the steps.
             should_stop: Asked before each step.
 
@@ -154,6 +174,7 @@ class StandaloneEvaluator:
             self._shortened(fidelity),
             generator=generator,
             device=self.device,
+            parts=parts,
             report=report,
             should_stop=should_stop,
         )

@@ -145,6 +145,7 @@ def train(
     *,
     generator: torch.Generator,
     device: str | torch.device = "cpu",
+    parts: int = 1,
     report: Report = SILENT,
     should_stop: Callable[[], bool] | None = None,
 ) -> TrainResult:
@@ -159,6 +160,7 @@ def train(
         config: How.
         generator: On the CPU; source of the order of examples, augmentation and dropout.
         device: Where.
+        parts: See `Request`. The gradient is that of the whole batch, but for norms over a batch, which see a part.
         report: Given `(step, steps, loss=..., score=...)`, the loss of a batch, and the validation score where it was
             just measured; what it raises ends the training.
         should_stop: Asked before each step.
@@ -193,17 +195,20 @@ def train(
             lr = learning_rate(step, steps, config.lr, config.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            with precision_of(config, device):
-                loss = task.training_loss(network(x), y)
             optimizer.zero_grad()
-            loss.backward()
+            loss = torch.zeros((), device=device)
+            for some_x, some_y in _in_parts(x, y, parts):
+                with precision_of(config, device):
+                    share = task.training_loss(network(some_x), some_y) * (len(some_x) / len(x))
+                share.backward()
+                loss = loss + share.detach()
             if config.clip:
                 nn.utils.clip_grad_norm_(parameters, config.clip, foreach=True)
             optimizer.step()
             step += 1
             if average:
                 update_average(average, parameters, config.ema, step)
-            losses.append(loss.detach())
+            losses.append(loss)
             if step % check_every == 0 or step == steps:
                 report(step, steps, loss=_last_finite(losses[-check_every:], step))
                 del losses[: -batches.per_epoch]
@@ -227,6 +232,11 @@ def train(
         seconds=time.perf_counter() - started,
         validations=tuple(validations),
     )
+
+
+def _in_parts(x: Tensor, y: Tensor, parts: int) -> Iterator[tuple[Tensor, Tensor]]:
+    parts = min(parts, len(x))
+    return zip(x.tensor_split(parts), y.tensor_split(parts), strict=True)
 
 
 @torch.inference_mode()

@@ -25,6 +25,7 @@ from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any
 
+from mixnas.evaluators.answering import answered, set_threads
 from mixnas.evaluators.protocol import Evaluator, EvaluatorSpec, Outcome, Request, attempt
 from mixnas.predictors.measuring.measure import fixed_threads
 from mixnas.search_space.errors import MachineError, NasError, StoppedEarly
@@ -34,6 +35,7 @@ _logger = logging.getLogger(__name__)
 
 _TRIES = 3
 _OPEN_SECONDS = 300.0
+_STILLBORN = 3  # so many replacements in a row that end before they are ready are no accident
 _TELL_SECONDS = 0.2  # between two messages about the progress of one task
 _WORTH_SECONDS = 30.0  # of work left, as the work so far lets expect: workers take some seconds to start
 FINISH, EVALUATE = "finish", "evaluate"
@@ -43,6 +45,17 @@ class WorkersUnavailableError(NasError):
     """Workers cannot make the evaluator; the caller's own process may."""
 
 
+@dataclass(frozen=True, slots=True)
+class Lost(Outcome):
+    """A task that was not answered, with the reason as its failure: its process ended, or was ended.
+
+    Attributes:
+        late: Whether it was ended because the task took too long.
+    """
+
+    late: bool = False
+
+
 @dataclass(slots=True)
 class _Task:
     key: int
@@ -50,6 +63,7 @@ class _Task:
     request: Request
     tries: int = 0
     done: float = 0.0
+    since: float = 0.0
 
 
 class _Worker:
@@ -90,14 +104,19 @@ class Workers:
         spec: What the workers' evaluators are made from.
         count: Processes.
         threads: Of each, inside an operator.
+        tries: How often a task is begun whose process ends, until it is `Lost`.
+        limit: Seconds that a task may take, until its process is ended and it is `Lost`; None for no limit.
     """
 
     spec: EvaluatorSpec
     count: int
     threads: int = 1
+    tries: int = _TRIES
+    limit: float | None = None
     _workers: list[_Worker] = field(default_factory=list, init=False)
     _queue: deque[_Task] = field(default_factory=deque, init=False)
     _pickled: bytes = field(default=b"", init=False)
+    _stillborn: int = field(default=0, init=False)
 
     def __enter__(self) -> Workers:
         return self
@@ -175,63 +194,106 @@ class Workers:
         for worker in self._workers:
             if self._queue and worker.ready and worker.task is None:
                 worker.task = task = self._queue.popleft()
-                task.tries, task.done = task.tries + 1, 0.0
+                task.tries, task.done, task.since = task.tries + 1, 0.0, time.monotonic()
                 worker.tell(task.what, task.request)
 
     def answers(self, timeout: float | None = None) -> Iterator[tuple[int, Outcome]]:
         """What was answered meanwhile; waits for something to happen, which may be progress only.
 
-        A process that dies is replaced and its task tried again; one that three processes died of has failed, unless
-        they were killed from outside.
+        A process that dies is replaced and its task tried again; one that too many processes died of is `Lost`, unless
+        they were killed from outside while they brought a network to its final weights. One that took longer than the
+        limit is `Lost` at once.
 
         Args:
             timeout: Seconds to wait at most.
 
         Raises:
+            NasError: What the evaluator raised itself, or a process cannot be replaced.
             MachineError: The disk or the memory of this machine is used up, as far as that can be told.
 
         Yields:
             The key of a task and its outcome; of `FINISH` the outcome's network is what `Evaluator.finish` gave.
         """
         by_connection = {worker.connection: worker for worker in self._workers}
-        for connection in wait(list(by_connection), timeout):
+        found: list[tuple[int, Outcome]] = []
+        for connection in wait(list(by_connection), self._patience(timeout)):
             worker = by_connection[connection]  # type: ignore[index]
             try:
                 kind, value = pickle.loads(worker.connection.recv_bytes())
             except (EOFError, OSError):
-                yield from self._replace(worker)
+                found += self._replace(worker)
                 continue
             if kind == "ready":
-                worker.ready = True
-            elif kind == "machine":  # no failure of the architecture: as in this process, it ends the work
-                raise MachineError(value)
+                worker.ready, self._stillborn = True, 0
+            elif kind == "raised":  # no failure of the architecture: as in this process, it ends the work
+                raise value
             elif kind == "failed":  # a replacement that cannot do what the first ones could
                 raise NasError(f"a worker that took a dead one's place could not begin: {value}")
             elif worker.task is not None and kind == "progress":
                 worker.task.done = value
             elif worker.task is not None:
                 key, worker.task = worker.task.key, None
-                yield key, value
-        self._deal()
+                found.append((key, value))
+        found += self._end_late()
+        self._deal()  # before anybody looks at an answer, so that no process waits for that
+        yield from found
 
-    def _replace(self, worker: _Worker) -> Iterator[tuple[int, Outcome]]:
+    def _patience(self, timeout: float | None) -> float | None:
+        """How long to wait: until the next task is late, at most."""
+        begun = [worker.task.since for worker in self._workers if worker.task is not None]
+        if self.limit is None or not begun:
+            return timeout
+        left = max(0.0, min(begun) + self.limit - time.monotonic())
+        return left if timeout is None else min(timeout, left)
+
+    def _end_late(self) -> list[tuple[int, Outcome]]:
+        now, found = time.monotonic(), []
+        for worker in list(self._workers):
+            task = worker.task
+            if self.limit is not None and task is not None and now - task.since >= self.limit:
+                worker.end()
+                self._workers[self._workers.index(worker)] = self._start()
+                reason = f"took longer than the limit of {self.limit:g} s"
+                found.append((task.key, Lost(failure=reason, seconds=now - task.since, late=True)))
+        return found
+
+    def _replace(self, worker: _Worker) -> list[tuple[int, Outcome]]:
         status, task, began = worker.end(), worker.task, worker.ready
-        self._workers.remove(worker)
-        if not began:
-            raise NasError(f"a worker ended with status {status} while it was starting.")
-        self._workers.append(self._start())
+        self._stillborn += not began
+        if self._stillborn >= _STILLBORN:
+            raise NasError(f"{_STILLBORN} workers in a row ended while they were starting, the last with {status}.")
+        self._workers[self._workers.index(worker)] = self._start()
         if task is None:
-            return
-        if task.tries < _TRIES:
+            return []
+        if task.tries < self.tries:
             self._queue.appendleft(task)
-        elif status == -signal.SIGKILL:  # nobody here sends it: where memory ends, the system does
+            return []
+        if (
+            task.what == FINISH and status == -signal.SIGKILL
+        ):  # nobody here sends it: where memory ends, the system does
             raise MachineError(
-                f"architecture {task.request.architecture.id}: its process was killed from outside (signal 9) {_TRIES} "
-                "times, as the system does when memory ends. Free some, or make batches or the space smaller."
+                f"architecture {task.request.architecture.id}: its process was killed from outside (signal 9) "
+                f"{self.tries} times, as the system does when memory ends. Free some, or make batches or the space "
+                "smaller."
             )
-        else:
-            how = f"signal {-status}" if status < 0 else f"status {status}"
-            yield task.key, Outcome(failure=f"the process that did it ended by {how}, {_TRIES} times")
+        how = f"signal {-status}" if status < 0 else f"status {status}"
+        often = f", {self.tries} times" if self.tries > 1 else ""
+        reason = f"the process that did it ended by {how}{often}"
+        return [(task.key, Lost(failure=reason, seconds=time.monotonic() - task.since))]
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within it the processes stand still, and no time passes for the limit."""
+        begun = time.monotonic()
+        for worker in self._workers:
+            worker.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for worker in self._workers:
+                worker.process.send_signal(signal.SIGCONT)
+                if worker.task is not None:
+                    worker.task.since += time.monotonic() - begun
 
 
 def share_of_threads(tasks: int) -> tuple[int, int]:
@@ -269,11 +331,7 @@ def serve(descriptor: int) -> None:
         evaluator = _made(connection, threads, spec)
         while evaluator is not None:
             what, request = pickle.loads(connection.recv_bytes())
-            try:
-                answer: tuple[str, Any] = ("answer", _answer(evaluator, what, request, connection))
-            except MachineError as error:
-                answer = ("machine", str(error))
-            connection.send_bytes(pickle.dumps(answer))
+            connection.send_bytes(pickle.dumps(_answer(evaluator, what, request, connection)))
     except (EOFError, OSError):
         return
 
@@ -285,25 +343,27 @@ def _end_with_the_caller() -> None:
 
 
 def _made(connection: Connection, threads: int, spec: bytes) -> Evaluator | None:
-    import torch
-
-    torch.set_num_threads(threads)
     try:
-        evaluator = pickle.loads(spec).open()
+        made = pickle.loads(spec)
+        set_threads(threads)
+        evaluator: Evaluator = made.open()
         evaluator.prepare()
     except Exception as error:
         connection.send_bytes(pickle.dumps(("failed", f"{type(error).__name__}: {error}")))
         return None
     connection.send_bytes(pickle.dumps(("ready", "")))
-    made: Evaluator = evaluator
-    return made
+    return evaluator
 
 
-def _answer(evaluator: Evaluator, what: str, request: Request, connection: Connection) -> Outcome:
+def _answer(evaluator: Evaluator, what: str, request: Request, connection: Connection) -> tuple[str, Any]:
     if what == EVALUATE:
-        (outcome,) = evaluator.evaluate([request])
-        return outcome
-    return attempt(lambda asked: Outcome(network=evaluator.finish(asked.architecture, _Told(connection))), request)
+        found = answered(evaluator, [request])
+        return ("raised", found) if isinstance(found, NasError) else ("answer", found[0])
+    try:
+        done = attempt(lambda asked: Outcome(network=evaluator.finish(asked.architecture, _Told(connection))), request)
+    except MachineError as error:
+        return "raised", error
+    return "answer", done
 
 
 def finish_all(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,8 +60,27 @@ class SupernetSpec:
         return SupernetEvaluator(self)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredSpec:
+    """What an evaluator of first parts is made from that needs no file: it judges with these weights.
+
+    Attributes:
+        spec: Without latency and checkpoint.
+        weights: Of the trained super-network, by name.
+    """
+
+    spec: SupernetSpec
+    weights: Mapping[str, np.ndarray]
+
+    def open(self) -> SupernetEvaluator:
+        """Make the evaluator, prepared. Matrices and kernels are used where they lie, and never written to."""
+        evaluator = SupernetEvaluator(self.spec)
+        evaluator.judge_with(self.weights)
+        return evaluator
+
+
 class SupernetEvaluator:
-    """Judges sub-networks of one super-network; an `Evaluator`.
+    """Judges sub-networks of one super-network; an `Evaluator`, and `Apart`: latency is predicted where it searches.
 
     Args:
         spec: What it is made from.
@@ -90,6 +110,15 @@ class SupernetEvaluator:
         """See `Evaluator`."""
         return replace(self._spec, latency=None if self.latency is None else self.latency.spec)
 
+    quiet = False
+
+    def elsewhere(self) -> StoredSpec:
+        """See `Apart`: the weights of the super-network go along."""
+        supernet = self._prepared().supernet
+        weights = {name: tensor.detach().cpu().numpy() for name, tensor in supernet.state_dict().items()}
+        spec = replace(self._spec, latency=None, checkpoint=None, device=self.device)
+        return StoredSpec(spec=spec, weights=weights)
+
     @property
     def metrics(self) -> Mapping[str, Metric]:
         """See `Evaluator`."""
@@ -115,7 +144,7 @@ class SupernetEvaluator:
     def _trained(self, report: Report, should_stop: Callable[[], bool] | None) -> SubnetJudge:
         spec = self._spec
         supernet = Supernet(self.space, self.task.io, torch.Generator().manual_seed(spec.seed))
-        judge = SubnetJudge(supernet, self.task, device=self.device, seed=spec.seed, probe=spec.supernet.probe)
+        judge = self._judge_of(supernet)
         if spec.checkpoint is not None and is_trained(spec.checkpoint):
             self._train(supernet, SILENT, should_stop)
         else:
@@ -126,6 +155,23 @@ class SupernetEvaluator:
                     told = {f"{self.task.metric} of the largest": inherited}
                     phase(result.steps, result.steps, loss=result.loss, **told)
         return judge
+
+    def _judge_of(self, supernet: Supernet) -> SubnetJudge:
+        spec = self._spec
+        return SubnetJudge(supernet, self.task, device=self.device, seed=spec.seed, probe=spec.supernet.probe)
+
+    def judge_with(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Be prepared with the weights of a super-network that was trained elsewhere; see `StoredSpec`."""
+        supernet = Supernet(self.space, self.task.io, torch.Generator().manual_seed(self._spec.seed))
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that an array is not to be written to, which nobody does
+            for name, parameter in supernet.named_parameters():
+                stored = torch.from_numpy(weights[name])
+                # what is found anew for each sub-network, statistics and ranges, are vectors and numbers
+                parameter.data = stored if stored.ndim > 1 else stored.clone()
+            for name, buffer in supernet.named_buffers():
+                buffer.copy_(torch.from_numpy(weights[name]))
+        self._judge = self._judge_of(supernet)
 
     def _train(self, supernet: Supernet, report: Report, should_stop: Callable[[], bool] | None) -> SupernetResult:
         return train_supernet(
@@ -159,10 +205,18 @@ class SupernetEvaluator:
 
     def _evaluate(self, request: Request) -> Outcome:
         architecture, io = request.architecture, self.task.io
-        metrics = {**self._prepared()(architecture), **costs(architecture, io)}
-        if self.latency is not None:
-            metrics["latency_ms"] = self.latency.predict(architecture, io).ms
-        return Outcome(metrics)
+        return self._predicted(request, Outcome({**self._prepared()(architecture), **costs(architecture, io)}))
+
+    def complete(self, request: Request, outcome: Outcome) -> Outcome:
+        """See `Apart`: with the latency that is predicted."""
+        found = attempt(lambda asked: self._predicted(asked, outcome), request)
+        return replace(found, seconds=outcome.seconds + found.seconds)
+
+    def _predicted(self, request: Request, outcome: Outcome) -> Outcome:
+        if self.latency is None:
+            return outcome
+        found = self.latency.predict(request.architecture, self.task.io)
+        return replace(outcome, metrics={**outcome.metrics, "latency_ms": found.ms})
 
     def finish(
         self, architecture: Architecture, report: Report = SILENT, should_stop: Callable[[], bool] | None = None

@@ -18,12 +18,14 @@ loop, as Ray Tune does, its `suggest` is `session.next(1)` and its `on_trial_com
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mixnas.evaluators.protocol import Evaluator
-from mixnas.search.engines.session import Session
 from mixnas.search.naming import Registry
 from mixnas.search_space.schema import Schema
+
+if TYPE_CHECKING:  # a worker that runs code of this package needs neither a study nor torch
+    from mixnas.evaluators.protocol import Evaluator
+    from mixnas.search.engines.session import Session
 
 
 class Engine(ABC):

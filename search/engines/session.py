@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -29,6 +30,7 @@ _logger = logging.getLogger(__name__)
 
 _SAME_FAILURES = 5  # so many failures from the start, all for the same reason, are the set-up's fault
 _CHECKPOINT_SECONDS = 15.0
+_LATEST = 50  # trials that say how long one takes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +39,7 @@ class Budget:
 
     Attributes:
         trials: Evaluations (done or failed) in the whole study, with those of earlier sessions.
-        seconds: Wall-clock time of this session; None for no limit.
+        seconds: Wall-clock time of this session, from when it is first asked for a proposal; None for no limit.
     """
 
     trials: int
@@ -79,7 +81,8 @@ class Session:
     ) -> None:
         self._study, self._budget, self._stop = study, budget, stop or StopSignal()
         self._report, self._keep, self._on_trial, self._checkpoint = report, keep, on_trial, checkpoint
-        self._started = self._last_checkpoint = time.monotonic()
+        self._started: float | None = None
+        self._last_checkpoint = time.monotonic()
         self._in_flight: dict[int, tuple[Proposal, float]] = {}  # by trial number, with when it was proposed
         self._unreported: deque[TrialRecord] = deque()
         self._first_failures: list[str] | None = []
@@ -121,11 +124,13 @@ class Session:
         Raises:
             InfeasibleError: See `SearchStudy.ask`.
         """
+        if self._started is None:  # what an engine needs to start its workers is no time of the search
+            self._started = time.monotonic()
         self._tell_progress()
         self._maybe_checkpoint()
         if self.over:
             return []
-        wanted = min(count, self._budget.trials - self._study.results.evaluated - len(self._in_flight))
+        wanted = min(count, self.left)
         proposals: list[Proposal] = []
         if wanted > 0:
             self._study.begin_batch(wanted)
@@ -148,15 +153,34 @@ class Session:
         return proposals
 
     @property
+    def left(self) -> int:
+        """How many more trials the budget lets be proposed."""
+        return max(0, self._budget.trials - self._study.results.evaluated - len(self._in_flight))
+
+    @property
+    def evaluated(self) -> int:
+        """How many trials the study has."""
+        return self._study.results.evaluated
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop was asked for."""
+        return self._stop.requested
+
+    @property
     def over(self) -> bool:
         """Whether nothing more will be proposed; something may still be in flight."""
         if self._ending is None:
             done, budget = self._study.results.evaluated, self._budget
             if done >= budget.trials:
                 self._ending = Ending("trials", f"{done} trials evaluated.")
-            elif budget.seconds is not None and time.monotonic() - self._started >= budget.seconds:
+            elif self._time_is_up():
                 self._ending = Ending("time", f"the time is up after {done} of {budget.trials} trials.")
         return self._ending is not None or self._stop.requested
+
+    def _time_is_up(self) -> bool:
+        limit, begun = self._budget.seconds, self._started
+        return limit is not None and begun is not None and time.monotonic() - begun >= limit
 
     def ending(self) -> Ending:
         """Why the search ended.
@@ -207,6 +231,22 @@ class Session:
         self._report_safe_trials()
         self._check_first(record)
         return record
+
+    def retried(self, proposal: Proposal, reason: str) -> None:
+        """Note that what is in flight is tried again: whoever did it could not.
+
+        Raises:
+            NasError: The proposal is none that is in flight.
+        """
+        self._check_in_flight(proposal)
+        _logger.warning("trial %d (%s) is tried again: %s", proposal.number, proposal.architecture.id, reason)
+        with self._stop.shield():
+            self._study.note_retry(proposal, reason)
+
+    def seconds(self) -> float | None:
+        """How long the study's latest trials took, their median; None before there are any."""
+        found = [record.seconds for record in self._study.results.records[-_LATEST:] if record.status == "done"]
+        return statistics.median(found) if found else None
 
     def _check_in_flight(self, proposal: Proposal) -> float:
         """When it was proposed."""

@@ -9,7 +9,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, GPSampler
 from optuna.study import Study
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from mixnas.search.strategies import STRATEGIES, Acceptable, Cheap, Question, Strategy
 from mixnas.search.strategies.drawing import MAX_DRAWS, distributions_of, trial_generator
@@ -56,7 +56,9 @@ class ConditionalGP(GPSampler):
         search_space: dict[str, BaseDistribution],
     ) -> dict[str, Any]:
         completed = [self._filled(trial) for trial in completed_trials]
-        return super()._sample_relative_impl(study, completed, running_trials, search_space)
+        # Optuna leaves those out that have not all choices; the one that is asked for has none yet
+        running = [self._filled(t) for t in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) if t.params]
+        return super()._sample_relative_impl(study, completed, running, search_space)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]

@@ -18,7 +18,7 @@ from mixnas.search.study.optuna_internals import reseed_tpe
 @STRATEGIES.register("tpe")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TPE(Strategy):
-    """Multivariate, one density per group of choices that are active together."""
+    """Multivariate, one density per group of choices that are active together; what is in flight counts as not good."""
 
     def make(self, question: Question, cheap: Cheap | None, acceptable: Acceptable) -> BaseSampler:
         """See `Strategy`."""
@@ -31,7 +31,7 @@ class ConditionalTPE(TPESampler):
     def __init__(self, *, seed: int) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            super().__init__(seed=seed, multivariate=True, group=True, constant_liar=False)
+            super().__init__(seed=seed, multivariate=True, group=True, constant_liar=True)
         self._seed = seed
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:

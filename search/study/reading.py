@@ -156,6 +156,7 @@ _ATTRIBUTES: Mapping[str, type | tuple[type, ...]] = {
     "metrics": dict,
     "failure": str,
     "seconds": (int, float),
+    "retries": list,
 }
 
 
@@ -240,6 +241,7 @@ def _record(number: int, trial: _Trial) -> TrialRecord:
         metrics=metrics,
         seconds=seconds,
         failure=failure,
+        retries=tuple(map(str, attrs.get("retries", ()))),
     )
 
 

@@ -34,6 +34,7 @@ class TrialRecord:
         metrics: Everything that the evaluator returned.
         seconds: Time of the evaluation.
         failure: Why it failed, was interrupted or not evaluated.
+        retries: Why it was tried again, each time that it was.
     """
 
     number: int
@@ -43,6 +44,7 @@ class TrialRecord:
     metrics: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     failure: str = ""
+    retries: tuple[str, ...] = ()
 
     @cached_property
     def architecture(self) -> Architecture:

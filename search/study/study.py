@@ -71,6 +71,7 @@ def _record(trial: FrozenTrial) -> TrialRecord:
         metrics=attrs.get("metrics", {}),
         seconds=attrs.get("seconds", 0.0),
         failure=attrs.get("failure", ""),
+        retries=tuple(attrs.get("retries", ())),
     )
 
 
@@ -318,6 +319,12 @@ class SearchStudy:
         values = [float(plain[o.name]) for o in self.results.objectives]
         self.optuna_study.tell(trial, values=values)
         return self._add(proposal.trial)
+
+    def note_retry(self, proposal: Proposal, reason: str) -> None:
+        """Note with a trial that it is tried again, and why."""
+        before = stored(self.optuna_study, proposal.trial).user_attrs.get("retries", [])
+        proposal.trial.set_user_attr("retries", [*before, reason])
+        self._backend.flush()
 
     def has_ended(self, proposal: Proposal) -> bool:
         """Whether its end is in the study, though `tell` may not have returned."""

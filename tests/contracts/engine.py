@@ -6,6 +6,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -36,28 +38,72 @@ def carry_out(engine: Engine, study: SearchStudy, evaluator: Evaluator, budget: 
         return session.ending()
 
 
-class Counted:
-    """The made-up metrics, with what was evaluated; from the n-th evaluation on it does something else first."""
+class Kill:
+    """Sends this process's signal, from whichever process evaluates; a second time a little later, if asked to."""
 
-    def __init__(self, n: int = 10**9, then=lambda: None) -> None:
-        self.ids: list[str] = []
-        self._lock = threading.Lock()
-        self._n, self._then = n, then
+    def __init__(self, number: int, times: int = 1) -> None:
+        self._pid, self._number, self._times = os.getpid(), number, times
+
+    def __call__(self) -> None:
+        for i in range(self._times):
+            os.kill(self._pid, self._number)
+            if i + 1 < self._times and self._pid != os.getpid():
+                time.sleep(0.5)  # signals are not queued: one that comes before the first is delivered is lost
+        if self._times > 1:
+            threading.Event().wait(0.2)  # a worker's thread: the main thread hears it
+
+
+class Sleep:
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def __call__(self) -> None:
+        time.sleep(self._seconds)
+
+
+class Counted:
+    """The made-up metrics, and a file that gets the id of each architecture that is evaluated, in whichever process.
+
+    At the n-th evaluation it does something else first; with `later`, at each from then on.
+    """
+
+    def __init__(self, path: Path, n: int = 10**9, then: Callable[[], object] | None = None, later: bool = False):
+        self._path, self._n, self._then, self._later = path, n, then, later
+        path.touch()
+
+    @property
+    def ids(self) -> list[str]:
+        return self._path.read_text().split()
 
     def __call__(self, architecture):
-        with self._lock:
-            self.ids.append(architecture.id)
+        with open(self._path, "a") as file:
+            file.write(f"{architecture.id}\n")
+        if self._then is not None:
             count = len(self.ids)
-        if count >= self._n:
-            self._then()
+            if count == self._n or (self._later and count > self._n):
+                self._then()
         return analytic(architecture)
+
+
+def fragile(architecture):
+    if int(architecture.id, 16) % 3 == 0:
+        raise ValueError("every third\nor so")
+    return analytic(architecture)
+
+
+def broken(architecture):
+    raise OSError(f"no data for {int(architecture.id, 16)}")
+
+
+def stopped(architecture):
+    raise StoppedEarly("asked to")
 
 
 class EngineContract:
     """See the module."""
 
     def test_every_trial_of_the_budget_is_carried_out_once(self, engine, tmp_path):
-        counted = Counted()
+        counted = Counted(tmp_path / "ids")
         with study_at(tmp_path / "j") as study:
             finish = carry_out(engine, study, FromFunction(counted), Budget(trials=25))
             assert finish.reason == "trials"
@@ -68,18 +114,13 @@ class EngineContract:
 
     def test_nothing_in_flight_is_evaluated_twice(self, engine, tmp_path):
         """To the last architecture of a small space, where proposals are bound to meet."""
-        counted = Counted()
+        counted = Counted(tmp_path / "ids")
         with study_at(tmp_path / "j", TINY) as study:
             finish = carry_out(engine, study, FromFunction(counted), Budget(trials=1000))
             assert finish.reason == "exhausted"
             assert len(counted.ids) == len(set(counted.ids)) == study.space.size()
 
     def test_failures_are_recorded_and_count(self, engine, tmp_path):
-        def fragile(architecture):
-            if int(architecture.id, 16) % 3 == 0:
-                raise ValueError("every third\nor so")
-            return analytic(architecture)
-
         with study_at(tmp_path / "j") as study:
             carry_out(engine, study, FromFunction(fragile), Budget(trials=30))
             failed = [r for r in study.results.records if r.status == "failed"]
@@ -88,50 +129,39 @@ class EngineContract:
             assert all(int(r.id, 16) % 3 == 0 for r in failed)
 
     def test_when_the_first_trials_all_fail_alike_it_stops(self, engine, tmp_path):
-        def broken(architecture):
-            raise OSError(f"no data for {int(architecture.id, 16)}")
-
         with study_at(tmp_path / "j") as study:
             with pytest.raises(NasError, match="first 5 trials all failed for the same reason: OSError: no data"):
                 carry_out(engine, study, FromFunction(broken), Budget(trials=50))
             assert study.results.counts["failed"] == 5 and study.results.counts["running"] == 0
 
     def test_the_time_is_a_budget(self, engine, tmp_path):
-        counted = Counted(1, lambda: time.sleep(0.02))
+        counted = Counted(tmp_path / "ids", 1, Sleep(0.02), later=True)
         with study_at(tmp_path / "j") as study:
             finish = carry_out(engine, study, FromFunction(counted), Budget(trials=10_000, seconds=0.3))
             assert finish.reason == "time" and 0 < study.results.evaluated == len(counted.ids) < 1000
 
     def test_a_stop_finishes_what_is_in_flight_and_a_resume_goes_on(self, engine, tmp_path):
-        stop = StopSignal()
-        counted = Counted(4, stop.request)
+        counted = Counted(tmp_path / "ids", 4, Kill(signal.SIGINT))
         with study_at(tmp_path / "j") as study:
-            with pytest.raises(StoppedEarly, match="of 40 trials"):
+            with StopSignal() as stop, pytest.raises(StoppedEarly, match="of 40 trials"):
                 carry_out(engine, study, FromFunction(counted), Budget(trials=40), stop=stop)
             assert study.results.counts == {"done": len(counted.ids)} and 4 <= len(counted.ids) < 40
-        again = Counted()
+        again = Counted(tmp_path / "more ids")
         with study_at(tmp_path / "j") as study:
             carry_out(engine, study, FromFunction(again), Budget(trials=40))
             assert study.results.counts["done"] == 40 and len(set(counted.ids + again.ids)) == 40
 
     def test_an_abort_marks_what_is_in_flight_as_interrupted(self, engine, tmp_path):
-        def interrupt():
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
-            threading.Event().wait(0.2)  # a worker's thread: the main thread hears it
-
         path = tmp_path / "j"
+        counted = Counted(tmp_path / "ids", 9, Kill(signal.SIGINT, times=2))
         with study_at(path) as study:
             with StopSignal() as stop, pytest.raises((KeyboardInterrupt, StoppedEarly)):
-                carry_out(engine, study, FromFunction(Counted(9, interrupt)), Budget(trials=50), stop=stop)
+                carry_out(engine, study, FromFunction(counted), Budget(trials=50), stop=stop)
             assert study.results.counts["running"] == 0
         counts = read_results(path, OBJECTIVES, CONSTRAINTS).counts
         assert counts["done"] >= 6 and set(counts) <= {"done", "interrupted"}
 
     def test_what_an_evaluator_raises_itself_ends_it(self, engine, tmp_path):
-        def stopped(architecture):
-            raise StoppedEarly("asked to")
-
         with study_at(tmp_path / "j") as study:
             with pytest.raises(StoppedEarly, match="asked to"):
                 carry_out(engine, study, FromFunction(stopped), Budget(trials=5))

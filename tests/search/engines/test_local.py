@@ -16,3 +16,9 @@ class TestInBatches(EngineContract):
     @pytest.fixture
     def engine(self):
         return LocalEngine(batch=4)
+
+
+class TestInWorkers(EngineContract):
+    @pytest.fixture
+    def engine(self):
+        return LocalEngine(workers=2)

@@ -1,0 +1,114 @@
+"""Ray on this machine, in a session of processes of its own that ends with whoever started it. A script; see `main`.
+
+Two processes: one watches, and knows nothing of Ray; its child starts Ray. The first ends all of the session, and
+removes its folder, when its standard input ends (its caller has, in whatever way) or its child does. Ray itself would
+leave agents behind for a minute after a kill, and the folder for good.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+_LONGEST = 36  # characters of a folder's name: those of Ray's sockets in it may have 107
+_LOOK_SECONDS = 0.2
+_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of Linux
+END_SECONDS = 10.0
+
+
+def processes_of(session: int) -> list[int]:
+    """The processes of a session but for this one; zombies have ended."""
+    found = []
+    for entry in Path("/proc").iterdir() if Path("/proc").exists() else ():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                state, _, _, theirs = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+                if int(theirs) == session and state != "Z" and int(entry.name) != os.getpid():
+                    found.append(int(entry.name))
+    return found
+
+
+def end_session(session: int) -> None:
+    """Kill every process of a session, those too that are born meanwhile."""
+    until = time.monotonic() + END_SECONDS
+    while (left := processes_of(session)) and time.monotonic() < until:
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def _adopt() -> None:
+    """Have orphans of this session become this process's children: in a container nobody else may bury them."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
+
+
+def _bury() -> None:
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def _folder(wanted: str | None) -> str:
+    """A new folder for Ray's files, whose name is short."""
+    under = wanted or tempfile.gettempdir()
+    if wanted is None and len(under) > _LONGEST - len("/ray-12345678"):
+        under = "/tmp"
+    return tempfile.mkdtemp(prefix="ray-", dir=under)
+
+
+def _watch(options: dict[str, Any]) -> None:
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # Ctrl-C is for the caller
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    _adopt()
+    folder = _folder(options.pop("under"))
+    print(json.dumps({"folder": folder}), flush=True)
+    try:
+        command = [sys.executable, "-P", __file__, "start", json.dumps({**options, "_temp_dir": folder})]
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, cwd=folder)
+        while child.poll() is None:
+            ready, _, _ = select.select([sys.stdin], [], [], _LOOK_SECONDS)
+            if ready and not os.read(sys.stdin.fileno(), 100):
+                break
+    finally:
+        end_session(os.getsid(0))
+        _bury()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(options: dict[str, Any]) -> None:
+    import ray
+
+    try:
+        context = ray.init("local", **options, log_to_driver=False, logging_level="ERROR")
+    except Exception as error:
+        print(json.dumps({"failure": f"{type(error).__name__}: {error}"}), flush=True)
+        return
+    print(json.dumps({"address": context.address_info["gcs_address"]}), flush=True)
+    sys.stdin.read()
+
+
+def main() -> None:
+    """`_head.py watch OPTIONS`, options of `ray.init` as JSON, and `under`: where its folder is made.
+
+    It says, a line of JSON each, `folder`, and then `address` or `failure`.
+    """
+    what, options = sys.argv[1], json.loads(sys.argv[2])
+    (_watch if what == "watch" else _start)(options)
+
+
+if __name__ == "__main__":
+    main()

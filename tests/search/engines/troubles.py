@@ -1,0 +1,80 @@
+"""Evaluators whose evaluations end their process, hang or run out of memory. Workers import this, so it is light."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from mixnas.evaluators.protocol import Outcome, attempt
+from tests.search.problems import FromFunction, analytic
+
+
+class OutOfMemoryError(RuntimeError):
+    """Called as torch calls a GPU's."""
+
+
+def end():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stand_still():
+    os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(3600)
+
+
+def hang():
+    time.sleep(3600)
+
+
+class Troubled(FromFunction):
+    """The made-up metrics after `seconds`; a line "id pid" in `path` for each evaluation that was begun.
+
+    At the evaluations whose numbers stand in `at` something happens first. Of five architectures in a row of ids, one
+    ends its process each time (`deadly`), one is too large for the memory at hand, and fits in two parts or never
+    (`large`), and one is not a number (`odd`).
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        at: dict[int, Callable[[], object]] | None = None,
+        seconds: float = 0.0,
+        deadly: bool = False,
+        large: bool = False,
+        odd: bool = False,
+    ):
+        self.path, self._at, self._seconds = path, at or {}, seconds
+        self._deadly, self._large, self._odd = deadly, large, odd
+        path.touch()
+
+    @property
+    def begun(self) -> list[str]:
+        return [line.split()[0] for line in self.path.read_text().splitlines()]
+
+    @property
+    def pids(self) -> set[int]:
+        return {int(line.split()[1]) for line in self.path.read_text().splitlines()}
+
+    def evaluate(self, requests):
+        return [attempt(self._evaluate, request) for request in requests]
+
+    def _evaluate(self, request):
+        with open(self.path, "a") as file:
+            file.write(f"{request.architecture.id} {os.getpid()}\n")
+        self._at.get(len(self.begun), lambda: None)()
+        time.sleep(self._seconds)
+        kind = int(request.architecture.id, 16) % 5
+        if kind == 0 and self._deadly:
+            end()
+        if (kind == 1 and self._large and request.parts == 1) or (kind == 2 and self._large):
+            raise OutOfMemoryError("tried to allocate 20 GiB")
+        metrics = analytic(request.architecture)
+        return Outcome({**metrics, "accuracy": math.nan} if kind == 3 and self._odd else metrics)
+
+
+def kind_of(record) -> int:
+    return int(record.id, 16) % 5
