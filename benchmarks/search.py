@@ -12,10 +12,14 @@ do not depend on how busy the machine is, but for the time of a proposal; `const
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +32,14 @@ import numpy as np  # noqa: E402
 
 from mixnas.evaluators.tabular import Table  # noqa: E402
 from mixnas.predictors.measuring.device import provenance  # noqa: E402
-from mixnas.search.benchmarking import Truth, checkpoints, compare, objectives_of  # noqa: E402
+from mixnas.search.benchmarking import (  # noqa: E402
+    Course,
+    Truth,
+    checkpoints,
+    compare,
+    objectives_of,
+    search_table,
+)
 from mixnas.search.strategies import Strategy  # noqa: E402
 from mixnas.search_space.files import write_json  # noqa: E402
 
@@ -38,6 +49,7 @@ PROBLEMS = {
     **{latency: ("nb201-12ep", ("cifar100_val", latency)) for latency in NB201},
     "nas-bench-macro": ("nas-bench-macro", ("cifar10_test", "params")),
 }
+_CHEAP = [f"{name} (cheap)" for name in PROBLEMS]
 CHOSEN_ON = ("latency_ms_1080ti_32", "nas-bench-macro")
 """The problems on which the settings of `predictor` were chosen; the others are reported apart."""
 
@@ -57,30 +69,59 @@ def write(part: str, record: dict[str, Any]) -> None:
 # -- table --------------------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=4)
+def _truth(path: Path, names: tuple[str, ...]) -> tuple[Table, Truth]:
+    read = Table.load(path)
+    return read, Truth(read, objectives_of(read, names))
+
+
+def _course(
+    path: Path, names: tuple[str, ...], strategy: Strategy, trials: int, cheap: Sequence[str], seed: int
+) -> Course:
+    """One search, in a process of its own."""
+    return search_table(*_truth(path, names), strategy, seed, trials, cheap)
+
+
 def table(args: argparse.Namespace) -> None:
     """Every problem with every strategy; what is done is written as it comes."""
     strategies = {name: Strategy.from_plain(name, "--strategies") for name in args.strategies.split(",")}
     found: dict[str, Any] = {}
-    for cheap in (False, True):
-        for name, (file, names) in PROBLEMS.items():
-            if args.problems and name not in args.problems.split(","):
-                continue
-            read = Table.load(args.data / f"{file}.csv")
-            chosen = {"predictor": strategies["predictor"]} if cheap and "predictor" in strategies else strategies
-            say(f"{name}{', the second objective cheap' if cheap else ''}")
-            key = f"{name} (cheap)" if cheap else name
-            found[key] = compare(
-                read,
-                objectives_of(read, names),
-                chosen,
-                trials=args.trials,
-                seeds=args.seeds,
-                cheap=names[1:] if cheap else (),
-                say=say,
-            )
-            write("tables", {"problems": found, "chosen_on": CHOSEN_ON, "mean": _means(found)})
-        if "predictor" not in strategies or args.expensive_only:
-            break
+    with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
+        for cheap in (False, True):
+            for name, (file, names) in PROBLEMS.items():
+                if args.problems and name not in args.problems.split(","):
+                    continue
+                path, known = args.data / f"{file}.csv", names[1:] if cheap else ()
+                read, truth = _truth(path, names)
+                chosen = {"predictor": strategies["predictor"]} if cheap and "predictor" in strategies else strategies
+                say(f"{name}{', the second objective cheap' if cheap else ''}")
+                found[_CHEAP[[*PROBLEMS].index(name)] if cheap else name] = compare(
+                    read,
+                    truth.objectives,
+                    chosen,
+                    trials=args.trials,
+                    seeds=args.seeds,
+                    cheap=known,
+                    say=say,
+                    courses=lambda strategy, path=path, names=names, known=known: pool.map(
+                        partial(_course, path, names, strategy, args.trials, known), range(args.seeds)
+                    ),
+                )
+                _write_tables(found)
+            if "predictor" not in strategies or args.expensive_only:
+                break
+
+
+def _write_tables(found: dict[str, Any]) -> None:
+    """Beside what the file has of other problems and strategies, where those were searched as often and as long."""
+    path = RESULTS / "search-tables.json"
+    problems = json.loads(path.read_text())["problems"] if path.exists() else {}
+    for name, one in found.items():
+        before = problems.get(name, {})
+        alike = all(before.get(key) == one[key] for key in one if key != "strategies")
+        problems[name] = {**one, "strategies": {**(before["strategies"] if alike else {}), **one["strategies"]}}
+    problems = {name: problems[name] for name in sorted(problems, key=[*PROBLEMS, *_CHEAP].index)}
+    write("tables", {"problems": problems, "chosen_on": CHOSEN_ON, "mean": _means(problems)})
 
 
 def _means(found: dict[str, Any]) -> dict[str, Any]:
@@ -91,7 +132,12 @@ def _means(found: dict[str, Any]) -> dict[str, Any]:
         ("others", [n for n in found if n in PROBLEMS and n not in CHOSEN_ON]),
         ("nb201", [n for n in found if n in NB201]),
     ):
-        for strategy in found[names[0]]["strategies"] if names else ():
+        shared = (
+            [s for s in found[names[0]]["strategies"] if all(s in found[n]["strategies"] for n in names)]
+            if names
+            else []
+        )
+        for strategy in shared:
             shares = [found[name]["strategies"][strategy]["share"] for name in names]
             mean = {count: float(np.mean([s[count]["mean"] for s in shares])) for count in shares[0]}
             means.setdefault(group, {})[strategy] = mean
@@ -290,6 +336,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=400)
     parser.add_argument("--strategies", default="predictor,linas,nsga2,nsga3,tpe,random")
     parser.add_argument("--problems", help="only these, joined by commas")
+    parser.add_argument("--workers", type=int, default=1, help="table: searches at the same time")
     parser.add_argument("--expensive-only", action="store_true", help="table: without the runs with a cheap objective")
     args = parser.parse_args()
     parts[args.part](args)

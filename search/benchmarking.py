@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,6 +170,7 @@ def compare(
     seeds: int,
     cheap: Sequence[str] = (),
     say: Callable[[str], None] = lambda text: None,
+    courses: Callable[[Strategy], Iterable[Course]] | None = None,
 ) -> dict[str, Any]:
     """Strategies side by side; plain data.
 
@@ -181,23 +182,25 @@ def compare(
         seeds: Searches of each strategy: seeds 0 to `seeds` - 1.
         cheap: Metrics that strategies know without evaluating.
         say: Told of each search.
+        courses: The searches of a strategy in the order of their seeds, where somebody else carries them out (other
+            processes); `search_table` one after the other if not given.
     """
     truth = Truth(table, objectives)
     TabularEvaluator(table.name, [o.name for o in objectives], cheap, table)  # refuses what is wrong before any search
     found: dict[str, Any] = {}
     for name, strategy in strategies.items():
-        courses = []
-        for seed in range(seeds):
-            courses.append(search_table(table, truth, strategy, seed, trials, cheap))
-            last = courses[-1].share[trials]
-            say(f"{name}, seed {seed}: {last:.4f} at {trials}, {courses[-1].proposal_s:.4f} s a proposal")
-        shares = {count: np.array([c.share[count] for c in courses]) for count in checkpoints(trials)}
+        done = []
+        own = (search_table(table, truth, strategy, seed, trials, cheap) for seed in range(seeds))
+        for seed, course in enumerate(own if courses is None else courses(strategy)):
+            done.append(course)
+            say(f"{name}, seed {seed}: {course.share[trials]:.4f} at {trials}, {course.proposal_s:.4f} s a proposal")
+        shares = {count: np.array([c.share[count] for c in done]) for count in checkpoints(trials)}
         found[name] = {
             "share": {
                 str(count): {"mean": float(s.mean()), "sd": float(s.std(ddof=1)) if seeds > 1 else 0.0}
                 for count, s in shares.items()
             },
-            "proposal_s": float(np.mean([c.proposal_s for c in courses])),
+            "proposal_s": float(np.mean([c.proposal_s for c in done])),
         }
     return {
         "table": table.name,
