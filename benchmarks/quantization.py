@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import sys
 import tempfile
 import time
@@ -265,10 +266,14 @@ def _split(total: int, parts: int) -> list[int]:
 
 
 RUNTIMES = ("eager", "onnxruntime")
+LEARNED = "w4a8, learned"
 
 
 def accuracy(args: argparse.Namespace) -> dict[str, Any]:
-    """Every policy throughout each network of a run's front: post-training, and trained on with it; bytes and time."""
+    """Every policy throughout networks of a run's front: post-training, and trained on with it; bytes and time.
+
+    The policies of a network are measured together. A record with the same settings is gone on with.
+    """
     from mixnas.evaluators.tasks.loading import by_name
     from mixnas.evaluators.training import TrainConfig, calibrate, evaluate, train
     from mixnas.search.run.directory import Run
@@ -278,15 +283,21 @@ def accuracy(args: argparse.Namespace) -> dict[str, Any]:
 
     run = Run.open(args.run, args.runs)
     task = by_name(run.manifest["fixed"]["task"])
-    members = run.front().members[: args.networks or None]
+    members = run.front().members[:: args.every]
+    settings = {"run": args.run, "every": args.every, "epochs": args.epochs, "lr": args.lr, "policies": args.policies}
+    path = args.output / f"quantization-accuracy-{device_name('cpu', 1)}.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    rows: list[dict[str, Any]] = before["rows"] if before.get("settings") == settings else []
+    known = {row["id"] for row in rows}
     torch.set_num_threads(1)
-    rows: list[dict[str, Any]] = []
-    networks: list[Network] = []
-    for member in members:
+    record: dict[str, Any] = {}
+    for member in [member for member in members if member.id not in known][: args.networks or None]:
         original = load_network(run.networks / f"{member.id}.safetensors")
+        own: list[dict[str, Any]] = []
+        networks: list[Network] = []
         for name in args.policies:
             row: dict[str, Any] = {"id": member.id, "policy": name}
-            rows.append(row)
+            own.append(row)
             try:
                 network = _under(original, name)
             except NasError as error:
@@ -306,20 +317,22 @@ def accuracy(args: argparse.Namespace) -> dict[str, Any]:
             row["index"] = len(networks)
             networks.append(deployed)
             _say(f"{member.id} {quant}: {row['post_training']:.4f}, trained on {row['trained']:.4f}")
-    measured = {runtime: _times(networks, task.io.example(1), runtime, args.passes) for runtime in RUNTIMES}
-    for row in rows:
-        if "index" in row:
-            index = row.pop("index")
-            row["latency_ms"] = {runtime: found.get(index) for runtime, found in measured.items()}
-    return {
-        "provenance": provenance("cpu", 1),
-        "run": args.run,
-        "networks": len(members),
-        "epochs": args.epochs,
-        "lr": args.lr,
-        "by_policy": _by_policy(rows),
-        "rows": rows,
-    }
+        measured = {runtime: _times(networks, task.io.example(1), runtime, args.passes) for runtime in RUNTIMES}
+        for row in own:
+            if "index" in row:
+                index = row.pop("index")
+                row["latency_ms"] = {runtime: found.get(index) for runtime, found in measured.items()}
+        rows += own
+        record = {
+            "provenance": provenance("cpu", 1),
+            "settings": settings,
+            "networks": len({row["id"] for row in rows}),
+            "of_the_front": len(members),
+            "by_policy": _by_policy(rows),
+            "rows": rows,
+        }
+        write_json(path, sayable(record))
+    return record or before
 
 
 def _times(networks: list[Any], example: Tensor, runtime: str, passes: int) -> dict[int, float]:
@@ -350,8 +363,13 @@ def _by_policy(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Means over the networks that have the policy, beside those of the same networks in float32."""
     plain = {row["id"]: row for row in rows if row["policy"] == "fp32" and "weight_bytes" in row}
     table: dict[str, dict[str, Any]] = {}
-    for name in dict.fromkeys(row["policy"].partition("(")[0] for row in rows):
-        own = [row for row in rows if row["policy"].partition("(")[0] == name and "weight_bytes" in row]
+
+    def named(row: dict[str, Any]) -> str:  # one name whatever the group, and one for learned steps
+        name = str(row["policy"])
+        return name if "learned" in name else name.partition("(")[0]
+
+    for name in dict.fromkeys(map(named, rows)):
+        own = [row for row in rows if named(row) == name and "weight_bytes" in row]
         if not own:
             continue
         lost = {
@@ -384,6 +402,8 @@ def _under(original: Any, name: str) -> Any:
     from mixnas.search_space.errors import ConfigError
 
     tried = [_op(name)]
+    if name == LEARNED:
+        tried = [Op("w4a8", (("step", "learned"),))]
     if name == "w4a16":
         tried = [Op("w4a16", (("group", group),)) for group in (32, 16)]
     for i, quant in enumerate(tried):
@@ -426,14 +446,15 @@ def main() -> None:
     one = what.add_parser("accuracy", help=accuracy.__doc__)
     one.add_argument("run")
     one.add_argument("--runs", default=str(ROOT / "runs"))
-    one.add_argument("--networks", type=int, default=0, help="of the front, the first so many; 0 for all")
-    one.add_argument("--epochs", type=int, default=10)
-    one.add_argument("--lr", type=float, default=1e-3)
+    one.add_argument("--every", type=int, default=1, help="of the front, each so many-th network")
+    one.add_argument("--networks", type=int, default=0, help="so many at most in this call; 0 for all")
+    one.add_argument("--epochs", type=int, default=6)
+    one.add_argument("--lr", type=float, default=3e-4)
     one.add_argument("--passes", type=int, default=5)
     one.add_argument(
         "--policies",
         nargs="+",
-        default=["fp32", "bf16", "w8a16", "w8a8", "w8a8_static", "w4a16", "w4a8", "fp8", "sparse24"],
+        default=["fp32", "bf16", "w8a16", "w8a8", "w8a8_static", "w4a16", "w4a8", LEARNED, "fp8", "sparse24"],
     )
     one = what.add_parser("joint", help=joint.__doc__)
     one.add_argument("-c", "--config", type=Path, default=ROOT / "configs" / "joint.yaml")
