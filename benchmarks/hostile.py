@@ -6,7 +6,7 @@
 
 Each prints one JSON. `--before` is the Python of another checkout's environment, measured in the same run, in turns.
 A search that is not at its end after `--limit` seconds of CPU is stopped: its row says how many trials it `reached`,
-and its figures are of those. Other programs lengthen what is in seconds or milliseconds, but not what is in those of CPU.
+and its figures are of those. Other programs lengthen what is in seconds or milliseconds, and hardly what is in CPU's.
 """
 
 from __future__ import annotations
