@@ -443,6 +443,8 @@ class Run:
             IntegrityError: The file is damaged.
         """
         if not self.has_front:
+            if ABSENT not in self.manifest.get("digests", {}).get("pareto.json", [ABSENT]):
+                raise IntegrityError(f"{self.path / 'pareto.json'}: missing. 'nas resume {self.name}' writes it again.")
             raise NasError(f"{self.path}: no front has been written yet. 'nas resume {self.name}' goes on.")
         return Front.parse(self._read("pareto.json"), str(self.path / "pareto.json"))
 
