@@ -82,7 +82,7 @@ HOSTILE = {
     "words": f"task: {{name: mqar, vocab_size: 1000000000000}}\n{SPACE}",
     "objectives": f"objectives: {{{', '.join(f'm{i}: max' for i in range(5000))}}}\n{SPACE}",
     "constraints": f"constraints: [{', '.join(f'params <= {i}' for i in range(1, 5000))}]\n{SPACE}",
-    "memory": "space: {stem: conv, stages: [{width: 16384, depth: 256, block: {mixer: attention, channel_mixer: mlp}}]}",
+    "memory": stage("width: 16384, depth: 256").replace("mixer: identity, channel_mixer: none", "mixer: attention"),
     "dashes": "- " * 100_000,
     "surrogate": f'task: "\\ud800"\n{SPACE}',
     "a tag by another name": f"%TAG ! tag:yaml.org,2002:python/object/apply:os.\n---\ntask: !system id\n{SPACE}",
