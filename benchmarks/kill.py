@@ -43,13 +43,30 @@ space:
 """
 
 
+CONFIG_SUPERNET = """\
+task: digits
+search: {strategy: nsga2, trials: %d, seed: 3}
+supernet: {steps: 120, batch_size: 16, samples: 1, checkpoint_every: 0}
+final: {candidates: 3, train: {steps: 8}}
+latency: {profile: 12s, passes: 1, final_passes: 2}
+space:
+  stem: conv
+  stages:
+    - width: [4, 8]
+      depth: [1, 2, 3]
+      block:
+        mixer: [identity, pooling, {name: dwconv, kernel_size: [3, 5]}]
+        channel_mixer: {name: mlp, expansion: [1, 2]}
+"""
+
+_REPORTED = re.compile(r"^trial (\d+) done (\w{12})\s*$", re.MULTILINE)
+
+
 class _Search:
     """One process of the search, and the trials that it has reported on stderr."""
 
-    def __init__(self, arguments: list[str] | str) -> None:
-        """Of a command line's words, or of a program's text."""
-        own = ["-c", arguments] if isinstance(arguments, str) else ["-m", "mixnas.nas", *arguments, "-v"]
-        command = [sys.executable, *own]
+    def __init__(self, arguments: list[str]) -> None:
+        command = [sys.executable, "-m", "mixnas.nas", *arguments, "-v"]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment
@@ -63,8 +80,7 @@ class _Search:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.lines.append(line)
-            match = re.match(r"trial (\d+) done (\w{12})$", line.strip())
-            if match:
+            if match := _REPORTED.match(line):
                 self.reported.add((int(match[1]), match[2]))
 
     def wait(self) -> int:
@@ -154,37 +170,91 @@ PLACES = {
     "weights": ("mixnas.search_space.formats.safetensors", None, "save_tensors"),
     "final networks": ("mixnas.search.finish", "FinalNetworks", "finish"),
     "end": ("mixnas.search.run.directory", "Run", "finish"),
+    "profile": ("mixnas.predictors.measuring.table", "MeasurementTable", "append"),
+    "super-network": ("mixnas.evaluators.supernet.training", "_Training", "_save"),
+    "fine-tuning": ("mixnas.evaluators.supernet.judging", None, "fine_tune"),
+    "measuring": ("mixnas.search.finish", None, "measure_finalists"),
+    "export": ("mixnas.search.export", None, "_publish"),
 }
 """Where a process is killed: module, class in it (or None), function; before the call, or after it."""
 
-_HOOKED = """
-import importlib, os, signal, sys
+OF_A_SUPERNET = ("profile", "super-network", "fine-tuning", "measuring")
+"""Places that only a search with a super-network comes to."""
 
-module, owner, name, left, after = {place!r}
-found = importlib.import_module(module)
-holder = getattr(found, owner) if owner else found
-original = getattr(holder, name)
+_FORKED = r"""
+import importlib, json, os, signal, sys
 
-
-def hooked(*args, **kwargs):
-    global left
-    left -= 1
-    if left <= 0 and not after:
-        os.kill(os.getpid(), signal.SIGKILL)
-    result = original(*args, **kwargs)
-    if left <= 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return result
-
-
-setattr(holder, name, hooked)
-for other in list(sys.modules.values()):  # where it was imported by its name
-    if not owner and getattr(other, name, None) is original:
-        setattr(other, name, hooked)
 from mixnas.cli.main import main
+import mixnas.search.export, mixnas.search.job  # so that no search has to import what takes seconds
+import optuna.samplers, scipy.stats, sklearn.datasets
 
-sys.exit(main({arguments!r}))
+for module, _, _ in json.loads(sys.argv[1]):
+    importlib.import_module(module)
+
+
+def hook(module, owner, name, left, after):
+    found = importlib.import_module(module)
+    holder = getattr(found, owner) if owner else found
+    original = getattr(holder, name)
+
+    def hooked(*args, **kwargs):
+        nonlocal left
+        left -= 1
+        if left <= 0 and not after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = original(*args, **kwargs)
+        if left <= 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(holder, name, hooked)
+    for other in list(sys.modules.values()):  # where it was imported by its name
+        if not owner and getattr(other, name, None) is original:
+            setattr(other, name, hooked)
+
+
+for line in sys.stdin:
+    arguments, place, said = json.loads(line)
+    child = os.fork()
+    if not child:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), 2)
+        if place:
+            hook(*place)
+        status = 1
+        try:
+            status = main([*arguments, "-v"])
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
+
+
+class _Searches:
+    """A process that has imported everything, of which each search is a child: it is killed as any other is."""
+
+    def __init__(self, folder: Path) -> None:
+        self.said = folder / "said"
+        command = [sys.executable, "-c", _FORKED, json.dumps(list(PLACES.values()))]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, **pipes)
+
+    def __enter__(self) -> _Searches:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+    def run(self, arguments: list[str], place: list[Any] | None = None) -> tuple[int, set[tuple[int, str]], str]:
+        """The status of a search, negative of a signal; the trials that it reported; all that it said."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        print(json.dumps([arguments, place, str(self.said)]), file=self.process.stdin, flush=True)
+        status = int(self.process.stdout.readline())
+        text = self.said.read_text(errors="replace")
+        return status, {(int(m[1]), m[2]) for m in _REPORTED.finditer(text)}, text
 
 
 def kill_in_phases(root: Path, each: int, phases: list[str] | None = None, trials: int = 6) -> dict[str, Any]:
@@ -199,40 +269,50 @@ def kill_in_phases(root: Path, each: int, phases: list[str] | None = None, trial
     Raises:
         AssertionError: A reported trial was lost or done twice, a run could not be opened, or a process ended badly.
     """
-    config = root / "config.yaml"
-    seen: dict[str, Any] = {}
-    for phase in phases or list(PLACES):
-        folder = root / re.sub(r"\W+", "-", phase)
-        runs, wanted, kills, tries = folder / "runs", trials, 0, 0
-        folder.mkdir(parents=True)
-        config.write_text(CONFIG % trials)
-        reported: set[tuple[int, str]] = set()
-        while kills < each and tries < 4 * each:
-            tries += 1
-            common = ["--runs", str(runs), "-v"]
-            started = (runs / "killed" / "manifest.json").exists()
-            arguments = ["resume", "killed", "--trials", str(wanted), *common]
-            if not started:
-                shutil.rmtree(runs / "killed", ignore_errors=True)  # killed before it was a run: nothing to resume
-                arguments = ["search", "-c", str(config), "--name", "killed", *common]
-            place = (*PLACES[phase], 1 + kills // 2 % 4, bool(kills % 2))
-            search = _Search(_HOOKED.format(place=place, arguments=arguments))
-            status = search.wait()
-            assert status in (0, -signal.SIGKILL), f"{phase}: status {status}: {''.join(search.lines[-5:])}"
-            reported |= search.reported
-            kills += status == -signal.SIGKILL
-            if status == 0:  # it came to its end before: give it more to do
-                wanted += trials
-            if (runs / "killed" / "manifest.json").exists():
-                _check(runs, reported, phase)
-        last = _Search(["resume", "killed", "--trials", str(wanted), "--runs", str(runs), "-v"])
-        status = last.wait()
-        assert status == 0, f"{phase}: the last resume ended with {status}: {''.join(last.lines[-8:])}"
-        found = _check(runs, reported | last.reported, phase)
-        assert found["evaluated"] == wanted, f"{phase}: {found['evaluated']} trials evaluated of {wanted}"
-        seen[phase] = {"kills": kills, "reported": len(reported), **found}
-        print(phase, seen[phase], file=sys.stderr, flush=True)
+    with _Searches(root) as searches:
+        seen = {phase: _kill_at(root, searches, each, phase, trials) for phase in phases or list(PLACES)}
     return {"kills": sum(one["kills"] for one in seen.values()), "lost": 0, "evaluated_twice": 0, "phases": seen}
+
+
+def _kill_at(root: Path, searches: _Searches, each: int, phase: str, trials: int) -> dict[str, Any]:
+    """The kills of one place, and the last resume."""
+    folder = root / re.sub(r"\W+", "-", phase)
+    runs, wanted, kills, tries, reported = folder / "runs", trials, 0, 0, set[tuple[int, str]]()
+    folder.mkdir(parents=True)
+    config, common = folder / "config.yaml", ["--runs", str(runs)]
+    config.write_text((CONFIG_SUPERNET if phase in OF_A_SUPERNET else CONFIG) % trials)
+    exporting, ended = phase == "export", False
+    if exporting:
+        status, reported, said = searches.run(["search", "-c", str(config), "--name", "killed", *common])
+        assert status == 0, said[-2000:]
+    while kills < each and tries < 4 * each:
+        tries += 1
+        if exporting:
+            arguments = ["export", "killed", *common]
+        elif (runs / "killed" / "manifest.json").exists():
+            arguments = ["resume", "killed", "--trials", str(wanted), *common]
+        else:
+            shutil.rmtree(runs / "killed", ignore_errors=True)  # killed before it was a run: nothing to resume
+            arguments = ["search", "-c", str(config), "--name", "killed", *common]
+        # the first to fourth time that it comes there; the first where it does not come there as often
+        place = [*PLACES[phase], 1 if ended else 1 + kills // 2 % 4, bool(kills % 2)]
+        status, told, said = searches.run(arguments, place)
+        assert status in (0, -signal.SIGKILL), f"{phase}: status {status}: {said[-2000:]}"
+        reported |= told
+        kills += status == -signal.SIGKILL
+        ended = status == 0
+        wanted += trials if ended and not exporting else 0  # it came to its end before: give it more to do
+        if (runs / "killed" / "manifest.json").exists():
+            _check(runs, reported, phase)
+    last = ["export", "killed"] if exporting else ["resume", "killed", "--trials", str(wanted)]
+    status, told, said = searches.run([*last, *common])
+    assert status == 0, f"{phase}: the last one ended with {status}: {said[-2000:]}"
+    found = _check(runs, reported | told, phase)
+    assert found["evaluated"] == wanted, f"{phase}: {found['evaluated']} trials evaluated of {wanted}"
+    left = [path.name for path in (runs / "killed").rglob(".*") if path.name != ".lock" and path.suffix != ".lock"]
+    seen = {"kills": kills, "reported": len(reported | told), **found, "left_over": len(left)}
+    print(phase, seen, file=sys.stderr, flush=True)
+    return seen
 
 
 def _check(runs: Path, reported: set[tuple[int, str]], phase: str) -> dict[str, int]:

@@ -36,9 +36,9 @@ def devices(args: argparse.Namespace) -> int:
     for _, _, path in installed(args.tables):
         try:
             found.append(summary(path))
-        except IntegrityError as error:  # one that is damaged hides no other
-            print(f"nas: {error}", file=sys.stderr)
-            ended = error.exit_status
+        except IntegrityError as damaged:  # one hides no other
+            print(f"nas: {damaged}", file=sys.stderr)
+            ended = damaged.exit_status
     if args.json:
         print_json(found)
         return ended

@@ -12,10 +12,10 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any, TextIO
+from typing import Any
 
 from mixnas import cli
-from mixnas.cli.streams import guarded
+from mixnas.cli.streams import Stream, guarded
 from mixnas.cli.verbs import Group, Verb
 from mixnas.search_space.errors import NasError, StoppedEarly, machine_fault, nearest, shown
 from mixnas.search_space.extensions import name_extensions
@@ -132,7 +132,7 @@ def _stopped_as_by_ctrl_c() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _answer(argv: Sequence[str] | None, err: TextIO) -> int:
+def _answer(argv: Sequence[str] | None, err: Stream) -> int:
     """Parse and carry out; the exit status. Words that are not understood, and --help, end by `SystemExit`."""
     try:
         parser = make_parser()

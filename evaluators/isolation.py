@@ -14,6 +14,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ def _of_python() -> Iterator[_Part]:
     yield lambda: locale.setlocale(locale.LC_ALL), lambda name: locale.setlocale(locale.LC_ALL, name)
     yield _mask, os.umask
     for name in ("stdin", "stdout", "stderr"):
-        yield lambda name=name: getattr(sys, name), lambda stream, name=name: setattr(sys, name, stream)  # type: ignore[misc]
+        yield partial(getattr, sys, name), partial(setattr, sys, name)
     if threading.current_thread() is threading.main_thread():  # nowhere else may they be set
         yield _running_timers, _stop_timers  # before the handlers: what nobody hears any more would end the process
         yield _handlers, _set_handlers
@@ -135,13 +136,10 @@ def _of_torch() -> Iterator[_Part]:
     )
     yield torch.is_anomaly_enabled, autograd.set_detect_anomaly
     yield torch.get_float32_matmul_precision, torch.set_float32_matmul_precision
-    for kind in ("cpu", "cuda"):
-        yield (
-            lambda kind=kind: torch.is_autocast_enabled(kind),
-            lambda on, kind=kind: torch.set_autocast_enabled(kind, on),
-        )
+    yield partial(torch.is_autocast_enabled, "cpu"), partial(torch.set_autocast_enabled, "cpu")
+    yield partial(torch.is_autocast_enabled, "cuda"), partial(torch.set_autocast_enabled, "cuda")
     for name in ("enabled", "benchmark", "deterministic"):
-        yield lambda name=name: getattr(cudnn, name), lambda on, name=name: setattr(cudnn, name, on)
+        yield partial(getattr, cudnn, name), partial(setattr, cudnn, name)
     yield _flushes_denormals, torch.set_flush_denormal
 
 

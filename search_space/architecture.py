@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mixnas.search_space.errors import IntegrityError, shown
 from mixnas.search_space.files import dump_yaml, load_yaml, parse_yaml
 from mixnas.search_space.registry import Value
 
@@ -179,6 +180,7 @@ class Architecture:
 
         Raises:
             KeyError, TypeError: It is not the canonical form: read it with `from_dict`.
+            IntegrityError: No network of this size is allowed; see `registry.STRUCTURE`.
         """
         stages = tuple(
             Stage(
@@ -188,6 +190,7 @@ class Architecture:
             )
             for stage in plain["stages"]
         )
+        _check_size(stages)
         return cls(Op.from_plain(plain["stem"]), Op.from_plain(plain["norm"]), stages)
 
     @classmethod
@@ -224,3 +227,20 @@ class Architecture:
                 blocks.append(text + (f" ×{block.recursion}" if block.recursion > 1 else ""))
             parts.append(f"{stage.width}[{', '.join(blocks)}]")
         return f"{self.norm}: " + " > ".join(parts)
+
+
+def _check_size(stages: tuple[Stage, ...]) -> None:
+    """Refuse what takes for ever to count, let alone to build: a run of another's may say anything."""
+    from mixnas.search_space.registry import MOST_BLOCKS, STRUCTURE
+
+    widths = [stage.width for stage in stages]
+    recursions = [block.recursion for stage in stages for block in stage.blocks]
+    for name, numbers in (("width", widths), ("recursion", recursions), ("depth", [len(s.blocks) for s in stages])):
+        low, high = STRUCTURE[name].low, STRUCTURE[name].high
+        for number in numbers:
+            if not isinstance(number, int) or isinstance(number, bool) or not low <= number <= high:  # type: ignore[operator]
+                raise IntegrityError(
+                    f"architecture: {name} is {shown(number)}. Allowed: a whole number from {low} to {high}."
+                )
+    if len(recursions) > MOST_BLOCKS:
+        raise IntegrityError(f"architecture: {len(recursions):,} blocks. Allowed: up to {MOST_BLOCKS:,}.")

@@ -48,12 +48,13 @@ class UnitRow:
 
 def io_of(run: Run) -> IOSpec | None:
     """What the run's networks read and answer, from one of their files: the task is not imported."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     for path in sorted(run.networks.glob("*.safetensors")):
         if weights_problem(path):
             continue
-        with contextlib.suppress(KeyError, TypeError, ValueError), safe_open(str(path), framework="numpy") as file:
+        known = (SafetensorError, KeyError, TypeError, ValueError)
+        with contextlib.suppress(*known), safe_open(str(path), framework="numpy") as file:
             return IOSpec.from_plain(json.loads(file.metadata()["io"]))
     return None
 

@@ -62,6 +62,8 @@ FIXED_KEYS = (
 """What the trials of a run depend on: a resumed run may change its seed, strategy and budget, not these."""
 _FREE = ("checkpoint_every", "processes")  # of the super-network: its weights are the same
 
+_MOST_LINES, _LONGEST_LINE = 40, 160  # of a difference that is told
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _PACKAGES = ("mixnas", "torch", "triton", "optuna", "numpy", "scikit-learn", "ray")
 
@@ -471,6 +473,8 @@ class Run:
             IntegrityError: The file is damaged.
         """
         if not self.has_front:
+            if ABSENT not in self.manifest.get("digests", {}).get("pareto.json", [ABSENT]):
+                raise IntegrityError(f"{self.path / 'pareto.json'}: missing. 'nas resume {self.name}' writes it again.")
             raise NasError(f"{self.path}: no front has been written yet. 'nas resume {self.name}' goes on.")
         return Front.parse(self._read("pareto.json"), str(self.path / "pareto.json"))
 
@@ -529,7 +533,10 @@ class Run:
             # the order of objectives is the order of the values that are stored, and the file's text shows it
             old, new = (dump_yaml({key: plain}).splitlines() for plain in (before, after))
             if old != new:
-                diff = "\n".join(difflib.unified_diff(old, new, "as the run was started", "now", lineterm="", n=1))
+                lines = list(difflib.unified_diff(old, new, "as the run was started", "now", lineterm="", n=1))
+                shown_lines = [line if len(line) <= _LONGEST_LINE else line[:_LONGEST_LINE] + "..." for line in lines]
+                left = f"\n... ({len(lines)} lines)" if len(lines) > _MOST_LINES else ""
+                diff = visible("\n".join(shown_lines[:_MOST_LINES])) + left
                 raise ConfigError(
                     f"{self.path}: {key} has changed since the run was started, so its trials cannot be gone on with. "
                     f"Start a new run, or change it back:\n{diff}"

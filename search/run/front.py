@@ -201,6 +201,9 @@ class Front:
                 )
             front = cls.from_plain(plain)
             front._check()
+            for name in (front.metric, *front.objectives) if written == FORMAT else ():
+                if any(name not in member.metrics for member in front.members):
+                    raise ValueError(f"a member of the front has no {shown(name)}")
             return front
         except ConfigError:
             raise
@@ -224,8 +227,6 @@ class Front:
         named = self.task.get("name") if isinstance(self.task, Mapping) else self.task
         if not isinstance(named, str):
             raise ValueError(f"the task is {shown(self.task)}")
-        if any(self.metric not in member.metrics for member in self.members):
-            raise ValueError("a member of the front has no metric")
         texts = (self.run, self.metric, self.evaluator, self.device, self.latency, *self.constraints)
         if not all(isinstance(text, str) for text in texts) or not isinstance(self.final, bool):
             raise ValueError("a text or a yes or no is something else")

@@ -139,6 +139,9 @@ def _missing(plain: Mapping[str, Any]) -> str:
         return "when it was created is missing"
     if not isinstance(fixed, dict) or not isinstance(fixed.get("objectives"), dict):
         return "what its trials depend on is missing"
+    task = fixed.get("task", "")
+    if not isinstance(task.get("name") if isinstance(task, dict) else task, str):
+        return f"its task is {shown(task)}"
     if not isinstance(phases, list) or not all(isinstance(phase, dict) for phase in phases):
         return "its phases are missing"
     for phase in phases:
@@ -315,7 +318,7 @@ def weights_problem(path: Path) -> str:
         metadata = dict(header.pop("__metadata__"))
         written = metadata.pop("digest", None)
         former = metadata.pop("sha256", None)
-        total = hashlib.sha256()
+        total, ends = hashlib.sha256(), [8 + size]
         if written is not None:
             total.update(json.dumps(metadata, sort_keys=True).encode())
         for name in sorted(header):
@@ -323,6 +326,8 @@ def weights_problem(path: Path) -> str:
             begin, end = about["data_offsets"]
             total.update(f"{name} torch.{_DTYPES[about['dtype']]} {tuple(about['shape'])};".encode())
             total.update(data[8 + size + begin : 8 + size + end])
+            ends.append(8 + size + end)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, NasError) as error:
         return f"damaged: no weights file ({type(error).__name__})."
-    return "" if total.hexdigest() == (written or former) else "damaged: not what was written."
+    whole = max(ends) == len(data) and total.hexdigest() == (written or former)
+    return "" if whole else "damaged: not what was written."

@@ -17,7 +17,9 @@ import pytest
 from mixnas.cli.main import main
 from mixnas.cli.streams import Stream
 from mixnas.search.run.directory import Run
+from mixnas.search.run.integrity import check_own, write_manifest
 from mixnas.search.run.stopping import StopSignal
+from mixnas.search_space.errors import IntegrityError
 
 pytestmark = pytest.mark.hostile
 
@@ -70,6 +72,20 @@ HOSTILE = {
     "constraint": f"constraints: ['{'x' * 900} <= 1']\n{SPACE}",
     "constraint's number": f"constraints: ['params <= {'9' * 900}']\n{SPACE}",
     "device": f"device: {'x' * 900}\n{SPACE}",
+    "a module that is no class": f"task: antigravity:webbrowser\n{SPACE}",
+    "threads": f"latency: {{threads: 1000000000}}\n{SPACE}",
+    "inputs at once": f"latency: {{batch_size: 1000000000}}\n{SPACE}",
+    "profile": f"latency: {{profile: 99999999999999999d}}\n{SPACE}",
+    "processes": f"supernet: {{processes: 1000000}}\n{SPACE}",
+    "population": f"search: {{strategy: {{name: nsga2, population_size: 1000000000000}}}}\n{SPACE}",
+    "examples": f"task: {{name: mqar, train_size: 1000000000000}}\n{SPACE}",
+    "words": f"task: {{name: mqar, vocab_size: 1000000000000}}\n{SPACE}",
+    "objectives": f"objectives: {{{', '.join(f'm{i}: max' for i in range(5000))}}}\n{SPACE}",
+    "constraints": f"constraints: [{', '.join(f'params <= {i}' for i in range(1, 5000))}]\n{SPACE}",
+    "memory": stage("width: 16384, depth: 256").replace("mixer: identity, channel_mixer: none", "mixer: attention"),
+    "dashes": "- " * 100_000,
+    "surrogate": f'task: "\\ud800"\n{SPACE}',
+    "a tag by another name": f"%TAG ! tag:yaml.org,2002:python/object/apply:os.\n---\ntask: !system id\n{SPACE}",
 }
 
 
@@ -183,6 +199,56 @@ def test_status_says_which_file_is_not_what_was_written(received, capsys):
     assert status == 5 and "config.yaml" in err
 
 
+def _with(received: Run, **facts: object) -> None:
+    """Change a manifest as a stranger may: it has its digest."""
+    write_manifest(received.path / "manifest.json", {**received.manifest, **facts})
+
+
+def test_what_a_received_run_says_of_itself_is_checked(received, capsys):
+    fixed = received.manifest["fixed"]
+    for facts in (
+        {"device": ["x"]},
+        {"versions": "all"},
+        {"seed": "0; id > PROOF"},
+        {"reference_ms": "long"},
+        {"fixed": {**fixed, "task": ["evil:Task"]}},
+        {"fixed": {**fixed, "objectives": {f"m{i}": "max" for i in range(5000)}}},
+        {"fixed": {**fixed, "constraints": 7}},
+    ):
+        _with(received, **facts)
+        for words in (("status", "r"), ("resume", "r", "--trust"), ("export", "r", "--trust"), ("report", "r")):
+            status, _, err = nas(capsys, *words)
+            assert status in (0, 1, 2, 5) and "Error: " not in err, (facts, words, err)
+            assert all(len(line) <= 350 for line in err.splitlines()) and err.count("\n") <= 45
+    assert not Path("PROOF").exists()
+
+
+@pytest.mark.parametrize("name", ["study.journal", ".lock"])
+def test_a_file_with_another_name_is_not_written(received, capsys, name):
+    """A copy by hard links (`cp -l`), or one that a stranger laid in: writing would change what lies elsewhere."""
+    victim = Path("victim")
+    victim.write_text("mine")
+    (received.path / name).unlink(missing_ok=True)
+    os.link(victim, received.path / name)
+    status, _, _ = nas(capsys, "resume", "r", "--trust")
+    assert status in (2, 5) and victim.read_text() == "mine"
+    nas(capsys, "status", "r")
+    assert victim.read_text() == "mine"
+    with pytest.raises(IntegrityError, match="another name elsewhere"):
+        check_own(received.path)
+
+
+@pytest.mark.parametrize("name", ["study.journal.torn", "report.html", "networks/0123456789ab.failed.json"])
+def test_what_is_no_file_of_the_run_is_refused_at_once(received, capsys, name):
+    path = received.path / name
+    path.parent.mkdir(exist_ok=True)
+    for make in (os.mkfifo, lambda p: os.symlink("/etc/passwd", p), os.mkdir):
+        make(path)
+        status, _, err = nas(capsys, "status", "r")
+        assert status == 5 and path.name in err and "It is not followed; remove it" in err
+        os.rmdir(path) if path.is_dir() else path.unlink()
+
+
 def test_a_second_process_changes_nothing(received, capsys):
     """It was refused, but had rewritten the configuration of the search that was running."""
     before = {path.name: path.read_bytes() for path in received.path.iterdir() if path.is_file()}
@@ -218,6 +284,45 @@ class Broken(io.StringIO):
 
     def write(self, text: str) -> int:
         raise self.error
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], [], ["space", "--help"]])
+def test_a_help_that_cannot_be_written_is_said(monkeypatch, words):
+    err = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", Broken(OSError(28, "No space left on device")))
+    monkeypatch.setattr(sys, "stderr", err)
+    assert main(words) == 1 and err.getvalue() == "nas: stdout cannot be written: No space left on device.\n"
+
+
+def test_sigterm_clears_away_as_ctrl_c_does(monkeypatch, tmp_path, capsys):
+    """An export that was told to end left half of its folder behind."""
+
+    def told(*words: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    monkeypatch.setattr("mixnas.search.run.directory.list_runs", told)
+    before = signal.getsignal(signal.SIGTERM)
+    status, _, err = nas(capsys, "status", "--runs", tmp_path)
+    assert (status, err) == (1, "nas: aborted\n") and signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_fault_of_this_program_is_one_sentence_too(monkeypatch, tmp_path, capsys):
+    def broken(*words: object) -> None:
+        raise KeyError("x" * 5000 + "\x1b[31m")
+
+    monkeypatch.setattr("mixnas.search.run.directory.list_runs", broken)
+    status, _, err = nas(capsys, "status", "--runs", tmp_path)
+    assert status == 1 and err.startswith("nas: status: KeyError: ") and len(err) < 300 and err.strip().isprintable()
+
+
+def test_one_damaged_profile_hides_no_device(tmp_path, capsys):
+    shipped = sorted((Path(__file__).parents[2] / "predictors" / "tables").glob("*.npz"))
+    for path in shipped:
+        shutil.copy(path, tmp_path)
+    (tmp_path / "cpu-a-1t.eager.npz").write_bytes(shipped[0].read_bytes()[:1000])
+    status, out, err = nas(capsys, "latency", "devices", "--json", "--tables", tmp_path)
+    assert status == 5 and len(json.loads(out)) == len(shipped) and "cpu-a-1t.eager.npz: damaged" in err
 
 
 def test_a_reader_of_stderr_that_went_away_stops_nothing(monkeypatch):

@@ -1,6 +1,9 @@
 """Measurement tables: rows survive, a torn line is cut off, damage is refused."""
 
 import csv
+import gc
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -165,3 +168,26 @@ def test_the_command_names_the_runtime():
 
 def test_there_are_old_tables_to_refuse():
     assert len(OLD) == 2
+
+
+def test_two_processes_do_not_measure_into_one_table(tmp_path):
+    """Their rows would be mixed, and each chain of checksums broken by the other's."""
+    table = MeasurementTable.create_or_open(tmp_path, DEVICE, "eager", 1, 0.2)
+    MeasurementTable.create_or_open(tmp_path, DEVICE, "eager", 1, 0.2)  # this process may
+    code = (
+        "import sys; from pathlib import Path; from mixnas.predictors.measuring.table import MeasurementTable\n"
+        "MeasurementTable.create_or_open(Path(sys.argv[1]), sys.argv[2], 'eager', 1, 0.2); print('opened')"
+    )
+
+    def other() -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-c", code, tmp_path, DEVICE], capture_output=True, text=True)
+
+    csv_path = tmp_path / f"{DEVICE}.eager.csv"
+    with open(csv_path, "a") as file:
+        file.write("half a row")  # it is being written: nobody else may cut it off
+    refused = other()
+    assert "another process is measuring into this table" in refused.stderr and not refused.stdout
+    assert csv_path.read_text().endswith("half a row")
+    del table
+    gc.collect()
+    assert other().stdout == "opened\n" and not csv_path.read_text().endswith("half a row")

@@ -155,3 +155,26 @@ def test_a_later_format_is_refused(tmp_path):
     path.write_text(json.dumps({**final().to_plain(), "format": FORMAT + 1}))
     with pytest.raises(ConfigError, match=f"has format {FORMAT + 1}; this version of mixnas reads up to {FORMAT}"):
         Front.read(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda plain: plain["front"][0]["metrics"].pop("latency_ms"), "has no 'latency_ms'"),
+        (lambda plain: plain.update(metric="recall"), "has no 'recall'"),
+        (lambda plain: plain.update(task=["digits"]), "the task is"),
+        (lambda plain: plain["front"][0]["architecture"]["stages"][0].update(width=10**12), "not a front"),
+        (
+            lambda plain: plain["front"][0]["architecture"]["stages"][0]["blocks"][0].update(recursion=10**9),
+            "not a front",
+        ),
+        (lambda plain: plain["front"][0]["architecture"]["stages"][0].update(blocks=[]), "not a front"),
+    ],
+)
+def test_what_a_stranger_may_write_is_refused(change, says):
+    """Counting a block that runs a thousand million times took for ever."""
+    plain = final().to_plain()
+    plain = json.loads(json.dumps(plain))
+    change(plain)
+    with pytest.raises(IntegrityError, match=says):
+        Front.parse(json.dumps(plain), "pareto.json")
