@@ -66,7 +66,7 @@ def _print_units(args: argparse.Namespace, one: Explained) -> None:
     total = [u.latency_ms for u in one.units if u.latency_ms is not None]
     title = f"{one.id}" + (f": predicted {sum(total):.3f} ms" if total else ": nobody predicts its latency here")
     columns = ["unit", "ms", "floor ms", "params", "bytes", "answers", "operators"]
-    print_table(args, columns, rows, title=title)
+    print_table(args, columns, rows, title=title, cut="operators", spare=["bytes", "floor ms", "answers", "params"])
     if total:
         print("floor: at the greatest rate of multiply-accumulates that any unit of the front reaches", file=sys.stderr)
 

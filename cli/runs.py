@@ -246,7 +246,10 @@ def _all_runs(args: argparse.Namespace) -> int:
         [r.name, r.state, f"{r.done}/{r.trials}" if r.trials else str(r.done), str(r.failed), r.created, r.problem]
         for r in found
     ]
-    print_table(args, ["run", "state", "trials", "failed", "created", "problem"], rows)
+    columns = ["run", "state", "trials", "failed", "created", "problem"]
+    if not any(r.problem for r in found):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    print_table(args, columns, rows, spare=["created", "failed"])
     return 0
 
 
@@ -370,7 +373,7 @@ def _print_front(
         rows.append([*row, names[m.id]])
     device = f" on {found.device}" if found.device else ""
     title = f"{found.run}: Pareto front{device}, {len(rows)} networks (* the knee; ± one standard error)"
-    spare = ["macs", "predicted ms", "in search", "90% interval", f"test {metric}"]
+    spare = ["macs", "predicted ms", "in search", "90% interval", f"test {metric}", "params"]
     print_table(args, columns, rows, title=title, cut="architecture", spare=spare)
     missed = [m for m in found.others if m.reason != "dominated"] if len(members) == len(found.members) else []
     if missed:

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from mixnas.cli.printing import number, print_json, print_table
-from mixnas.cli.verbs import Group, Verb, config_name, load_space
+from mixnas.cli.verbs import Group, Verb, config_name, load_config, load_space
 from mixnas.search_space.errors import ConfigError, nearest
 
 PLACE = 4
@@ -118,15 +118,10 @@ def sample(args: argparse.Namespace) -> int:
 
 def check(args: argparse.Namespace) -> int:
     """Whether the file is a space that can be searched."""
-    from mixnas.predictors.latency.lookup import check_tables
-    from mixnas.search.study.feasibility import check_constraints, corners
+    from mixnas.search.problem import Problem
 
-    config, space, io = _load_checked(args)
-    if config.search.evaluator != "standalone":  # which measures, and looks nothing up
-        check_tables(space, io)
-    config.latency.spec(config.device, config.search.seed, None, None).open().check_policies(space)
-    check_constraints(config.parsed_constraints(), corners(space, io))
-    print(f"{config_name(args)}: {space.size():,} architectures, everything fits {io.kind} tasks")
+    problem = Problem(load_config(args), config_name(args))  # whatever a search would refuse before it starts
+    print(f"{config_name(args)}: {problem.space.size():,} architectures, everything fits {problem.io.kind} tasks")
     return 0
 
 

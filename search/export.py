@@ -36,6 +36,7 @@ from mixnas.search_space.formats.safetensors import load_network
 from mixnas.search_space.network import Network
 from mixnas.search_space.operators.quantization.ran import products_that_ran
 from mixnas.search_space.reporting import SILENT, Report
+from mixnas.search_space.settings import one_or_more
 
 _COMPARED = 64  # inputs whose outputs are compared one by one
 _BATCH = 256  # of the test split, as it goes through a file
@@ -63,7 +64,7 @@ class _Judged:
 
 
 def export_run(
-    run: Run,
+    run: Run | str | Path,
     *,
     pick: str | None = None,
     trial: int | None = None,
@@ -72,7 +73,7 @@ def export_run(
     one_se: bool = False,
     weights: Mapping[str, float] | None = None,
     everything: bool = False,
-    format_names: Sequence[str] = DEFAULT_FORMATS,
+    format_names: Sequence[str] | str = DEFAULT_FORMATS,
     output: str | None = None,
     verify: bool = True,
     licence: str = "unknown",
@@ -86,10 +87,10 @@ def export_run(
     all of it does, nothing has its final name. Then its latency is measured in its own runtime.
 
     Args:
-        run: A finished run.
+        run: A finished run, or its name or path.
         pick, where, knee, one_se, weights, everything: Which networks, in one way: see `Choice`.
         trial: The network of this trial; it is finished first, where it is not on the front.
-        format_names: Formats, see `formats.names()`.
+        format_names: Formats, or one: see `formats.names()`.
         output: Directory; the run's `exports/` if not given.
         verify: Whether the task is loaded and judges the files. Without it, their outputs are compared on random
             inputs, and nothing is measured.
@@ -112,9 +113,10 @@ def export_run(
         >>> sorted(path.name for path in folder.iterdir())
         ['README.md', 'architecture.yaml', 'card.json', 'load.py', 'manifest.json', 'model.py', 'model.safetensors']
     """
+    run = run if isinstance(run, Run) else Run.open(run)
     if verify or trial is not None:  # else no task is loaded
         require_trust(run.manifest, run.path, "export", trust)
-    wanted = [formats.get(name) for name in dict.fromkeys(format_names)]
+    wanted = [formats.get(name) for name in dict.fromkeys(one_or_more(format_names))]
     for file_format in wanted:
         formats.require(file_format)
     choice = Choice(pick=pick, where=where, knee=knee, one_se=one_se, weights=weights, everything=everything)

@@ -35,6 +35,8 @@ class Choice:
 
     def __post_init__(self) -> None:
         given = [f.name for f in fields(self) if getattr(self, f.name) not in (None, False)]
+        if self.pick is not None and not isinstance(self.pick, str):
+            raise ConfigError(f"pick is {self.pick!r}: expected an id, or its start; trial=N takes a trial.")
         if len(given) > 1:
             raise ConfigError(f"{' and '.join(given)}: networks are chosen in one way at a time.")
 

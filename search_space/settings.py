@@ -233,6 +233,11 @@ def to_plain(value: Any) -> Any:
     return value
 
 
+def one_or_more(texts: Iterable[str]) -> list[str]:
+    """A list of texts; of one alone, that one and not its letters."""
+    return [texts] if isinstance(texts, str) else list(texts)
+
+
 def apply_overrides(plain: Mapping[str, Any], settings: Iterable[str]) -> tuple[dict[str, Any], dict[str, str]]:
     """Apply `key=value` settings with dotted keys (`search.trials=20`, `space.stages.0.width=[16, 24]`).
 
@@ -249,7 +254,7 @@ def apply_overrides(plain: Mapping[str, Any], settings: Iterable[str]) -> tuple[
     """
     changed: dict[str, Any] = _copy(plain)
     overridden: dict[str, str] = {}
-    for setting in settings:
+    for setting in one_or_more(settings):
         key, equals, text = setting.partition("=")
         key = key.strip()
         parts = key.split(".")

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mixnas.search_space.architecture import BLOCK_AXES, Architecture, Block, Op, Stage
-from mixnas.search_space.errors import ConfigError, nearest
+from mixnas.search_space.errors import ConfigError, nearest, shown
 from mixnas.search_space.files import load_yaml
 from mixnas.search_space.grammar import BlockChoice, OpChoice, OpOption, SpaceTree, StageChoice, read_space
 from mixnas.search_space.registry import Value
@@ -194,7 +194,11 @@ class SearchSpace:
             ConfigError: Wrong length, a value that is no whole number, or an active position outside its variable's
                 values.
         """
-        row = vector.tolist() if isinstance(vector, np.ndarray) else list(vector)
+        row = vector.tolist() if isinstance(vector, np.ndarray) else vector
+        if not isinstance(row, list | tuple):
+            raise ConfigError(
+                f"{self.source}: {shown(vector)} is no vector. Give {len(self.variables)} whole numbers, as `encode`."
+            )
         for value in row:
             if type(value) is not int and (isinstance(value, bool) or not isinstance(value, Integral)):
                 raise ConfigError(
@@ -216,7 +220,9 @@ class SearchSpace:
 
     def decode_many(self, matrix: np.ndarray) -> list[Architecture]:
         """`decode` for every row."""
-        return [self.decode(row) for row in np.asarray(matrix)]
+        if not isinstance(matrix, np.ndarray | list | tuple):
+            raise ConfigError(f"{self.source}: {shown(matrix)} is no matrix of vectors, as `encode_many` gives.")
+        return [self.decode(row) for row in matrix]
 
     def encode(self, architecture: Architecture) -> np.ndarray:
         """Integer vector (num_variables,), int64, inactive positions -1.

@@ -14,7 +14,9 @@ import pytest
 import torch
 
 import mixnas
+from mixnas.predictors.latency.predictor import SHIPPED, installed
 from mixnas.predictors.latency.profile import ProfileConfig
+from mixnas.search.run.front import Member
 from mixnas.search_space.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -102,6 +104,11 @@ def _architecture(mixer: object) -> mixnas.Architecture:
     return mixnas.Architecture.from_dict({"stem": "conv", "stages": [stage]})
 
 
+def _predictor() -> mixnas.LatencyPredictor:
+    (device, *_), *_ = installed(SHIPPED)
+    return mixnas.LatencyPredictor.load(device, directory=SHIPPED)
+
+
 WRONG = {
     "a knob": (
         lambda: SPACE.encode(_architecture({"name": "dwconv", "kernel_size": 9})),
@@ -116,6 +123,24 @@ WRONG = {
     "a true in a vector": (lambda: SPACE.decode([True, 1, 1]), r"True in a vector is no position"),
     "floats in an array": (lambda: SPACE.decode(np.array([0.0, 1.0, 1.0])), r"0\.0 in a vector is no position"),
     "a short vector": (lambda: SPACE.decode([0]), r"length 1; this space has 3 variables"),
+    "no vector": (lambda: SPACE.decode(None), r"None is no vector\. Give 3 whole numbers"),
+    "no matrix": (lambda: SPACE.decode_many(3), r"3 is no matrix of vectors"),
+    "a ragged matrix": (lambda: SPACE.decode_many([[0, 0, -1], [0]]), r"length 1; this space has 3 variables"),
+    "a list for a tensor": (lambda: mixnas.Split([1], [2]), r"inputs is a list\. Give a tensor, for example torch"),
+    "a number for a run": (lambda: mixnas.Run.open(3), r"3 is no name of a run"),
+    "a name of no run": (lambda: mixnas.export("nowhere"), r"nowhere: no such run"),
+    "a profile of data": (lambda: mixnas.profile({"stem": "conv"}, IO), r"profile: dict and IOSpec were given"),
+    "a profile of a size": (lambda: mixnas.profile(SPACE, (8, 8)), r"profile: SearchSpace and tuple were given"),
+    "a latency of data": (lambda: _predictor().predict({"stem": "conv"}), r"predict: dict and NoneType were given"),
+    "a latency at a size": (
+        lambda: _predictor().predict(_architecture("identity"), (8, 8)),
+        r"predict: Architecture and tuple were given",
+    ),
+    "a number for an id": (lambda: mixnas.search.picking.Choice(pick=3), r"pick is 3: expected an id"),
+    "one setting alone": (
+        lambda: mixnas.search({"space": {}}, settings="search.trials=none"),
+        r"--set search\.trials=none",
+    ),
     "a seed for a generator": (lambda: SPACE.sample(0), r"0 is no source of random numbers.*default_rng"),
     "fewer than none": (lambda: SPACE.sample_many(-1, np.random.default_rng(0)), r"-1 architectures cannot be drawn"),
     "a rate above one": (
@@ -158,4 +183,6 @@ def test_reprs_say_what_a_thing_is(tmp_path):
     assert repr(split) == "Split(5 examples, inputs (8, 8, 1) float32, targets () int64)"
     run = mixnas.Run.create(tmp_path, {"space": {}}, name="r")
     assert repr(run) == f"Run({str(tmp_path / 'r')!r}, stopped)"
+    member = Member(id="ab12", trial=0, architecture={}, metrics={"accuracy": 0.75, "accuracy_se": 0.01, "params": 202})
+    assert repr(member) == "Member(ab12: accuracy 0.75, params 202)"
     assert max(len(repr(thing)) for thing in (architecture, SPACE, supernet, split, run)) < 300

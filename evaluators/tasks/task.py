@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixnas.search_space.cost import METRICS as COSTS
+from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.units import IOSpec
 
 IGNORE = -100
@@ -72,6 +73,12 @@ class Split:
 
     inputs: Tensor
     targets: Tensor
+
+    def __post_init__(self) -> None:
+        for name in ("inputs", "targets"):
+            if not isinstance(getattr(self, name), Tensor):
+                given = type(getattr(self, name)).__name__
+                raise ConfigError(f"Split: {name} is a {given}. Give a tensor, for example torch.as_tensor({name}).")
 
     def __repr__(self) -> str:
         inputs, targets = (

@@ -258,6 +258,9 @@ class LatencyPredictor:
         Raises:
             ConfigError: See `input_of`; or a unit can neither be found nor built.
         """
+        if not isinstance(architecture, Architecture) or not isinstance(io, IOSpec | None):
+            given = f"{type(architecture).__name__} and {type(io).__name__}"
+            raise ConfigError(f"predict: {given} were given. It takes an Architecture and the IOSpec of a task.")
         io = self.input_of(io)
         known_input = io in self.inputs
         outside = dict.fromkeys([] if known_input else [f"input: {_input(io)} was not profiled"])

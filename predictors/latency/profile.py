@@ -498,6 +498,9 @@ def profile(
         >>> predictor.inputs == (io,)
         True
     """
+    if not isinstance(space, SearchSpace) or not isinstance(io, IOSpec):
+        given = f"{type(space).__name__} and {type(io).__name__}"
+        raise ConfigError(f"profile: {given} were given. It takes a SearchSpace and the IOSpec of a task.")
     config = config or ProfileConfig()
     begun = time.monotonic()
     place = Path(directory) if directory is not None else user_directory()

@@ -46,7 +46,16 @@ from mixnas.search.run.integrity import (
 )
 from mixnas.search.run.trust import mark
 from mixnas.search.study.reading import summary_of
-from mixnas.search_space.errors import ConfigError, IntegrityError, MachineError, NasError, listed, nearest, visible
+from mixnas.search_space.errors import (
+    ConfigError,
+    IntegrityError,
+    MachineError,
+    NasError,
+    listed,
+    nearest,
+    shown,
+    visible,
+)
 from mixnas.search_space.files import atomic_write, digest_of, dump_yaml, json_text, parse_json, parse_yaml, read_bytes
 
 FORMAT = 3
@@ -237,6 +246,8 @@ class Run:
             ConfigError: There is no such run (with the nearest name), or another version of mixnas wrote it.
             IntegrityError: Its manifest is damaged.
         """
+        if not isinstance(run, str | Path):
+            raise ConfigError(f"Run.open: {shown(run)} is no name of a run, and no path.")
         root = Path(root)
         path = Path(run) if _is_there(Path(run) / "manifest.json") else root / run
         if not _is_there(path / "manifest.json"):

@@ -18,7 +18,7 @@ FORMAT = 2
 """1 had no format number and spelt latencies in three ways; it can still be read."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class Member:
     """A network of the front, or a finalist that did not come on it.
 
@@ -44,6 +44,11 @@ class Member:
     searched: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     reason: str = ""
+
+    def __repr__(self) -> str:
+        """What tells it from others: id, metrics of the validation split, costs."""
+        numbers = ", ".join(f"{name} {value:.6g}" for name, value in self.metrics.items() if name[-3:] != "_se")
+        return f"Member({self.id}: {numbers}{f'; {self.reason}' if self.reason else ''})"
 
     @property
     def values(self) -> dict[str, float]:

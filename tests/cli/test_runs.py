@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from mixnas.cli import printing
 from mixnas.search.run.directory import Run
 from mixnas.search_space import files
 
@@ -233,3 +234,21 @@ def test_a_configuration_is_read_once(tmp_path: Path, monkeypatch: pytest.Monkey
         read.clear()
         nas(*words, tmp_path / "config.yaml", "--runs", tmp_path / "runs")
         assert read.count("config.yaml") == 1, words
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_tables_fit_the_terminal_with_the_names_that_runs_get(searched: Path, tmp_path: Path, monkeypatch, width: int):
+    """`nas status` was 84 characters wide where a run had the name that it gets by itself."""
+    monkeypatch.setattr(printing, "terminal_width", lambda: width)
+    shutil.copytree(searched / "runs" / "first", tmp_path / "digits-20261128-095320")
+    asked = ("--runs", tmp_path)
+    name = "digits-20261128-095320"
+    for words in (
+        ["status"],
+        ["front", name],
+        ["explain", name, "0"],
+        ["explain", name, "0", "1"],
+        ["diff", name, name],
+    ):
+        printed = ok(*words, *asked)
+        assert printed and max(map(len, printed.splitlines())) <= width, words

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from mixnas.search_space import registry
 
 from .command import CONFIG, nas, ok
@@ -98,3 +100,19 @@ def test_a_sample_has_a_line_each_and_is_counted():
     assert nas("space", "sample", "-n", 0).returncode == 2
     full = ok("space", "sample", "-n", 2, "--full").splitlines()
     assert full[-1].split()[0] in "".join(full[:-2])
+
+
+@pytest.mark.parametrize(
+    ("setting", "status", "says"),
+    [
+        ("constraints=['accuracy >= 97']", 3, "For 97% write accuracy >= 0.97"),
+        ("objectives={acuracy: max}", 2, "Did you mean 'accuracy'?"),
+        ("device=nvidia-h1000", 2, "no measurements of device 'nvidia-h1000'"),
+        ("search.evaluator=supernt", 2, "no evaluator is called 'supernt'"),
+    ],
+)
+def test_a_check_refuses_whatever_a_search_would(setting: str, status: int, says: str):
+    """It said that everything fits."""
+    for words in (["space", "check"], ["search", "--dry-run"]):
+        refused = nas(*words, "--set", setting)
+        assert refused.returncode == status and says in refused.stderr, words

@@ -51,6 +51,7 @@ def test_the_default_is_the_super_network():
         ({"objectives": {"acuracy": "max"}}, ConfigError, "unknown metric 'acuracy'. Did you mean 'accuracy'?"),
         ({"constraints": ["train_steps <= 3"]}, ConfigError, "unknown metric 'train_steps'"),
         ({"constraints": ["params <= 10"]}, InfeasibleError, "params goes from"),
+        ({"constraints": ["accuracy >= 97"]}, InfeasibleError, "For 97% write accuracy >= 0.97"),
         ({"search": {"evaluator": "supernt"}}, ConfigError, "search.evaluator: no evaluator is called 'supernt'. Did"),
         ({"device": "nvidia-h1000"}, ConfigError, "no measurements of device 'nvidia-h1000'"),
         ({"device": "nvidia-h1000", "search": {"evaluator": "standalone"}}, ConfigError, "is not this machine"),

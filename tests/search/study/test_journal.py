@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import resource
+import wsgiref.util
 
 import optuna
 import pytest
@@ -22,6 +23,7 @@ from mixnas.search.study.reading import (
     summary_path,
 )
 from mixnas.search.study.study import SearchStudy
+from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import IntegrityError, MachineError
 from tests.contracts.engine import carry_out
 
@@ -43,6 +45,29 @@ def test_optuna_itself_reads_the_file(tmp_path, finished):
     assert [t.state for t in study.trials] == [TrialState.COMPLETE] * 12
     assert study.metric_names == ["accuracy", "latency_ms", "params"]
     assert "params <= 10000" in study.trials[0].constraints
+    for trial in study.trials:
+        architecture = Architecture.from_canonical(json.loads(trial.user_attrs["architecture"]))
+        assert architecture.id == trial.user_attrs["id"]
+
+
+def test_optuna_s_dashboard_reads_the_file(tmp_path, finished):
+    """What its page asks its server for."""
+    dashboard = pytest.importorskip("optuna_dashboard")
+    path = tmp_path / "study.journal"
+    path.write_bytes(finished)
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
+    app = dashboard.wsgi(storage)
+
+    def get(place: str) -> dict:
+        environ: dict = {}
+        wsgiref.util.setup_testing_defaults(environ)
+        return json.loads(b"".join(app({**environ, "PATH_INFO": place}, lambda *_: None)))
+
+    (study,) = get("/api/studies")["study_summaries"]
+    found = get(f"/api/studies/{study['study_id']}")
+    assert found["objective_names"] == ["accuracy", "latency_ms", "params"]
+    assert len(found["trials"]) == 12 and {trial["state"] for trial in found["trials"]} == {"Complete"}
+    assert "architecture" in {attr["key"] for attr in found["trials"][0]["user_attrs"]}
 
 
 def test_cut_anywhere_it_opens_and_keeps_every_whole_record(tmp_path, finished, space, objectives, constraints):
