@@ -29,6 +29,8 @@ from mixnas.search_space.units import (
     token_unit,
 )
 
+from ...contracts.cases import refused
+
 SIZES = {"image": (8, 8), "sequence": (16,), "causal": (16,)}
 BATCH = 2
 
@@ -60,11 +62,13 @@ def units(kind):
     gates = list(operators("gate", kind))
     for quant in operators("quant", kind):
         # Each gate round the mixer that does nothing, each mixer in one of the gates.
-        found += [token_unit(norm, identity, gate, quant, context) for gate in gates]
+        taken = [gate for gate in gates if not refused("gate", gate, context, quant)]
+        found += [token_unit(norm, identity, gate, quant, context) for gate in taken]
         for i, mixer in enumerate(operators("mixer", kind)):
-            found.append(token_unit(norm, mixer, gates[i % len(gates)], quant, context))
+            if not refused("mixer", mixer, context, quant):
+                found.append(token_unit(norm, mixer, taken[i % len(taken)], quant, context))
         for mixer in operators("channel_mixer", kind):
-            if mixer != none:
+            if mixer != none and not refused("channel_mixer", mixer, context, quant):
                 found.append(channel_unit(norm, mixer, quant, context))
     for other in operators("norm", kind):
         found.append(token_unit(other, identity, none, Op("fp32"), context))

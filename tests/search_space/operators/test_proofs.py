@@ -5,9 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from .proofs import COUNTS, PROOFS, Count, Proof, attention, channel_mixers, convolutions, gates, global_mixers
+from .proofs import (
+    COUNTS,
+    PROOFS,
+    Count,
+    Proof,
+    attention,
+    channel_mixers,
+    convolutions,
+    earlier,
+    gates,
+    global_mixers,
+)
 
-assert all((attention, channel_mixers, convolutions, gates, global_mixers))  # they register their proofs
+assert all((attention, channel_mixers, convolutions, earlier, gates, global_mixers))  # they register their proofs
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["single", "double"])
