@@ -19,7 +19,7 @@ from torch import Tensor, nn
 use_checkout()
 sys.path.insert(0, str(ROOT))
 
-from tests.search_space.operators.proofs.catalogue import drawn, filled, fingerprint
+from tests.search_space.operators.proofs.catalogue import drawn, filled, fingerprint  # noqa: E402
 
 
 def fill(module: nn.Module) -> nn.Module:

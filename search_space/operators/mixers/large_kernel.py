@@ -81,6 +81,7 @@ class LargeKernel(nn.Module):
         weight, bias = self.large.merged()
         size = weight.shape[-1]
         for branch in self.branches.values():
+            assert isinstance(branch, _Branch)
             taps, offset = branch.merged()
             spread = branch.dilation * (taps.shape[-1] - 1) + 1
             around = slice((size - spread) // 2, (size + spread) // 2, branch.dilation)
