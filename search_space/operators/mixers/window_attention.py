@@ -135,7 +135,7 @@ class WindowAttention(nn.Module):
         grid = untiled(self.out(y.flatten(3)), self._tile, full)
         if any(self._offset):
             grid = grid.roll(self._offset, (1, 2))
-        return grid[:, : size[0], : size[1]].reshape(x.shape)
+        return grid[:, : size[0], : size[1]].reshape(x.shape).contiguous()
 
 
 # The border is on both sides.
@@ -210,4 +210,4 @@ class HaloAttention(nn.Module):
         q, k, v, bias = (t.flatten(0, 1) for t in (q, k, v, bias))
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         y = y.unflatten(0, (B, -1)).transpose(2, 3).flatten(-2)
-        return untiled(y, (down, right), (H, W)).reshape(x.shape)
+        return untiled(y, (down, right), (H, W)).reshape(x.shape).contiguous()
