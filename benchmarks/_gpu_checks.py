@@ -251,7 +251,9 @@ def _stands(axis: str, name: str, kind: str, dry: bool) -> tuple[Op, registry.Co
     if axis == "stem":
         before = registry.Context(3, (16, 16) if kind == "image" else before.size, kind)
     options = {knob: value.default for knob, value in operator.knobs.items()}
-    if "kernel_size" in options and (dry or (kind != "causal" and options["kernel_size"] % 2 == 0)):
+    size = options.get("kernel_size", 3)
+    wanted = dry or (kind != "causal" and size % 2 == 0)
+    if size != 3 and wanted and operator.knobs["kernel_size"].normalise(3) is not None:
         options["kernel_size"] = 3
     if operator.check is not None and operator.check(before, options):
         return None

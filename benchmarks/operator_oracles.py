@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from _checkout import ROOT, use_checkout
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+use_checkout()
+sys.path.insert(0, str(ROOT))
 
-from tests.search_space.operators.proofs.catalogue import drawn, filled, fingerprint
+from tests.search_space.operators.proofs.catalogue import drawn, filled, fingerprint  # noqa: E402
 
 
 def fill(module: nn.Module) -> nn.Module:

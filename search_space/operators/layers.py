@@ -135,6 +135,40 @@ class DepthwiseConv(nn.Module):
         return y if gate is None else y * gate
 
 
+def window_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    causal: bool = False,
+    dilation: int = 1,
+    groups: int = 1,
+) -> Tensor:
+    """A convolution of stride 1 that keeps the size, with taps that are no layer's: those made from something else.
+
+    Args:
+        x: (B, H, W, C) or (B, L, C).
+        weight: (C', C / groups, k, k) or (C', C / groups, k), k odd; taken in the type of `x`.
+        bias: (C',).
+        causal: On sequences, whether the window ends at the token.
+        dilation: Distance between taps.
+        groups: As of `torch.nn.functional.conv2d`.
+
+    Returns:
+        (B, H, W, C') or (B, L, C'), contiguous.
+    """
+    weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+    reach = dilation * (weight.shape[-1] - 1)
+    if x.dim() == 4:
+        options = {"padding": reach // 2, "dilation": dilation, "groups": groups}
+        return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, **options).permute(0, 2, 3, 1)
+    # As an image of one row: its convolution answers with channels last, as it was given.
+    before = reach if causal else reach // 2
+    row = F.pad(x, (0, 0, before, reach - before)).unsqueeze(1).permute(0, 3, 1, 2)
+    y = F.conv2d(row, weight.unsqueeze(2), bias, dilation=(1, dilation), groups=groups)
+    return y.permute(0, 2, 3, 1).squeeze(1)
+
+
 class WindowConv(nn.Module):
     """Dense convolution of stride 1 that keeps the size: 2-D on images, 1-D on sequences, left-padded if causal.
 

@@ -21,6 +21,7 @@ from mixnas.search_space.errors import ConfigError, IntegrityError
 from mixnas.search_space.formats import format as formats
 from mixnas.search_space.formats.format import Format
 from mixnas.search_space.network import IOSpec, Network
+from mixnas.search_space.operators.norms import has_running_statistics, reset_running_statistics
 
 from .cases import IOS, once
 
@@ -39,6 +40,11 @@ def network_of(architecture: Architecture, io: IOSpec, seed: int = 0) -> Network
         for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
             if tensor.is_floating_point() and ("norm" in name or name.endswith("bias")):
                 tensor.add_(0.2 * torch.rand(tensor.shape, generator=generator))
+        if has_running_statistics(network):
+            # Of one batch: with those of no data, products of many blocks would grow without bound.
+            reset_running_statistics(network)
+            network.train()(io.example(8, generator=generator))
+            network.eval()
     return network.deploy()
 
 

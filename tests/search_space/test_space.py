@@ -90,8 +90,8 @@ def test_size_is_exact_where_floats_are_not():
 
 def test_vectors_in_bulk_agree_with_one_by_one():
     space = SPACES[1]
-    matrix = space.sample_many(200, np.random.default_rng(0))
-    assert (space.encode_many(space.decode_many(matrix)) == matrix).all()
+    matrix = space.sample_many(2000, np.random.default_rng(0))
+    assert (space.encode_many(space.decode_many(matrix[:200])) == matrix[:200]).all()
     assert (matrix[~space.active(matrix)] == INACTIVE).all() and (matrix >= 0).any(axis=0).all()
 
 

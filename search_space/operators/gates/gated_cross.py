@@ -22,10 +22,11 @@ class GatedCross(nn.Module):
 
     def __init__(self, context: Context, *, layers: int) -> None:
         super().__init__()
-        self.crosses = nn.ModuleList(Linear(context.width, context.width) for _ in range(layers))
+        crosses = [Linear(context.width, context.width) for _ in range(layers)]
         self.gates = nn.ModuleList(Linear(context.width, context.width, bias=False) for _ in range(layers))
-        for layer in self.crosses:
+        for layer in crosses:
             nn.init.uniform_(layer.bias)
+        self.crosses = nn.ModuleList(crosses)
 
     def forward(self, x: Tensor, mixer: Mixer) -> Tensor:
         """x (B, ..., C), the normalised block input."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mixnas.kernels.depthwise_conv1d import depthwise_conv1d
 from mixnas.kernels.depthwise_conv2d import depthwise_conv2d
+from mixnas.search_space.operators.layers import window_conv
 from mixnas.search_space.registry import Context, Knob, register
 
 
@@ -47,14 +48,9 @@ class CentralDifference(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ..., C) to the same."""
-        weight = self._weight().to(x.dtype)
-        size = weight.shape[-1]
-        if self.form == "depthwise":
-            if x.dim() == 3:
-                return depthwise_conv1d(x, weight, causal=self.causal)
-            return depthwise_conv2d(x, weight)
-        if x.dim() == 4:
-            return F.conv2d(x.permute(0, 3, 1, 2), weight, padding=size // 2).permute(0, 2, 3, 1)
-        before = size - 1 if self.causal else size // 2
-        padded = F.pad(x.transpose(1, 2), (before, size - 1 - before))
-        return F.conv1d(padded, weight).transpose(1, 2)
+        weight = self._weight()
+        if self.form == "dense":
+            return window_conv(x, weight, causal=self.causal)
+        if x.dim() == 3:
+            return depthwise_conv1d(x, weight.to(x.dtype), causal=self.causal)
+        return depthwise_conv2d(x, weight.to(x.dtype))

@@ -59,10 +59,11 @@ class DCLS(nn.Module):
             along = (-0.5 * (away / (0.27 + self.width.abs()).unsqueeze(-1)).square()).exp()
         # f is a product over axes: so is its sum.
         weight = self.weight / (along.sum(dim=-1).prod(dim=0) + 1e-7)
-        if len(along) == 1:
-            return weight.unsqueeze(1) @ along[0]
+        # Not a matrix product: what depends on no example is not among an example's multiply-accumulates.
         rows = along[0] * weight.unsqueeze(-1)
-        return (rows.transpose(1, 2) @ along[1]).unsqueeze(1)
+        if len(along) == 1:
+            return rows.sum(dim=1, keepdim=True)
+        return (rows.unsqueeze(-1) * along[1].unsqueeze(-2)).sum(dim=1, keepdim=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ..., C) to the same."""

@@ -69,8 +69,10 @@ class GPSA(nn.Module):
             p(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.query, self.key, self.value)
         )
         content = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1)
-        count = self.places.shape[-1]
-        logits = (self.place @ self.places.flatten(1)).view(-1, count, count) + self.bias.view(-1, 1, 1)
+        # Not a matrix product: what depends on no example is not among an example's multiply-accumulates.
+        logits = self.bias.view(-1, 1, 1)
+        for weight, place in zip(self.place.T, self.places, strict=True):
+            logits = logits + weight.view(-1, 1, 1) * place
         share = self.gate.sigmoid().view(-1, 1, 1)
         weights = ((1 - share) * content + share * logits.softmax(dim=-1)).to(v.dtype)
         weights = weights / weights.sum(dim=-1, keepdim=True)

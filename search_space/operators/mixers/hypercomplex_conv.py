@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixnas.search_space.operators.layers import window_conv
 from mixnas.search_space.registry import Context, Knob, Value, register
 
 
@@ -50,13 +50,14 @@ class HypercomplexConv(nn.Module):
 
     def _weight(self) -> Tensor:
         """(C, C, *taps)."""
-        filters = torch.stack(list(self.filters))
-        blocks = torch.tensordot(self.algebra, filters, dims=([0], [0]))  # (n, n, C/n, C/n, *taps)
-        return blocks.transpose(1, 2).flatten(2, 3).flatten(0, 1)
+        axes = self.filters[0].dim() - 2
+        weight = self.algebra.new_zeros(())
+        # Not a matrix product: what depends on no example is not among an example's multiply-accumulates.
+        for algebra, filters in zip(self.algebra, self.filters, strict=True):
+            scales = algebra.view(*(side for n in algebra.shape for side in (n, 1)), *(1,) * axes)  # (n, 1, n, 1, *1)
+            weight = weight + scales * filters.unsqueeze(1).unsqueeze(0)
+        return weight.flatten(2, 3).flatten(0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ..., C) to the same."""
-        weight = self._weight().to(x.dtype)
-        convolve = F.conv2d if x.dim() == 4 else F.conv1d
-        y = convolve(x.movedim(-1, 1), weight, self.bias.to(x.dtype), padding=weight.shape[-1] // 2)
-        return y.movedim(1, -1)
+        return window_conv(x, self._weight(), self.bias)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixnas.kernels.depthwise_conv1d import depthwise_conv1d
 from mixnas.kernels.depthwise_conv2d import depthwise_conv2d
-from mixnas.search_space.operators.layers import DepthwiseConv
+from mixnas.search_space.operators.layers import DepthwiseConv, window_conv
 from mixnas.search_space.operators.norms import BatchNorm
 from mixnas.search_space.registry import Context, Knob, register
 
@@ -36,13 +35,7 @@ class _Branch(nn.Module):
         """As it is trained."""
         if self.dilation == 1:
             return self.norm(self.conv(x))
-        weight = self.conv.weight.to(x.dtype)
-        padding = self.dilation * (weight.shape[-1] // 2)
-        options = {"padding": padding, "dilation": self.dilation, "groups": x.shape[-1]}
-        if x.dim() == 3:
-            y = F.conv1d(x.transpose(1, 2), weight, None, **options).transpose(1, 2)
-        else:
-            y = F.conv2d(x.permute(0, 3, 1, 2), weight, None, **options).permute(0, 2, 3, 1)
+        y = window_conv(x, self.conv.weight, dilation=self.dilation, groups=x.shape[-1])
         return self.norm(y)
 
     def merged(self) -> tuple[Tensor, Tensor]:
@@ -81,6 +74,7 @@ class LargeKernel(nn.Module):
         weight, bias = self.large.merged()
         size = weight.shape[-1]
         for branch in self.branches.values():
+            assert isinstance(branch, _Branch)
             taps, offset = branch.merged()
             spread = branch.dilation * (taps.shape[-1] - 1) + 1
             around = slice((size - spread) // 2, (size + spread) // 2, branch.dilation)

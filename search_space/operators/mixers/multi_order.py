@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixnas.search_space.operators.gates.squeeze_excitation import SqueezeExcitation
-from mixnas.search_space.operators.layers import Linear, normed
+from mixnas.search_space.operators.layers import Linear, normed, window_conv
 from mixnas.search_space.operators.norms import BatchNorm
 from mixnas.search_space.registry import Context, Knob, register
 
@@ -24,10 +24,7 @@ class _Window(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ..., C) to the same."""
-        convolve = F.conv2d if x.dim() == 4 else F.conv1d
-        groups = 1 if self.dense else x.shape[-1]
-        y = convolve(x.movedim(-1, 1), self.weight.to(x.dtype), None, 1, self.dilation, self.dilation, groups)
-        return y.movedim(1, -1)
+        return window_conv(x, self.weight, dilation=self.dilation, groups=1 if self.dense else x.shape[-1])
 
 
 def _itself(x: Tensor) -> Tensor:

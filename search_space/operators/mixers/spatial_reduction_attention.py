@@ -35,8 +35,8 @@ class SpatialReductionAttention(nn.Module):
         self.heads = heads
         width = context.width
         self.query, self.key, self.value, self.out = (Linear(width, width) for _ in range(4))
-        extents = [min(reduction, n) for n in (1, *context.size)[-2:]]
-        self.reduce = Conv(width, width, tuple(extents), tuple(extents)) if reduction > 1 else None
+        height, across = (min(reduction, n) for n in (1, *context.size)[-2:])
+        self.reduce = Conv(width, width, (height, across), (height, across)) if reduction > 1 else None
         self.norm = nn.LayerNorm(width) if reduction > 1 else None
 
     def forward(self, x: Tensor) -> Tensor:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixnas.search_space.operators.layers import window_conv
 from mixnas.search_space.registry import Context, Knob, register
 
 
@@ -35,6 +35,4 @@ class WeightedConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ..., C) to the same."""
-        weight = (self.weight * self.density).to(x.dtype)
-        convolve = F.conv2d if x.dim() == 4 else F.conv1d
-        return convolve(x.movedim(-1, 1), weight, padding=1).movedim(1, -1)
+        return window_conv(x, self.weight * self.density)

@@ -35,11 +35,6 @@ def untiled(y: Tensor, extents: tuple[int, ...], size: tuple[int, int]) -> Tenso
     return y[:, : size[0], : size[1]]
 
 
-def distances(queries: int, keys: int) -> Tensor:
-    """(queries, keys): where in a table of queries + keys - 1 the entry for key j - query i stands."""
-    return torch.arange(keys)[None, :] - torch.arange(queries)[:, None] + queries - 1
-
-
 @register(
     "mixer",
     "window_attention",
@@ -61,7 +56,6 @@ class WindowAttention(nn.Module):
 
     slicing: ClassVar = {"bias": ("lead", "center", "center")}
 
-    entries: Tensor
     seen: Tensor
 
     def __init__(self, context: Context, *, heads: int, window: int, shift: bool) -> None:
@@ -84,17 +78,7 @@ class WindowAttention(nn.Module):
         self._tile = tuple(min(t, k) for t, k in zip(self._extents(grid), known, strict=True))
         self._offset = tuple(t // 2 if self.shift and t < n else 0 for t, n in zip(self._tile, grid, strict=True))
         self._padding = tuple(-n % t for t, n in zip(self._tile, grid, strict=True))
-        down, right = self._tile
-        device = self.bias.device
-        rows, columns = (distances(t, t).to(device) for t in self._tile)
-        # Entries of the tables, whose middle is distance 0, for each pair of tokens of a tile.
-        rows, columns = (
-            (table + (extent - 1) // 2 - (tile - 1))
-            for table, extent, tile in zip((rows, columns), self.bias.shape[1:], self._tile, strict=True)
-        )
-        pairs = rows[:, None, :, None] * self.bias.shape[2] + columns[None, :, None, :]
-        self.register_buffer("entries", pairs.reshape(down * right, down * right), persistent=False)
-        regions = self._regions(grid).to(device)
+        regions = self._regions(grid).to(self.bias.device)
         cut = tiles(regions[None, :, :, None], self._tile)[0, :, :, 0]
         seen = cut.unsqueeze(-1) == cut.unsqueeze(-2)
         if self.causal:
@@ -112,9 +96,17 @@ class WindowAttention(nn.Module):
             numbers.append(number)
         return 4 * numbers[0][:, None] + numbers[1][None, :]
 
+    def _biases(self) -> Tensor:
+        """(heads, tokens, tokens) of a tile: a query's are a part of the table that moves against it."""
+        table = self.bias
+        for axis, (extent, tile) in enumerate(zip(table.shape[1:], self._tile, strict=True), 1):
+            table = table.narrow(axis, (extent + 1) // 2 - tile, 2 * tile - 1)
+        parts = table.unfold(1, self._tile[0], 1).unfold(2, self._tile[1], 1).flip(1, 2)
+        return parts.flatten(3, 4).flatten(1, 2)
+
     def _mask(self, dtype: torch.dtype) -> Tensor:
         """(1, tiles * heads, tokens, tokens), or with one tile's for all."""
-        bias = self.bias.flatten(1)[:, self.entries].to(dtype)
+        bias = self._biases().to(dtype)
         if not self.causal and not any(self._offset) and not any(self._padding):
             return bias
         masked = bias.masked_fill(~self.seen.unsqueeze(1), float("-inf"))
@@ -143,7 +135,7 @@ class WindowAttention(nn.Module):
         grid = untiled(self.out(y.flatten(3)), self._tile, full)
         if any(self._offset):
             grid = grid.roll(self._offset, (1, 2))
-        return grid[:, : size[0], : size[1]].reshape(x.shape)
+        return grid[:, : size[0], : size[1]].reshape(x.shape).contiguous()
 
 
 # The border is on both sides.
@@ -218,4 +210,4 @@ class HaloAttention(nn.Module):
         q, k, v, bias = (t.flatten(0, 1) for t in (q, k, v, bias))
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         y = y.unflatten(0, (B, -1)).transpose(2, 3).flatten(-2)
-        return untiled(y, (down, right), (H, W)).reshape(x.shape)
+        return untiled(y, (down, right), (H, W)).reshape(x.shape).contiguous()

@@ -29,12 +29,14 @@ from mixnas.search_space.units import (
     token_unit,
 )
 
+from ...contracts.cases import refused
+
 SIZES = {"image": (8, 8), "sequence": (16,), "causal": (16,)}
 BATCH = 2
 
 
-def operators(axis, kind):
-    """Every registered operator of a kind, with its knobs at their defaults and each knob once at another value."""
+def operators(axis, kind, knobs=True):
+    """Every registered operator of a kind, with its knobs at their defaults; `knobs`: each once at another value."""
     context = Context(16, SIZES[kind], kind)
     for name in registry.names(axis):
         operator = registry.get(axis, name)
@@ -42,29 +44,39 @@ def operators(axis, kind):
             continue
         defaults = {knob: found.default for knob, found in sorted(operator.knobs.items())}
         tried = [defaults]
-        for knob, found in operator.knobs.items():
+        for knob, found in operator.knobs.items() if knobs else ():
             others = [value for value in (found.choices or (found.low,)) if value not in (None, found.default)]
             tried += [defaults | {knob: found.normalise(value)} for value in others[:1]]
-        for knobs in tried:
-            if operator.check is None or not operator.check(context, knobs):
-                yield Op(name, tuple(knobs.items()))
+        for values in tried:
+            if operator.check is None or not operator.check(context, values):
+                yield Op(name, tuple(values.items()))
 
 
 @functools.cache
 def units(kind):
-    """Each mixer, gate, channel mixer, norm, stem, downsample and head in some unit, under each policy."""
+    """Each mixer, gate, channel mixer, norm, stem, downsample and head in some unit.
+
+    All of a branch under the first policy, with their knobs; a third of them under each other one, by turns.
+    """
     size = SIZES[kind]
     context = Context(16, size, kind)
     norm, identity, none = Op("layer"), Op("identity"), Op("none")
     found = []
-    gates = list(operators("gate", kind))
-    for quant in operators("quant", kind):
+    for j, quant in enumerate(operators("quant", kind)):
+
+        def some(axis, j=j):
+            every = list(operators(axis, kind, knobs=j == 0))
+            return every if j == 0 else [op for i, op in enumerate(every) if (i + j) % 3 == 0]
+
+        gates = some("gate")
         # Each gate round the mixer that does nothing, each mixer in one of the gates.
-        found += [token_unit(norm, identity, gate, quant, context) for gate in gates]
-        for i, mixer in enumerate(operators("mixer", kind)):
-            found.append(token_unit(norm, mixer, gates[i % len(gates)], quant, context))
-        for mixer in operators("channel_mixer", kind):
-            if mixer != none:
+        taken = [gate for gate in gates if not refused("gate", gate, context, quant)]
+        found += [token_unit(norm, identity, gate, quant, context) for gate in taken]
+        for i, mixer in enumerate(some("mixer")):
+            if not refused("mixer", mixer, context, quant):
+                found.append(token_unit(norm, mixer, taken[i % len(taken)], quant, context))
+        for mixer in some("channel_mixer"):
+            if mixer != none and not refused("channel_mixer", mixer, context, quant):
                 found.append(channel_unit(norm, mixer, quant, context))
     for other in operators("norm", kind):
         found.append(token_unit(other, identity, none, Op("fp32"), context))

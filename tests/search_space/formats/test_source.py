@@ -56,7 +56,7 @@ def toy_policy() -> Iterator[None]:
 def test_every_operator_and_policy_computes_the_same(kind):
     """To the bit: it is the same code on the same path."""
     x, quants = IOS[kind].example(3, generator=torch.Generator().manual_seed(0)), registry.names("quant")
-    for architecture in [once(kind, quants), *covering(kind, quants)[::2]]:  # every policy, on some
+    for architecture in [once(kind, quants), *covering(kind, quants)[:2]]:  # every policy, on some
         network = network_of(architecture, IOS[kind])
         text, found = outputs_by_source(network, x)
         with torch.no_grad():

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from .proofs import COUNTS, PROOFS, Count, Proof, attention, channel_mixers, convolutions, gates, global_mixers
+from mixnas.search_space import registry
 
-assert all((attention, channel_mixers, convolutions, gates, global_mixers))  # they register their proofs
+from .proofs import (
+    COUNTS,
+    PROOFS,
+    Count,
+    Proof,
+    attention,
+    channel_mixers,
+    convolutions,
+    earlier,
+    gates,
+    global_mixers,
+)
+
+assert all((attention, channel_mixers, convolutions, earlier, gates, global_mixers))  # they register their proofs
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["single", "double"])
@@ -19,3 +34,20 @@ def test_equals_its_oracle(proof: Proof, dtype):
 @pytest.mark.parametrize("count", COUNTS, ids=str)
 def test_has_the_published_number_of_parameters(count: Count):
     assert count.rebuilt() == count.published
+
+
+ELSEWHERE = {"convnext", "gla", "identity", "linear_attention", "neighborhood_attention", "none", "pooling", "ssm"} | {
+    "inverted_residual",
+    "mlp",
+    "output_sigmoid",
+    "swiglu",
+}
+"""Operators that other tests prove, in the mixers' folder and by the definition of their parts."""
+
+
+@pytest.mark.parametrize("axis", ["mixer", "gate", "channel_mixer"])
+def test_every_operator_is_proved_and_on_the_page(axis):
+    page = (Path(__file__).parents[3] / "docs" / "operators.md").read_text()
+    names = registry.names(axis)
+    assert {name for name in names if name not in ELSEWHERE} <= {p.name for p in PROOFS if p.axis == axis}
+    assert [name for name in names if f"| `{name}` |" not in page and (axis, name) != ("channel_mixer", "none")] == []
