@@ -30,6 +30,9 @@ ARCHITECTURE, LOADER, CARD, README, MANIFEST = (
 )
 OWN = (ARCHITECTURE, LOADER, CARD, README, MANIFEST)
 
+_TOLD = ("labels", "pictures", "counts", "summary")
+"""What the card takes from what the run says of its data."""
+
 _INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "asimd", "asimddp", "sve")
 
 _LOADER_HEAD = '''"""Loads the exported network. What a function here gives answers a batch: arrays in, arrays out.
@@ -164,7 +167,7 @@ def card(
         "device": front.device or manifest.get("device"),
         "versions": manifest["versions"],
         "io": network.io.to_plain(),
-        **{key: value for key, value in run.data().items() if key in ("labels", "pictures", "counts", "summary")},
+        **{key: value for key, value in run.data().items() if value and key in _TOLD},
         "files": dict(files),
         "config": config,
     }

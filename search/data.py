@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -66,8 +67,9 @@ def _suited(task: Task) -> dict[str, Any]:
 
 def _as_it_was_read(task: Task) -> dict[str, Any]:
     """Options that the data decided, written out: a run is of what was there when it was started."""
-    read = dict(task.record()).get("pictures", {})
-    return {name: read[name] for name in ("size", "channels") if name in read}
+    options = inspect.signature(type(task)).parameters
+    read = dict(task.record()).get("pictures") or {}
+    return {name: read[name] for name in ("size", "channels") if name in read and name in options}
 
 
 def stride_for(size: Sequence[int]) -> int:

@@ -129,3 +129,11 @@ def test_the_file_that_ships_is_for_pictures_of_32():
 
     config = read_config(load_yaml(_CONFIGS / "pictures.yaml"), "pictures.yaml")
     assert config.task.to_plain()["size"] == 32 and config.space["stem"]["stride"] == stride_for((32, 32))
+
+
+def test_other_data_than_a_folder_is_searched_by_the_same_command(tmp_path, capsys):
+    x = np.random.default_rng(0).integers(0, 256, (60, 28, 28), dtype=np.uint8)
+    np.savez(tmp_path / "d.npz", x=x, y=np.arange(60) % 3)
+    assert main(["search", "--data", str(tmp_path / "d.npz"), "--dry-run", "--runs", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "60 pictures of 3 classes, 20 of each; 36/12/12" in said and "npz: image, input 28x28" in said
