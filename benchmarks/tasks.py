@@ -59,9 +59,9 @@ def timed(command: Sequence[str | Path], cwd: Path) -> tuple[float, float, str]:
 
 
 def drawn(shape: str, rng: np.random.Generator) -> Image.Image:
-    """One shape, somewhere, of any size, turn and colour, on a ground of blotches, with noise; 64 to 112 pixels."""
+    """One bright shape, somewhere, of any size and turn, on dull blotches, with noise; 64 to 112 pixels."""
     width, height = (int(n) for n in rng.integers(64, 113, 2))
-    blotches = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+    blotches = Image.fromarray(rng.integers(60, 120, (6, 6, 3), dtype=np.uint8))
     picture = blotches.resize((width, height), Image.Resampling.BICUBIC)
     extent = int(min(width, height) * rng.uniform(0.45, 0.85))
     mask = Image.new("L", (extent * 4, extent * 4))
@@ -79,7 +79,9 @@ def drawn(shape: str, rng: np.random.Generator) -> Image.Image:
         pen.rectangle((0, e * 0.36, e, e * 0.64), fill=255)
     mask = mask.rotate(float(rng.uniform(0, 360)), Image.Resampling.BICUBIC).resize((extent, extent))
     place = int(rng.integers(0, width - extent + 1)), int(rng.integers(0, height - extent + 1))
-    picture.paste(tuple(int(n) for n in rng.integers(0, 256, 3)), place, mask)
+    bright = rng.integers(0, 256, 3)
+    bright[rng.integers(3)] = 255
+    picture.paste(tuple(int(n) for n in bright), place, mask)
     pixels = np.asarray(picture) + rng.normal(0, 12, (height, width, 3))
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 

@@ -50,15 +50,14 @@ def config_for(path: str | Path, *, base: str | Path | None = None, settings: Se
 def _suited(task: Task) -> dict[str, Any]:
     """The embedded configuration for a task of this kind and size."""
     io = task.io
-    if io.kind != "image":
-        raise ConfigError(f"task {task.name}: there is no embedded space for {io.kind} tasks. Give a file with -c.")
-    plain: dict[str, Any] = load_yaml(_CONFIGS / "pictures.yaml")
-    space = plain["space"]
-    stride = stride_for(io.size)
-    space["stem"] |= {"stride": stride, "kernel_size": min(_KERNELS.get(stride, stride - 1 + stride % 2), 15)}
-    if any(extent // stride % 2 for extent in io.size):
-        for stage in space["stages"][1:]:
-            del stage["downsample"]  # an odd grid cannot be halved
+    plain: dict[str, Any] = load_yaml(_CONFIGS / ("pictures.yaml" if io.kind == "image" else "series.yaml"))
+    if io.kind == "image":
+        space = plain["space"]
+        stride = stride_for(io.size)
+        space["stem"] |= {"stride": stride, "kernel_size": min(_KERNELS.get(stride, stride - 1 + stride % 2), 15)}
+        if any(extent // stride % 2 for extent in io.size):
+            for stage in space["stages"][1:]:
+                del stage["downsample"]  # an odd grid cannot be halved
     first, *_ = plain["objectives"]
     if task.metric != first:
         plain["objectives"] = {task.metric: task.direction, "latency_ms": "min", "params": "min"}

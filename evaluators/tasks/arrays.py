@@ -67,7 +67,7 @@ class ArrayPictures(PictureTask):
             raise ConfigError(
                 f"{where}: pictures of its splits have different shapes or types: {sorted(map(str, shapes))}."
             )
-        classes, targets = _targets(where, {name: of for name, (_, of) in found.items()}, labels)
+        classes, targets = class_numbers(where, {name: of for name, (_, of) in found.items()}, labels)
         for name, array in pixels.items():
             if len(array) != len(targets[name]):
                 raise ConfigError(f"{where}: {name} has {len(array)} pictures and {len(targets[name])} labels.")
@@ -137,7 +137,7 @@ def _pixels(where: str, array: NDArray[Any]) -> NDArray[Any]:
     return array
 
 
-def _targets(
+def class_numbers(
     where: str, given: Mapping[str, NDArray[Any]], names: Sequence[str] | None
 ) -> tuple[tuple[str, ...], dict[str, NDArray[np.int64]]]:
     """Names of the classes, and the class of each picture by split."""

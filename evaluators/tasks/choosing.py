@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -12,7 +13,8 @@ _CIFAR_100 = {"train", "test", "meta"}
 
 READS = (
     "a folder with a folder of pictures for each class (or train/, val/ and test/ of such)",
-    "an .npz file of arrays",
+    "an .npz file of pictures or series",
+    "a .csv file of series",
     "CIFAR's archive or its folder",
     "the folder of MNIST-style IDX files",
 )
@@ -51,8 +53,12 @@ def _of_file(place: Path) -> str | None:
     name = place.name.lower()
     if _IDX.search(name):
         return "idx"
+    if name.endswith((".csv", ".tsv")):
+        return "series"
     if name.endswith(".npz"):
-        return "npz"
+        from mixnas.evaluators.tasks.npz import NpzFile, holds_pictures
+
+        return "npz" if holds_pictures(NpzFile(place, math.inf).inputs()) else "series"
     if name.endswith((".tar.gz", ".tgz", ".tar")):
         return "cifar"
     return None
