@@ -25,6 +25,9 @@ READABLE = (FORMAT - 1, FORMAT)
 ARCHITECTURE, LOADER, CARD, README = "architecture.yaml", "load.py", "card.json", "README.md"
 OWN = (ARCHITECTURE, LOADER, CARD, README, MANIFEST)
 
+_TOLD = ("labels", "pictures", "target", "counts", "summary")
+"""What the card takes from what the run says of its data."""
+
 _INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "asimd", "asimddp", "sve")
 
 _LOADER_HEAD = '''"""Loads the exported network. What a function here gives answers a batch: arrays in, arrays out.
@@ -70,6 +73,13 @@ def classify(picture: str, name: str) -> tuple[str, float]:
     shares = np.exp(outputs - outputs.max())
     best = int(outputs.argmax())
     return LABELS[best], float(shares[best] / shares.sum())
+
+"""
+
+_OF_NUMBERS = """
+def in_units(outputs: np.ndarray) -> np.ndarray:
+    \"\"\"A network's answers in the unit of the targets: it learned (target - mean) / std.\"\"\"
+    return outputs * {std!r} + {mean!r}
 
 """
 
@@ -121,6 +131,8 @@ def loader(wanted: Iterable[Format], io: IOSpec, data: Mapping[str, Any] | None 
         functions += f"\n{inspect.getsource(read_picture)}\n{_OF_PICTURES}"
         pictures = f"SIZE, CHANNELS = {tuple(map(int, about['size']))}, {int(about['channels'])}\n"
         called = _CALLED_WITH_PICTURES
+    if target := data.get("target"):
+        functions += _OF_NUMBERS.format(std=float(target["std"]), mean=float(target["mean"]))
     tail = _LOADER_TAIL.format(
         files=files, labels=labels, pictures=pictures, called=called, shape=example.shape, dtype=example.dtype
     )
@@ -161,7 +173,7 @@ def card(
         "device": front.device or manifest.get("device"),
         "versions": manifest["versions"],
         "io": network.io.to_plain(),
-        **{key: value for key, value in run.data().items() if key in ("labels", "pictures", "counts", "summary")},
+        **{key: value for key, value in run.data().items() if value and key in _TOLD},
         "files": dict(files),
         "config": config,
         **({"instead": instead} if instead else {}),
@@ -310,6 +322,8 @@ def _classes(plain: Mapping[str, Any], io: IOSpec) -> list[str]:
     lines = [f"Data: {plain['summary']}.", ""] if "summary" in plain else []
     if plain.get("labels"):
         lines += [f"Classes, in the order of the outputs: {', '.join(plain['labels'])}.", ""]
+    if "target" in plain:
+        lines += ["It answers with (target - mean) / std; `load.in_units(outputs)` gives the targets' own unit.", ""]
     if io.mean is not None:
         of = "pixels, 0 to 255" if "pictures" in plain else "numbers"
         lines += [f"It reads raw {of}: what standardises them is part of the network.", ""]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,15 +50,14 @@ def config_for(path: str | Path, *, base: str | Path | None = None, settings: Se
 def _suited(task: Task) -> dict[str, Any]:
     """The embedded configuration for a task of this kind and size."""
     io = task.io
-    if io.kind != "image":
-        raise ConfigError(f"task {task.name}: there is no embedded space for {io.kind} tasks. Give a file with -c.")
-    plain: dict[str, Any] = load_yaml(_CONFIGS / "pictures.yaml")
-    space = plain["space"]
-    stride = stride_for(io.size)
-    space["stem"] |= {"stride": stride, "kernel_size": min(_KERNELS.get(stride, stride - 1 + stride % 2), 15)}
-    if any(extent // stride % 2 for extent in io.size):
-        for stage in space["stages"][1:]:
-            del stage["downsample"]  # an odd grid cannot be halved
+    plain: dict[str, Any] = load_yaml(_CONFIGS / ("pictures.yaml" if io.kind == "image" else "series.yaml"))
+    if io.kind == "image":
+        space = plain["space"]
+        stride = stride_for(io.size)
+        space["stem"] |= {"stride": stride, "kernel_size": min(_KERNELS.get(stride, stride - 1 + stride % 2), 15)}
+        if any(extent // stride % 2 for extent in io.size):
+            for stage in space["stages"][1:]:
+                del stage["downsample"]  # an odd grid cannot be halved
     first, *_ = plain["objectives"]
     if task.metric != first:
         plain["objectives"] = {task.metric: task.direction, "latency_ms": "min", "params": "min"}
@@ -66,8 +66,9 @@ def _suited(task: Task) -> dict[str, Any]:
 
 def _as_it_was_read(task: Task) -> dict[str, Any]:
     """Options that the data decided, written out: a run is of what was there when it was started."""
-    read = dict(task.record()).get("pictures", {})
-    return {name: read[name] for name in ("size", "channels") if name in read}
+    options = inspect.signature(type(task)).parameters
+    read = dict(task.record()).get("pictures") or {}
+    return {name: read[name] for name in ("size", "channels") if name in read and name in options}
 
 
 def stride_for(size: Sequence[int]) -> int:

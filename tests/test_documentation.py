@@ -17,6 +17,7 @@ from mixnas.cli.main import main
 from mixnas.search.config import load_config
 from mixnas.search_space.files import dump_yaml, load_yaml
 from mixnas.search_space.settings import apply_overrides
+from tests.evaluators.tasks.drawn import draw
 
 ROOT = Path(__file__).parents[1]
 
@@ -152,6 +153,20 @@ def test_the_tutorial_runs_as_it_stands(tmp_path, monkeypatch):
     for words in found:
         carry_out(words, monkeypatch)
     assert list((tmp_path / "examples" / "runs" / "pictures" / "exports").glob("*/load.py"))
+
+
+def test_data_of_one_s_own_is_searched_as_its_page_says(tmp_path, monkeypatch):
+    draw(tmp_path / "flowers")
+    monkeypatch.chdir(tmp_path)
+    found = commands(ROOT / "docs" / "data.md")
+    assert [words[1] for words in found] == ["search", "search", "export"]
+    for words in found:
+        small = [word for text in SMALL for word in ("--set", text)] if "--data" in words else []
+        carry_out([*words, *small], monkeypatch)
+    (loader,) = (tmp_path / "runs" / "flowers" / "exports").glob("*/load.py")
+    picture = next((tmp_path / "flowers" / "red").iterdir())
+    answer = subprocess.run([sys.executable, loader, picture], capture_output=True, text=True, check=True).stdout
+    assert answer.split()[2] in ("blue", "green", "red")
 
 
 @pytest.mark.parametrize("name", ["series", "regression", "dense"])

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
 
 from mixnas.search_space.errors import ConfigError, visible
 
-READS = ("a folder with a folder of pictures for each class (or train/, val/ and test/ of such)",)
+_IDX = re.compile(r"(train|t10k|test)-(images|labels)[-.]idx[13]-ubyte(\.gz)?$")
+_CIFAR_100 = {"train", "test", "meta"}
+
+READS = (
+    "a folder with a folder of pictures for each class (or train/, val/ and test/ of such)",
+    "an .npz file of pictures or series",
+    "a .csv file of series",
+    "CIFAR's archive or its folder",
+    "the folder of MNIST-style IDX files",
+)
 """What may be given as data, in words."""
 
 
@@ -23,6 +34,31 @@ def task_of(path: str | Path) -> dict[str, str]:
         there = False
     if not there:
         raise ConfigError(f"{visible(str(path))[:200]}: no such file or folder. Give {'; '.join(READS)}.")
-    if place.is_dir():
-        return {"name": "folder", "path": str(path)}
-    raise ConfigError(f"{visible(str(path))}: is no data that can be read. Give {'; '.join(READS)}.")
+    name = _of_folder(place) if place.is_dir() else _of_file(place)
+    if name is None:
+        raise ConfigError(f"{visible(str(path))}: is no data that can be read. Give {'; '.join(READS)}.")
+    return {"name": name, "path": str(path)}
+
+
+def _of_folder(place: Path) -> str:
+    names = {entry.name for entry in place.iterdir() if entry.is_file()}
+    if any(map(_IDX.search, names)):
+        return "idx"
+    if {"data_batch_1.bin", "data_batch_1"} & names or {"train.bin", "test.bin"} <= names or names >= _CIFAR_100:
+        return "cifar"
+    return "folder"
+
+
+def _of_file(place: Path) -> str | None:
+    name = place.name.lower()
+    if _IDX.search(name):
+        return "idx"
+    if name.endswith((".csv", ".tsv")):
+        return "series"
+    if name.endswith(".npz"):
+        from mixnas.evaluators.tasks.npz import NpzFile, holds_pictures
+
+        return "npz" if holds_pictures(NpzFile(place, math.inf).inputs()) else "series"
+    if name.endswith((".tar.gz", ".tgz", ".tar")):
+        return "cifar"
+    return None

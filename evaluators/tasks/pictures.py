@@ -19,6 +19,7 @@ from mixnas.evaluators.tasks.task import SPLITS, Examples, Task
 from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.units import IOSpec
 
+_COLOURS = {1: "grey", 3: "colour"}
 _UNEVEN = 2.0  # so many times the rarest class the commonest may be before weights are spoken of
 
 
@@ -163,7 +164,7 @@ class PictureTask(Task):
         """The data in one line or two."""
         of_each = np.sum([self.counts[name] for name in SPLITS], axis=0)
         cut = "/".join(str(sum(self.counts[name])) for name in SPLITS)
-        size, colours = "x".join(map(str, self.io.size)), "grey" if self.io.in_features == 1 else "colour"
+        size, colours = "x".join(map(str, self.io.size)), _COLOURS.get(self.io.in_features, "of several channels")
         low, high = int(of_each.min()), int(of_each.max())
         each = f"{low:,} of each" if low == high else f"{low:,} to {high:,} of each"
         text = (

@@ -129,3 +129,45 @@ def test_the_file_that_ships_is_for_pictures_of_32():
 
     config = read_config(load_yaml(_CONFIGS / "pictures.yaml"), "pictures.yaml")
     assert config.task.to_plain()["size"] == 32 and config.space["stem"]["stride"] == stride_for((32, 32))
+
+
+def test_other_data_than_a_folder_is_searched_by_the_same_command(tmp_path, capsys):
+    x = np.random.default_rng(0).integers(0, 256, (60, 28, 28), dtype=np.uint8)
+    np.savez(tmp_path / "d.npz", x=x, y=np.arange(60) % 3)
+    assert main(["search", "--data", str(tmp_path / "d.npz"), "--dry-run", "--runs", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "60 pictures of 3 classes, 20 of each; 36/12/12" in said and "npz: image, input 28x28" in said
+
+
+def test_a_search_on_numbers_answers_in_their_own_unit(tmp_path):
+    """From a CSV to an export whose loader gives what the network says of a raw series."""
+    rng = np.random.default_rng(0)
+    slopes = rng.uniform(-3, 3, 40)
+    x = 50 + slopes[:, None] * np.arange(8) + rng.normal(0, 0.1, (40, 8))
+    lines = [",".join([*(f"t{i}" for i in range(8)), "target"])]
+    lines += [",".join(f"{v:.6f}" for v in (*row, 1000 * slope)) for row, slope in zip(x, slopes, strict=True)]
+    (tmp_path / "d.csv").write_text("\n".join(lines))
+    config = config_for(tmp_path / "d.csv", settings=[*SMALL, "train.steps=200"])
+    assert config.objectives == {"mae": "min", "latency_ms": "min", "params": "min"}
+    made = new_run(config, root=tmp_path, name="slopes", source="test")
+    with made:
+        front = Job(made, config, progress=make_progress("quiet"), stop=StopSignal()).execute()
+    assert min(m.values["test_mae"] for m in front.members) < 0.5 * np.abs(1000 * (slopes - slopes.mean())).mean()
+    (exported,) = export_run(made, output=str(tmp_path / "out"), verify=True)
+    assert "in_units" in (exported / "README.md").read_text()
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import numpy as np, load\n"
+        "answer = load.FILES['model.safetensors'](load.check('model.safetensors'))\n"
+        "x = np.array([50 + 2.0 * np.arange(8), 50 - 2.0 * np.arange(8)], dtype=np.float32)[..., None]\n"
+        "high, low = load.in_units(answer(x))[:, 0]\n"
+        "print(high, low)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, exported], capture_output=True, text=True, check=True)
+    high, low = map(float, done.stdout.split())
+    assert 500 < high < 3500 and -3500 < low < -500
+
+
+def test_a_causal_series_suits_the_embedded_space(tmp_path):
+    np.savez(tmp_path / "d.npz", x=np.random.default_rng(0).normal(size=(30, 24, 3)), y=np.arange(30) % 3)
+    config = config_for(tmp_path / "d.npz", settings=["task.kind=causal"])
+    assert Problem(config).io.kind == "causal" and Problem(config).space.size() > 1e6

@@ -1,0 +1,281 @@
+"""CIFAR-10 and CIFAR-100 from their published archives on disk: the binary version, and the Python version, whose
+pickles are read without running anything that is in them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import pickle
+import re
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixnas.evaluators.tasks.arrays import ArrayPictures, check_file
+from mixnas.evaluators.tasks.task import Task
+from mixnas.search_space.errors import ConfigError, visible
+from mixnas.search_space.files import read_bytes
+
+SIDE = 32
+_PICTURE = 3 * SIDE * SIDE
+_MOST_FILES = 100
+_MOST = 1 << 28  # bytes of one file; CIFAR-100's training set has 148 MiB
+
+Read = Callable[[str], bytes | None]
+"""The bytes of a file of the archive by its name; None where there is none."""
+
+
+class Cifar(ArrayPictures):
+    """CIFAR-10 or CIFAR-100; which, and in which version, is told by the files. The published test set is the test set.
+
+    Args:
+        path: The folder that the archive unpacks to, or the archive itself (.tar.gz).
+        labels: Of CIFAR-100, "fine" (100 classes) or "coarse" (20).
+        validation: Share of the training set, each class alike.
+        seed: Of that.
+        weighted, flip, crop, label_smoothing: As of `folder`.
+
+    Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009, chapter 3.
+    """
+
+    name = "cifar"
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        labels: str = "fine",
+        validation: float = 0.1,
+        seed: int = 0,
+        weighted: bool = False,
+        flip: bool = True,
+        crop: bool = True,
+        label_smoothing: float = Task.label_smoothing,
+    ) -> None:
+        if labels not in ("fine", "coarse"):
+            raise ConfigError(f"task cifar: labels is {labels!r}. Allowed: fine, coarse.")
+        where = visible(str(path))
+        with contextlib.ExitStack() as held:
+            read = _opened(Path(path), held)
+            found, names = _read_all(read, where, labels)
+        self.hold(
+            f"{where}: CIFAR",
+            found,
+            names,
+            validation=validation,
+            test=0.1,
+            seed=seed,
+            weighted=weighted,
+            flip=flip,
+            crop=crop,
+            label_smoothing=label_smoothing,
+        )
+
+
+def _opened(path: Path, held: contextlib.ExitStack) -> Read:
+    if path.is_dir():
+
+        def read(name: str) -> bytes | None:
+            file = path / name
+            return read_bytes(file, at_most=_MOST) if file.exists() else None
+
+        return read
+    check_file(path)
+    members: dict[str, tarfile.TarInfo] = {}
+    try:
+        archive = held.enter_context(tarfile.open(path, "r:*"))  # noqa: SIM115 - the stack closes it
+        for entry in archive:
+            if len(members) > _MOST_FILES or entry.size > _MOST:
+                raise tarfile.TarError(f"{visible(entry.name)} of {entry.size:,} bytes is none of CIFAR's files")
+            if entry.isfile():
+                members[Path(entry.name).name] = entry
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise ConfigError(f"{visible(str(path))}: is no archive of CIFAR ({error}). Download it again.") from error
+
+    def member(name: str) -> bytes | None:
+        if name not in members:
+            return None
+        try:
+            file = archive.extractfile(members[name])
+            return None if file is None else file.read(_MOST)
+        except (tarfile.TarError, OSError, EOFError) as error:
+            raise ConfigError(f"{visible(str(path))}: {name} is damaged ({error}). Download it again.") from error
+
+    return member
+
+
+_Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
+
+
+def _read_all(read: Read, where: str, labels: str) -> tuple[dict[str, _Arrays], list[str] | None]:
+    """Pixels and labels of both published sets, and the names of the classes."""
+    batches = [f"data_batch_{i}" for i in range(1, 6)]
+    for train, test, meta, parse in (
+        ([f"{name}.bin" for name in batches], "test_batch.bin", "batches.meta.txt", _binary(1, 0)),
+        (["train.bin"], "test.bin", f"{labels}_label_names.txt", _binary(2, int(labels == "fine"))),
+        (batches, "test_batch", "batches.meta", _pickled("labels")),
+        (["train"], "test", "meta", _pickled(f"{labels}_labels")),
+    ):
+        if (first := read(train[0])) is None:
+            continue
+        of_train = [parse(f"{where}/{train[0]}", first)]
+        of_train += [parse(f"{where}/{name}", _needed(read, name, where)) for name in train[1:]]
+        found = {
+            "train": (np.concatenate([x for x, _ in of_train]), np.concatenate([y for _, y in of_train])),
+            "test": parse(f"{where}/{test}", _needed(read, test, where)),
+        }
+        return found, _names(f"{where}/{meta}", read(meta), labels)
+    raise ConfigError(
+        f"{where}: has none of CIFAR's files (data_batch_1.bin, train.bin, data_batch_1, train). Give the folder that "
+        "holds them, or the archive."
+    )
+
+
+def _needed(read: Read, name: str, where: str) -> bytes:
+    content = read(name)
+    if content is None:
+        raise ConfigError(f"{where}/{name}: is missing. Unpack the archive again.")
+    return content
+
+
+Parse = Callable[[str, bytes], _Arrays]
+
+
+def _binary(labels: int, which: int) -> Parse:
+    """Reads records of `labels` bytes, of which `which` is the label, and a picture, plane by plane."""
+    length = labels + _PICTURE
+
+    def parse(where: str, content: bytes) -> _Arrays:
+        if not content or len(content) % length:
+            raise ConfigError(
+                f"{where}: has {len(content):,} bytes, no multiple of {length:,}, the length of a record: it is "
+                "truncated. Download it again."
+            )
+        records = np.frombuffer(content, np.uint8).reshape(-1, length)
+        return _upright(records[:, labels:]), records[:, which].astype(np.int64)
+
+    return parse
+
+
+def _upright(planes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(planes.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1))
+
+
+def _pickled(key: str) -> Parse:
+    def parse(where: str, content: bytes) -> _Arrays:
+        plain = unpickled(where, content)
+        data, labels = plain.get("data"), plain.get(key)
+        if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != _PICTURE:
+            raise ConfigError(f"{where}: its data is no array of bytes of shape (n, {_PICTURE}). Download it again.")
+        if not isinstance(labels, list) or not all(isinstance(n, int) for n in labels) or len(labels) != len(data):
+            raise ConfigError(f"{where}: has no {key!r} for each of its {len(data)} pictures. Download it again.")
+        return _upright(data), np.array(labels, dtype=np.int64)
+
+    return parse
+
+
+def _names(where: str, content: bytes | None, labels: str) -> list[str] | None:
+    """Names of the classes; None where the file is not there."""
+    if content is None:
+        return None
+    if where.endswith(".txt"):
+        return [line.strip() for line in content.decode("utf-8", errors="replace").splitlines() if line.strip()]
+    plain = unpickled(where, content)
+    for key in ("label_names", f"{labels}_label_names"):
+        if isinstance(plain.get(key), list):
+            return [_text(name) for name in plain[key]]
+    return None
+
+
+# -- pickles -------------------------------------------------------------------------------------------------------
+
+
+class _Dtype:
+    """Stands for `numpy.dtype` in a pickle: its code and no more."""
+
+    __slots__ = ("code",)
+
+    def __init__(self, code: Any = "", *_: Any) -> None:
+        self.code = _text(code)
+
+    def __setstate__(self, state: Any) -> None:
+        """Byte order and the like, which bytes do not have."""
+
+
+class _Array:
+    """Stands for an array: keeps what it is to hold."""
+
+    __slots__ = ("dtype", "raw", "shape")
+
+    def __init__(self, *_: Any) -> None:
+        self.shape, self.dtype, self.raw = (), None, b""
+
+    def __setstate__(self, state: Any) -> None:
+        _, self.shape, self.dtype, _, self.raw = state
+
+
+class _Encode:
+    """Stands for how newer versions write bytes: text that is turned back."""
+
+    __slots__ = ()
+
+    def __new__(cls, text: Any, *_: Any) -> Any:
+        """The bytes."""
+        return str(text).encode("latin-1")
+
+    def __setstate__(self, state: Any) -> None:
+        """So that there is one: else a pickle could set attributes of the class."""
+
+
+# Classes without a place for attributes, so that a pickle can change nothing of them.
+_ALLOWED: dict[tuple[str, str], Any] = {
+    ("numpy.core.multiarray", "_reconstruct"): _Array,
+    ("numpy._core.multiarray", "_reconstruct"): _Array,
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Dtype,
+    ("_codecs", "encode"): _Encode,
+}
+"""What a pickle may name, and what stands there instead: nothing that it names is ever called."""
+
+
+class _Reader(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        """See `pickle.Unpickler`; only what `_ALLOWED` has."""
+        if (module, name) not in _ALLOWED:
+            raise ConfigError(f"it names {visible(module)}.{visible(name)}, which is not run")
+        return _ALLOWED[module, name]
+
+    def persistent_load(self, pid: Any) -> Any:
+        """See `pickle.Unpickler`; there is none."""
+        raise ConfigError("it names something outside of itself")
+
+
+def unpickled(where: str, content: bytes) -> dict[str, Any]:
+    """A pickle of a mapping of plain data and arrays of bytes; its keys as text. Nothing in it is run.
+
+    Raises:
+        ConfigError: It is damaged, or names anything but arrays.
+    """
+    try:
+        plain = _Reader(io.BytesIO(content), encoding="bytes").load()
+        if not isinstance(plain, dict):
+            raise ConfigError(f"it holds {type(plain).__name__}, no mapping")
+        return {_text(key): _array(value) if isinstance(value, _Array) else value for key, value in plain.items()}
+    except Exception as error:  # a pickle goes wrong in any way
+        reason = re.sub(r"\s+", " ", visible(str(error)))[:150] or type(error).__name__
+        raise ConfigError(f"{where}: is no pickle of CIFAR's ({reason}). Download it again.") from error
+
+
+def _text(key: Any) -> str:
+    return key.decode("latin-1") if isinstance(key, bytes) else str(key)
+
+
+def _array(found: _Array) -> NDArray[np.uint8]:
+    code = getattr(found.dtype, "code", None)
+    if code not in ("u1", "|u1") or not isinstance(found.raw, bytes):
+        raise ConfigError(f"an array is of {code!r}, not of bytes")
+    return np.frombuffer(found.raw, np.uint8).reshape(found.shape)
