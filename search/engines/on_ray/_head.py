@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import logging
 import os
 import select
 import shutil
@@ -112,7 +113,7 @@ def _start(options: dict[str, Any]) -> None:
     import ray
 
     try:
-        context = ray.init("local", **options, log_to_driver=False, logging_level="ERROR")
+        context: Any = ray.init("local", **options, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:
         print(json.dumps({"failure": f"{type(error).__name__}: {error}"}), flush=True)
         return
