@@ -16,19 +16,20 @@ import numpy as np
 import pytest
 
 from mixnas.evaluators import answering
-from mixnas.evaluators.protocol import Request
+from mixnas.evaluators.protocol import Outcome, Request
 from mixnas.evaluators.supernet.evaluator import SupernetEvaluator, SupernetSpec
 from mixnas.evaluators.supernet.training import SupernetConfig
 from mixnas.evaluators.training import TrainConfig
 from mixnas.search.engines.on_ray import _head, cluster
 from mixnas.search.engines.on_ray.cluster import LOOPBACK, Cluster, Head, Share, listening
 from mixnas.search.engines.ray import RayEngine
-from mixnas.search.engines.session import Budget
+from mixnas.search.engines.session import Budget, Session
 from mixnas.search.study.reading import read_results
 from mixnas.search_space.errors import ConfigError, NasError
 from mixnas.search_space.space import SearchSpace
 from tests.contracts.engine import CONSTRAINTS, OBJECTIVES, EngineContract, carry_out, study_at
-from tests.search.engines.troubles import Troubled, end, hang, kind_of, stand_still
+from tests.search.engines.troubles import Measured, Troubled, end, hang, kind_of, stand_still
+from tests.search.problems import analytic
 
 pytest.importorskip("ray")
 pytestmark = [
@@ -159,6 +160,22 @@ def test_tune_carries_out_each_trial_once_whatever_befalls_it(head, tmp_path):
         kind = kind_of(record)
         assert (record.status == "failed") == (kind in (0, 2, 3)), record
     assert study.results.counts["running"] == 0
+
+
+@pytest.mark.parametrize(("seconds", "chosen"), [(0.1, "loop"), (2.9, "loop"), (3.1, "tune")])
+def test_what_carries_trials_out_is_chosen_by_how_long_they_take(tmp_path, seconds, chosen):
+    here, anywhere = Measured(tmp_path / "running"), Troubled(tmp_path / "begun")
+    with study_at(tmp_path / "j") as study, Session(study, Budget(trials=3)) as session:
+        assert session.seconds() is None
+        for proposal in session.next(3):
+            session.done(proposal, Outcome(analytic(proposal.architecture), seconds=seconds))
+        assert RayEngine()._chosen(session, anywhere) == chosen == RayEngine()._chosen(session, here)
+        assert RayEngine(address="a:1")._chosen(session, anywhere) == chosen
+        assert RayEngine(address="a:1")._chosen(session, here) == "loop"  # it could not be halted
+        assert RayEngine(through="loop")._chosen(session, anywhere) == "loop"
+    tune = RayEngine(address="a:1", through="tune")
+    with study_at(tmp_path / "k") as study, pytest.raises(ConfigError, match="Use through: loop"):
+        carry_out(tune, study, here, Budget(trials=3))
 
 
 # -- what workers share ------------------------------------------------------------------------------------------------
