@@ -133,6 +133,7 @@ with Cluster(workers=workers) as there:
         param_space=dict(x=tune.uniform(0, 1)),
         tune_config=tune.TuneConfig(
             search_alg=OptunaSearch(metric="loss", mode="min"), num_samples=trials, max_concurrent_trials=workers,
+            reuse_actors=True,
         ),
         run_config=tune.RunConfig(storage_path=there.folder, name="plain", verbose=0),
     )
@@ -146,7 +147,7 @@ print(json.dumps(dict(
 
 
 def plain_optuna(trials: int, seconds: float) -> dict[str, Any]:
-    """Ray Tune's own `OptunaSearch` on a function, as its documentation writes it, on the same kind of cluster."""
+    """Ray Tune's own `OptunaSearch` on a function, on the same kind of cluster, with workers kept between trials."""
     ideal = trials * seconds / WORKERS
     code = _PLAIN.format(path=[str(Path(__file__).parent)], trials=trials, seconds=seconds, workers=WORKERS)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
