@@ -176,6 +176,7 @@ def speed(args: argparse.Namespace) -> list[dict[str, Any]]:
     def note(one: dict[str, Any]) -> None:
         found.append(one)
         print(json.dumps(one), file=sys.stderr, flush=True)
+        args.save("speed", found)
 
     for engine in (local, loop, tune):
         note(timed_search(engine, *long))
@@ -466,15 +467,18 @@ def main() -> None:
     known: dict[str, Any] = {}
     if args.output and Path(args.output).exists():
         known = json.loads(Path(args.output).read_text())
-    for part in args.parts:
-        found = PARTS[part](args)
-        if part == "faults" and args.kinds:
-            found = {**known.get("faults", {}), **found}
+
+    def save(part: str, found: Any) -> None:
         known[part] = found
         known["provenance"] = {**known.get("provenance", {}), part: provenance()}
         known["command"] = "python benchmarks/engines.py speed faults simulate"
         if args.output:
             atomic_write(args.output, json.dumps(known, indent=1) + "\n")
+
+    args.save, before = save, known.get("faults", {}) if args.kinds else {}
+    for part in args.parts:
+        found = PARTS[part](args)
+        save(part, {**before, **found} if part == "faults" else found)
     print(json.dumps(known, indent=1))
 
 
