@@ -247,7 +247,8 @@ class Workers:
         return left if timeout is None else min(timeout, left)
 
     def _end_late(self) -> list[tuple[int, Outcome]]:
-        now, found = time.monotonic(), []
+        now = time.monotonic()
+        found: list[tuple[int, Outcome]] = []
         for worker in list(self._workers):
             task = worker.task
             if self.limit is not None and task is not None and now - task.since >= self.limit:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from mixnas.evaluators.protocol import Request
+from mixnas.evaluators.protocol import Apart, Request
 from mixnas.search_space.reporting import Report, SilentReport
 
 
@@ -71,6 +71,22 @@ class EvaluatorContract:
         alone = [self._steady(evaluator.evaluate([request])[0].metrics) for request in requests]
         assert together == alone
         assert evaluator.evaluate([]) == []
+
+    def test_in_two_parts_of_which_the_first_is_done_anywhere_it_is_the_same(self, evaluator, space, matrix):
+        if not isinstance(evaluator, Apart):
+            pytest.skip("evaluations have one part")
+        requests = [Request(architecture) for architecture in space.decode_many(matrix[:2])]
+        elsewhere = pickle.loads(pickle.dumps(evaluator.elsewhere())).open()
+        phases = Phases()
+        elsewhere.prepare(phases)
+        assert phases.begun == []
+        firsts = elsewhere.evaluate(requests)
+        assert not any("latency_ms" in outcome.metrics for outcome in firsts)
+        whole = [evaluator.complete(*both) for both in zip(requests, firsts, strict=True)]
+        for outcome, here in zip(whole, evaluator.evaluate(requests), strict=True):
+            assert outcome.failure == "" and set(outcome.metrics) == set(here.metrics)
+            assert self._steady(outcome.metrics) == self._steady(here.metrics)
+            assert (outcome.network is None) == (here.network is None)
 
     def test_preparing_again_does_nothing(self, evaluator):
         phases = Phases()

@@ -207,6 +207,20 @@ def test_fewer_examples_than_a_batch(digits: Task) -> None:
     assert result.steps == 3
 
 
+@pytest.mark.parametrize("parts", [2, 3, 1000])
+def test_a_batch_in_parts_is_the_same_step_with_less_in_memory(digits: Task, parts: int) -> None:
+    """The gradient is the batch's, and no forward sees more than a part of it."""
+    config = TrainConfig(steps=6, batch_size=30, augment=False)
+    whole, seen = small_network(), []
+    train_small(digits, config, network=whole)
+    network = small_network()
+    network.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])) if module.training else None)
+    train_small(digits, config, network=network, parts=parts)
+    assert max(seen) == max(1, 30 // parts) and sum(seen) == 6 * 30
+    for name, tensor in network.state_dict().items():
+        torch.testing.assert_close(tensor, whole.state_dict()[name], atol=2e-4, rtol=1e-3)
+
+
 def test_moving_average_replaces_the_weights(digits: Task) -> None:
     plain, _ = train_small(digits, TrainConfig(steps=40, warmup=0.0))
     averaged, _ = train_small(digits, TrainConfig(steps=40, warmup=0.0, ema=0.95))

@@ -1,8 +1,8 @@
 """Ray on this machine, in a session of processes of its own that ends with whoever started it. A script; see `main`.
 
 Two processes: one watches, and knows nothing of Ray; its child starts Ray. The first ends all of the session, and
-removes its folder, when its standard input ends (its caller has, in whatever way) or its child does. Ray itself would
-leave agents behind for a minute after a kill, and the folder for good.
+removes its folder, when its standard input ends (its caller has, in whatever way), its child does, or a part without
+which Ray is no more. Ray itself would leave agents behind for a minute after a kill, and the folder for good.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import logging
 import os
 import select
 import shutil
@@ -49,6 +50,23 @@ def end_session(session: int) -> None:
         time.sleep(0.02)
 
 
+def _vital() -> list[int]:
+    """The processes of this session without which Ray is no more, once both are there."""
+    found = []
+    for pid in processes_of(os.getsid(0)):
+        with contextlib.suppress(OSError):
+            program = Path(f"/proc/{pid}/cmdline").read_bytes().partition(b"\0")[0]
+            found += [pid] if program.endswith((b"/gcs_server", b"/raylet")) else []
+    return found if len(found) == 2 else []
+
+
+def _ended(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
 def _adopt() -> None:
     """Have orphans of this session become this process's children: in a container nobody else may bury them."""
     with contextlib.suppress(OSError, AttributeError):
@@ -79,7 +97,9 @@ def _watch(options: dict[str, Any]) -> None:
     try:
         command = [sys.executable, "-P", __file__, "start", json.dumps({**options, "_temp_dir": folder})]
         child = subprocess.Popen(command, stdin=subprocess.PIPE, cwd=folder)
-        while child.poll() is None:
+        vital: list[int] = []
+        while child.poll() is None and not any(map(_ended, vital)):
+            vital = vital or _vital()
             ready, _, _ = select.select([sys.stdin], [], [], _LOOK_SECONDS)
             if ready and not os.read(sys.stdin.fileno(), 100):
                 break
@@ -93,7 +113,7 @@ def _start(options: dict[str, Any]) -> None:
     import ray
 
     try:
-        context = ray.init("local", **options, log_to_driver=False, logging_level="ERROR")
+        context: Any = ray.init("local", **options, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:
         print(json.dumps({"failure": f"{type(error).__name__}: {error}"}), flush=True)
         return

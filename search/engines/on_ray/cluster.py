@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import logging
 import math
 import os
 import secrets
@@ -91,10 +92,11 @@ def settings(*, own: bool) -> Iterator[None]:
 
 def _read_again() -> None:
     """Have Ray read the environment again, which it did when it was imported."""
-    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray import _raylet
 
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
+    compiled: Any = _raylet
+    compiled.Config.initialize("")
+    compiled.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _cores() -> int:
@@ -163,7 +165,11 @@ class Head:
     ) -> None:
         self.address = self.folder = ""
         self._share, self._should_stop = share, should_stop
-        self._options = {"include_dashboard": dashboard, "object_store_memory": store_mb << 20, "under": folder}
+        self._options: dict[str, Any] = {
+            "include_dashboard": dashboard,
+            "object_store_memory": store_mb << 20,
+            "under": folder,
+        }
         if workers is not None:
             self._options["num_cpus"] = max(1, math.ceil(workers * share.cpus))
             self._options["resources"] = {name: workers * amount for name, amount in share.resources.items()}
@@ -289,12 +295,12 @@ class Cluster:
     def _connect(self) -> None:
         import ray
 
-        address = self._address if self._head is None else self._head.address
+        address = (self._address or "auto") if self._head is None else self._head.address
         if address != "auto":
             _knock(address)
         before = {number: signal.getsignal(number) for number in _SIGNALS}
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:
             raise NasError(f"search.engine: no Ray cluster answers at {address}: {error}") from error
         finally:
@@ -406,7 +412,7 @@ def tried() -> str:
         import ray
 
         started = time.monotonic()
-        worker = ray.remote(Answerer).remote()
+        worker: Any = ray.remote(Answerer).remote()
         ray.get(worker.where.remote(), timeout=_START_SECONDS)
         answered = time.monotonic()
         assert cluster.session is not None

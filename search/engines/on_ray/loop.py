@@ -91,7 +91,7 @@ class Loop:
         self._workers.clear()
 
     def _begin(self) -> _Worker:
-        actor = self._class.remote(self._cluster.share.extensions, self._cluster.share.threads)
+        actor: Any = self._class.remote(self._cluster.share.extensions, self._cluster.share.threads)
         return _Worker(actor, actor.where.remote())
 
     # -- the loop -----------------------------------------------------------------------------------------------------

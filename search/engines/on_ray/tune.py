@@ -7,6 +7,7 @@ with it. Tune keeps nothing that a resume needs.
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import sys
 import time
@@ -71,12 +72,17 @@ def run_in_tune(cluster: Cluster, session: Session, errands: Errands, limit: flo
             failure_config=tune.FailureConfig(max_failures=0),
         ),
     )
+    logger = logging.getLogger("ray.tune")  # whose trials are tries: of those that did not complete we say so
+    level = logger.level
     try:
+        logger.setLevel(logging.CRITICAL)
         with contextlib.redirect_stdout(sys.stderr):  # ours is for results
             tuner.fit()
     except Exception as error:
         cluster.check()
         raise (flights.error or NasError(f"Ray Tune failed: {error}")) from error
+    finally:
+        logger.setLevel(level)
     if flights.error is not None:
         raise flights.error
 

@@ -16,19 +16,20 @@ import numpy as np
 import pytest
 
 from mixnas.evaluators import answering
-from mixnas.evaluators.protocol import Request
+from mixnas.evaluators.protocol import Outcome, Request
 from mixnas.evaluators.supernet.evaluator import SupernetEvaluator, SupernetSpec
 from mixnas.evaluators.supernet.training import SupernetConfig
 from mixnas.evaluators.training import TrainConfig
 from mixnas.search.engines.on_ray import _head, cluster
 from mixnas.search.engines.on_ray.cluster import LOOPBACK, Cluster, Head, Share, listening
 from mixnas.search.engines.ray import RayEngine
-from mixnas.search.engines.session import Budget
+from mixnas.search.engines.session import Budget, Session
 from mixnas.search.study.reading import read_results
 from mixnas.search_space.errors import ConfigError, NasError
 from mixnas.search_space.space import SearchSpace
 from tests.contracts.engine import CONSTRAINTS, OBJECTIVES, EngineContract, carry_out, study_at
-from tests.search.engines.troubles import Troubled, end, hang, kind_of, stand_still
+from tests.search.engines.troubles import Measured, Troubled, end, hang, kind_of, stand_still
+from tests.search.problems import analytic
 
 pytest.importorskip("ray")
 pytestmark = [
@@ -78,10 +79,9 @@ def test_a_worker_that_is_killed_is_replaced_and_its_trial_tried_again(engine, t
         records = study.results.records
     assert study.results.counts["done"] == 14 and len({r.id for r in records}) == 14
     assert sorted(r.retries for r in records if r.retries) == [("the process that did it ended",)] * 2
-    assert len(evaluator.begun) == 16 and len(evaluator.pids) == 4
-    assert [r.retries for r in read_results(tmp_path / "j", OBJECTIVES, CONSTRAINTS).records] == [
-        r.retries for r in records
-    ]
+    assert len(evaluator.begun) == 16 and len(evaluator.pids) >= 3
+    kept = read_results(tmp_path / "j", OBJECTIVES, CONSTRAINTS).records
+    assert {r.number: r.retries for r in kept} == {r.number: r.retries for r in records}
 
 
 def test_an_architecture_that_ends_its_workers_has_failed_and_takes_nobody_along(engine, tmp_path):
@@ -156,10 +156,26 @@ def test_tune_carries_out_each_trial_once_whatever_befalls_it(head, tmp_path):
     assert len(late) == 1
     killed = [r for r in records if "the process that did it ended" in r.retries]
     assert killed and all(r.failure.endswith("2 times") == (kind_of(r) == 0) for r in killed)
-    for record in set(records) - set(late):
+    for record in (r for r in records if r not in late):
         kind = kind_of(record)
         assert (record.status == "failed") == (kind in (0, 2, 3)), record
     assert study.results.counts["running"] == 0
+
+
+@pytest.mark.parametrize(("seconds", "chosen"), [(0.1, "loop"), (2.9, "loop"), (3.1, "tune")])
+def test_what_carries_trials_out_is_chosen_by_how_long_they_take(tmp_path, seconds, chosen):
+    here, anywhere = Measured(tmp_path / "running"), Troubled(tmp_path / "begun")
+    with study_at(tmp_path / "j") as study, Session(study, Budget(trials=3)) as session:
+        assert session.seconds() is None
+        for proposal in session.next(3):
+            session.done(proposal, Outcome(analytic(proposal.architecture), seconds=seconds))
+        assert RayEngine()._chosen(session, anywhere) == chosen == RayEngine()._chosen(session, here)
+        assert RayEngine(address="a:1")._chosen(session, anywhere) == chosen
+        assert RayEngine(address="a:1")._chosen(session, here) == "loop"  # it could not be halted
+        assert RayEngine(through="loop")._chosen(session, anywhere) == "loop"
+    tune = RayEngine(address="a:1", through="tune")
+    with study_at(tmp_path / "k") as study, pytest.raises(ConfigError, match="Use through: loop"):
+        carry_out(tune, study, here, Budget(trials=3))
 
 
 # -- what workers share ------------------------------------------------------------------------------------------------
@@ -167,7 +183,7 @@ def test_tune_carries_out_each_trial_once_whatever_befalls_it(head, tmp_path):
 BLOCK = {
     "mixer": ["identity", "pooling", {"name": "dwconv", "kernel_size": [3, 5]}],
     "channel_mixer": "mlp",
-    "quant": ["fp32", "int8"],
+    "quant": ["fp32", "w8a8", "w8a8_static"],
 }
 SHARED = {"stem": "conv", "norm": ["batch", "layer"], "stages": [{"width": [8, 16], "depth": [1, 2], "block": BLOCK}]}
 
@@ -267,7 +283,7 @@ def short():
 
 
 def test_only_the_loopback_is_listened_on_and_a_killed_driver_leaves_nothing(tmp_path, short):
-    search = Search(tmp_path, 1000, 0.1, short)
+    search = Search(tmp_path, 1000, 0.3, short)
     search.run_until(8)
     everybody = [search.process.pid, *search.everybody()]
     assert len(everybody) > 8  # Ray's own, and the workers

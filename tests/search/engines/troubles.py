@@ -78,3 +78,37 @@ class Troubled(FromFunction):
 
 def kind_of(record) -> int:
     return int(record.id, 16) % 5
+
+
+class Measured(FromFunction):
+    """Its latency is measured where the search runs, while the file `running` does not grow."""
+
+    quiet = True
+
+    def __init__(self, path):
+        super().__init__(analytic)
+        self.path = path
+
+    def elsewhere(self):
+        return Ticking(self.path)
+
+    def complete(self, request, outcome):
+        before = self.path.stat().st_size
+        time.sleep(0.2)
+        still = self.path.stat().st_size == before
+        return Outcome({**outcome.metrics, **analytic(request.architecture), "still": float(still)})
+
+
+class Ticking(FromFunction):
+    """Writes all the time that it evaluates, and knows nothing of latency."""
+
+    def __init__(self, path):
+        super().__init__(self._tick)
+        self.path = path
+
+    def _tick(self, architecture):
+        for _ in range(40):
+            time.sleep(0.01)
+            with open(self.path, "a") as file:
+                file.write(".")
+        return {"accuracy": 0.5}
