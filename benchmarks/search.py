@@ -41,6 +41,8 @@ from mixnas.search.benchmarking import (  # noqa: E402
     search_table,
 )
 from mixnas.search.strategies import Strategy  # noqa: E402
+from mixnas.search.strategies.evolution import NSGA2  # noqa: E402
+from mixnas.search.strategies.random import Random  # noqa: E402
 from mixnas.search_space.files import write_json  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -148,7 +150,7 @@ def _means(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def nsga2(args: argparse.Namespace) -> None:
-    """This project's NSGA-II with two sizes of population, and Optuna's own; an architecture counts once."""
+    """This project's NSGA-II with two sizes of population, Optuna's own and random search, each architecture counted once."""
     import optuna
     from optuna.samplers import NSGAIISampler
 
@@ -176,7 +178,7 @@ def nsga2(args: argparse.Namespace) -> None:
         own = compare(
             read,
             truth.objectives,
-            {f"population {n}": Strategy.from_plain({"name": "nsga2", "population_size": n}, "") for n in (20, 50)},
+            {"population 20": NSGA2(), "population 50": NSGA2(population_size=50), "random": Random()},
             trials=args.trials,
             seeds=args.seeds,
             say=say,

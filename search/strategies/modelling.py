@@ -14,7 +14,7 @@ from mixnas.search.strategies.acquisition import Scale
 from mixnas.search.study.objectives import Comparison, Objective
 from mixnas.search_space.space import SearchSpace
 
-MARGIN = 0.2
+MARGIN = 0.8
 """Of the scale of a metric that is no size or time; see `Scale.of`."""
 
 FIT_ROWS = 300
@@ -193,8 +193,8 @@ class Models:
         )
         prior = Prior(
             linear=(math.log(0.3), 1.0),
-            choices=(-1.0 - math.log(variables), 1.0),
-            counts=(math.log(0.3), 1.0),
+            choices=(0.5 - math.log(variables), 0.7),
+            counts=(math.log(0.1), 1.0),
             signal=(math.log(0.5), 1.0),
             noise=(math.log(0.03), 1.0),
         )

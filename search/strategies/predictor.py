@@ -246,9 +246,10 @@ class PredictorSampler(BatchSampler):
         return np.stack(columns, axis=1)
 
     def _move_reference(self, points: np.ndarray) -> np.ndarray:
-        """The reference point: nearly the worst of what is predicted over the space, and no worse than any seen.
+        """The reference point: nearly the worst of what is predicted over the space.
 
-        It never comes nearer.
+        It is no further beyond the worst seen than that is from the best, lest a wild prediction of few points stays:
+        it never comes nearer.
 
         Args:
             points: What was evaluated, minimised (rows, objectives).
@@ -264,7 +265,8 @@ class PredictorSampler(BatchSampler):
             beliefs = self._models.beliefs(self._sample, before, exact=False)
             for i, w in enumerate(self._objectives):
                 values = before[w] if w in before else self._models.scale(w).back(beliefs[w].mean)
-                worst = min(float(np.quantile(values, 0.99)), float(points[:, i].max()))
+                best_seen, worst_seen = float(points[:, i].min()), float(points[:, i].max())
+                worst = min(float(np.quantile(values, 0.99)), worst_seen + (worst_seen - best_seen))
                 self._reference[i] = max(self._reference[i], worst * 1.05 if worst > 0 else worst)
         return self._reference
 
