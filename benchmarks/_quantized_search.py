@@ -56,8 +56,8 @@ from mixnas.search_space.units import IOSpec, plan
 
 OBJECTIVES = {"accuracy": "max", "latency_ms": "min", "weight_bytes": "min"}
 JOINT, FP32, W8A8, PROGRAMME, TWO_STEPS = "joint", "fp32 alone", "all w8a8", "integer programme", "two steps, the best"
-SHARES = (0.25, 0.6)
-"""Budgets of the integer programme, between the least and the float32 network's: of bytes, and of latency."""
+SHARES = (0.25,)
+"""Budgets of the integer programme, from the least possible (0) to what the float32 network takes (1)."""
 
 Say = Callable[[str], None]
 
@@ -185,11 +185,11 @@ def second_step(
     for network in finalists:
         architecture, io = network.architecture, network.io
         chosen = [(W8A8, uniform(architecture, Op("w8a8")))]
-        names, rises = sensitivities(network, policies, task, 96)
+        names, rises = sensitivities(network, policies, task, 64)
         ms, stored = by_branch(architecture, policies, names, predictor, io)
         for spent in (ms, stored):
             least, most = spent.min(axis=1).sum(), spent[:, policies.index(Op("fp32"))].sum()
-            for share in SHARES if spent is stored else SHARES[:1]:
+            for share in SHARES:
                 picked = programme(np.array(rises), spent, least + share * max(most - least, 0.0) + 1e-9)
                 chosen.append(
                     (

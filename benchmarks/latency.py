@@ -3,11 +3,12 @@
     python benchmarks/latency.py
     python benchmarks/latency.py growth
 
-The first writes `benchmarks/results/latency-<device>.<runtime>.json`: the error on held-out networks beside the noise
-ceiling (two independent measurements of the same networks) and beside simpler predictors from the same measurements,
-the time from nothing to a fitted predictor, and the speed of predictions. The second registers toy operators, fifty
-mixers, fifteen gates, fifteen channel mixers and nine policies, and writes `latency-growth-<device>.json`: the seconds
-of all that a space of them goes through. Both want a quiet machine.
+The first writes `benchmarks/results/latency-<device>.<runtime>.json`, or `latency-mixed-...` with `-c
+configs/mixed.yaml`: the error on held-out networks beside the noise ceiling (two independent measurements of the same
+networks) and beside simpler predictors from the same measurements, the time from nothing to a fitted predictor, and the
+speed of predictions. The second registers toy operators, fifty mixers, fifteen gates, fifteen channel mixers and nine
+policies, and writes `latency-growth-<device>.json`: the seconds of all that a space of them goes through. Both want a
+quiet machine.
 """
 
 from __future__ import annotations
@@ -256,7 +257,8 @@ def held_out(args: argparse.Namespace) -> None:
                 **{name: values.round(5).tolist() for name, values in simpler.items()},
             },
         }
-    path = args.output / f"latency-{predictor.device}.{predictor.runtime}.json"
+    name = "" if Path(args.config).stem == "digits" else f"{Path(args.config).stem}-"
+    path = args.output / f"latency-{name}{predictor.device}.{predictor.runtime}.json"
     record = sayable(record)
     write_json(path, record)
     print(json.dumps({key: value for key, value in record.items() if key != "networks"}, indent=2))

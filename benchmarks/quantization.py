@@ -401,11 +401,10 @@ def _under(original: Any, name: str) -> Any:
     """A trained network with one policy throughout; of w4a16 the largest group that divides all its layers."""
     from mixnas.search_space.errors import ConfigError
 
-    tried = [_op(name)]
-    if name == LEARNED:
-        tried = [Op("w4a8", (("step", "learned"),))]
     if name == "w4a16":
         tried = [Op("w4a16", (("group", group),)) for group in (32, 16)]
+    else:
+        tried = [Op("w4a8", (("step", "learned"),)) if name == LEARNED else _op(name)]
     for i, quant in enumerate(tried):
         try:
             return with_weights(uniform(original.architecture, quant), original)

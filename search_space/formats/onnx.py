@@ -75,9 +75,11 @@ def _converted(program: torch.export.ExportedProgram) -> Any:
 def _of_integers() -> dict[Any, Any]:
     """What the exporter does not know: torch's product of int8, which is one of ONNX's own operations, and `qdq`'s."""
     import torch
-    from onnxscript import opset18 as op
+    from onnxscript import opset18
 
     from mixnas.search_space.operators.quantization import qdq  # registers its operation
+
+    op: Any = opset18
 
     def int_mm(self: Any, mat2: Any) -> Any:
         return op.MatMulInteger(self, mat2)

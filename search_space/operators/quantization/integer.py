@@ -254,7 +254,7 @@ class W8A8Static(Projected):
         return OBSERVERS[self.observer]()
 
     def instead(self, device: str, runtime: str) -> str:
-        """See `W8A8.instead`."""
+        """Nothing else; ONNX Runtime fuses what `qdq` writes into products of integers."""
         return ""
 
 
