@@ -245,7 +245,7 @@ def _of_a_finished_run(folder: Path, results: Any, network: Any, device: str, sh
     export = _export(run, results, network)
 
     def status(path: Path) -> Any:
-        """Of the run that a file is in; what the file holds. Of an archive the arrays: its headers hold times of day."""
+        """Of the run that a file is in; what the file holds, of an archive its arrays: headers hold times of day."""
         found = next(folder for folder in path.parents if (folder / "config.yaml").exists())
         _check_run(Run.open(found))
         if path.suffix != ".npz":
