@@ -208,6 +208,7 @@ def kinds(folder: Path) -> Iterator[Kind]:
 
 def _of_a_finished_run(folder: Path, results: Any, network: Any, device: str, shipped: Path) -> Iterator[Kind]:
     """What lies in a run's folders: final networks and why others have none, profile, super-network, exports."""
+    import numpy as np
     import torch
 
     from mixnas.evaluators.supernet.training import SupernetConfig, is_trained, load_supernet, train_supernet
@@ -243,11 +244,14 @@ def _of_a_finished_run(folder: Path, results: Any, network: Any, device: str, sh
     train_supernet(supernet(), task, config, seed=0, checkpoint=run.supernet)
     export = _export(run, results, network)
 
-    def status(path: Path) -> bytes:
-        """Of the run that a file is in; what the file holds."""
+    def status(path: Path) -> Any:
+        """Of the run that a file is in; what the file holds, of an archive its arrays: headers hold times of day."""
         found = next(folder for folder in path.parents if (folder / "config.yaml").exists())
         _check_run(Run.open(found))
-        return path.read_bytes()
+        if path.suffix != ".npz":
+            return path.read_bytes()
+        with np.load(path) as arrays:
+            return {name: (arrays[name].dtype.str, arrays[name].tolist()) for name in arrays.files}
 
     def exported(path: Path) -> Any:
         return read_export(path.parent), {file.name: file.read_bytes() for file in path.parent.iterdir()}

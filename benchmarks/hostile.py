@@ -160,7 +160,9 @@ def _child(python: str, code: str, folder: str, trials: int, space: Mapping[str,
     return found
 
 
-def growth(trials: list[int], before: str | None, space: Mapping[str, Any], limit: float) -> dict[str, Any]:
+def growth(
+    trials: list[int], before: str | None, space: Mapping[str, Any], limit: float, output: str | None
+) -> dict[str, Any]:
     """Time and memory of searches with a trivial evaluator, a process each.
 
     Args:
@@ -168,18 +170,26 @@ def growth(trials: list[int], before: str | None, space: Mapping[str, Any], limi
         before: Python of another checkout, whose figures stand beside.
         space: What is searched.
         limit: Seconds of CPU that one search may take.
+        output: Of an earlier call that was ended: what it has measured is not measured again.
     """
     pythons = {"now": sys.executable} | ({"before": before} if before else {})
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in pythons}
+    found: dict[str, Any] = {"limit_cpu_s": limit, **{name: [] for name in pythons}}
+    if output and Path(output).exists():
+        earlier = json.loads(Path(output).read_text())
+        found |= earlier if earlier["limit_cpu_s"] == limit else {}
     for count in trials:
         for name, python in pythons.items():
+            if any(row["trials"] == count for row in found[name]):
+                continue
             with tempfile.TemporaryDirectory() as folder:
                 row = _child(python, GROWTH, folder, count, space, limit)
                 if "failed" not in row:
                     row |= _child(python, ASKED, folder, count, space, limit)
                 found[name].append({key: round(v, 4) if isinstance(v, float) else v for key, v in row.items()})
             print(name, json.dumps(found[name][-1]), file=sys.stderr, flush=True)
-    return {"limit_cpu_s": limit, **found}
+            if output:
+                Path(output).write_text(json.dumps(found, indent=1) + "\n")
+    return found
 
 
 # -- kills --------------------------------------------------------------------------------------------------------
@@ -231,7 +241,7 @@ def main() -> None:
         sys.path.insert(0, str(HERE))
         from _hostile import SPACE
 
-        seen = growth([int(count) for count in args.trials.split(",")], args.before, SPACE, args.limit)
+        seen = growth([int(count) for count in args.trials.split(",")], args.before, SPACE, args.limit, args.output)
     from mixnas.predictors.measuring.device import provenance
 
     seen = {**seen, "took_s": round(time.perf_counter() - began, 1), "provenance": provenance()}

@@ -17,7 +17,7 @@ from typing import Any
 from mixnas import cli
 from mixnas.cli.streams import Stream, guarded
 from mixnas.cli.verbs import Group, Verb
-from mixnas.search_space.errors import NasError, StoppedEarly, machine_fault, nearest, shown
+from mixnas.search_space.errors import NasError, StoppedEarly, machine_fault, nearest, shown, visible
 from mixnas.search_space.extensions import name_extensions
 from mixnas.search_space.files import load_yaml
 
@@ -148,6 +148,9 @@ def _answer(argv: Sequence[str] | None, err: Stream) -> int:
             return 0
     except OSError:  # of stdout: said at the end
         return 0
+    except NasError as error:  # of an extension that is named in the environment
+        print(f"nas: {error}", file=err)
+        return error.exit_status
     except KeyboardInterrupt:
         print("nas: aborted", file=err)
         return 1
@@ -177,7 +180,9 @@ def _carry_out(verb: Verb, args: argparse.Namespace) -> int:
         fault = machine_fault(error)
         advice = " Then go on: nas resume RUN." if verb.aborted == StoppedEarly.exit_status else ""
         problem, status = f"{fault}.{advice}", verb.aborted
-        if not fault:  # nobody should come here: a fault of this program, or of one that was given to it
+        if not fault and isinstance(error, OSError) and error.filename:  # a path that was given
+            problem, status = f"{visible(str(error.filename))[:200]}: {error.strerror}.", 1
+        elif not fault:  # nobody should come here: a fault of this program, or of one that was given to it
             what = shown(" ".join(str(error).split()))
             more = "" if args.verbose else " For its traceback: -v. If no file of yours is wrong, please report it."
             problem, status = f"{verb.name}: {type(error).__name__}: {what}.{more}", 1

@@ -39,6 +39,8 @@ def atomic_write(path: str | Path, content: str | bytes) -> None:
 def atomic_create(path: str | Path, write: Callable[[Path], None]) -> None:
     """Like `atomic_write`, for content that a library writes itself: `write` is given a temporary path."""
     path = Path(path)
+    if path.exists() and not path.is_file():  # a rename would put a file in the place of a device
+        raise ConfigError(f"{_short(path)}: cannot be written: it is no file, and nothing is put into its place.")
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(descriptor)

@@ -10,6 +10,8 @@ what is being watched needs to know nothing of this module:
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
 import time
 from types import TracebackType
@@ -175,6 +177,39 @@ class LineProgress(Progress):
         self.note(f"{phase.name}: {phase.describe()}, {end} {format_seconds(phase.seconds)}")
 
 
+class _Terminal(io.TextIOBase):
+    """A terminal that may go away: what can no longer be drawn is not, and nothing else comes of it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """See `TextIOBase`."""
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """See `TextIOBase`."""
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        """Of the stream."""
+        with contextlib.suppress(OSError, ValueError):
+            return self._stream.isatty()
+        return False
+
+    def fileno(self) -> int:
+        """Of the stream."""
+        return self._stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """Of the stream."""
+        return getattr(self._stream, "encoding", None) or "utf-8"
+
+
 class BarProgress(Progress):
     """A bar per phase on a terminal (rich); finished ones stay above as a line."""
 
@@ -184,7 +219,7 @@ class BarProgress(Progress):
         from rich.progress import BarColumn, SpinnerColumn, TextColumn
         from rich.progress import Progress as RichProgress
 
-        raw: TextIO = getattr(stream, "raw", stream)
+        raw: Any = _Terminal(getattr(stream, "raw", stream))
         self._console = Console(file=raw, no_color=not color, highlight=False)
         self._rich = RichProgress(
             SpinnerColumn(finished_text="[green]✓[/]"),

@@ -113,6 +113,18 @@ def test_a_handler_that_goes_takes_its_alarm_with_it():
     assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
 
 
+def test_a_child_that_a_trial_forked_does_not_go_on_with_the_search(tmp_path):
+    """It would be a second writer of the journal."""
+    child = 0
+    with undisturbed():
+        child = os.fork()
+        if not child:
+            raise SystemExit(0)
+    (tmp_path / str(os.getpid())).touch()  # whoever comes here
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+    assert os.listdir(tmp_path) == [str(os.getpid())]
+
+
 def test_beside_the_main_thread_signals_are_left_alone():
     found = []
 

@@ -14,10 +14,13 @@ import torch
 import yaml
 
 from mixnas.search.export import export_run
+from mixnas.search.reproducing import read_export
 from mixnas.search.run.directory import Run
+from mixnas.search.run.integrity import export_problems, problems
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.cost import cost
 from mixnas.search_space.errors import ConfigError, IntegrityError
+from mixnas.search_space.files import stamped
 from mixnas.search_space.formats import format as formats
 from mixnas.search_space.formats.safetensors import Safetensors, load_network, read_extra
 
@@ -192,6 +195,47 @@ def test_an_export_takes_the_place_of_an_earlier_one_and_keeps_what_others_laid_
     assert again == folder and listing(folder.parent) == [FP32]
     assert listing(folder) == sorted(["NOTES.txt", "model.pt2", *OWN])
     assert (folder / "NOTES.txt").read_text() == "mine"
+
+
+def test_every_file_of_an_export_is_checked(runs):
+    """Also the card, the texts and the manifest itself; what others laid there is not."""
+    run = runs("finished")
+    (folder,) = export_run(run, pick=FP32, verify=False)
+    (folder / "notes.txt").write_text("mine")
+    assert list(export_problems(folder)) == [] and read_export(folder)["id"] == FP32
+    for name in [*OWN, "model.py", "model.safetensors"]:
+        path = folder / name
+        whole = path.read_bytes()
+        middle = len(whole) // 2
+        path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+        assert [found for found, _ in export_problems(folder)] == [name]
+        with pytest.raises(IntegrityError, match=name.replace(".", r"\.")):
+            read_export(folder)
+        assert f"exports/{FP32}/{name}" in dict(problems(run.path, run.manifest))
+        path.unlink()
+        assert dict(export_problems(folder)) == {name: "missing."}
+        path.write_bytes(whole)
+    plain = json.loads((folder / "manifest.json").read_text())
+    outside = {**plain["files"], "../../../manifest.json": {"sha256": "0"}}
+    (folder / "manifest.json").write_text(json.dumps(stamped({**plain, "files": outside})))
+    assert [problem for _, problem in export_problems(folder)] == [
+        "damaged: '../../../manifest.json' is no file of it."
+    ]
+
+
+def test_an_export_follows_no_link_and_clears_away_what_a_killed_one_left(runs, tmp_path):
+    run = runs("finished")
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "thesis.txt").write_text("mine")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / FP32).symlink_to(victim)
+    with pytest.raises(ConfigError, match="is no folder of its own"):
+        export_run(run, pick=FP32, verify=False, output=str(tmp_path / "out"))
+    assert listing(victim) == ["thesis.txt"] and listing(tmp_path / "out") == [FP32]
+    (run.exports / ".exporting-left" / FP32).mkdir(parents=True)
+    export_run(run, pick=FP32, verify=False)
+    assert listing(run.exports) == [FP32]
 
 
 def test_weights_are_copied_without_the_tasks_module(runs, monkeypatch):

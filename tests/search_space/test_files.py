@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from itertools import pairwise
 from pathlib import Path
 
@@ -152,3 +153,13 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path):
     with pytest.raises(RuntimeError):
         atomic_create(path, fail)
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["file"]
+
+
+def test_a_device_or_a_pipe_is_not_replaced_by_a_file(tmp_path):
+    """`-o /dev/full` put a file there."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(ConfigError, match="it is no file, and nothing is put into its place"):
+            atomic_write(tmp_path / name, "text")
+    assert stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode) and sorted(os.listdir(tmp_path)) == ["folder", "pipe"]

@@ -177,3 +177,10 @@ def test_a_browser_draws_it_and_hover_copy_and_keys_work(run, tmp_path):
         messages = [json.loads(entry["message"])["message"] for entry in chromium.log("performance")]
         asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
         assert {url.partition(":")[0] for url in asked} <= {"file", "data", "blob"} and len(asked) >= 2
+
+
+def test_a_command_that_is_copied_runs_nothing_of_the_run(run):
+    """The seed of a received run stood in a command for the shell as it was."""
+    found = replace(contents(run), manifest={**run.manifest, "seed": "0; id > PROOF"})
+    copied = [value for _, attributes in Parsed(page(found)).elements if (value := attributes.get("data-copy"))]
+    assert "nas search -c config.yaml --seed '0; id > PROOF'" in copied

@@ -76,6 +76,28 @@ def test_bars_show_what_lines_say():
     assert "train supernet" in stream.getvalue() and "a note [with brackets]" in stream.getvalue()
 
 
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), BrokenPipeError(32, "Broken pipe")])
+def test_a_terminal_that_goes_away_ends_nothing(error):
+    """It ended a search that was done with status 4, and one that was not."""
+
+    class Gone(Terminal):
+        left = 3
+
+        def write(self, text):
+            self.left -= 1
+            if self.left < 0:
+                raise error
+            return super().write(text)
+
+        def flush(self):
+            if self.left < 0:
+                raise error
+
+    stream = Gone()
+    progress = run_phases(BarProgress(stream))
+    assert stream.left < 0 and len(progress.phases) == 3
+
+
 def test_the_mode_follows_the_stream():
     assert type(make_progress("auto", io.StringIO())) is LineProgress
     assert type(make_progress("auto", Terminal())) is BarProgress
