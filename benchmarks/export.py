@@ -282,6 +282,8 @@ def main() -> int:
     args = parser.parse_args()
     names = args.formats.split(",")
     found: dict[str, Any] = {"versions": versions(), "random": measure(args.networks, args.seed, names)}
+    if args.output:
+        write_json(args.output, found)  # whatever becomes of the front
     if args.run:
         found["front"] = measure_front(args.run, names)
     print(json.dumps(found, indent=1))

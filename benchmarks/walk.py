@@ -123,6 +123,8 @@ def main() -> int:
             walk.page(clone / page)
             total = sum(step.get("seconds", 0.0) for step in walk.steps)
             found["pages"][page] = {"seconds": round(total, 1), "steps": walk.steps}
+            if args.output:
+                write_json(args.output, found)  # whatever becomes of the pages behind
     print(json.dumps(found, indent=1))
     if args.output:
         write_json(args.output, found)

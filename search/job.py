@@ -127,9 +127,11 @@ class Job:
                 f"{record.id}: {one}" for record, one in zip(records, finished, strict=True) if isinstance(one, str)
             ]
             if len(reasons) == len(finished):
+                advice = "Change final.train, and resume."
+                if self.config.search.evaluator == "standalone":  # which trains nothing here
+                    advice = "Its trial could be judged: see whether loss and score of the task answer twice alike."
                 raise NasError(
-                    f"{run.path}: none of the {len(finished)} candidates could be finished; {reasons[0]} "
-                    "Change final.train, and resume."
+                    f"{run.path}: none of the {len(finished)} candidates could be finished; {reasons[0]} {advice}"
                 )
             times = measure_finalists(finished, latency, self.config.latency.final_passes, self._known, self._report)
             finalists = [self._member(record, time, latency) for record, time in zip(records, times, strict=True)]

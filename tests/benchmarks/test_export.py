@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mixnas.search_space import registry
+from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.formats import format as formats
 from mixnas.search_space.formats.apart import Apart
 from mixnas.search_space.formats.safetensors import Safetensors
@@ -50,3 +51,25 @@ def test_what_is_counted(export, tmp_path: Path, monkeypatch):
     assert found["result"] == "wrong" and "Each unit by itself answers" in found["why"]
     monkeypatch.setattr(Safetensors, "why_not", lambda *_: "stages.0.blocks.0.token has it")
     assert export.through("safetensors", network, inputs, tmp_path, None)["result"] == "refused"
+
+
+def test_only_the_policies_that_a_format_refuses_are_replaced(export):
+    block = {"mixer": "pooling", "channel_mixer": "mlp", "quant": {"mixer": "bf16", "channel_mixer": "w8a8"}}
+    plain = {
+        "stem": "conv",
+        "stages": [{"width": 16, "block": block}, {"width": 16, "block": block | {"quant": "fp32"}}],
+    }
+    architecture, io = Architecture.from_dict(plain), export.IOS["image"][0]
+    spared = export.without_refused(formats.get("onnx"), architecture, io)
+    quants = [(b.quant.name, b.channel_quant.name) for stage in spared.stages for b in stage.blocks]
+    assert quants == [("fp32", "w8a8"), ("fp32", "fp32")]
+    assert export.without_refused(formats.get("torch-export"), architecture, io) == architecture
+
+
+def test_counts_tell_what_is_the_same_to_the_bit(export):
+    agrees = {"result": "agrees", "difference": 0.0, "integers": True}
+    near = {"result": "agrees", "difference": 1e-3, "integers": True}
+    refused = {"result": "refused", "why": "bf16", "with_float32_instead": {"result": "agrees", "difference": 2e-6}}
+    counts = export.counted([{"onnx": agrees}, {"onnx": near}, {"onnx": refused}], ["onnx"])["onnx"]
+    assert (counts["agrees"], counts["refused"], counts["with_float32_instead"]["agrees"]) == (2, 1, 1)
+    assert (counts["integers"], counts["integers_identical"], counts["largest_difference"]) == (2, 1, 1e-3)
