@@ -161,12 +161,12 @@ def window_conv(
     reach = dilation * (weight.shape[-1] - 1)
     if x.dim() == 4:
         options = {"padding": reach // 2, "dilation": dilation, "groups": groups}
-        return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, **options).permute(0, 2, 3, 1)
+        return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, **options).permute(0, 2, 3, 1).contiguous()
     # As an image of one row: its convolution answers with channels last, as it was given.
     before = reach if causal else reach // 2
     row = F.pad(x, (0, 0, before, reach - before)).unsqueeze(1).permute(0, 3, 1, 2)
     y = F.conv2d(row, weight.unsqueeze(2), bias, dilation=(1, dilation), groups=groups)
-    return y.permute(0, 2, 3, 1).squeeze(1)
+    return y.permute(0, 2, 3, 1).squeeze(1).contiguous()
 
 
 class WindowConv(nn.Module):

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from mixnas.kernels.glu import glu
 from mixnas.search_space.operators.gates.none import Mixer
 from mixnas.search_space.operators.layers import Linear
 from mixnas.search_space.registry import Context, Knob, Value, register
@@ -59,4 +58,4 @@ class ValueGate(nn.Module):
 
     def forward(self, x: Tensor, mixer: Mixer) -> Tensor:
         """x (B, ..., C), the normalised block input."""
-        return mixer(glu(self.linear(x), x, "sigmoid"))
+        return mixer(x * self.linear(x).sigmoid())  # in the type of x, whatever the policy

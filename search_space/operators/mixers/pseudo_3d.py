@@ -35,4 +35,4 @@ class Pseudo3d(nn.Module):
         """(B, H, W, C) to the same."""
         across: Tensor = self.across(x)
         down: Tensor = self.down(x if self.form == "b" else across)
-        return down if self.form == "a" else across + down
+        return (down if self.form == "a" else across + down).contiguous()

@@ -98,7 +98,7 @@ class WindowAttention(nn.Module):
 
     def _biases(self) -> Tensor:
         """(heads, tokens, tokens) of a tile: a query's are a part of the table that moves against it."""
-        table = self.bias
+        table: Tensor = self.bias
         for axis, (extent, tile) in enumerate(zip(table.shape[1:], self._tile, strict=True), 1):
             table = table.narrow(axis, (extent + 1) // 2 - tile, 2 * tile - 1)
         parts = table.unfold(1, self._tile[0], 1).unfold(2, self._tile[1], 1).flip(1, 2)
