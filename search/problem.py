@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -87,12 +86,6 @@ class Problem:
         for where, size in sizes.items():
             if size == 1:
                 check_single(self.space, self.io, where)
-
-    @property
-    def record(self) -> Mapping[str, Any]:
-        """What the task says of its data; a task that does not inherit from `Task` need say nothing."""
-        said: Callable[[], Mapping[str, Any]] = getattr(self.task, "record", dict)
-        return said()
 
     @property
     def strategy(self) -> Strategy:
