@@ -55,7 +55,7 @@ FIXED_KEYS = (
 _FREE = ("checkpoint_every", "processes")  # of the super-network: its weights are the same
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_PACKAGES = ("mixnas", "torch", "triton", "optuna", "numpy", "scikit-learn", "ray")
+_PACKAGES = ("mixnas", "torch", "triton", "optuna", "numpy", "scikit-learn", "ray", "pillow")
 
 State = Literal["running", "stopped", "finished"]
 
