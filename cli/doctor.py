@@ -53,6 +53,7 @@ _PACKAGES = (
     ("optuna", False, "searching", "optuna>=5,<6"),
     ("safetensors", False, "saving weights", "safetensors"),
     ("moocore", False, "Pareto fronts", "moocore"),
+    ("pillow", False, "pictures from files", "pillow"),
     ("rich", False, "tables and progress", "rich"),
     ("ray", False, "searching on many machines", "'ray[tune]'"),
     ("onnxruntime", False, "measuring the onnxruntime runtime", "onnxruntime onnx onnxscript"),

@@ -54,6 +54,7 @@ def search_arguments(parser: argparse.ArgumentParser) -> None:
 
 def search(args: argparse.Namespace) -> int:
     """A whole search."""
+    from mixnas.evaluators.tasks.task import recorded
     from mixnas.search.job import new_run
     from mixnas.search.problem import Problem
     from mixnas.search.sinks import check as check_sinks
@@ -79,7 +80,7 @@ def search(args: argparse.Namespace) -> int:
         latency = config.latency
         limit = "no limit of time" if config.search.time is None else f"at most {config.search.time:g} s"
         profile = f"a profile of {latency.profile:g} s" if problem.metrics["latency_ms"].cheap else "no profile"
-        summary = problem.record.get("summary")
+        summary = recorded(problem.task).get("summary")
         lines = [
             *([f"data          {summary}"] if summary else []),
             f"task          {config.task.name}: {problem.io.kind}, input {'x'.join(map(str, problem.io.size))}",

@@ -9,7 +9,7 @@ from typing import Any
 
 from mixnas.evaluators.tasks.choosing import task_of
 from mixnas.evaluators.tasks.loading import by_name
-from mixnas.evaluators.tasks.task import Task
+from mixnas.evaluators.tasks.task import Task, recorded
 from mixnas.search.config import Config, read_config
 from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.files import load_yaml
@@ -67,7 +67,7 @@ def _suited(task: Task) -> dict[str, Any]:
 def _as_it_was_read(task: Task) -> dict[str, Any]:
     """Options that the data decided, written out: a run is of what was there when it was started."""
     options = inspect.signature(type(task)).parameters
-    read = dict(task.record()).get("pictures") or {}
+    read = recorded(task).get("pictures") or {}
     return {name: read[name] for name in ("size", "channels") if name in read and name in options}
 
 

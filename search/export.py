@@ -19,7 +19,7 @@ from torch import Tensor
 from mixnas.evaluators.batches import in_order
 from mixnas.evaluators.protocol import guarded
 from mixnas.evaluators.tasks.loading import by_name
-from mixnas.evaluators.tasks.task import Task
+from mixnas.evaluators.tasks.task import Task, recorded
 from mixnas.predictors.measuring.device import DEFAULT_THREADS, device_name
 from mixnas.predictors.measuring.measure import MeasureConfig, fixed_threads, measure_networks
 from mixnas.search import card as cards
@@ -134,6 +134,8 @@ def export_run(
                 raise ConfigError(f"{member.id} cannot be exported as {file_format.name}: {problem}.")
         chosen.append((member, network))
     task = by_name(run.manifest["fixed"]["task"]) if verify else None
+    if task is not None:
+        run.check_data(recorded(task))
     root = Path(output) if output else run.exports
     made = [folder for folder in (root, *root.parents) if not folder.exists()]
     held = contextlib.ExitStack()

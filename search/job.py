@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mixnas.evaluators.protocol import Evaluator, Outcome
+from mixnas.evaluators.tasks.task import recorded
 from mixnas.predictors.latency.source import LatencySource
 from mixnas.predictors.measuring.value import Latency
 from mixnas.search.config import Config, load_config, read_config
@@ -92,7 +93,7 @@ class Job:
         """
         run, problem = self.run, self.problem
         with run, self.progress, self.stop:
-            record = dict(problem.record)
+            record = recorded(problem.task)
             run.write_data(record)
             run.write_config(self.config.to_plain())
             if summary := record.get("summary"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -125,12 +124,6 @@ class Problem:
         if self.config.search.evaluator != "supernet":
             return ()
         return tuple(name for name, metric in self.metrics.items() if not metric.cheap)
-
-    @property
-    def record(self) -> Mapping[str, Any]:
-        """What the task says of its data; a task that does not inherit from `Task` need say nothing."""
-        said: Callable[[], Mapping[str, Any]] = getattr(self.task, "record", dict)
-        return said()
 
     @property
     def strategy(self) -> Strategy:

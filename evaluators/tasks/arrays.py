@@ -161,5 +161,5 @@ def class_numbers(
     if not 2 <= len(values) <= _CLASSES:
         raise ConfigError(f"{where}: labels have {len(values)} different values; a class each, from 2 to {_CLASSES:,}.")
     cuts = np.cumsum([len(of) for of in flat.values()])[:-1]
-    split = dict(zip(flat, np.split(numbers.astype(np.int64), cuts), strict=True))
-    return tuple(map(str, values)), split
+    by_split = dict(zip(flat, np.split(numbers.astype(np.int64), cuts), strict=True))
+    return tuple(map(str, values)), by_split

@@ -320,7 +320,7 @@ def checked_size(where: str, size: object) -> tuple[int, int] | None:
     """
     if size is None:
         return None
-    both = list(size) if isinstance(size, list | tuple) else [size, size]
+    both: list[Any] = list(size) if isinstance(size, list | tuple) else [size, size]
     if len(both) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and 4 <= n <= _LARGEST for n in both):
         raise ConfigError(f"{where}: size is {size!r}, it must be a whole number from 4 to {_LARGEST}, or two.")
     return int(both[0]), int(both[1])

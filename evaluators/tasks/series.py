@@ -239,7 +239,8 @@ class Series(Task):
             raise ConfigError(f"{where}: series of its splits have different shapes: {sorted(shapes)}.")
         self.label_smoothing, self._of_classes = label_smoothing, _are_classes(where, tables, answers)
         targets = {name: np.asarray(table.targets) for name, table in tables.items()}
-        strata, classes = np.zeros(len(targets["train"]), dtype=np.int64), ("series",)
+        strata = np.zeros(len(targets["train"]), dtype=np.int64)
+        classes: tuple[str, ...] = ("series",)
         self.metric, self.direction, self._mean, self._std = "accuracy", "max", 0.0, 1.0
         if self._of_classes:
             classes, numbered = class_numbers(where, targets, names)

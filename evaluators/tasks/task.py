@@ -265,6 +265,12 @@ class Task:
         return distillation_loss(outputs, teacher, targets) if _are_classes(outputs, targets) else None
 
 
+def recorded(task: Task) -> dict[str, Any]:
+    """`Task.record`; a task that does not inherit from `Task` need not have one."""
+    said: Callable[[], Mapping[str, Any]] = getattr(task, "record", dict)
+    return dict(said())
+
+
 def _are_classes(outputs: Tensor, targets: Tensor) -> bool:
     return not targets.is_floating_point() and targets.shape == outputs.shape[:-1] and outputs.shape[-1] > 1
 

@@ -74,7 +74,7 @@ _FREE = ("checkpoint_every", "processes")  # of the super-network: its weights a
 _MOST_LINES, _LONGEST_LINE = 40, 160  # of a difference that is told
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_PACKAGES = ("mixnas", "torch", "triton", "optuna", "numpy", "scikit-learn", "ray")
+_PACKAGES = ("mixnas", "torch", "triton", "optuna", "numpy", "scikit-learn", "ray", "pillow")
 
 State = Literal["running", "stopped", "finished"]
 
@@ -440,11 +440,20 @@ class Run:
         """Write down what the task says of its data, once: `Task.record`.
 
         Raises:
-            ConfigError: The data has changed since the run was started.
+            ConfigError: See `check_data`.
+        """
+        if self.data():
+            self.check_data(record)
+        elif record:
+            self._write("data.json", json_text(dict(record)))
+
+    def check_data(self, record: Mapping[str, Any]) -> None:
+        """Compare what the task says of its data with what it said when the run was started.
+
+        Raises:
+            ConfigError: It is not the same.
         """
         known, now = self.data(), parse_json(json_text(dict(record)), "the task's record")
-        if not known and now:
-            self._write("data.json", json_text(now))
         changed = [key for key in {**known, **now} if known.get(key) != now.get(key) and key != "summary"]
         if known and changed:
             raise ConfigError(

@@ -67,6 +67,9 @@ class Standardise(nn.Module):
         Input and output (..., C).
     """
 
+    mean: Tensor
+    scale: Tensor
+
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         # Not trained, and known from the interface: nothing of it lies in a file of weights.
@@ -75,8 +78,7 @@ class Standardise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        standard: Tensor = (x - self.mean) * self.scale
-        return standard
+        return (x - self.mean) * self.scale
 
 
 def projections(module: nn.Module) -> Iterator[tuple[str, Linear | Conv]]:

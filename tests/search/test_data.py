@@ -93,8 +93,11 @@ def test_a_run_knows_its_data_and_is_resumed_on_no_other(run, folder, tmp_path):
     try:
         with pytest.raises(ConfigError, match="the data has changed since the run was started"):
             Job(opened, config, progress=make_progress("quiet"), stop=StopSignal()).execute()
+        with pytest.raises(ConfigError, match=r"the data has changed .*counts"):
+            export_run(opened, output=str(tmp_path / "out"))
     finally:
         extra.unlink()
+    assert not (tmp_path / "out").exists()
     (run.path / "data.json").write_text((run.path / "data.json").read_text().replace("green", "grass"))
     try:
         assert [name for name, _ in problems(run.path, Run.open(run.path).manifest)] == ["data.json"]
