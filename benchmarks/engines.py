@@ -261,8 +261,9 @@ def _round(engine: Engine, folder: Path, trials: int, evaluator: Sleeper, seed: 
         session._report_safe_trials()
         live, retries = study.results, sum(len(r.retries) for r in study.results.records)
     pids = {int(line.split()[0]) for line in evaluator.begun.read_text().splitlines()} - {os.getpid()}
-    time.sleep(0.5)
-    left = sum(_alive(pid) for pid in pids)
+    until = time.monotonic() + 10
+    while (left := sum(map(_alive, pids))) and time.monotonic() < until:
+        time.sleep(0.05)
     told = {"evaluated": live.evaluated, "failed": live.counts["failed"], "retries": retries, "processes_left": left}
     return {**_judged(folder / "j", reported, live), **told}
 
@@ -333,6 +334,7 @@ def faults(args: argparse.Namespace) -> dict[str, Any]:
         if statuses:
             total["statuses"] = sorted(statuses)
         found[kind] = total
+        args.save("faults", {**args.before, **found})
         print(kind, json.dumps(total), file=sys.stderr, flush=True)
 
     def with_killed(engine: Engine, folder: Path, seed: int) -> dict[str, Any]:
@@ -475,10 +477,10 @@ def main() -> None:
         if args.output:
             atomic_write(args.output, json.dumps(known, indent=1) + "\n")
 
-    args.save, before = save, known.get("faults", {}) if args.kinds else {}
+    args.save, args.before = save, known.get("faults", {}) if args.kinds else {}
     for part in args.parts:
         found = PARTS[part](args)
-        save(part, {**before, **found} if part == "faults" else found)
+        save(part, {**args.before, **found} if part == "faults" else found)
     print(json.dumps(known, indent=1))
 
 
