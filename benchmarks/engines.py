@@ -261,8 +261,9 @@ def _round(engine: Engine, folder: Path, trials: int, evaluator: Sleeper, seed: 
         session._report_safe_trials()
         live, retries = study.results, sum(len(r.retries) for r in study.results.records)
     pids = {int(line.split()[0]) for line in evaluator.begun.read_text().splitlines()} - {os.getpid()}
-    time.sleep(0.5)
-    left = sum(_alive(pid) for pid in pids)
+    until = time.monotonic() + 10
+    while (left := sum(map(_alive, pids))) and time.monotonic() < until:
+        time.sleep(0.05)
     told = {"evaluated": live.evaluated, "failed": live.counts["failed"], "retries": retries, "processes_left": left}
     return {**_judged(folder / "j", reported, live), **told}
 
@@ -333,6 +334,7 @@ def faults(args: argparse.Namespace) -> dict[str, Any]:
         if statuses:
             total["statuses"] = sorted(statuses)
         found[kind] = total
+        args.save("faults", {**args.before, **found})
         print(kind, json.dumps(total), file=sys.stderr, flush=True)
 
     def with_killed(engine: Engine, folder: Path, seed: int) -> dict[str, Any]:
@@ -369,35 +371,46 @@ def faults(args: argparse.Namespace) -> dict[str, Any]:
 def simulate(args: argparse.Namespace) -> dict[str, Any]:
     """Recorded trial times replayed on 1 to 1,024 workers, under a clock of its own.
 
-    The driver's own work (proposals, results, the journal) is done for real, and its time is added to that clock: so
-    many trials a second it can carry. Asynchronous: a worker that is free gets the next trial. In batches: all workers
-    get one, and wait for the last.
+    The driver's own work (proposals, results, the journal) is done for real, and the time that it has the processor is
+    added to that clock: so many trials a second it can carry. Asynchronous: a worker that is free gets the next trial.
+    In batches: all workers get one, and wait for the last.
     """
-    seconds = args.times or _recorded(args.record)
-    found: dict[str, Any] = {"trial_seconds": {"count": len(seconds), "median": statistics.median(seconds)}, "runs": []}
+    if args.journal:
+        seconds = [r.seconds for r in read_results(args.journal, OBJECTIVES).records if r.status == "done"]
+    else:
+        seconds = _recorded(args.record)
+    spread = statistics.quantiles(seconds, n=10)
+    found: dict[str, Any] = {
+        "trial_seconds": {
+            "of": "trials of a run" if args.journal else "stand-alone trainings of the digits, two epochs each",
+            "count": len(seconds), "median": statistics.median(seconds), "tenths": [spread[0], spread[-1]],
+        },
+        "runs": [],
+    }  # fmt: skip
     trials = 1024
-    found["trial_seconds"]["of"] = "stand-alone training" if args.times is None else "given"
-    for strategy in ({"name": "nsga2", "population_size": 20}, "random"):
-        for workers in (1, 8, 64, 1024):
-            for batched in (False, True) if workers > 1 else (False,):
-                volumes = []
-                for seed in range(3):
-                    with tempfile.TemporaryDirectory() as folder, _study(Path(folder) / "j", seed, strategy) as study:
-                        took, driver = _simulated(study, trials, workers, batched, seconds)
-                        volumes.append(study.results.hypervolume())
-                one = {
-                    "strategy": strategy if isinstance(strategy, str) else strategy["name"],
-                    "workers": workers,
-                    "batched": batched,
-                    "trials": trials,
-                    "hypervolume": [round(v, 4) if v is not None else None for v in volumes],
-                    "simulated_s": round(took, 1),
-                    "speedup": round(trials * statistics.mean(seconds) / took, 1),
-                    "driver_s": round(driver, 2),
-                    "driver_trials_per_s": round(trials / driver, 1),
-                }
-                found["runs"].append(one)
-                print(json.dumps(one), file=sys.stderr, flush=True)
+    for workers in (1, 8, 64, 1024):
+        for batched in (False, True) if workers > 1 else (False,):
+            volumes, took, driver = [], [], []
+            for seed in range(args.seeds):
+                with tempfile.TemporaryDirectory() as folder, _study(Path(folder) / "j", seed) as study:
+                    clock, spent = _simulated(study, trials, workers, batched, seconds)
+                    volume = study.results.hypervolume()
+                volumes.append(None if volume is None else round(volume, 4))
+                took.append(clock)
+                driver.append(spent)
+            one = {
+                "strategy": "nsga2",
+                "workers": workers,
+                "batched": batched,
+                "trials": trials,
+                "hypervolume": volumes,
+                "simulated_s": round(statistics.mean(took), 2),
+                "speedup": round(trials * statistics.mean(seconds) / statistics.mean(took), 1),
+                "driver_s": round(statistics.mean(driver), 2),
+                "driver_trials_per_s": round(trials / statistics.mean(driver), 1),
+            }
+            found["runs"].append(one)
+            print(json.dumps(one), file=sys.stderr, flush=True)
     return found
 
 
@@ -428,10 +441,10 @@ def _simulated(
     flying: list[tuple[float, int, Any]] = []
     with Session(study, Budget(trials=trials)) as session:
         while True:
-            begun = time.perf_counter()
+            begun = time.process_time()
             free = workers - len(flying)
             proposals = session.next(free) if free and not (batched and flying) else []
-            spent = time.perf_counter() - begun
+            spent = time.process_time() - begun
             now, driver = now + spent, driver + spent
             for proposal in proposals:
                 duration = seconds[proposal.number % len(seconds)]
@@ -441,9 +454,9 @@ def _simulated(
             when, _, proposal = heapq.heappop(flying)
             now = max(now, when)
             outcome = Outcome(made_up(proposal.architecture))
-            begun = time.perf_counter()
+            begun = time.process_time()
             session.done(proposal, outcome)
-            spent = time.perf_counter() - begun
+            spent = time.process_time() - begun
             now, driver = now + spent, driver + spent
 
 
@@ -458,7 +471,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20, help="of each kind of fault")
     parser.add_argument("--kinds", nargs="*", help="of faults; all if not given")
     parser.add_argument("--record", type=int, default=40, help="trials whose times are recorded for `simulate`")
-    parser.add_argument("--times", type=float, nargs="*", help="trial times for `simulate`, instead of recorded ones")
+    parser.add_argument("--journal", help="of a run whose trial times `simulate` takes, instead of recording some")
+    parser.add_argument("--seeds", type=int, default=3, help="of `simulate`")
     parser.add_argument("-o", "--output", help="file of the results; parts that are there stay")
     args = parser.parse_args()
     from mixnas.predictors.measuring.device import provenance
@@ -475,10 +489,10 @@ def main() -> None:
         if args.output:
             atomic_write(args.output, json.dumps(known, indent=1) + "\n")
 
-    args.save, before = save, known.get("faults", {}) if args.kinds else {}
+    args.save, args.before = save, known.get("faults", {}) if args.kinds else {}
     for part in args.parts:
         found = PARTS[part](args)
-        save(part, {**before, **found} if part == "faults" else found)
+        save(part, {**args.before, **found} if part == "faults" else found)
     print(json.dumps(known, indent=1))
 
 

@@ -15,5 +15,5 @@ def scripts(monkeypatch):
     yield SCRIPTS
     for name in [name for name in sys.modules if name.startswith(("_gpu_", "_kernel_grid", "_checkout"))]:
         del sys.modules[name]
-    for name in ("kernels", "gpu", "_record", "supernet", "supernet_fidelity"):
+    for name in ("kernels", "gpu", "_record", "supernet", "supernet_fidelity", "engines", "_engines"):
         sys.modules.pop(name, None)

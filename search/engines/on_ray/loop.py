@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from mixnas.evaluators import answering
 from mixnas.evaluators.answering import Answerer, Where
@@ -221,9 +221,10 @@ class Loop:
             self._stillborn += 1
             if self._stillborn >= _STILLBORN:
                 raise NasError(f"{_STILLBORN} workers in a row were lost while they were starting: {text}")
-        elsewhere = "node has died" in text or "node was terminated" in text or "node was lost" in text
+        # of a machine that is gone Ray says at first that the worker cannot be reached, and only later that it has died
+        elsewhere = isinstance(error, ActorUnavailableError) or "node has died" in text or "node was terminated" in text
         short = "low on memory" in text
-        reason = "its machine was lost" if elsewhere else "the process that did it ended"
+        reason = "its machine was lost, or cannot be reached" if elsewhere else "the process that did it ended"
         _logger.warning("a worker was lost: %s", text.splitlines()[0] if text else type(error).__name__)
         batches = self._replace(worker)
         for i, batch in enumerate(batches):
