@@ -150,7 +150,7 @@ def _means(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def nsga2(args: argparse.Namespace) -> None:
-    """This project's NSGA-II with two sizes of population, Optuna's own and random search, each architecture counted once."""
+    """This project's NSGA-II with two sizes of population, Optuna's own, and random search; repeats do not count."""
     import optuna
     from optuna.samplers import NSGAIISampler
 
