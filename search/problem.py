@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from mixnas.evaluators.elsewhere import PREFIX, Elsewhere, devices_in
 from mixnas.evaluators.protocol import Evaluator
 from mixnas.evaluators.standalone import StandaloneEvaluator, StandaloneSpec
 from mixnas.evaluators.supernet.evaluator import SupernetEvaluator, SupernetSpec
@@ -18,6 +19,7 @@ from mixnas.search.config import Config
 from mixnas.search.strategies import Strategy
 from mixnas.search.strategies.auto import Auto
 from mixnas.search.study.feasibility import Corners, check_constraints, check_latency, corners, quickest
+from mixnas.search.study.objectives import Objective
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.enumeration import Corner, check_single, check_space
 from mixnas.search_space.errors import ConfigError, nearest
@@ -88,6 +90,13 @@ class Problem:
                 check_single(self.space, self.io, where)
 
     @property
+    def elsewhere(self) -> tuple[str, ...]:
+        """Other devices, on which objectives and constraints name the latency."""
+        config = self.config
+        asked = [*config.parsed_objectives(), *config.parsed_constraints()]
+        return devices_in([one.name if isinstance(one, Objective) else one.metric for one in asked])
+
+    @property
     def strategy(self) -> Strategy:
         """What proposes; `auto` by what evaluates, and how often."""
         search = self.config.search
@@ -115,6 +124,7 @@ class Problem:
             InfeasibleError: Names the constraint, and the quickest architecture with its latency.
             StoppedEarly: `should_stop` said so.
         """
+        self._check_elsewhere(latency)
         bounds = [c for c in self.constraints if c.metric == "latency_ms" and c.comparison in ("<", "<=")]
         if not bounds:
             return
@@ -128,6 +138,18 @@ class Problem:
             architecture = self.corners["macs"]["smallest"].architecture
             (found,) = latency.measure([self.untrained(architecture)])
         check_latency(bounds, Corner(architecture, found.ms), found)
+
+    def _check_elsewhere(self, latency: LatencySource) -> None:
+        """`check_latency` of bounds on other devices, as predicted."""
+        for device in self.elsewhere:
+            metric = f"{PREFIX}{device}"
+            bounds = [c for c in self.constraints if c.metric == metric and c.comparison in ("<", "<=")]
+            if bounds:
+                there = Elsewhere([device], latency.spec, self.space, self.io)
+                vector = quickest(self.space, lambda rows, there=there, metric=metric: there.of(rows)[metric])
+                architecture = self.space.decode(vector)
+                found = there.predict(metric, architecture)
+                check_latency(bounds, Corner(architecture, found.ms), found, metric)
 
     def latency(self, directory: Path | None = None, reference_ms: float | None = None) -> LatencySource:
         """Where latency comes from.
@@ -169,6 +191,7 @@ def _supernet(problem: Problem, latency: LatencySource, checkpoint: Path | None)
         seed=problem.seed,
         latency=latency.spec,
         checkpoint=checkpoint,
+        elsewhere=problem.elsewhere,
     )
     return SupernetEvaluator(spec, task=problem.task, space=problem.space, latency=latency)
 
@@ -181,6 +204,7 @@ def _standalone(problem: Problem, latency: LatencySource, checkpoint: Path | Non
         train=config.train,
         seed=problem.seed,
         latency=latency.spec,
+        elsewhere=problem.elsewhere,
     )
     return StandaloneEvaluator(spec, task=problem.task, space=problem.space, latency=latency)
 
