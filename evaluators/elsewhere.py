@@ -63,8 +63,11 @@ class Elsewhere:
 
     def of(self, matrix: np.ndarray) -> dict[str, np.ndarray]:
         """Milliseconds (rows,) of encoded architectures (rows, variables), by the metric's name."""
-        found = self._predictors().items()
-        return {name: source.predict_many(matrix, self._space, self._io) for name, source in found}
+        return {name: self.of_one_device(name, matrix) for name in self._sources}
+
+    def of_one_device(self, metric: str, matrix: np.ndarray) -> np.ndarray:
+        """Milliseconds (rows,) of encoded architectures (rows, variables), by the name of one metric."""
+        return self._predictors()[metric].predict_many(matrix, self._space, self._io)
 
     def predict(self, metric: str, architecture: Architecture) -> Latency:
         """Latency of an architecture with its interval, by the name of a metric."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +20,6 @@ from mixnas.search.config import Config
 from mixnas.search.strategies import Strategy
 from mixnas.search.strategies.auto import Auto
 from mixnas.search.study.feasibility import Corners, check_constraints, check_latency, corners, quickest
-from mixnas.search.study.objectives import Objective
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.enumeration import Corner, check_single, check_space
 from mixnas.search_space.errors import ConfigError, nearest
@@ -93,8 +93,8 @@ class Problem:
     def elsewhere(self) -> tuple[str, ...]:
         """Other devices, on which objectives and constraints name the latency."""
         config = self.config
-        asked = [*config.parsed_objectives(), *config.parsed_constraints()]
-        return devices_in([one.name if isinstance(one, Objective) else one.metric for one in asked])
+        objectives, constraints = config.parsed_objectives(), config.parsed_constraints()
+        return devices_in([*(o.name for o in objectives), *(c.metric for c in constraints)])
 
     @property
     def strategy(self) -> Strategy:
@@ -146,7 +146,7 @@ class Problem:
             bounds = [c for c in self.constraints if c.metric == metric and c.comparison in ("<", "<=")]
             if bounds:
                 there = Elsewhere([device], latency.spec, self.space, self.io)
-                vector = quickest(self.space, lambda rows, there=there, metric=metric: there.of(rows)[metric])
+                vector = quickest(self.space, partial(there.of_one_device, metric))
                 architecture = self.space.decode(vector)
                 found = there.predict(metric, architecture)
                 check_latency(bounds, Corner(architecture, found.ms), found, metric)
