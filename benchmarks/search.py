@@ -6,7 +6,8 @@
     python benchmarks/search.py constraint    20 searches with a budget on latency: fronts within it, by measurement
 
 The tables are not part of this repository: `--data` says where they are (default: ../shared/data). The first three
-do not depend on how busy the machine is, but for the time of a proposal; `constraint` measures.
+do not depend on how busy the machine is, but for the time of a proposal; `growth` counts the processor's seconds, and
+`constraint` measures.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import json
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -150,7 +153,7 @@ def _means(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def nsga2(args: argparse.Namespace) -> None:
-    """This project's NSGA-II with two sizes of population, Optuna's own and random search, each architecture counted once."""
+    """This project's NSGA-II with two sizes of population, Optuna's own, and random search; repeats do not count."""
     import optuna
     from optuna.samplers import NSGAIISampler
 
@@ -248,6 +251,80 @@ def surrogate(args: argparse.Namespace) -> None:
     write("surrogate", {"seeds": args.seeds, "metrics": found})
 
 
+# -- growth -------------------------------------------------------------------------------------------------------
+
+_LARGE = """
+stem: {name: conv, stride: 1}
+stages:
+  - width: [16, 24, 32]
+    depth: [6, 8, 10]
+    block:
+      mixer: [{name: dwconv, kernel_size: [3, 5, 7]}, {name: attention, heads: [2, 4]}]
+      gate: [none, se]
+      channel_mixer: [{name: mlp, expansion: [2, 4]}, {name: swiglu, expansion: [2, 3]}]
+"""
+
+
+def growth(args: argparse.Namespace) -> None:
+    """Proposals for three objectives, none of them cheap, after so many trials that somebody else evaluated."""
+    from optuna.trial import TrialState
+
+    from mixnas.search.strategies import Question
+    from mixnas.search.strategies.predictor import Predictor, PredictorSampler
+    from mixnas.search.study.objectives import parse_objectives
+    from mixnas.search_space.files import parse_yaml
+    from mixnas.search_space.space import SearchSpace
+
+    plain = parse_yaml(_LARGE)
+    space = SearchSpace.from_dict({**plain, "stages": plain["stages"] * 2})
+    objectives = parse_objectives({"accuracy": "max", "latency_ms": "min", "energy": "min"})
+    rng = np.random.default_rng(0)
+    weights = rng.random((len(space.variables), len(objectives)))
+
+    def trials(rows: np.ndarray, first: int) -> list[Any]:
+        values = np.exp((rows + 1) @ weights / weights.sum(axis=0))  # some dependence on every choice
+        return [
+            SimpleNamespace(
+                number=first + i,
+                params=space.params_of(architecture),
+                user_attrs={
+                    "metrics": dict(zip((o.name for o in objectives), v, strict=True)),
+                    "seconds": 1.0,
+                    "id": i,
+                },
+                state=TrialState.COMPLETE,
+            )
+            for i, (architecture, v) in enumerate(zip(space.decode_many(rows), values.tolist(), strict=True))
+        ]
+
+    found = {}
+    for count in (100, 300, 600, 1250, 2500, 5000):
+        study = _Finished(trials(space.sample_many(count, rng), 0))
+        sampler = PredictorSampler(Question(space, objectives), None, lambda architecture: True, Predictor())
+        seconds, proposals = [], 0
+        for _ in range(args.batches):
+            started = time.process_time()
+            chosen = sampler.propose(study, 1, rng)
+            seconds.append(time.process_time() - started)
+            proposals += len(chosen)
+            study += trials(space.encode_many(chosen), len(study))
+        found[str(count)] = {
+            "first_s": seconds[0],
+            "longest_s_of_the_others": max(seconds[1:]),
+            "median_s_of_the_others": float(np.median(seconds[1:])),
+            "proposals_at_a_time": proposals / args.batches,
+        }
+        say(f"after {count} trials: {', '.join(f'{s:.2f}' for s in seconds)} s")
+    write("growth", {"choices": len(space.variables), "after": found})
+
+
+class _Finished(list[Any]):
+    """As much of a study as a sampler reads."""
+
+    def get_trials(self, deepcopy: bool = False) -> list[Any]:
+        return self
+
+
 # -- constraint ---------------------------------------------------------------------------------------------------
 
 _SMALL = """
@@ -331,7 +408,7 @@ def constraint(args: argparse.Namespace) -> None:
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = {"table": table, "nsga2": nsga2, "surrogate": surrogate, "constraint": constraint}
+    parts = {"table": table, "nsga2": nsga2, "surrogate": surrogate, "growth": growth, "constraint": constraint}
     parser.add_argument("part", choices=parts)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="where the tables are")
     parser.add_argument("--seeds", type=int, default=20)
@@ -339,6 +416,9 @@ def main() -> None:
     parser.add_argument("--strategies", default="predictor,linas,nsga2,nsga3,tpe,random")
     parser.add_argument("--problems", help="only these, joined by commas")
     parser.add_argument("--workers", type=int, default=1, help="table: searches at the same time")
+    parser.add_argument(
+        "--batches", type=int, default=6, help="growth: proposals in a row, the first of them of a fresh sampler"
+    )
     parser.add_argument("--expensive-only", action="store_true", help="table: without the runs with a cheap objective")
     args = parser.parse_args()
     parts[args.part](args)

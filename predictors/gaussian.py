@@ -77,6 +77,16 @@ def _squared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.maximum(found, 0.0, out=found)
 
 
+def _smooth(a: np.ndarray, b: np.ndarray, weights: np.ndarray, variance: float) -> np.ndarray:
+    """`variance` times exp of minus half the weighted squared distance: (rows of a, rows of b)."""
+    roots = np.sqrt(weights)
+    found = _squared(a * roots, b * roots)
+    found *= -0.5
+    np.exp(found, out=found)
+    found *= variance
+    return found
+
+
 class GaussianProcess:
     """See the module. Targets are standardised by whoever calls.
 
@@ -123,13 +133,12 @@ class GaussianProcess:
 
     def _loss(self, parameters: np.ndarray, design: Design, y: np.ndarray) -> tuple[float, np.ndarray]:
         linear, choices, counts, (first, second), noise = self._weights(parameters)
-        smooth = np.exp(-0.5 * _squared(design.choices * np.sqrt(choices), design.choices * np.sqrt(choices))) * first
+        smooth = _smooth(design.choices, design.choices, choices, first)
         kernel = (design.linear * linear) @ design.linear.T
         kernel += smooth
         with_counts = design.counts.shape[1] > 0
         if with_counts:
-            scaled = design.counts * np.sqrt(counts)
-            other = np.exp(-0.5 * _squared(scaled, scaled)) * second
+            other = _smooth(design.counts, design.counts, counts, second)
             kernel += other
         kernel[np.diag_indices_from(kernel)] += noise + _JITTER
         factor, failed = lapack.dpotrf(kernel, lower=True, clean=True)
@@ -156,12 +165,16 @@ class GaussianProcess:
 
     def kernel(self, a: Design, b: Design) -> np.ndarray:
         """(rows of a, rows of b), without noise."""
-        linear, choices, counts, (first, second), _ = self._weights(self.parameters)
-        found = np.exp(-0.5 * _squared(a.choices * np.sqrt(choices), b.choices * np.sqrt(choices)))
-        found *= first
+        linear = self._weights(self.parameters)[0]
+        found = self._smooth_terms(a, b)
         found += (a.linear * linear) @ b.linear.T
+        return found
+
+    def _smooth_terms(self, a: Design, b: Design) -> np.ndarray:
+        _, choices, counts, (first, second), _ = self._weights(self.parameters)
+        found = _smooth(a.choices, b.choices, choices, first)
         if a.counts.shape[1]:
-            found += second * np.exp(-0.5 * _squared(a.counts * np.sqrt(counts), b.counts * np.sqrt(counts)))
+            found += _smooth(a.counts, b.counts, counts, second)
         return found
 
     def variance(self, a: Design) -> np.ndarray:
@@ -185,7 +198,9 @@ class GaussianProcess:
 
     def mean(self, design: Design) -> np.ndarray:
         """Posterior mean (rows,)."""
-        found: np.ndarray = self.kernel(design, self._design) @ self._alpha
+        found: np.ndarray = self._smooth_terms(design, self._design) @ self._alpha
+        # of the linear term the weights of its columns are all there is to know
+        found += design.linear @ (self._weights(self.parameters)[0] * (self._alpha @ self._design.linear))
         return found
 
     def posterior(self, design: Design) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -14,6 +14,7 @@ import moocore
 import numpy as np
 
 from mixnas.evaluators.costs import costs
+from mixnas.evaluators.elsewhere import PREFIX
 from mixnas.evaluators.protocol import Evaluator, Outcome, Request, attempt
 from mixnas.evaluators.tasks.task import Task
 from mixnas.evaluators.training import evaluate
@@ -281,6 +282,7 @@ class FinalNetworks:
             **extra["validation"],
             **{f"test_{name}": value for name, value in extra["test"].items()},
             **costs(record.architecture, self._task.io),
+            **{name: value for name, value in record.metrics.items() if name.startswith(PREFIX)},
         }
         found = replace(found, metrics=metrics)
         if isinstance(latency, str):

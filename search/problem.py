@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from mixnas.evaluators.elsewhere import PREFIX, Elsewhere, devices_in
 from mixnas.evaluators.protocol import Evaluator
 from mixnas.evaluators.standalone import StandaloneEvaluator, StandaloneSpec
 from mixnas.evaluators.supernet.evaluator import SupernetEvaluator, SupernetSpec
@@ -126,6 +128,13 @@ class Problem:
         return tuple(name for name, metric in self.metrics.items() if not metric.cheap)
 
     @property
+    def elsewhere(self) -> tuple[str, ...]:
+        """Other devices, on which objectives and constraints name the latency."""
+        config = self.config
+        objectives, constraints = config.parsed_objectives(), config.parsed_constraints()
+        return devices_in([*(o.name for o in objectives), *(c.metric for c in constraints)])
+
+    @property
     def strategy(self) -> Strategy:
         """What proposes; `auto` by what evaluates, and how often."""
         search = self.config.search
@@ -153,6 +162,7 @@ class Problem:
             InfeasibleError: Names the constraint, and the quickest architecture with its latency.
             StoppedEarly: `should_stop` said so.
         """
+        self._check_elsewhere(latency)
         bounds = [c for c in self.constraints if c.metric == "latency_ms" and c.comparison in ("<", "<=")]
         if not bounds:
             return
@@ -166,6 +176,18 @@ class Problem:
             architecture = self.corners["macs"]["smallest"].architecture
             (found,) = latency.measure([self.untrained(architecture)])
         check_latency(bounds, Corner(architecture, found.ms), found)
+
+    def _check_elsewhere(self, latency: LatencySource) -> None:
+        """`check_latency` of bounds on other devices, as predicted."""
+        for device in self.elsewhere:
+            metric = f"{PREFIX}{device}"
+            bounds = [c for c in self.constraints if c.metric == metric and c.comparison in ("<", "<=")]
+            if bounds:
+                there = Elsewhere([device], latency.spec, self.space, self.io)
+                vector = quickest(self.space, partial(there.of_one_device, metric))
+                architecture = self.space.decode(vector)
+                found = there.predict(metric, architecture)
+                check_latency(bounds, Corner(architecture, found.ms), found, metric)
 
     def latency(self, directory: Path | None = None, reference_ms: float | None = None) -> LatencySource:
         """Where latency comes from.
@@ -207,6 +229,7 @@ def _supernet(problem: Problem, latency: LatencySource, checkpoint: Path | None)
         seed=problem.seed,
         latency=latency.spec,
         checkpoint=checkpoint,
+        elsewhere=problem.elsewhere,
     )
     return SupernetEvaluator(spec, task=problem.task, space=problem.space, latency=latency)
 
@@ -219,6 +242,7 @@ def _standalone(problem: Problem, latency: LatencySource, checkpoint: Path | Non
         train=config.train,
         seed=problem.seed,
         latency=latency.spec,
+        elsewhere=problem.elsewhere,
     )
     return StandaloneEvaluator(spec, task=problem.task, space=problem.space, latency=latency)
 

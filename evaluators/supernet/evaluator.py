@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from mixnas.evaluators.costs import SpaceCosts, costs
+from mixnas.evaluators.elsewhere import Elsewhere
 from mixnas.evaluators.metrics import metrics_of
 from mixnas.evaluators.protocol import Metric, Outcome, Request, attempt, guarded
 from mixnas.evaluators.supernet.judging import SubnetJudge, fine_tune
@@ -43,6 +44,7 @@ class SupernetSpec:
         latency: What latency is predicted of; None leaves it out.
         checkpoint: File of the super-network; None keeps it in memory only.
         device: Where networks are trained, "cpu" or a CUDA device; None for where latency is measured, or a CPU.
+        elsewhere: Other devices whose latency is looked up; see `Elsewhere`.
     """
 
     task: str | Mapping[str, Any]
@@ -54,6 +56,7 @@ class SupernetSpec:
     latency: LatencySpec | None = None
     checkpoint: Path | None = None
     device: str | None = None
+    elsewhere: tuple[str, ...] = ()
 
     def open(self) -> SupernetEvaluator:
         """Make the evaluator."""
@@ -102,6 +105,9 @@ class SupernetEvaluator:
         self.space = space or SearchSpace.from_dict(spec.space)
         self._costs = SpaceCosts(self.space, self.task.io)
         self.latency: LatencySource | None = latency or (None if spec.latency is None else spec.latency.open())
+        self._elsewhere = Elsewhere(
+            spec.elsewhere, None if self.latency is None else self.latency.spec, self.space, self.task.io
+        )
         self.device = spec.device or (self.latency.torch_device if self.latency is not None else "cpu")
         self._judge: SubnetJudge | None = None
 
@@ -122,7 +128,8 @@ class SupernetEvaluator:
     @property
     def metrics(self) -> Mapping[str, Metric]:
         """See `Evaluator`."""
-        return metrics_of(self.task, latency=self.latency is not None, cheap_latency=True)
+        own = metrics_of(self.task, latency=self.latency is not None, cheap_latency=True)
+        return own | self._elsewhere.metrics
 
     @property
     def finishing(self) -> str:
@@ -191,7 +198,7 @@ class SupernetEvaluator:
 
     def cheap(self, matrix: np.ndarray) -> dict[str, np.ndarray]:
         """See `Evaluator`; latency needs `prepare` first."""
-        found = self._costs.of(matrix)
+        found = self._costs.of(matrix) | self._elsewhere.of(matrix)
         if self.latency is not None:
             found["latency_ms"] = self.latency.predict_many(matrix, self.space, self.task.io)
         return found
@@ -205,7 +212,8 @@ class SupernetEvaluator:
 
     def _evaluate(self, request: Request) -> Outcome:
         architecture, io = request.architecture, self.task.io
-        return self._predicted(request, Outcome({**self._prepared()(architecture), **costs(architecture, io)}))
+        metrics = {**self._prepared()(architecture), **costs(architecture, io), **self._elsewhere.of_one(architecture)}
+        return self._predicted(request, Outcome(metrics))
 
     def complete(self, request: Request, outcome: Outcome) -> Outcome:
         """See `Apart`: with the latency that is predicted."""

@@ -230,6 +230,11 @@ class LatencySource:
         there = directory is not None and directory.is_dir()
         return LatencyPredictor.load(self.device, self.tag, directory if there else None)
 
+    def adopt(self) -> None:
+        """Predict by the stored predictor (`find`) from now on, whether the device is this machine or not."""
+        if self._predictor is None:
+            self._predictor = self.find()
+
     @property
     def predictor(self) -> LatencyPredictor | None:
         """The predictor; None before `prepare`."""

@@ -21,7 +21,10 @@ FIT_ROWS = 300
 """Rows, at most, that a model's parameters are fitted on."""
 
 ROWS = 600
-"""Rows, at most, that a model knows: those nearest to the front, and a random half."""
+"""Rows, at most, that a model knows: those nearest to the front, and a spread of the others as many."""
+
+_FIRST_ROWS = 120  # of the first fit where more than `ROWS` were evaluated: a search that goes on
+_STEPS_OF_MANY = 10  # of a fit then
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,9 @@ class Models:
         self._count = max(len(variables), 1)
         self.wanted, self._known = tuple(wanted), tuple(w for w in known if w.sign > 0)
         self._models: dict[Wanted, _Model] = {}
+        self._evaluated = self._refits = 0
+        self._failures: _Model | None = None
+        self._share, self._spread = 1.0, 1.0  # of evaluations that do not fail
         self._last: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
     def scale(self, wanted: Wanted) -> Scale:
@@ -115,16 +121,22 @@ class Models:
         known: Mapping[Wanted, np.ndarray],
         pending: np.ndarray,
         known_pending: Mapping[Wanted, np.ndarray],
+        evaluated: int,
     ) -> None:
         """Fit to what was evaluated; those in flight are believed at their mean.
 
+        With more than `ROWS` evaluated no more than one metric's parameters are fitted anew at a time, so that no
+        proposal waits for all of them.
+
         Args:
-            rows: Encoded (rows, variables).
+            rows: Encoded (rows, variables), `ROWS` at most.
             values: Of each metric that is modelled, minimised (rows,).
             known: Of each that is known beforehand, likewise.
             pending: Encoded, in flight.
             known_pending: What is known of those.
+            evaluated: How many were, those that `rows` leaves out included.
         """
+        self._evaluated, self._refits = evaluated, 0
         positive = {w: w.sign > 0 and bool((values[w] > 0).all()) for w in self.wanted}
         sizes = [w for w in self.wanted if positive[w]]
         if len(sizes) == len(self.wanted) and not any(w.sign < 0 for w in self.wanted):
@@ -159,10 +171,14 @@ class Models:
         model.shifts = raw.mean(axis=0)
         model.spreads = np.maximum(raw.std(axis=0), 1e-9)
         design = self._design(model, rows, raw)
-        if len(rows) >= model.fitted_at + max(1, model.fitted_at // 12) or not model.fitted_at:
-            some = np.linspace(0, len(rows) - 1, min(len(rows), FIT_ROWS)).astype(int)
-            model.process.fit(design[some], y[some], iterations=60 if not model.fitted_at else 20)
-            model.fitted_at = len(rows)
+        first, many = not model.fitted_at, self._evaluated > ROWS
+        due = self._evaluated >= model.fitted_at + max(1, model.fitted_at // 12)
+        if first or (due and not (many and self._refits)):
+            roughly = first and many  # soon done again
+            some = np.linspace(0, len(rows) - 1, min(len(rows), _FIRST_ROWS if roughly else FIT_ROWS)).astype(int)
+            model.process.fit(design[some], y[some], iterations=_STEPS_OF_MANY if many else 60 if first else 20)
+            model.fitted_at = 1 if roughly else self._evaluated
+            self._refits += 1
         model.process.condition(design, y)
 
     def _believe(
@@ -223,14 +239,21 @@ class Models:
             return
         both = np.concatenate([done, failed])
         self._share = (1 + len(done)) / (2 + len(both))
-        y = np.concatenate([np.full(len(done), 1 - self._share), np.full(len(failed), -self._share)])
-        self._failures = _Model((), self._process(0), Scale(0, 0, 1))
-        self._failures.process.condition(self._design(self._failures, both, np.zeros((len(both), 0))), y)
+        self._spread = math.sqrt(self._share * (1 - self._share))
+        y = np.concatenate([np.full(len(done), 1 - self._share), np.full(len(failed), -self._share)]) / self._spread
+        model = self._failures = self._failures or _Model((), self._process(0), Scale(0, 0, 1))
+        design = self._design(model, both, np.zeros((len(both), 0)))
+        if len(both) >= model.fitted_at + max(1, model.fitted_at // 12):
+            some = np.linspace(0, len(both) - 1, min(len(both), FIT_ROWS)).astype(int)
+            model.process.fit(design[some], y[some], iterations=20)
+            model.fitted_at = len(both)
+        model.process.condition(design, y)
 
     def chance(self, rows: np.ndarray) -> np.ndarray:
         """That an evaluation of encoded architectures does not fail (rows,): a smoothed share of those near by."""
+        assert self._failures is not None
         design = self._design(self._failures, rows, np.zeros((len(rows), 0)))
-        return np.clip(self._share + self._failures.process.mean(design), 0.01, 1.0)
+        return np.clip(self._share + self._spread * self._failures.process.mean(design), 0.01, 1.0)
 
     def _encoded(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Choices and counts; of the rows that were asked about last they are there."""

@@ -203,6 +203,7 @@ class PredictorSampler(BatchSampler):
             {w: minimised[w][kept] for w in self._known},
             pending,
             self._before(pending)[0],
+            len(done),
         )
         self._models.learn_failures(done[-ROWS:], self._history.failed[-ROWS:])
         front = points[feasible][non_dominated_minimised(points[feasible])]

@@ -82,13 +82,16 @@ def quickest(space: SearchSpace, predict: Callable[[np.ndarray], np.ndarray]) ->
     return best
 
 
-def check_latency(constraints: Sequence[Comparison], corner: Corner, latency: Latency) -> None:
+def check_latency(
+    constraints: Sequence[Comparison], corner: Corner, latency: Latency, metric: str = "latency_ms"
+) -> None:
     """Refuse an upper bound on latency that nothing can keep.
 
     Args:
         constraints: Those on other metrics are not looked at.
         corner: The quickest architecture that is known, or predicted; its value is not used.
         latency: Of that.
+        metric: What the latency is called.
 
     Raises:
         InfeasibleError: Even at the lower end of its interval the latency is over the bound; of one that was measured,
@@ -98,9 +101,9 @@ def check_latency(constraints: Sequence[Comparison], corner: Corner, latency: La
     if latency.kind == "measured" or latency.low_ms is None:
         least /= _UNCERTAIN
     for constraint in constraints:
-        if constraint.metric != "latency_ms" or constraint.comparison not in ("<", "<="):
+        if constraint.metric != metric or constraint.comparison not in ("<", "<="):
             continue
-        if not constraint.holds({"latency_ms": least}):
+        if not constraint.holds({metric: least}):
             raise InfeasibleError(
                 f"no architecture of the space meets {constraint}: the quickest takes {latency.ms:.3g} ms "
                 f"({latency.kind}): {corner.architecture}. Give the "

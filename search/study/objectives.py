@@ -31,9 +31,16 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "!=": operator.ne,
 }
 _TOKEN = re.compile(
-    r"\s*(?:(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?![\w.]))|(?P<name>[A-Za-z_]\w*)"
+    r"\s*(?:(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?![\w.]))|(?P<name>[A-Za-z_]\w*(?:@\w[\w.-]*)?)"
     r"|(?P<comparison><=|>=|==|!=|<|>)|(?P<bracket>[()]))"
 )
+
+
+ABOUT = 0.1
+"""What "about" allows on either side, as a share."""
+
+_THOUSANDS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
+_ABOUT = re.compile(r"about\s+(?P<number>\d+\.?\d*(?:[eE][-+]?\d+)?)(?P<suffix>[kMG]?)\s+(?P<metric>[A-Za-z_]\w*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,15 +183,38 @@ def parse_constraint(text: Any, *, known: Iterable[str] | None = None, source: s
 def parse_constraints(
     plain: Any, *, known: Iterable[str] | None = None, source: str = "constraints"
 ) -> tuple[Comparison, ...]:
-    """Read a list of constraints; see `parse_constraint`."""
+    """Read a list of constraints; see `parse_constraint`.
+
+    "about 1M parameters" is two of them: within a tenth of it on either side (`ABOUT`).
+    """
     if isinstance(plain, str) or not isinstance(plain, Sequence):
         raise ConfigError(f'{source}: expected a list such as ["params <= 2e5"]; got {shown(plain)}.')
     _check_number(plain, MOST_CONSTRAINTS, source)
-    constraints = tuple(parse_constraint(text, known=known, source=f"{source}[{i}]") for i, text in enumerate(plain))
-    for i, constraint in enumerate(constraints):
-        if constraint in constraints[:i]:
-            raise ConfigError(f"{source}[{i}]: {shown(str(constraint))} stands twice. Keep one.")
+    constraints: tuple[Comparison, ...] = ()
+    for i, text in enumerate(plain):
+        where = f"{source}[{i}]"
+        both = _about(text, known, where) if isinstance(text, str) else None
+        for constraint in both or (parse_constraint(text, known=known, source=where),):
+            if constraint in constraints:
+                raise ConfigError(f"{where}: {shown(str(constraint))} stands twice. Keep one.")
+            constraints += (constraint,)
     return constraints
+
+
+def _about(text: str, known: Iterable[str] | None, source: str) -> tuple[Comparison, Comparison] | None:
+    """Both sides of "about 1M parameters"; None of a text that does not begin with "about"."""
+    if text.split()[:1] != ["about"]:
+        return None
+    match = _ABOUT.fullmatch(text.strip())
+    if match is None or not 0 < float(match["number"]) < math.inf:
+        raise ConfigError(
+            f"{source}: {shown(text)} cannot be read. Write about, a number above 0, with k, M or G where it is large, "
+            'and a metric: "about 1M parameters".'
+        )
+    metric = "params" if match["metric"] == "parameters" else match["metric"]
+    _check_metric(metric, known, source)
+    bound = float(match["number"]) * _THOUSANDS[match["suffix"]]
+    return Comparison(metric, ">=", bound * (1 - ABOUT)), Comparison(metric, "<=", bound * (1 + ABOUT))
 
 
 def parse_filter(text: str, *, known: Iterable[str] | None = None, source: str = "--where") -> Filter:

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from mixnas.evaluators.protocol import Request
 from mixnas.evaluators.tasks import Split, Task
+from mixnas.predictors.latency.predictor import SHIPPED as SHIPPED_TABLES
+from mixnas.predictors.latency.predictor import LatencyPredictor
 from mixnas.predictors.measuring.value import Latency
 from mixnas.search.config import Config, read_config
 from mixnas.search.problem import Problem
@@ -15,6 +18,7 @@ from mixnas.search.study.feasibility import check_latency, quickest
 from mixnas.search.study.objectives import parse_constraints
 from mixnas.search_space.enumeration import Corner
 from mixnas.search_space.errors import ConfigError, InfeasibleError
+from mixnas.search_space.reporting import SILENT
 from mixnas.search_space.space import SearchSpace
 from mixnas.search_space.units import IOSpec
 from tests.search.problems import SPACE as CONDITIONAL
@@ -23,6 +27,9 @@ SPACE = {
     "stem": "conv",
     "stages": [{"width": [4, 8], "block": {"mixer": ["identity", "pooling"], "channel_mixer": "mlp"}}],
 }
+
+
+SHIPPED = "cpu-intel-xeon-6-167-1t"
 
 
 def problem(**changes) -> Problem:
@@ -56,6 +63,11 @@ def test_the_default_is_the_super_network():
         ({"device": "nvidia-h1000"}, ConfigError, "no measurements of device 'nvidia-h1000'"),
         ({"device": "nvidia-h1000", "search": {"evaluator": "standalone"}}, ConfigError, "is not this machine"),
         ({"latency": {"runtime": "graph"}, "device": "cpu"}, ConfigError, "'graph' is not available here"),
+        (
+            {"objectives": {"latency_ms@cpu-intel-xeon-6-168-1t": "min"}},
+            ConfigError,
+            "latency_ms@cpu-intel-xeon-6-168-1t: no measurements of device 'cpu-intel-xeon-6-168-1t'",
+        ),
         ({"latency": {"runtime": "onnx"}}, ConfigError, "runtime: 'onnx' is not allowed. Did you mean 'onnxruntime'?"),
     ],
 )
@@ -140,3 +152,31 @@ def test_auto_goes_by_the_evaluator():
     assert problem().strategy == Predictor(share=0.5)
     assert problem(search={"evaluator": "standalone"}).strategy == Predictor()
     assert problem(search={"strategy": "predictor"}).strategy == Predictor()
+
+
+def test_latency_on_a_device_that_ships_is_an_objective_as_cheap_as_a_count():
+    """Beside latency here; the predictor itself is the oracle."""
+    name = f"latency_ms@{SHIPPED}"
+    asked = problem(
+        objectives={"accuracy": "max", "latency_ms": "min", name: "min"},
+        constraints=[f"{name} <= 5"],
+        search={"evaluator": "standalone"},
+        train={"steps": 1},
+    )
+    assert [o.name for o in asked.objectives] == ["accuracy", "latency_ms", name] and asked.metrics[name].cheap
+    evaluator = asked.evaluator(asked.latency())
+    assert evaluator.spec.elsewhere == (SHIPPED,)
+    rows = asked.space.sample_many(5, np.random.default_rng(0))
+    shipped = LatencyPredictor.load(SHIPPED, "eager", SHIPPED_TABLES)
+    expected = shipped.predict_many(rows, asked.space, asked.io)
+    assert len(set(expected)) > 1
+    np.testing.assert_array_equal(evaluator.spec.open().cheap(rows)[name], expected)
+    assert not len(evaluator.cheap(rows[:0])[name])
+    (outcome,) = evaluator.evaluate([Request(asked.space.decode(rows[0]))])
+    assert outcome.metrics[name] == pytest.approx(expected[0], rel=1e-4) and outcome.metrics["latency_ms"] > 0
+
+
+def test_a_bound_on_another_device_that_nothing_can_keep_is_refused():
+    asked = problem(constraints=[f"latency_ms@{SHIPPED} <= 2e-4"], search={"evaluator": "standalone"})
+    with pytest.raises(InfeasibleError, match=f"latency_ms@{SHIPPED} <= 0.0002: the quickest takes"):
+        asked.check_latency(asked.latency(), SILENT, lambda: False)

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from optuna.trial import TrialState
 
+from mixnas.predictors.gaussian import GaussianProcess
 from mixnas.search.strategies import Question
 from mixnas.search.strategies.acquisition import Improvement, Scale
+from mixnas.search.strategies.modelling import FIT_ROWS, ROWS
 from mixnas.search.strategies.predictor import Predictor, PredictorSampler
 from mixnas.search.study.objectives import parse_constraints, parse_objectives
 from mixnas.search.study.study import SearchStudy
@@ -94,6 +96,29 @@ def test_a_hundred_choices_and_more_trials_than_its_models_know():
     assert max(analytic(a)["accuracy"] for a in found) > front  # the made-up metric is easy
 
 
+def test_what_models_are_fitted_on_does_not_grow_with_the_search(monkeypatch):
+    """Of thousands of trials no model knows more than `ROWS`, and no proposal waits for the fit of two of them."""
+    fits, known = [], []
+    fit, condition = GaussianProcess.fit, GaussianProcess.condition
+    monkeypatch.setattr(
+        GaussianProcess, "fit", lambda *a, **k: (fits.append((len(a[2]), k["iterations"])), fit(*a, **k))
+    )
+    monkeypatch.setattr(GaussianProcess, "condition", lambda *a: (known.append(len(a[2])), condition(*a)))
+    sampler = sampler_of(SPACE, parse_objectives({"accuracy": "max", "latency_ms": "min", "params": "min"}))
+    space, rng, study = sampler._space, np.random.default_rng(0), Trials()
+    for architecture in space.decode_many(space.sample_many(2000, rng)):
+        study.append(ended(len(study), space.params_of(architecture), analytic(architecture)))
+    sampler.propose(study, 1, rng)
+    assert len(fits) == 3 and sum(rows * steps for rows, steps in fits) < FIT_ROWS * 20
+    for _ in range(3):  # the models that were fitted roughly, one after the other
+        fits.clear()
+        sampler.propose(study, 1, rng)
+        assert len(fits) == 1 and fits[0][0] <= FIT_ROWS
+    fits.clear()
+    sampler.propose(study, 1, rng)
+    assert not fits and max(known) == ROWS
+
+
 def test_constraints_that_are_known_later_are_learned():
     sampler = sampler_of(SPACE, constraints=["latency_ms <= 0.25"])
     study = went_on(sampler, analytic, 40)
@@ -115,6 +140,17 @@ def test_few_architectures_that_keep_a_constraint_known_beforehand_are_found():
     assert all(analytic(a)["params"] <= 1.1e4 for a in sampler._space.decode_many(small))
     drawn = sampler._space.decode_many(sampler._space.sample_many(100, rng))
     assert np.mean([analytic(a)["params"] <= 1.1e4 for a in drawn]) < 0.05
+
+
+def test_about_so_many_parameters_are_kept_from_the_first_proposal_on():
+    sampler = sampler_of(
+        SPACE,
+        objectives=parse_objectives({"accuracy": "max", "latency_ms": "min"}),
+        constraints=["about 2k parameters"],
+        cheap=lambda space: cheap_of(space, analytic, "params"),
+    )
+    study = went_on(sampler, analytic, 20)
+    assert all(1800 <= t.user_attrs["metrics"]["params"] <= 2200 for t in study)
 
 
 def test_a_region_that_fails_is_learned():
@@ -179,6 +215,18 @@ def test_quick_evaluations_make_batches_that_keep_the_share():
     assert sampler._batch(14) == 20
     sampler._history._seconds = [10.0] * 14
     assert sampler._batch(14) == 1
+
+
+def test_the_reference_point_lies_beyond_what_was_seen_where_the_models_say_so():
+    """Evaluated were narrow networks alone; that wide ones are slower is no reason to leave them."""
+    sampler = sampler_of(SPACE)
+    space, study = sampler._space, Trials()
+    for architecture in space.decode_many(space.sample_many(400, np.random.default_rng(0))):
+        if architecture.stages[0].width < 32:
+            study.append(ended(len(study), space.params_of(architecture), analytic(architecture)))
+    seen = max(t.user_attrs["metrics"]["latency_ms"] for t in study)
+    sampler.propose(study, 1, np.random.default_rng(0))
+    assert sampler._reference[1] > 1.06 * seen
 
 
 def test_the_reference_point_never_comes_nearer():

@@ -58,6 +58,36 @@ def test_wrong_constraints(text):
         parse_constraint(text, known=KNOWN)
 
 
+@pytest.mark.parametrize(
+    "text, bound",
+    [("about 1M parameters", 1e6), ("about 2.5k params", 2.5e3), ("about 3e8 macs", 3e8), ("about 40 macs", 40)],
+)
+def test_about_is_a_tenth_on_either_side(text, bound):
+    found = parse_constraints([text, "accuracy > 0.5"], known=KNOWN)
+    (metric,) = {c.metric for c in found[:2]}
+    assert len(found) == 3 and metric == ("macs" if "macs" in text else "params")
+    for share, kept in ((0.89, False), (0.91, True), (1.0, True), (1.09, True), (1.11, False)):
+        assert all(c.holds({metric: share * bound}) for c in found[:2]) == kept
+    assert parse_constraints([str(c) for c in found]) == found  # as a front keeps them
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "about",
+        "about 1M",
+        "about parameters",
+        "about 0 params",
+        "about 1T params",
+        "about 1M wheels",
+        "about -1 params",
+    ],
+)
+def test_wrong_abouts(text):
+    with pytest.raises(ConfigError, match=r"constraints\[0\]"):
+        parse_constraints([text], known=KNOWN)
+
+
 def test_unknown_metric_names_the_nearest():
     with pytest.raises(ConfigError, match=r"Did you mean 'latency_ms'\? Known: accuracy"):
         parse_constraints(["latency_m < 2"], known=KNOWN)
