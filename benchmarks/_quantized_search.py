@@ -338,6 +338,11 @@ def judged(seeds: list[dict[str, Any]]) -> dict[str, Any]:
         "joint beyond the better of the two": [round(float(v), 4) for v in gained],
         "joint beyond both together": [round(float(v), 4) for v in against_all],
         "joint is better, of the seeds": int((gained > 0).sum()),
+        "processor time of joint over that of two steps": [
+            round(seed["seconds"]["joint"]["processor"] / seed["seconds"]["two steps"]["processor"], 2)
+            for seed in seeds
+            if "seconds" in seed
+        ],
     }
 
 

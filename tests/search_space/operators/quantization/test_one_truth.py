@@ -113,3 +113,24 @@ def test_training_deals_every_policy_equally_often():
     blocks = [sampler.draw().stages[0].blocks[0] for _ in range(5 * len(names))]
     assert Counter(block.quant.name for block in blocks) == dict.fromkeys(names, 5)
     assert Counter(block.channel_quant.name for block in blocks) == dict.fromkeys(names, 5)
+
+
+def test_learned_steps_are_the_stores(digits):
+    """They are trained with the super-network, and judged and deployed as they stand there."""
+    quant = {"name": "w4a8", "step": "learned"}
+    some = space(quant=quant, mixer="attention", gate="none", channel_mixer="mlp")
+    supernet = Supernet(some, digits.io, torch.Generator().manual_seed(0))
+    steps = {name: p for name, p in supernet.named_parameters() if name.endswith(".w4a8.log")}
+    assert steps and all(not p.any() for p in steps.values())
+    architecture = supernet.largest()
+    inputs, targets = digits.validation.gather(torch.arange(24))
+    digits.loss(supernet.subnet(architecture).train()(inputs), targets).backward()
+    assert all(p.grad is not None and p.grad.any() for p in steps.values())
+    with torch.no_grad():
+        for p in steps.values():
+            p.uniform_(-0.4, 0.1, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        judged = supernet.subnet(architecture).eval()(inputs)
+        network = supernet.extract(architecture).eval().deploy()
+        assert torch.equal(network(inputs), judged)
+    assert stored_bytes(network) == cost(architecture, digits.io).weight_bytes
