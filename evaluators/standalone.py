@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from mixnas.evaluators.costs import SpaceCosts, costs
-from mixnas.evaluators.elsewhere import Elsewhere
 from mixnas.evaluators.metrics import metrics_of
+from mixnas.evaluators.other_devices import OtherDevices
 from mixnas.evaluators.protocol import Metric, Outcome, Request, attempt
 from mixnas.evaluators.tasks.loading import by_name
 from mixnas.evaluators.tasks.task import Task
@@ -36,7 +36,7 @@ class StandaloneSpec:
         latency: What latency is measured of; None leaves it out.
         device: Where networks are trained, "cpu" or a CUDA device; None for where latency is measured, or a CPU.
         keep: Whether outcomes have the network of a shortened training too, for whoever measures it.
-        elsewhere: Other devices whose latency is looked up; see `Elsewhere`.
+        other_devices: Names of devices whose latency is looked up too; see `OtherDevices`.
     """
 
     task: str | Mapping[str, Any]
@@ -46,7 +46,7 @@ class StandaloneSpec:
     latency: LatencySpec | None = None
     device: str | None = None
     keep: bool = False
-    elsewhere: tuple[str, ...] = ()
+    other_devices: tuple[str, ...] = ()
 
     def open(self) -> StandaloneEvaluator:
         """Make the evaluator."""
@@ -90,8 +90,8 @@ class StandaloneEvaluator:
                 f"device {self.latency.device!r} is not this machine, so networks cannot be measured on it during the "
                 "search. Use search.evaluator: supernet, which predicts latency, or device: auto."
             )
-        self._elsewhere = Elsewhere(
-            spec.elsewhere, None if self.latency is None else self.latency.spec, self.space, self.task.io
+        self._other_devices = OtherDevices(
+            spec.other_devices, None if self.latency is None else self.latency.spec, self.space, self.task.io
         )
         self.device = spec.device or (self.latency.torch_device if self.latency is not None else "cpu")
 
@@ -102,13 +102,13 @@ class StandaloneEvaluator:
 
     def elsewhere(self) -> StandaloneSpec:
         """See `Apart`: it trains and judges, and its outcomes have the network, which `complete` measures."""
-        return replace(self._spec, latency=None, device=self.device, keep=True)
+        return replace(self._spec, latency=None, other_devices=(), device=self.device, keep=True)
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
         """See `Evaluator`. An outcome also has train_steps, train_seconds, the ends of the latency's interval and
         the metric's standard error."""
-        return metrics_of(self.task, latency=self.latency is not None) | self._elsewhere.metrics
+        return metrics_of(self.task, latency=self.latency is not None) | self._other_devices.metrics
 
     def prepare(self, report: Report = SILENT, should_stop: Callable[[], bool] | None = None) -> None:
         """Fix the sentinel's reference time, under which all latencies of a search compare."""
@@ -117,7 +117,7 @@ class StandaloneEvaluator:
 
     def cheap(self, matrix: np.ndarray) -> dict[str, np.ndarray]:
         """See `Evaluator`."""
-        return self._costs.of(matrix) | self._elsewhere.of(matrix)
+        return self._costs.of(matrix) | self._other_devices.of(matrix)
 
     def evaluate(self, requests: Sequence[Request]) -> list[Outcome]:
         """See `Evaluator`."""
@@ -129,7 +129,6 @@ class StandaloneEvaluator:
         metrics = {
             **judged.named(self.task.metric),
             **costs(request.architecture, self.task.io),
-            **self._elsewhere.of_one(request.architecture),
             "train_steps": float(result.steps),
             "train_seconds": result.seconds,
         }
@@ -142,7 +141,7 @@ class StandaloneEvaluator:
 
     def _measured(self, request: Request, outcome: Outcome) -> Outcome:
         """With its latency, if there is one to be measured; the network is kept of a whole training only."""
-        metrics, network = dict(outcome.metrics), outcome.network
+        metrics, network = {**outcome.metrics, **self._other_devices.of_one(request.architecture)}, outcome.network
         assert network is not None
         if self.latency is not None:
             (latency,) = self.latency.measure([network])

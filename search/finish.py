@@ -14,7 +14,7 @@ import moocore
 import numpy as np
 
 from mixnas.evaluators.costs import costs
-from mixnas.evaluators.elsewhere import PREFIX
+from mixnas.evaluators.other_devices import PREFIX
 from mixnas.evaluators.protocol import Evaluator, Outcome, Request, attempt
 from mixnas.evaluators.tasks.task import Task
 from mixnas.evaluators.training import evaluate

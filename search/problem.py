@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from mixnas.evaluators.elsewhere import PREFIX, Elsewhere, devices_in
+from mixnas.evaluators.other_devices import PREFIX, OtherDevices, devices_in
 from mixnas.evaluators.protocol import Evaluator
 from mixnas.evaluators.standalone import StandaloneEvaluator, StandaloneSpec
 from mixnas.evaluators.supernet.evaluator import SupernetEvaluator, SupernetSpec
@@ -128,7 +128,7 @@ class Problem:
         return tuple(name for name, metric in self.metrics.items() if not metric.cheap)
 
     @property
-    def elsewhere(self) -> tuple[str, ...]:
+    def other_devices(self) -> tuple[str, ...]:
         """Other devices, on which objectives and constraints name the latency."""
         config = self.config
         objectives, constraints = config.parsed_objectives(), config.parsed_constraints()
@@ -162,7 +162,7 @@ class Problem:
             InfeasibleError: Names the constraint, and the quickest architecture with its latency.
             StoppedEarly: `should_stop` said so.
         """
-        self._check_elsewhere(latency)
+        self._check_other_devices(latency)
         bounds = [c for c in self.constraints if c.metric == "latency_ms" and c.comparison in ("<", "<=")]
         if not bounds:
             return
@@ -177,13 +177,13 @@ class Problem:
             (found,) = latency.measure([self.untrained(architecture)])
         check_latency(bounds, Corner(architecture, found.ms), found)
 
-    def _check_elsewhere(self, latency: LatencySource) -> None:
+    def _check_other_devices(self, latency: LatencySource) -> None:
         """`check_latency` of bounds on other devices, as predicted."""
-        for device in self.elsewhere:
+        for device in self.other_devices:
             metric = f"{PREFIX}{device}"
             bounds = [c for c in self.constraints if c.metric == metric and c.comparison in ("<", "<=")]
             if bounds:
-                there = Elsewhere([device], latency.spec, self.space, self.io)
+                there = OtherDevices([device], latency.spec, self.space, self.io)
                 vector = quickest(self.space, partial(there.of_one_device, metric))
                 architecture = self.space.decode(vector)
                 found = there.predict(metric, architecture)
@@ -229,7 +229,7 @@ def _supernet(problem: Problem, latency: LatencySource, checkpoint: Path | None)
         seed=problem.seed,
         latency=latency.spec,
         checkpoint=checkpoint,
-        elsewhere=problem.elsewhere,
+        other_devices=problem.other_devices,
     )
     return SupernetEvaluator(spec, task=problem.task, space=problem.space, latency=latency)
 
@@ -242,7 +242,7 @@ def _standalone(problem: Problem, latency: LatencySource, checkpoint: Path | Non
         train=config.train,
         seed=problem.seed,
         latency=latency.spec,
-        elsewhere=problem.elsewhere,
+        other_devices=problem.other_devices,
     )
     return StandaloneEvaluator(spec, task=problem.task, space=problem.space, latency=latency)
 

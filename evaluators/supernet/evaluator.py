@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from mixnas.evaluators.costs import SpaceCosts, costs
-from mixnas.evaluators.elsewhere import Elsewhere
 from mixnas.evaluators.metrics import metrics_of
+from mixnas.evaluators.other_devices import OtherDevices
 from mixnas.evaluators.protocol import Metric, Outcome, Request, attempt, guarded
 from mixnas.evaluators.supernet.judging import SubnetJudge, fine_tune
 from mixnas.evaluators.supernet.sampling import FairSampler
@@ -44,7 +44,7 @@ class SupernetSpec:
         latency: What latency is predicted of; None leaves it out.
         checkpoint: File of the super-network; None keeps it in memory only.
         device: Where networks are trained, "cpu" or a CUDA device; None for where latency is measured, or a CPU.
-        elsewhere: Other devices whose latency is looked up; see `Elsewhere`.
+        other_devices: Names of devices whose latency is looked up too; see `OtherDevices`.
     """
 
     task: str | Mapping[str, Any]
@@ -56,7 +56,7 @@ class SupernetSpec:
     latency: LatencySpec | None = None
     checkpoint: Path | None = None
     device: str | None = None
-    elsewhere: tuple[str, ...] = ()
+    other_devices: tuple[str, ...] = ()
 
     def open(self) -> SupernetEvaluator:
         """Make the evaluator."""
@@ -105,8 +105,8 @@ class SupernetEvaluator:
         self.space = space or SearchSpace.from_dict(spec.space)
         self._costs = SpaceCosts(self.space, self.task.io)
         self.latency: LatencySource | None = latency or (None if spec.latency is None else spec.latency.open())
-        self._elsewhere = Elsewhere(
-            spec.elsewhere, None if self.latency is None else self.latency.spec, self.space, self.task.io
+        self._other_devices = OtherDevices(
+            spec.other_devices, None if self.latency is None else self.latency.spec, self.space, self.task.io
         )
         self.device = spec.device or (self.latency.torch_device if self.latency is not None else "cpu")
         self._judge: SubnetJudge | None = None
@@ -122,14 +122,14 @@ class SupernetEvaluator:
         """See `Apart`: the weights of the super-network go along."""
         supernet = self._prepared().supernet
         weights = {name: tensor.detach().cpu().numpy() for name, tensor in supernet.state_dict().items()}
-        spec = replace(self._spec, latency=None, checkpoint=None, device=self.device)
+        spec = replace(self._spec, latency=None, other_devices=(), checkpoint=None, device=self.device)
         return StoredSpec(spec=spec, weights=weights)
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
         """See `Evaluator`."""
         own = metrics_of(self.task, latency=self.latency is not None, cheap_latency=True)
-        return own | self._elsewhere.metrics
+        return own | self._other_devices.metrics
 
     @property
     def finishing(self) -> str:
@@ -198,7 +198,7 @@ class SupernetEvaluator:
 
     def cheap(self, matrix: np.ndarray) -> dict[str, np.ndarray]:
         """See `Evaluator`; latency needs `prepare` first."""
-        found = self._costs.of(matrix) | self._elsewhere.of(matrix)
+        found = self._costs.of(matrix) | self._other_devices.of(matrix)
         if self.latency is not None:
             found["latency_ms"] = self.latency.predict_many(matrix, self.space, self.task.io)
         return found
@@ -212,8 +212,7 @@ class SupernetEvaluator:
 
     def _evaluate(self, request: Request) -> Outcome:
         architecture, io = request.architecture, self.task.io
-        metrics = {**self._prepared()(architecture), **costs(architecture, io), **self._elsewhere.of_one(architecture)}
-        return self._predicted(request, Outcome(metrics))
+        return self._predicted(request, Outcome({**self._prepared()(architecture), **costs(architecture, io)}))
 
     def complete(self, request: Request, outcome: Outcome) -> Outcome:
         """See `Apart`: with the latency that is predicted."""
@@ -221,10 +220,10 @@ class SupernetEvaluator:
         return replace(found, seconds=outcome.seconds + found.seconds)
 
     def _predicted(self, request: Request, outcome: Outcome) -> Outcome:
-        if self.latency is None:
-            return outcome
-        found = self.latency.predict(request.architecture, self.task.io)
-        return replace(outcome, metrics={**outcome.metrics, "latency_ms": found.ms})
+        found = self._other_devices.of_one(request.architecture)
+        if self.latency is not None:
+            found["latency_ms"] = self.latency.predict(request.architecture, self.task.io).ms
+        return replace(outcome, metrics={**outcome.metrics, **found})
 
     def finish(
         self, architecture: Architecture, report: Report = SILENT, should_stop: Callable[[], bool] | None = None

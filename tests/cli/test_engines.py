@@ -57,4 +57,4 @@ def test_a_run_is_gone_on_with_by_other_engines(searched, tmp_path):
     status = json.loads(ok("status", "first", "--json", "--runs", runs))
     assert (status["done"], status["running"], status["state"]) == (11, 0, "finished")
     front = json.loads(ok("front", "first", "--json", "--runs", runs))
-    assert front["latency"] == "measured" and all(m["latency"]["ms"] > 0 for m in front["members"])
+    assert front["latency"] == "measured" and all(m["latency"]["ms"] > 0 for m in front["front"])

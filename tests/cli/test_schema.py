@@ -87,7 +87,13 @@ def test_a_resolved_configuration_keeps_to_it_and_a_wrong_one_does_not():
 
 def test_texts_and_defaults_are_the_dataclass_s():
     trials = schema_of(Config)["properties"]["search"]["properties"]["trials"]
-    assert trials == {"description": "Evaluations, done or failed.", "type": "integer", "minimum": 1, "default": 120}
+    assert trials == {
+        "description": "Evaluations, done or failed.",
+        "type": "integer",
+        "minimum": 1,
+        "maximum": 10_000_000,
+        "default": 120,
+    }
     supernet = schema_of(Config)["properties"]["supernet"]["properties"]
     assert "AdamW" in attribute_texts(type(Config().supernet))["betas"]  # of the class that it stands on
     assert supernet["seconds"]["anyOf"] == [{"type": "number"}, {"type": "null"}]

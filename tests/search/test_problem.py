@@ -165,7 +165,7 @@ def test_latency_on_a_device_that_ships_is_an_objective_as_cheap_as_a_count():
     )
     assert [o.name for o in asked.objectives] == ["accuracy", "latency_ms", name] and asked.metrics[name].cheap
     evaluator = asked.evaluator(asked.latency())
-    assert evaluator.spec.elsewhere == (SHIPPED,)
+    assert evaluator.spec.other_devices == (SHIPPED,)
     rows = asked.space.sample_many(5, np.random.default_rng(0))
     shipped = LatencyPredictor.load(SHIPPED, "eager", SHIPPED_TABLES)
     expected = shipped.predict_many(rows, asked.space, asked.io)

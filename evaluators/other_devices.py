@@ -23,7 +23,7 @@ def devices_in(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name.removeprefix(PREFIX) for name in names if name.startswith(PREFIX)))
 
 
-class Elsewhere:
+class OtherDevices:
     """Predicted latency on devices whose predictor is stored: the user's, or one that ships.
 
     Args:
