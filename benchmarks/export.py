@@ -49,7 +49,10 @@ from mixnas.search_space.units import IOSpec  # noqa: E402
 
 IOS = {
     "image": [IOSpec("image", (8, 16), 3, 5), IOSpec("image", (8, 8), 1, 4, head="token")],
-    "sequence": [IOSpec("sequence", (24,), 3, 4, head="attsets", out_size=()), IOSpec("sequence", (17,), 12, 3, tokens=True)],
+    "sequence": [
+        IOSpec("sequence", (24,), 3, 4, head="attsets", out_size=()),
+        IOSpec("sequence", (17,), 12, 3, tokens=True),
+    ],
     "causal": [IOSpec("causal", (16,), 11, 11, head="token", tokens=True)],
 }
 WIDTHS = (16, 32)
