@@ -277,7 +277,12 @@ def _alive(pid: int) -> bool:
 def _killed_round(kind: str, folder: Path, seed: int) -> dict[str, Any]:
     """A search in a process of its own, with a Ray of its own: that process, its head or its user ends it."""
     code = _DRIVER.format(path=[str(Path(__file__).parent)], folder=str(folder), trials=1000, seconds=0.1, seed=seed)
-    driver = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, start_new_session=True)
+    driver = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+    )
     begun = folder / "begun"
     until = time.monotonic() + 120
     while not begun.exists() or begun.read_text().count("\n") < 4 + 2 * (seed % 10):
