@@ -95,7 +95,13 @@ def _watch(options: dict[str, Any]) -> None:
     folder = _folder(options.pop("under"))
     print(json.dumps({"folder": folder}), flush=True)
     try:
-        command = [sys.executable, "-P", __file__, "start", json.dumps({**options, "_temp_dir": folder})]
+        command = [
+            sys.executable,
+            "-P",
+            __file__,
+            "start",
+            json.dumps({**options, "_temp_dir": f"{folder}/r"}),
+        ]  # Ray opens its folder to all
         child = subprocess.Popen(command, stdin=subprocess.PIPE, cwd=folder)
         vital: list[int] = []
         while child.poll() is None and not any(map(_ended, vital)):
