@@ -286,6 +286,18 @@ class Network(nn.Module):
             nested(self, parents).add_module(last, module)
         self._order = [name for name, _ in units]
         self._sequence = [module for _, module in units]
+        self._every: tuple[nn.Module, ...] | None = None
+
+    def train(self, mode: bool = True) -> Network:
+        """As of any module. A sub-network's modules are mostly in that mode already: to look is quicker than to set."""
+        if not self.shared:
+            return super().train(mode)
+        if self._every is None:
+            self._every = tuple(self.modules())
+        for module in self._every:
+            if module.training is not mode:
+                module.training = mode
+        return self
 
     def units(self) -> list[tuple[str, nn.Module]]:
         """The modules in the order in which they run, by name; those of a block with recursion come again."""

@@ -220,15 +220,14 @@ def update(optimizer: torch.optim.Optimizer, touched: Sequence[nn.Parameter], cl
     if clip:
         nn.utils.clip_grad_norm_(touched, clip, foreach=True)
     moved = set(touched)
-    idle = [p for group in optimizer.param_groups for p in group["params"] if p not in moved]
-    gradients = [p.grad for p in idle]  # sub-networks' gradients are views of them: they must come back
-    for p in idle:
-        p.grad = None
+    whole = [group["params"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:  # quicker than to take the others' gradients away and bring them back
+        group["params"] = [p for p in group["params"] if p in moved]
     try:
         optimizer.step()
     finally:
-        for p, gradient in zip(idle, gradients, strict=True):
-            p.grad = gradient
+        for group, parameters in zip(optimizer.param_groups, whole, strict=True):
+            group["params"] = parameters
 
 
 class _Training:

@@ -114,6 +114,8 @@ def test_hopeless_drift_widens_the_interval():
     assert widths[0] > 1.5 > 1.01 > widths[1]
     with pytest.raises(ValueError, match="network 1 was not measured"):
         summarise([window(1e6, 1e6, 0)], 2, config, 1.0)
+    stalled = summarise([window(1e5, 1e10, 0)], 1, config, 1.0)[0].latency  # the machine stood still for ten seconds
+    assert 0 < stalled.low_ms < stalled.ms / 1e3 and stalled.ms * 1e3 < stalled.high_ms < math.inf
 
 
 def test_the_real_clock_orders_networks():
