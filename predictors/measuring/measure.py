@@ -440,7 +440,7 @@ def summarise(windows: Iterable[Window], count: int, config: MeasureConfig, refe
         n = len(values)
         own = float(((values - values.mean()) ** 2).sum())
         variance = (4 * max(pooled, sentinel_variance) + own) / (4 + n - 1) / n
-        # As a logarithm: a machine that stood still for a second in one reading gives a wide interval, and not infinity.
+        # As a logarithm: a machine that stood still for a second in one reading gives a wide interval, not infinity.
         variance += sum(math.log1p(w.drift) ** 2 for w in group if not w.accepted) / n**2
         half = _student(4 + n - 1) * math.sqrt(variance + sentinel_variance / n)
         ratio = math.exp(float(values.mean()))
