@@ -12,7 +12,7 @@ Times want a quiet machine. `fidelity` trains 150 networks first; they are kept 
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
 import os
 import random
 import signal
@@ -80,11 +80,8 @@ def embedded(settings: Sequence[str] = ()) -> tuple[Config, SearchSpace, Any]:
 
 def _spaces() -> ModuleType:
     """The tests' spaces in which every registered operator can occur."""
-    spec = importlib.util.spec_from_file_location("spaces", ROOT / "tests" / "search_space" / "spaces.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    sys.path.append(str(ROOT))
+    return importlib.import_module("tests.search_space.spaces")
 
 
 def _relative_error(first: torch.Tensor, second: torch.Tensor) -> float:

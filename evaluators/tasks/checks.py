@@ -134,9 +134,6 @@ def _labelled(targets: Tensor, io: IOSpec) -> Tensor:
 
 def _in_memory(split: Split, where: str) -> tuple[Tensor, Tensor, str]:
     """Everything."""
-    if not isinstance(split.inputs, Tensor) or not isinstance(split.targets, Tensor):
-        given = f"{type(split.inputs).__name__} and {type(split.targets).__name__}"
-        raise ConfigError(f"{where}: inputs and targets are {given}; both must be tensors.")
     if len(split.inputs) == 0 or len(split.inputs) != len(split.targets):
         raise ConfigError(
             f"{where} has {len(split.inputs)} inputs and {len(split.targets)} targets; as many of both, at least one."
