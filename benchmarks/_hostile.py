@@ -287,7 +287,7 @@ def _export(run: Run, results: Any, network: Any) -> Path:
     about = {"format": "safetensors", "bytes": 1, "weight_bytes": 1, "needs": ["torch"], "verified": verified}
     files = {file_format.file_name: about}
     card = cards.card(run, _front(run, results), member, deployed, licence="unknown", files=files)
-    _describe(folder, [file_format], deployed, card)
+    _describe(folder, [file_format], deployed, card, run.data())
     return folder
 
 
