@@ -33,7 +33,8 @@ from _checkout import use_checkout
 use_checkout()
 
 from mixnas.evaluators.tasks.loading import by_name  # noqa: E402
-from mixnas.search.run.directory import Run, versions  # noqa: E402
+from mixnas.search.run.directory import Run  # noqa: E402
+from mixnas.search.run.origin import versions  # noqa: E402
 from mixnas.search_space import registry  # noqa: E402
 from mixnas.search_space.architecture import Architecture, Op  # noqa: E402
 from mixnas.search_space.errors import ConfigError, IntegrityError, NasError  # noqa: E402

@@ -29,7 +29,7 @@ from _checkout import ROOT, use_checkout
 
 use_checkout()
 
-from mixnas.search.run.directory import versions  # noqa: E402
+from mixnas.search.run.origin import versions  # noqa: E402
 from mixnas.search_space.files import write_json  # noqa: E402
 
 PAGES = "docs/tutorial.md"

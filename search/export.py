@@ -24,8 +24,9 @@ from mixnas.predictors.measuring.device import DEFAULT_THREADS, device_name
 from mixnas.predictors.measuring.measure import MeasureConfig, fixed_threads, measure_networks
 from mixnas.search import card as cards
 from mixnas.search.picking import Choice
-from mixnas.search.run.directory import Run, versions
+from mixnas.search.run.directory import Run
 from mixnas.search.run.front import Member
+from mixnas.search.run.origin import versions
 from mixnas.search.run.trust import require_trust
 from mixnas.search_space.errors import ConfigError, IntegrityError
 from mixnas.search_space.files import atomic_write, stamped, write_json

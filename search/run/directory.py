@@ -20,15 +20,12 @@ import contextlib
 import dataclasses
 import difflib
 import fcntl
-import importlib.metadata
 import os
-import platform
 import re
-import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -44,6 +41,7 @@ from mixnas.search.run.integrity import (
     read_manifest,
     write_manifest,
 )
+from mixnas.search.run.origin import commit, utc_now, versions
 from mixnas.search.run.trust import mark
 from mixnas.search.study.reading import summary_of
 from mixnas.search_space.errors import (
@@ -74,7 +72,6 @@ _FREE = ("checkpoint_every", "processes")  # of the super-network: its weights a
 _MOST_LINES, _LONGEST_LINE = 40, 160  # of a difference that is told
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_PACKAGES = ("mixnas", "torch", "triton", "optuna", "numpy", "scikit-learn", "ray", "pillow")
 
 State = Literal["running", "stopped", "finished"]
 
@@ -114,36 +111,6 @@ def _is_there(path: Path) -> bool:
         return os.path.lexists(path)
     except ValueError:  # a NUL
         return False
-
-
-def utc_now() -> str:
-    """Now, as `2026-11-21T10:23:07Z`."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that results depend on; those that are not installed are left out."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
-
-
-def commit() -> str | None:
-    """The checkout's git commit, with `+` when files were changed since; None outside a checkout."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 class Run:

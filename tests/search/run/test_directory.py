@@ -13,8 +13,9 @@ from mixnas.search.engines.local import LocalEngine
 from mixnas.search.engines.session import Budget
 from mixnas.search.export import export_run
 from mixnas.search.job import reopen
-from mixnas.search.run.directory import FORMAT, Run, commit, list_runs, versions
+from mixnas.search.run.directory import FORMAT, Run, list_runs
 from mixnas.search.run.integrity import problems, undigested
+from mixnas.search.run.origin import commit, versions
 from mixnas.search.run.trust import require_trust
 from mixnas.search.study.results import Results
 from mixnas.search.study.study import SearchStudy
