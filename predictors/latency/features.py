@@ -26,6 +26,7 @@ from mixnas.predictors.measuring.runtimes import built_on
 from mixnas.search_space.architecture import Op
 from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.network import build_op, build_unit, check_op, deploy_unit, seeded
+from mixnas.search_space.operators.folding import fold
 from mixnas.search_space.operators.quantization.policy import policy_of
 from mixnas.search_space.registry import BETWEEN, Context
 from mixnas.search_space.units import Unit
@@ -162,7 +163,7 @@ class Works:
         generator = torch.Generator().manual_seed(0)
         with seeded(generator):
             module = build_op(axis, op, before, frame.after if axis in BETWEEN else before, quant)
-        module = module.eval().requires_grad_(False).to(self._device)
+        module = fold(module.eval().requires_grad_(False)).to(self._device)
         if quant is not None:
             module = policy_of(quant).deploy(module)
         x = _blank_input(frame, self._batch_size, self._device)

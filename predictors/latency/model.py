@@ -301,7 +301,7 @@ class Composition:
         """Ridge regression on the relative error; its strength, and whether pairs help, by leave-one-out error.
 
         From few networks on a restless machine, the terms of single operators may outweigh the units: a solution that
-        gives any network no time, or less, is none. Where all are such, the units are only scaled.
+        gives any network or unit no time, or less, is none. Where all are such, the units are only scaled.
 
         Args:
             counts: (networks, units) how often each unit stands in each network.
@@ -349,7 +349,9 @@ class Composition:
             return cls(scale, weights, fixed, presence_ms * typical, boundary_ms=boundary * typical)
 
         def takes_time(found: Composition) -> bool:
-            return bool((found.network_ms(every, found.apply(unit_ms, settings), has, crossed) > 0).all())
+            in_network_ms = found.apply(unit_ms, settings)
+            networks_ms = found.network_ms(every, in_network_ms, has, crossed)
+            return bool((in_network_ms > 0).all() and (networks_ms > 0).all())
 
         nothing = np.zeros(ends[-1])
         best = (math.inf, composed(nothing, nothing))

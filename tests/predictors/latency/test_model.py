@@ -88,6 +88,17 @@ def test_composition_recovers_what_a_network_adds():
     np.testing.assert_allclose(composition.presence_ms, np.diag([0.2, 0.0, 0.1]), atol=0.03)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_few_networks_on_a_restless_machine_give_no_unit_a_negative_time(seed):
+    rng = np.random.default_rng(seed)
+    unit_ms = rng.uniform(0.01, 0.5, 40)
+    settings = rng.integers(0, 2, (40, 6)).astype(float)
+    counts = rng.multinomial(5, np.full(40, 1 / 40), size=12).astype(float)
+    latency = counts @ unit_ms * np.exp(rng.normal(0, 0.8, 12))
+    composition = Composition.fit(counts, unit_ms, settings, settings > 0, latency)
+    assert (composition.apply(unit_ms, settings) > 0).all()
+
+
 def test_composition_recovers_what_two_operators_share():
     rng = np.random.default_rng(0)
     unit_ms = rng.uniform(0.1, 0.5, 40)
