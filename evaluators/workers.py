@@ -40,6 +40,21 @@ _TELL_SECONDS = 0.2  # between two messages about the progress of one task
 _WORTH_SECONDS = 30.0  # of work left, as the work so far lets expect: workers take some seconds to start
 FINISH, EVALUATE = "finish", "evaluate"
 
+# What a worker runs before it imports anything slow. Ctrl-C is for the caller, which ends its workers. Where the system
+# is Linux, the worker is killed when the thread that started it ends (1 is PR_SET_PDEATHSIG), even while it is paused
+# and cannot see its lifeline. That thread outlives its workers: one thread does all that is done within `Workers`.
+_BEGIN = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+if sys.platform == "linux":
+    import ctypes
+    ctypes.CDLL(None).prctl(1, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != {caller}:
+        os._exit(1)
+from mixnas.evaluators.workers import serve
+serve({descriptor})
+"""
+
 
 class WorkersUnavailableError(NasError):
     """Workers cannot make the evaluator; the caller's own process may."""
@@ -72,7 +87,7 @@ class _Worker:
     def __init__(self, threads: int) -> None:
         self.connection, theirs = Pipe()
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-        command = [sys.executable, "-c", f"from mixnas.evaluators.workers import serve; serve({theirs.fileno()})"]
+        command = [sys.executable, "-c", _BEGIN.format(caller=os.getpid(), descriptor=theirs.fileno())]
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         # Its standard input is a lifeline: it ends when this process does, and nobody can write to it by accident.
         self.process = subprocess.Popen(
@@ -98,7 +113,7 @@ class _Worker:
 
 @dataclass
 class Workers:
-    """A context manager; within it, `submit` tasks and take `answers`, from one thread.
+    """A context manager; within it, `submit` tasks and take `answers`, from one thread, whose end ends the processes.
 
     Attributes:
         spec: What the workers' evaluators are made from.
@@ -324,7 +339,6 @@ class _Told(SilentReport):
 
 def serve(descriptor: int) -> None:
     """What a worker does: make the evaluator it is told of, then answer one task after the other."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the caller, which ends its workers
     threading.Thread(target=_end_with_the_caller, daemon=True).start()
     connection = Connection(descriptor)
     try:
