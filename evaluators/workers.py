@@ -353,7 +353,8 @@ def serve(descriptor: int) -> None:
 
 def _end_with_the_caller() -> None:
     with contextlib.suppress(OSError):
-        sys.stdin.buffer.read()
+        while os.read(0, 4096):  # not sys.stdin, whose lock a thread that waits would hold when Python ends
+            pass
     os._exit(1)
 
 

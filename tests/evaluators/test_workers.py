@@ -154,6 +154,14 @@ def test_evaluating_in_workers(tmp_path):
     assert all(gone(int(outcome.metrics["pid"])) for outcome in found.values())
 
 
+def test_a_worker_that_is_told_nothing_more_ends_without_a_word(tmp_path, capfd):
+    with Workers(spec(tmp_path).open().spec, 1) as workers:
+        workers.open()
+        workers._workers[0].connection.close()
+        assert workers._workers[0].process.wait(60) == 0
+    assert capfd.readouterr().err == ""
+
+
 _CALLER = """
 import sys
 from pathlib import Path
