@@ -14,7 +14,7 @@ import torch
 
 from mixnas.evaluators import workers as module
 from mixnas.evaluators.protocol import Request
-from mixnas.evaluators.workers import EVALUATE, Workers, WorkersUnavailableError, finish_all
+from mixnas.evaluators.workers import EVALUATE, Workers, WorkersEndedError, WorkersUnavailableError, finish_all
 from mixnas.search_space.errors import MachineError, StoppedEarly
 from mixnas.search_space.space import SearchSpace
 from tests.evaluators.stubborn import StubbornSpec
@@ -160,6 +160,46 @@ def test_a_worker_that_is_told_nothing_more_ends_without_a_word(tmp_path, capfd)
         workers._workers[0].connection.close()
         assert workers._workers[0].process.wait(60) == 0
     assert capfd.readouterr().err == ""
+
+
+def killed_at_start(monkeypatch, times):
+    """Have so many workers killed while they start; returns all that were started."""
+    started, start = [], Workers._start
+
+    def start_and_kill(self):
+        worker = start(self)
+        started.append(worker)
+        if len(started) <= times:
+            worker.process.kill()
+        return worker
+
+    monkeypatch.setattr(Workers, "_start", start_and_kill)
+    return started
+
+
+def test_a_worker_that_is_killed_while_it_starts_is_replaced(tmp_path, monkeypatch):
+    started = killed_at_start(monkeypatch, times=2)
+    with Workers(spec(tmp_path).open().spec, 1) as workers:
+        workers.open()
+        assert workers.free == 1 and len(started) == 3
+        workers.submit(0, EVALUATE, FOUR[0])
+        while not (found := dict(workers.answers())):
+            pass
+        assert not found[0].failure
+
+
+def test_workers_that_are_all_killed_while_they_start_are_not_replaced_for_ever(tmp_path, monkeypatch):
+    started = killed_at_start(monkeypatch, times=99)
+    reason = r"3 workers in a row ended while they were starting, the last by signal 9\. .* when memory ends: free some"
+    with Workers(spec(tmp_path).open().spec, 1) as workers, pytest.raises(WorkersEndedError, match=reason):
+        workers.open()
+    assert len(started) == 3 and all(gone(worker.process.pid) for worker in started)
+
+
+def test_a_worker_that_ends_by_itself_while_it_starts_is_not_replaced(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_BEGIN", "raise SystemExit(7)")
+    with Workers(spec(tmp_path).open().spec, 1) as workers, pytest.raises(WorkersEndedError, match="with status 7"):
+        workers.open()
 
 
 _CALLER = """
