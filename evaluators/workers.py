@@ -40,9 +40,28 @@ _TELL_SECONDS = 0.2  # between two messages about the progress of one task
 _WORTH_SECONDS = 30.0  # of work left, as the work so far lets expect: workers take some seconds to start
 FINISH, EVALUATE = "finish", "evaluate"
 
+# What a worker runs before it imports anything slow. Ctrl-C is for the caller, which ends its workers. Where the system
+# is Linux, the worker is killed when the thread that started it ends (1 is PR_SET_PDEATHSIG), even while it is paused
+# and cannot see its lifeline. That thread outlives its workers: one thread does all that is done within `Workers`.
+_BEGIN = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+if sys.platform == "linux":
+    import ctypes
+    ctypes.CDLL(None).prctl(1, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != {caller}:
+        os._exit(1)
+from mixnas.evaluators.workers import serve
+serve({descriptor})
+"""
+
 
 class WorkersUnavailableError(NasError):
     """Workers cannot make the evaluator; the caller's own process may."""
+
+
+class WorkersEndedError(WorkersUnavailableError):
+    """Workers end or hang before they are ready, which says nothing of what they know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +91,7 @@ class _Worker:
     def __init__(self, threads: int) -> None:
         self.connection, theirs = Pipe()
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-        command = [sys.executable, "-c", f"from mixnas.evaluators.workers import serve; serve({theirs.fileno()})"]
+        command = [sys.executable, "-c", _BEGIN.format(caller=os.getpid(), descriptor=theirs.fileno())]
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         # Its standard input is a lifeline: it ends when this process does, and nobody can write to it by accident.
         self.process = subprocess.Popen(
@@ -98,7 +117,7 @@ class _Worker:
 
 @dataclass
 class Workers:
-    """A context manager; within it, `submit` tasks and take `answers`, from one thread.
+    """A context manager; within it, `submit` tasks and take `answers`, from one thread, whose end ends the processes.
 
     Attributes:
         spec: What the workers' evaluators are made from.
@@ -129,13 +148,14 @@ class Workers:
         self._workers.clear()
 
     def open(self, should_stop: Callable[[], bool] = lambda: False) -> None:
-        """Start the processes, and wait until each has made its evaluator.
+        """Start the processes, and wait until each has made its evaluator; one that is killed meanwhile is replaced.
 
         Args:
             should_stop: Asked while waiting.
 
         Raises:
             WorkersUnavailableError: One of them cannot, with its reason.
+            WorkersEndedError: One ended by itself, several in a row were killed, or one is not ready in time.
             StoppedEarly: `should_stop` said so.
         """
         try:
@@ -143,21 +163,35 @@ class Workers:
         except Exception as error:
             raise WorkersUnavailableError(f"the evaluator cannot be sent to another process: {error}") from error
         self._workers += [self._start() for _ in range(self.count)]
-        until = time.monotonic() + _OPEN_SECONDS
-        for worker in self._workers:
-            try:
-                while not worker.connection.poll(0.2):
-                    if should_stop():
-                        raise StoppedEarly("stopped while workers were starting.")
-                    if time.monotonic() > until:
-                        raise WorkersUnavailableError(f"a worker was not ready after {_OPEN_SECONDS:.0f} s.")
-                state, reason = pickle.loads(worker.connection.recv_bytes())
-            except (EOFError, OSError) as error:
-                status = worker.process.wait()
-                raise WorkersUnavailableError(f"a worker ended with status {status} before it was ready.") from error
-            if state != "ready":
-                raise WorkersUnavailableError(reason)
-            worker.ready = True
+        for i in range(self.count):
+            while not self._workers[i].ready:
+                self._await(i, should_stop)
+
+    def _await(self, i: int, should_stop: Callable[[], bool]) -> None:
+        """Wait until one is ready, or was killed and is replaced."""
+        worker, until = self._workers[i], time.monotonic() + _OPEN_SECONDS
+        try:
+            while not worker.connection.poll(0.2):
+                if should_stop():
+                    raise StoppedEarly("stopped while workers were starting.")
+                if time.monotonic() > until:
+                    raise WorkersEndedError(f"a worker was not ready after {_OPEN_SECONDS:.0f} s.")
+            state, reason = pickle.loads(worker.connection.recv_bytes())
+        except (EOFError, OSError) as error:
+            status = worker.process.wait()
+            worker.end()
+            if status >= 0:
+                text = f"a worker ended with status {status} before it was ready; what it wrote to stderr says why."
+                raise WorkersEndedError(text) from error
+            self._stillborn += 1
+            if self._stillborn >= _STILLBORN:
+                raise WorkersEndedError(_stillborn(status)) from error
+            _logger.info("a worker ended by signal %d while it was starting; another one takes its place", -status)
+            self._workers[i] = self._start()
+            return
+        if state != "ready":
+            raise WorkersUnavailableError(reason)
+        worker.ready, self._stillborn = True, 0
 
     def _start(self) -> _Worker:
         worker = _Worker(self.threads)
@@ -262,7 +296,7 @@ class Workers:
         status, task, began = worker.end(), worker.task, worker.ready
         self._stillborn += not began
         if self._stillborn >= _STILLBORN:
-            raise NasError(f"{_STILLBORN} workers in a row ended while they were starting, the last with {status}.")
+            raise NasError(_stillborn(status))
         self._workers[self._workers.index(worker)] = self._start()
         if task is None:
             return []
@@ -277,9 +311,8 @@ class Workers:
                 f"{self.tries} times, as the system does when memory ends. Free some, or make batches or the space "
                 "smaller."
             )
-        how = f"signal {-status}" if status < 0 else f"status {status}"
         often = f", {self.tries} times" if self.tries > 1 else ""
-        reason = f"the process that did it ended by {how}{often}"
+        reason = f"the process that did it ended by {_how(status)}{often}"
         return [(task.key, Lost(failure=reason, seconds=time.monotonic() - task.since))]
 
     @contextlib.contextmanager
@@ -295,6 +328,19 @@ class Workers:
                 worker.process.send_signal(signal.SIGCONT)
                 if worker.task is not None:
                     worker.task.since += time.monotonic() - begun
+
+
+def _how(status: int) -> str:
+    return f"signal {-status}" if status < 0 else f"status {status}"
+
+
+def _stillborn(status: int) -> str:
+    killed = "The system sends signal 9 when memory ends: free some, or have fewer workers."
+    other = "What they wrote to stderr may say why."
+    return (
+        f"{_STILLBORN} workers in a row ended while they were starting, the last by {_how(status)}. "
+        f"{killed if status == -signal.SIGKILL else other}"
+    )
 
 
 def share_of_threads(tasks: int) -> tuple[int, int]:
@@ -324,7 +370,6 @@ class _Told(SilentReport):
 
 def serve(descriptor: int) -> None:
     """What a worker does: make the evaluator it is told of, then answer one task after the other."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the caller, which ends its workers
     threading.Thread(target=_end_with_the_caller, daemon=True).start()
     connection = Connection(descriptor)
     try:
@@ -339,7 +384,8 @@ def serve(descriptor: int) -> None:
 
 def _end_with_the_caller() -> None:
     with contextlib.suppress(OSError):
-        sys.stdin.buffer.read()
+        while os.read(0, 4096):  # not sys.stdin, whose lock a thread that waits would hold when Python ends
+            pass
     os._exit(1)
 
 

@@ -6,7 +6,14 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 from mixnas.evaluators.protocol import Evaluator
-from mixnas.evaluators.workers import EVALUATE, Lost, Workers, WorkersUnavailableError, share_of_threads
+from mixnas.evaluators.workers import (
+    EVALUATE,
+    Lost,
+    Workers,
+    WorkersEndedError,
+    WorkersUnavailableError,
+    share_of_threads,
+)
 from mixnas.search.engines import ENGINES, Engine
 from mixnas.search.engines.elsewhere import HALVED, OUT_OF_MEMORY, Errand, Errands
 from mixnas.search.engines.session import Session
@@ -37,7 +44,7 @@ class LocalEngine(Engine):
         """See `Engine`.
 
         Raises:
-            NasError: The evaluator cannot be made in another process.
+            NasError: The evaluator cannot be made in another process, or no other process lives long enough.
         """
         if self.workers > 1 or self.limit is not None:
             self._run_in_workers(session, evaluator)
@@ -69,6 +76,10 @@ class LocalEngine(Engine):
                 workers.open(should_stop=lambda: session.stopped)
             except StoppedEarly:
                 return
+            except WorkersEndedError as error:
+                raise NasError(
+                    f"search.engine, workers: {self.workers}: {error} With workers: 1 and no limit none is started."
+                ) from error
             except WorkersUnavailableError as error:
                 raise NasError(
                     f"search.engine: {error} What only this process knows is evaluated here: set workers: 1, no limit."

@@ -14,7 +14,7 @@ import torch
 
 from mixnas.evaluators import workers as module
 from mixnas.evaluators.protocol import Request
-from mixnas.evaluators.workers import EVALUATE, Workers, WorkersUnavailableError, finish_all
+from mixnas.evaluators.workers import EVALUATE, Workers, WorkersEndedError, WorkersUnavailableError, finish_all
 from mixnas.search_space.errors import MachineError, StoppedEarly
 from mixnas.search_space.space import SearchSpace
 from tests.evaluators.stubborn import StubbornSpec
@@ -154,6 +154,54 @@ def test_evaluating_in_workers(tmp_path):
     assert all(gone(int(outcome.metrics["pid"])) for outcome in found.values())
 
 
+def test_a_worker_that_is_told_nothing_more_ends_without_a_word(tmp_path, capfd):
+    with Workers(spec(tmp_path).open().spec, 1) as workers:
+        workers.open()
+        workers._workers[0].connection.close()
+        assert workers._workers[0].process.wait(60) == 0
+    assert capfd.readouterr().err == ""
+
+
+def killed_at_start(monkeypatch, times):
+    """Have so many workers killed while they start; returns all that were started."""
+    started, start = [], Workers._start
+
+    def start_and_kill(self):
+        worker = start(self)
+        started.append(worker)
+        if len(started) <= times:
+            worker.process.kill()
+        return worker
+
+    monkeypatch.setattr(Workers, "_start", start_and_kill)
+    return started
+
+
+def test_a_worker_that_is_killed_while_it_starts_is_replaced(tmp_path, monkeypatch):
+    started = killed_at_start(monkeypatch, times=2)
+    with Workers(spec(tmp_path).open().spec, 1) as workers:
+        workers.open()
+        assert workers.free == 1 and len(started) == 3
+        workers.submit(0, EVALUATE, FOUR[0])
+        while not (found := dict(workers.answers())):
+            pass
+        assert not found[0].failure
+
+
+def test_workers_that_are_all_killed_while_they_start_are_not_replaced_for_ever(tmp_path, monkeypatch):
+    started = killed_at_start(monkeypatch, times=99)
+    reason = r"3 workers in a row ended while they were starting, the last by signal 9\. .* when memory ends: free some"
+    with Workers(spec(tmp_path).open().spec, 1) as workers, pytest.raises(WorkersEndedError, match=reason):
+        workers.open()
+    assert len(started) == 3 and all(gone(worker.process.pid) for worker in started)
+
+
+def test_a_worker_that_ends_by_itself_while_it_starts_is_not_replaced(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_BEGIN", "raise SystemExit(7)")
+    with Workers(spec(tmp_path).open().spec, 1) as workers, pytest.raises(WorkersEndedError, match="with status 7"):
+        workers.open()
+
+
 _CALLER = """
 import sys
 from pathlib import Path
@@ -168,23 +216,69 @@ with Workers(spec(Path(sys.argv[1]), {0: "hang"}), 1) as workers:
 """
 
 
-@pytest.mark.skipif(not Path("/proc").exists(), reason="looks at /proc")
-def test_workers_end_with_a_caller_that_is_killed(tmp_path):
-    script = tmp_path / "caller.py"
-    script.write_text(_CALLER)
+_PAUSER = """
+import sys, time
+from pathlib import Path
+from mixnas.evaluators.workers import Workers
+from tests.evaluators.test_workers import spec
+with Workers(spec(Path(sys.argv[1])).open().spec, 2) as workers:
+    workers.open()
+    with workers.paused():
+        print(*(worker.process.pid for worker in workers._workers), flush=True)
+        time.sleep(600)
+"""
+
+
+def caller(folder, source, **more):
+    script = folder / "caller.py"
+    script.write_text(source)
     root = str(Path(__file__).parents[2])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, *filter(None, sys.path)])}
-    caller = subprocess.Popen([sys.executable, str(script), str(tmp_path)], env=environment)
+    return subprocess.Popen([sys.executable, str(script), str(folder)], env=environment, **more)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell a process that its parent ended")
+def test_workers_that_stand_still_end_with_a_caller_that_is_killed(tmp_path):
+    process = caller(tmp_path, _PAUSER, stdout=subprocess.PIPE, text=True)
+    pids = []
+    try:
+        pids = [int(pid) for pid in process.stdout.readline().split()]
+        assert len(pids) == 2 and not any(map(gone, pids))
+        process.send_signal(signal.SIGKILL)
+        until = time.monotonic() + 30
+        while not all(map(gone, pids)):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.communicate()
+        for pid in pids:
+            if not gone(pid):
+                os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell a process that its parent ended")
+def test_a_worker_whose_caller_ended_before_it_began_ends():
+    def status(caller):
+        begin, _, _ = module._BEGIN.format(caller=caller, descriptor=0).partition("from mixnas")
+        return subprocess.run([sys.executable, "-c", begin], timeout=60).returncode
+
+    assert status(os.getpid()) == 0 and status(os.getpid() + 1) == 1
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="looks at /proc")
+def test_workers_end_with_a_caller_that_is_killed(tmp_path):
+    process = caller(tmp_path, _CALLER)
     try:
         until = time.monotonic() + 300
         while not begun(tmp_path, 0):
-            assert caller.poll() is None and time.monotonic() < until
+            assert process.poll() is None and time.monotonic() < until
             time.sleep(0.05)
         (worker,) = begun(tmp_path, 0)
-        caller.send_signal(signal.SIGKILL)
+        process.send_signal(signal.SIGKILL)
         while not gone(worker):
             assert time.monotonic() < until
             time.sleep(0.05)
     finally:
-        caller.kill()
-        caller.wait()
+        process.kill()
+        process.wait()

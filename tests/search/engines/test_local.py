@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from mixnas.evaluators.workers import Workers
 from mixnas.search.config import read_config
 from mixnas.search.engines.local import LocalEngine
 from mixnas.search.engines.session import Budget
@@ -71,6 +72,21 @@ def test_what_only_this_process_knows_cannot_be_evaluated_elsewhere(tmp_path):
     here = FromFunction(lambda architecture: analytic(architecture))
     with study_at(tmp_path / "j") as study, pytest.raises(NasError, match="set workers: 1, no limit"):
         carry_out(LocalEngine(workers=2), study, here, Budget(trials=8))
+
+
+def test_workers_that_are_killed_while_they_start_are_not_said_to_know_too_little(tmp_path, monkeypatch):
+    start = Workers._start
+
+    def start_and_kill(self):
+        worker = start(self)
+        worker.process.kill()
+        return worker
+
+    monkeypatch.setattr(Workers, "_start", start_and_kill)
+    reason = r"^search\.engine, workers: 2: 3 workers in a row ended while they were starting, the last by signal 9\. "
+    with study_at(tmp_path / "j") as study, pytest.raises(NasError, match=reason) as raised:
+        carry_out(LocalEngine(workers=2), study, Troubled(tmp_path / "begun", {}), Budget(trials=8))
+    assert "only this process" not in str(raised.value)
 
 
 def test_an_engine_of_several_workers_is_read_and_written():
