@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,6 @@ from mixnas.evaluators.tasks.pictures import (
     check_flags,
     check_shares,
     cut,
-    digest_of_arrays,
     moments,
 )
 from mixnas.evaluators.tasks.task import SPLITS, Examples, Task
@@ -50,7 +50,7 @@ class Listing:
         labels: Names of the classes, sorted.
         targets: (N,) class of each picture.
         splits: (N,) the split whose folder each lies in, "" where the folder has none.
-        stamps: (N, 2) bytes and time of each file.
+        stamps: (N, 3) bytes and times of each file, of its content and of its entry: they tell that it is the same.
     """
 
     root: Path
@@ -107,7 +107,9 @@ def list_pictures(path: str | Path) -> Listing:
         labels=labels,
         targets=np.array([number[label] for _, label, _, _ in found], dtype=np.int64),
         splits=np.array([split for _, _, split, _ in found]),
-        stamps=np.array([(about.st_size, about.st_mtime_ns) for _, _, _, about in found], dtype=np.int64),
+        stamps=np.array(
+            [(about.st_size, about.st_mtime_ns, about.st_ctime_ns) for _, _, _, about in found], dtype=np.int64
+        ),
     )
 
 
@@ -184,6 +186,24 @@ def _headers(root: Path, files: tuple[str, ...], stamps: bytes) -> tuple[int, bo
     """Median of the shorter extents, and whether all are grey; kept while the files are the same."""
     looked = [header(root / name) for name in files]
     return int(np.median([min(width, height) for width, height, _ in looked])), all(grey for _, _, grey in looked)
+
+
+@functools.lru_cache(maxsize=2)
+def _digest(root: Path, files: tuple[str, ...], stamps: bytes) -> str:
+    """SHA-256 of the pictures' names below the folder, which say their classes, and of all that is in them; kept while
+    the files are the same."""
+    total = hashlib.sha256()
+    for name in files:
+        try:
+            with open(root / name, "rb") as file:
+                content = hashlib.file_digest(file, "sha256").digest()
+        except OSError as error:
+            raise ConfigError(
+                f"{visible(str(root / name))}: cannot be read: {error.strerror}. Restore it, or take it out of the "
+                "folder."
+            ) from error
+        total.update(name.encode() + b"\0" + content)
+    return total.hexdigest()
 
 
 @functools.lru_cache(maxsize=2)
@@ -280,7 +300,7 @@ class Folder(PictureTask):
                 "in_memory": keep,
                 "bytes_decoded": needed,
                 "median_extent": extent,
-                "sha256_of_sizes": digest_of_arrays(listing.stamps[:, 0]),
+                "sha256": _digest(*key),
                 "split": {name: [listing.files[i] for i in parts[name]] for name in SPLITS},
             },
         )
