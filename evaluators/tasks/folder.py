@@ -20,6 +20,7 @@ from mixnas.evaluators.tasks.pictures import (
     PictureTask,
     Stored,
     check_flags,
+    check_memory,
     check_shares,
     cut,
     moments,
@@ -266,8 +267,7 @@ class Folder(PictureTask):
             raise ConfigError(f"{where}: channels is {channels!r}. Allowed: 1, 3.")
         check_shares(where, validation, test, seed)
         check_flags(where, weighted=weighted, flip=flip, crop=crop)
-        if isinstance(memory_gib, bool) or not isinstance(memory_gib, int | float) or not memory_gib >= 0:
-            raise ConfigError(f"{where}: memory_gib is {memory_gib!r}, it must be a number from 0.")
+        check_memory(where, memory_gib)
         listing = list_pictures(path)
         parts = split_pictures(listing, {"validation": validation, "test": test}, seed)
         key = (listing.root, listing.files, listing.stamps.tobytes())

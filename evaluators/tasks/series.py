@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mixnas.evaluators.tasks.arrays import check_file, class_numbers
 from mixnas.evaluators.tasks.npz import NpzFile, read_pairs
-from mixnas.evaluators.tasks.pictures import check_shares, cut, digest_of_arrays
+from mixnas.evaluators.tasks.pictures import check_memory, check_shares, cut, digest_of_arrays
 from mixnas.evaluators.tasks.task import SPLITS, Split, Task
 from mixnas.search_space.errors import ConfigError, listed, nearest, visible
 from mixnas.search_space.units import IOSpec
@@ -292,6 +292,7 @@ class Series(Task):
     ) -> None:
         where = visible(str(path))
         check_shares(f"task {self.name}", validation, test, seed)
+        check_memory(f"task {self.name}", memory_gib)
         if answers not in _ANSWERS or kind not in ("sequence", "causal"):
             raise ConfigError(
                 f"task {self.name}: answers is {answers!r} and kind {kind!r}. Allowed: {', '.join(_ANSWERS)}; "

@@ -358,6 +358,24 @@ def test_arrays_that_do_not_fit_are_refused(arrays, says, tmp_path):
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize("memory_gib", [[1], "4", float("nan"), -1, True, None])
+@pytest.mark.parametrize("name", ["npz", "series"])
+def test_memory_that_is_no_number_is_refused(name, memory_gib, tmp_path):
+    path = saved(tmp_path / "d.npz", x=X, y=Y)
+    with pytest.raises(ConfigError, match=rf"task {name}: memory_gib is .*, it must be a number from 0"):
+        by_name({"name": name, "path": str(path), "memory_gib": memory_gib})
+
+
+@pytest.mark.parametrize("descr", ["<U0", "|S0", "|V0"])
+def test_an_array_whose_values_have_no_bytes_is_refused(descr, tmp_path):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": (1 << 40,)})
+    with zipfile.ZipFile(tmp_path / "d.npz", "w") as archive:
+        archive.writestr("y.npy", header.getvalue())
+    with pytest.raises(ConfigError, match=r"d\.npz: y is of type .*whose values have no bytes"):
+        Npz(path=str(tmp_path / "d.npz"))
+
+
 def test_an_npz_that_is_damaged_unpacks_to_too_much_or_lies_is_refused(tmp_path):
     path = saved(tmp_path / "d.npz", x=X, y=Y)
     whole = path.read_bytes()
