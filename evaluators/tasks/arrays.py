@@ -149,6 +149,11 @@ def class_numbers(
                 f"{where}: labels of {split} have shape {array.shape} and type {array.dtype}; "
                 "a whole number or a word for each picture."
             )
+        if of.dtype.kind == "u" and len(of) and int(of.max()) >= 1 << 63:
+            raise ConfigError(
+                f"{where}: labels of {split} go up to {int(of.max())}; whole numbers must be below 2^63. Number the "
+                "classes from 0, or give words."
+            )
         flat[split] = of.astype(np.int64) if of.dtype.kind in "iub" else of.astype(np.str_)
     together = np.concatenate(list(flat.values()))
     values, numbers = np.unique(together, return_inverse=True)

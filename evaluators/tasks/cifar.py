@@ -1,21 +1,19 @@
 """CIFAR-10 and CIFAR-100 from their published archives on disk: the binary version, and the Python version, whose
-pickles are read without running anything that is in them."""
+pickles are read without running anything that is in them (`pickles`)."""
 
 from __future__ import annotations
 
 import contextlib
-import io
-import pickle
-import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mixnas.evaluators.tasks.arrays import ArrayPictures, check_file
+from mixnas.evaluators.tasks.pickles import as_text, unpickled
 from mixnas.evaluators.tasks.task import Task
 from mixnas.search_space.errors import ConfigError, visible
 from mixnas.search_space.files import read_bytes
@@ -24,6 +22,7 @@ SIDE = 32
 _PICTURE = 3 * SIDE * SIDE
 _MOST_FILES = 100
 _MOST = 1 << 28  # bytes of one file; CIFAR-100's training set has 148 MiB
+_MOST_OF_HEADER = 1 << 16  # bytes of a long name or of a header's extension
 
 Read = Callable[[str], bytes | None]
 """The bytes of a file of the archive by its name; None where there is none."""
@@ -76,6 +75,27 @@ class Cifar(ArrayPictures):
         )
 
 
+class _Entry(tarfile.TarInfo):
+    """A header of an archive; those that have more behind them, which is read whole, are bounded first."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str | None, errors: str) -> Self:
+        """See `tarfile.TarInfo`."""
+        entry = super().frombuf(buf, encoding, errors)
+        if entry.type == tarfile.GNUTYPE_SPARSE:
+            raise tarfile.TarError("it has a file with holes, none of CIFAR's")
+        if entry.type not in (*tarfile.REGULAR_TYPES, *_WITHOUT) and entry.size > _MOST_OF_HEADER:
+            raise tarfile.TarError(f"a name or header says {entry.size:,} bytes; at most {_MOST_OF_HEADER:,} are read")
+        return entry
+
+    def _proc_gnusparse_10(self, *_: Any) -> None:
+        """The other kind of file with holes, whose list of holes has no bound."""
+        raise tarfile.TarError("it has a file with holes, none of CIFAR's")
+
+
+_WITHOUT = (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
+
+
 def _opened(path: Path, held: contextlib.ExitStack) -> Read:
     if path.is_dir():
 
@@ -87,14 +107,17 @@ def _opened(path: Path, held: contextlib.ExitStack) -> Read:
     check_file(path)
     members: dict[str, tarfile.TarInfo] = {}
     try:
-        archive = held.enter_context(tarfile.open(path, "r:*"))  # noqa: SIM115 - the stack closes it
-        for entry in archive:
-            if len(members) > _MOST_FILES or entry.size > _MOST:
-                raise tarfile.TarError(f"{visible(entry.name)} of {entry.size:,} bytes is none of CIFAR's files")
+        archive = held.enter_context(tarfile.open(path, "r:*", tarinfo=_Entry))  # noqa: SIM115 - the stack closes it
+        for number, entry in enumerate(archive):
+            if number >= _MOST_FILES:
+                raise tarfile.TarError(f"it holds more than {_MOST_FILES} files and folders")
+            if entry.size > _MOST:
+                raise tarfile.TarError(f"{visible(entry.name)[:50]} of {entry.size:,} bytes is none of CIFAR's files")
             if entry.isfile():
                 members[Path(entry.name).name] = entry
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise ConfigError(f"{visible(str(path))}: is no archive of CIFAR ({error}). Download it again.") from error
+    except Exception as error:  # an archive goes wrong in any way, headers that nest too deeply among them
+        reason = visible(" ".join(str(error).split()))[:150] or type(error).__name__
+        raise ConfigError(f"{visible(str(path))}: is no archive of CIFAR ({reason}). Download it again.") from error
 
     def member(name: str) -> bytes | None:
         if name not in members:
@@ -102,8 +125,9 @@ def _opened(path: Path, held: contextlib.ExitStack) -> Read:
         try:
             file = archive.extractfile(members[name])
             return None if file is None else file.read(_MOST)
-        except (tarfile.TarError, OSError, EOFError) as error:
-            raise ConfigError(f"{visible(str(path))}: {name} is damaged ({error}). Download it again.") from error
+        except Exception as error:
+            reason = visible(" ".join(str(error).split()))[:150] or type(error).__name__
+            raise ConfigError(f"{visible(str(path))}: {name} is damaged ({reason}). Download it again.") from error
 
     return member
 
@@ -187,95 +211,5 @@ def _names(where: str, content: bytes | None, labels: str) -> list[str] | None:
     plain = unpickled(where, content)
     for key in ("label_names", f"{labels}_label_names"):
         if isinstance(plain.get(key), list):
-            return [_text(name) for name in plain[key]]
+            return [as_text(name) for name in plain[key]]
     return None
-
-
-# -- pickles -------------------------------------------------------------------------------------------------------
-
-
-class _Dtype:
-    """Stands for `numpy.dtype` in a pickle: its code and no more."""
-
-    __slots__ = ("code",)
-
-    def __init__(self, code: Any = "", *_: Any) -> None:
-        self.code = _text(code)
-
-    def __setstate__(self, state: Any) -> None:
-        """Byte order and the like, which bytes do not have."""
-
-
-class _Array:
-    """Stands for an array: keeps what it is to hold."""
-
-    __slots__ = ("dtype", "raw", "shape")
-
-    def __init__(self, *_: Any) -> None:
-        self.shape, self.dtype, self.raw = (), None, b""
-
-    def __setstate__(self, state: Any) -> None:
-        _, self.shape, self.dtype, _, self.raw = state
-
-
-class _Encode:
-    """Stands for how newer versions write bytes: text that is turned back."""
-
-    __slots__ = ()
-
-    def __new__(cls, text: Any, *_: Any) -> Any:
-        """The bytes."""
-        return str(text).encode("latin-1")
-
-    def __setstate__(self, state: Any) -> None:
-        """So that there is one: else a pickle could set attributes of the class."""
-
-
-# Classes without a place for attributes, so that a pickle can change nothing of them.
-_ALLOWED: dict[tuple[str, str], Any] = {
-    ("numpy.core.multiarray", "_reconstruct"): _Array,
-    ("numpy._core.multiarray", "_reconstruct"): _Array,
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _Dtype,
-    ("_codecs", "encode"): _Encode,
-}
-"""What a pickle may name, and what stands there instead: nothing that it names is ever called."""
-
-
-class _Reader(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        """See `pickle.Unpickler`; only what `_ALLOWED` has."""
-        if (module, name) not in _ALLOWED:
-            raise ConfigError(f"it names {visible(module)}.{visible(name)}, which is not run")
-        return _ALLOWED[module, name]
-
-    def persistent_load(self, pid: Any) -> Any:
-        """See `pickle.Unpickler`; there is none."""
-        raise ConfigError("it names something outside of itself")
-
-
-def unpickled(where: str, content: bytes) -> dict[str, Any]:
-    """A pickle of a mapping of plain data and arrays of bytes; its keys as text. Nothing in it is run.
-
-    Raises:
-        ConfigError: It is damaged, or names anything but arrays.
-    """
-    try:
-        plain = _Reader(io.BytesIO(content), encoding="bytes").load()
-        if not isinstance(plain, dict):
-            raise ConfigError(f"it holds {type(plain).__name__}, no mapping")
-        return {_text(key): _array(value) if isinstance(value, _Array) else value for key, value in plain.items()}
-    except Exception as error:  # a pickle goes wrong in any way
-        reason = re.sub(r"\s+", " ", visible(str(error)))[:150] or type(error).__name__
-        raise ConfigError(f"{where}: is no pickle of CIFAR's ({reason}). Download it again.") from error
-
-
-def _text(key: Any) -> str:
-    return key.decode("latin-1") if isinstance(key, bytes) else str(key)
-
-
-def _array(found: _Array) -> NDArray[np.uint8]:
-    code = getattr(found.dtype, "code", None)
-    if code not in ("u1", "|u1") or not isinstance(found.raw, bytes):
-        raise ConfigError(f"an array is of {code!r}, not of bytes")
-    return np.frombuffer(found.raw, np.uint8).reshape(found.shape)

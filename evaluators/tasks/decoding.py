@@ -45,7 +45,9 @@ def read_picture(path: str | Path, size: Sequence[int], channels: int) -> NDArra
         if picture.mode.startswith("I;16"):
             picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
         if picture.mode in ("I", "F"):
-            raise ValueError(f"its pixels are numbers of mode {picture.mode}; 8 or 16 bits a channel can be read")
+            raise ValueError(
+                f"its pixels are numbers of mode {picture.mode}; 8 bits can be read, 16 of PNG or TIFF: save it so"
+            )
         if picture.has_transparency_data:
             layer = picture.convert("RGBA")
             picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,9 +20,9 @@ from mixnas.evaluators.tasks.pictures import (
     PictureTask,
     Stored,
     check_flags,
+    check_memory,
     check_shares,
     cut,
-    digest_of_arrays,
     moments,
 )
 from mixnas.evaluators.tasks.task import SPLITS, Examples, Task
@@ -50,7 +51,7 @@ class Listing:
         labels: Names of the classes, sorted.
         targets: (N,) class of each picture.
         splits: (N,) the split whose folder each lies in, "" where the folder has none.
-        stamps: (N, 2) bytes and time of each file.
+        stamps: (N, 3) bytes and times of each file, of its content and of its entry: they tell that it is the same.
     """
 
     root: Path
@@ -107,7 +108,9 @@ def list_pictures(path: str | Path) -> Listing:
         labels=labels,
         targets=np.array([number[label] for _, label, _, _ in found], dtype=np.int64),
         splits=np.array([split for _, _, split, _ in found]),
-        stamps=np.array([(about.st_size, about.st_mtime_ns) for _, _, _, about in found], dtype=np.int64),
+        stamps=np.array(
+            [(about.st_size, about.st_mtime_ns, about.st_ctime_ns) for _, _, _, about in found], dtype=np.int64
+        ),
     )
 
 
@@ -187,6 +190,24 @@ def _headers(root: Path, files: tuple[str, ...], stamps: bytes) -> tuple[int, bo
 
 
 @functools.lru_cache(maxsize=2)
+def _digest(root: Path, files: tuple[str, ...], stamps: bytes) -> str:
+    """SHA-256 of the pictures' names below the folder, which say their classes, and of all that is in them; kept while
+    the files are the same."""
+    total = hashlib.sha256()
+    for name in files:
+        try:
+            with open(root / name, "rb") as file:
+                content = hashlib.file_digest(file, "sha256").digest()
+        except OSError as error:
+            raise ConfigError(
+                f"{visible(str(root / name))}: cannot be read: {error.strerror}. Restore it, or take it out of the "
+                "folder."
+            ) from error
+        total.update(name.encode() + b"\0" + content)
+    return total.hexdigest()
+
+
+@functools.lru_cache(maxsize=2)
 def _decoded(
     root: Path, files: tuple[str, ...], stamps: bytes, size: tuple[int, int], channels: int, keep: bool
 ) -> tuple[torch.Tensor | None, NDArray[np.float64]]:
@@ -246,8 +267,7 @@ class Folder(PictureTask):
             raise ConfigError(f"{where}: channels is {channels!r}. Allowed: 1, 3.")
         check_shares(where, validation, test, seed)
         check_flags(where, weighted=weighted, flip=flip, crop=crop)
-        if isinstance(memory_gib, bool) or not isinstance(memory_gib, int | float) or not memory_gib >= 0:
-            raise ConfigError(f"{where}: memory_gib is {memory_gib!r}, it must be a number from 0.")
+        check_memory(where, memory_gib)
         listing = list_pictures(path)
         parts = split_pictures(listing, {"validation": validation, "test": test}, seed)
         key = (listing.root, listing.files, listing.stamps.tobytes())
@@ -280,7 +300,7 @@ class Folder(PictureTask):
                 "in_memory": keep,
                 "bytes_decoded": needed,
                 "median_extent": extent,
-                "sha256_of_sizes": digest_of_arrays(listing.stamps[:, 0]),
+                "sha256": _digest(*key),
                 "split": {name: [listing.files[i] for i in parts[name]] for name in SPLITS},
             },
         )

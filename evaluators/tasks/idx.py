@@ -119,7 +119,14 @@ class Idx(ArrayPictures):
             )
         found: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}
         for split in ("train", "test"):
-            parts = {file.what: file.path for file in files if file.split == split}
+            parts: dict[str, Path] = {}
+            for file in files:
+                if file.split == split and parts.setdefault(file.what, file.path) != file.path:
+                    both = f"{visible(parts[file.what].name)} and {visible(file.path.name)}"
+                    raise ConfigError(
+                        f"{where}: {both} are both the {file.what} of {split}. Keep one of them there: which is meant "
+                        "cannot be told."
+                    )
             if not parts and split == "test":
                 continue
             for what in ("images", "labels"):

@@ -14,6 +14,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from mixnas.evaluators.tasks.arrays import ArrayPictures, check_file
+from mixnas.evaluators.tasks.pictures import check_memory
 from mixnas.evaluators.tasks.task import Task
 from mixnas.search_space.errors import ConfigError, listed, visible
 
@@ -72,6 +73,11 @@ class NpzFile:
                     needed = int(np.prod(header.shape, dtype=object)) * header.dtype.itemsize
                     if header.dtype.hasobject:
                         raise ConfigError(f"{self.where}: {name} holds Python objects, which are not read.")
+                    if header.dtype.itemsize == 0:
+                        raise ConfigError(
+                            f"{self.where}: {name} is of type {header.dtype}, whose values have no bytes: there is "
+                            "nothing to read, whatever its shape. Save it with values."
+                        )
                     if not needed <= entry.file_size <= needed + (1 << 16):
                         raise ConfigError(
                             f"{self.where}: {name} says {needed:,} bytes and has {entry.file_size:,}: it is "
@@ -186,6 +192,7 @@ class Npz(ArrayPictures):
         label_smoothing: float = Task.label_smoothing,
         memory_gib: float = 4.0,
     ) -> None:
+        check_memory(f"task {self.name}", memory_gib)
         file = NpzFile(path, memory_gib)
         found = read_pairs(file)
         self.hold(

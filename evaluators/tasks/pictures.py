@@ -253,6 +253,16 @@ def check_flags(where: str, **flags: object) -> None:
             raise ConfigError(f"{where}: {name} is {value!r}. Allowed: true, false.")
 
 
+def check_memory(where: str, memory_gib: object) -> None:
+    """Refuse what is no amount of memory.
+
+    Raises:
+        ConfigError: It is no number from 0.
+    """
+    if isinstance(memory_gib, bool) or not isinstance(memory_gib, int | float) or not memory_gib >= 0:
+        raise ConfigError(f"{where}: memory_gib is {memory_gib!r}, it must be a number from 0.")
+
+
 def digest_of_arrays(*arrays: NDArray[Any]) -> str:
     """SHA-256 of arrays, their types and shapes: what tells a run that its data has changed."""
     total = hashlib.sha256()

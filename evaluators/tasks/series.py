@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +17,18 @@ from torch import Tensor
 
 from mixnas.evaluators.tasks.arrays import check_file, class_numbers
 from mixnas.evaluators.tasks.npz import NpzFile, read_pairs
-from mixnas.evaluators.tasks.pictures import check_shares, cut, digest_of_arrays
+from mixnas.evaluators.tasks.pictures import check_memory, check_shares, cut, digest_of_arrays
 from mixnas.evaluators.tasks.task import SPLITS, Split, Task
 from mixnas.search_space.errors import ConfigError, listed, nearest, visible
 from mixnas.search_space.units import IOSpec
 
-_TARGETS = ("target", "label", "class", "y")
+_TARGETS = ("target", "label", "class")
 _IDS = ("id", "series", "series_id")
 _TIMES = ("time", "t", "step", "timestamp")
+_DECIMAL = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+_WHOLE = re.compile(r"[-+]?[0-9]+")
+_LARGEST = float(np.finfo(np.float32).max)
+_EXACT = 1 << 53  # whole numbers below are each a number of its own
 _MOST_CLASSES = 100  # so many different whole numbers are taken for classes
 
 Answers = Literal["auto", "class", "number"]
@@ -38,29 +43,33 @@ class Table:
         series: (n, L, C) float32.
         targets: (n,) numbers or words.
         channels: Names of the channels.
+        told: What is read from which column, for a summary; "" where there are none.
     """
 
     series: NDArray[np.float32]
     targets: NDArray[Any]
     channels: tuple[str, ...]
+    told: str = ""
 
 
 def read_csv(path: Path, *, target: str | None, id: str | None, time: str | None, length: int | None) -> Table:
     """Series from a CSV file whose first line names its columns.
 
-    With a column of ids, a line is one moment of a series, in the order of the column of times, or of the lines; the
-    other columns are channels, and the target is the same in all lines of a series. Without, a line is a series, and
-    the other columns are its moments in order.
+    With a column of ids that come again, a line is one moment of a series, in the order of the column of times, or of
+    the lines; the other columns are channels, and the target is the same in all lines of a series. Without, or where
+    all ids differ, a line is a series, and the other columns are its moments in order.
 
     Args:
         path: The file, UTF-8; "," or ";" or tabs between the columns.
-        target: The column of the targets; by default the one that is called target, label, class or y.
+        target: The column of the targets; by default the one that is called target, label or class, else y, unless it
+            stands with x and z.
         id: The column of ids; by default id, series or series_id, where there is one.
         time: The column of times, numbers; by default time, t, step or timestamp, where there is one.
         length: Series are cut after so many moments; None where all have as many.
 
     Raises:
-        ConfigError: Something is missing or no finite number, or lengths differ. It names the line.
+        ConfigError: Something is missing or no finite number, lengths differ or are 1, or two columns might be the
+            target or the id. It names the line or the columns.
     """
     where = visible(str(path))
     check_file(path)
@@ -81,11 +90,17 @@ def read_csv(path: Path, *, target: str | None, id: str | None, time: str | None
     found = {
         "target": _column(where, columns, "target", target, _TARGETS),
         "id": _column(where, columns, "id", id, _IDS),
-        "time": _column(where, columns, "time", time, _TIMES),
+        "time": _column(where, columns, "time", time, _TIMES, first=True),
     }
+    if found["target"] is None and not {"x", "z"} <= {name.lower() for name in columns}:  # else it is a place
+        found["target"] = _column(where, columns, "target", None, ("y",))
     if found["target"] is None:
-        raise ConfigError(f"{where}: which column is the target? Its columns: {listed(columns)}. Say task.target=NAME.")
-    if found["id"] is None:
+        raise ConfigError(
+            f"{where}: which column is the target? Its columns: {visible(listed(columns))}. Say task.target=NAME."
+        )
+    ids = [] if found["id"] is None else [row[columns.index(found["id"])].strip() for row in rows]
+    wide = len(set(ids)) == len(ids)  # or there are none
+    if wide:
         found["time"] = None if time is None else found["time"]
     taken = {name for name in found.values() if name is not None}
     channels = [name for name in columns if name not in taken]
@@ -93,10 +108,19 @@ def read_csv(path: Path, *, target: str | None, id: str | None, time: str | None
         raise ConfigError(f"{where}: has no column of values beside {listed(taken)}.")
     values = _numbers(where, rows, [columns.index(name) for name in channels], channels)
     words = [row[columns.index(found["target"])].strip() for row in rows]
-    if found["id"] is None:
+    if "" in words:
+        raise ConfigError(
+            f"{where}, line {words.index('') + 2}: {visible(found['target'])}, the target, is empty. Fill it in, or "
+            "leave the series out."
+        )
+    parts = [
+        f"target {visible(found['target'])!r}",
+        *(f"{n} {visible(c)!r}" for n in ("id", "time") if (c := found[n])),
+    ]
+    told = f"{', '.join(parts)}, {'moments' if wide else 'channels'} {visible(listed(channels))}"
+    if wide:
         series, names = values[..., None], ("value",)
-        return Table(_cut_to(where, list(series), length), _as_targets(words), names)
-    ids = [row[columns.index(found["id"])].strip() for row in rows]
+        return Table(_cut_to(where, list(series), length), _as_targets(where, words), names, told)
     order = range(len(rows))
     if found["time"] is not None:
         times = _numbers(where, rows, [columns.index(found["time"])], [found["time"]])[:, 0]
@@ -108,10 +132,13 @@ def read_csv(path: Path, *, target: str | None, id: str | None, time: str | None
         if len({words[i] for i in own}) > 1:
             raise ConfigError(f"{where}: series {visible(identity)!r} has more than one target.")
     series = _cut_to(where, [values[own] for own in lines.values()], length)
-    return Table(series, _as_targets([words[own[0]] for own in lines.values()]), tuple(channels))
+    return Table(series, _as_targets(where, [words[own[0]] for own in lines.values()]), tuple(channels), told)
 
 
-def _column(where: str, columns: Sequence[str], what: str, asked: str | None, known: Sequence[str]) -> str | None:
+def _column(
+    where: str, columns: Sequence[str], what: str, asked: str | None, known: Sequence[str], first: bool = False
+) -> str | None:
+    """The column that is asked for, or the one of a known name, of several the `first` known; None where none is."""
     if asked is not None:
         if asked not in columns:
             raise ConfigError(
@@ -119,7 +146,10 @@ def _column(where: str, columns: Sequence[str], what: str, asked: str | None, kn
                 f"{listed(columns)}."
             )
         return asked
-    return next((name for name in columns if name.lower() in known), None)
+    there = [name for one in known for name in columns if name.lower() == one]
+    if len(there) > 1 and not first:
+        raise ConfigError(f"{where}: which column is the {what}, {listed(map(repr, there))}? Say task.{what}=NAME.")
+    return there[0] if there else None
 
 
 def _numbers(
@@ -130,10 +160,10 @@ def _numbers(
     for number, row in enumerate(rows):
         for at, column in enumerate(columns):
             try:
-                found[number, at] = float(row[column])
+                found[number, at] = math.nan if "_" in row[column] else float(row[column])
             except ValueError:
                 found[number, at] = math.nan
-            if not math.isfinite(found[number, at]):
+            if not abs(found[number, at]) <= _LARGEST:
                 raise ConfigError(
                     f"{where}, line {number + 2}: {names[at]} is {row[column][:50]!r}, no finite number. Fill it in, "
                     "or leave the series out."
@@ -151,18 +181,54 @@ def _cut_to(where: str, series: Sequence[NDArray[np.float32]], length: int | Non
             "or bring them to one length."
         )
     wanted = length or lengths[0]
+    if wanted < 2:
+        raise ConfigError(
+            f"{where}: series have 1 moment, and need 2 at least. Give a line for each moment, with the id of its "
+            "series, or a line for a series with a column for each moment; of an .npz file x is (n, length, channels)."
+        )
     if min(lengths) < wanted:
         raise ConfigError(f"{where}: a series has {min(lengths)} moments, and length asks for {wanted}.")
     return np.stack([one[:wanted] for one in series])
 
 
-def _as_targets(words: Sequence[str]) -> NDArray[Any]:
-    """Numbers where all are, else words."""
-    try:
-        numbers = np.array([float(word) for word in words])
-    except ValueError:
+def _as_targets(where: str, words: Sequence[str]) -> NDArray[Any]:
+    """Numbers where all are written as numbers, else words.
+
+    Raises:
+        ConfigError: Numbers stand beside NaN or infinity, or a whole number is written in two ways.
+    """
+    texts = dict.fromkeys(words)
+    decimal = [text for text in texts if _DECIMAL.fullmatch(text)]
+    odd = next((text for text in texts if _is_odd(text)), None)
+    if decimal and odd is not None:
+        raise ConfigError(
+            f"{where}: targets hold NaN or infinity ({odd[:50]!r}) among numbers. Fill them in, or leave "
+            "the series out."
+        )
+    if len(decimal) < len(texts):
         return np.array(words)
-    return numbers.astype(np.int64) if np.array_equal(numbers, np.rint(numbers)) else numbers
+    numbers = {text: float(text) for text in texts}
+    whole = all(number.is_integer() for number in numbers.values())
+    if not all(abs(number) < _EXACT for number in numbers.values()):
+        if all(map(_WHOLE.fullmatch, texts)):
+            return np.array(words)  # names of classes that are digits: as numbers, some would be the same
+        whole = False
+    if whole and len(set(numbers.values())) < len(numbers):
+        known: dict[float, str] = {}
+        one, other = next((b, a) for a, n in numbers.items() if (b := known.setdefault(n, a)) != a)
+        raise ConfigError(
+            f"{where}: targets {one[:50]!r} and {other[:50]!r} are one number, written in two ways. Write it in one, "
+            "or write words where they are two classes."
+        )
+    return np.array([numbers[word] for word in words], dtype=np.int64 if whole else np.float64)
+
+
+def _is_odd(text: str) -> bool:
+    """Whether it is written as a number that is not finite."""
+    try:
+        return not math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _read(
@@ -226,6 +292,7 @@ class Series(Task):
     ) -> None:
         where = visible(str(path))
         check_shares(f"task {self.name}", validation, test, seed)
+        check_memory(f"task {self.name}", memory_gib)
         if answers not in _ANSWERS or kind not in ("sequence", "causal"):
             raise ConfigError(
                 f"task {self.name}: answers is {answers!r} and kind {kind!r}. Allowed: {', '.join(_ANSWERS)}; "
@@ -252,7 +319,12 @@ class Series(Task):
         if not self._of_classes:
             self.metric, self.direction = "mae", "min"
             known = targets["train"][parts["train"]].astype(np.float64)
-            self._mean, self._std = float(known.mean()), float(known.std()) or 1.0
+            with np.errstate(over="ignore", invalid="ignore"):
+                self._mean, self._std = float(known.mean()), float(known.std()) or 1.0
+            if not math.isfinite(self._mean) or not math.isfinite(self._std):
+                raise ConfigError(
+                    f"{where}: targets are too large for a mean and a spread. Give them in a larger unit."
+                )
             answered = {
                 name: torch.from_numpy(((of.astype(np.float64) - self._mean) / self._std).astype(np.float32))
                 for name, of in targets.items()
@@ -278,6 +350,7 @@ class Series(Task):
                 if not bool(there.all()):
                     raise ConfigError(f"{where}: class {classes[int(there.argmin())]!r} has no series in {name}.")
         arrays = [array for table in tables.values() for array in (table.series, table.targets)]
+        self._told = tables["train"].told
         self._about = {
             "channels": list(tables["train"].channels),
             "sha256": digest_of_arrays(*arrays),
@@ -291,6 +364,7 @@ class Series(Task):
         what = f"of {len(self.labels)} classes" if self.labels else "with a number each"
         summary = f"{sum(len(getattr(self, name)) for name in SPLITS):,} series {what}, {io.size[0]} moments of "
         summary += f"{io.in_features} channel{'s' * (io.in_features > 1)}; {count} for train/validation/test"
+        summary += f"; {self._told}" if self._told else ""
         target = {} if self._of_classes else {"target": {"mean": self._mean, "std": self._std}}
         return {"task": self.name, "summary": summary, "labels": list(self.labels), **target, **self._about}
 
@@ -311,9 +385,13 @@ def _are_classes(where: str, tables: Mapping[str, Table], answers: str) -> bool:
     together = np.concatenate([np.asarray(table.targets) for table in tables.values()])
     words = together.dtype.kind in "US"
     if answers == "number" and words:
-        raise ConfigError(f"{where}: answers is 'number', and a target is {str(together[0])!r}.")
+        raise ConfigError(
+            f"{where}: answers is 'number', and a target is {str(together[0])[:50]!r}: numbers are written as 12 or "
+            f"-0.5 or 1e-3, whole ones are below {_EXACT:,}. Write them so, or say task.answers=class."
+        )
     if together.dtype.kind == "f" and not np.isfinite(together.astype(np.float64)).all():
         raise ConfigError(f"{where}: targets hold NaN or infinity. Fill them in, or leave the series out.")
     if answers != "auto":
         return answers == "class"
-    return words or (together.dtype.kind in "iub" and len(np.unique(together)) <= _MOST_CLASSES)
+    whole = all(np.asarray(table.targets).dtype.kind in "iub" for table in tables.values())
+    return words or (whole and len(np.unique(together)) <= _MOST_CLASSES)

@@ -20,9 +20,10 @@ import torch
 
 from mixnas.evaluators.tasks import by_name
 from mixnas.evaluators.tasks.choosing import task_of
-from mixnas.evaluators.tasks.cifar import Cifar, unpickled
+from mixnas.evaluators.tasks.cifar import Cifar
 from mixnas.evaluators.tasks.idx import Idx, read_idx
 from mixnas.evaluators.tasks.npz import Npz
+from mixnas.evaluators.tasks.pickles import unpickled
 from mixnas.evaluators.tasks.pictures import PictureTask
 from mixnas.evaluators.tasks.task import SPLITS, Task
 from mixnas.search_space.errors import ConfigError
@@ -207,6 +208,69 @@ def test_what_stands_for_numpy_is_left_as_it_is():
     assert np.array_equal(good["data"], planes(pictures(2, 0)))
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"}\x8b" + struct.pack("<i", 1 << 20) + b"\1" * (1 << 20) + b"Ns.", "a step LONG4"),
+        (b"}\x8a\x09" + b"\1" * 9 + b"Ns.", "more than 64 bits"),
+        (b"}L" + b"9" * 1000 + b"L\nNs.", "more than 64 bits"),
+        (b"}I" + b"9" * 20 + b"\nNs.", "more than 64 bits"),
+        (b"}N" + b"\x85" * 1_000_000 + b"Ns.", "nests more than 3 deep"),
+        (b"}N" + b"q\0h\0\x86" * 60 + b"Ns.", "nests more than 3 deep"),
+        (b"}N" + b"q\0h\0\x86NN\x86b" * 60 + b"Ns.", "nests more than 3 deep"),  # filled with nothing
+        (b"}(" + b"N" * 17 + b"tNs.", "one of more than 16"),
+        (b"}" + b"(N\x85Nu" * 1001 + b".", "more than 1,000 tuples"),
+        (b"}r\xff\xff\xff\x7f.", "keeps an object as number 2,147,483,647 after 1 steps"),
+        (b"}N\x85Ns.", "a key or a name is of type tuple"),
+        (b"}K\1Ns.", "a key or a name is of type int"),
+        (b"c_codecs\nencode\n]\x85R.", "a key or a name is of type list"),
+        (b"N" * 1_000_001 + b".", "more than 1,000,000 steps"),
+        (b"}" + b"\x8f(N\x90.", "a step EMPTY_SET"),
+        (b"0.", "is no pickle of CIFAR's"),
+        (b"e.", "is no pickle of CIFAR's"),
+    ],
+    ids=range(17),
+)
+def test_a_pickle_that_makes_more_of_itself_than_it_may_is_refused_before_it_is_read(content, says):
+    with pytest.raises(ConfigError, match=says):
+        unpickled("f", content)
+
+
+def header_of(kind: bytes, size: int, name: str = "././@LongLink") -> bytes:
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.size = kind, size
+    return entry.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE],
+)
+def test_a_header_of_an_archive_that_says_gigabytes_is_not_read(kind, tmp_path):
+    path = tmp_path / "cifar.tar"
+    path.write_bytes(header_of(kind, 1 << 32) + bytes(2048))
+    with pytest.raises(ConfigError, match="a name or header says 4,294,967,296 bytes; at most 65,536 are read"):
+        Cifar(path=str(path))
+
+
+def test_an_archive_whose_headers_have_no_end_is_refused(tmp_path):
+    path = tmp_path / "cifar.tar"
+    for content, says in (
+        (header_of(tarfile.GNUTYPE_SPARSE, 0, "train"), "it has a file with holes"),
+        ((header_of(tarfile.GNUTYPE_LONGNAME, 2) + b"a".ljust(512, b"\0")) * 3000, "is no archive of CIFAR"),
+        (header_of(tarfile.DIRTYPE, 0, "again") * 200, "more than 100 files and folders"),
+    ):
+        path.write_bytes(content + bytes(2048))
+        with pytest.raises(ConfigError, match=says):
+            Cifar(path=str(path))
+    entry = tarfile.TarInfo("train")
+    entry.size = 1 << 20
+    entry.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
+    path.write_bytes(entry.tobuf(tarfile.PAX_FORMAT) + b"1" * (1 << 20))
+    with pytest.raises(ConfigError, match="it has a file with holes"):
+        Cifar(path=str(path))
+
+
 def test_a_cifar_that_is_damaged_is_named(tmp_path):
     for version, name in (("binary", "data_batch_3.bin"), ("python 2", "data_batch_3"), ("binary", "test_batch.bin")):
         files = VERSIONS[version]()
@@ -265,6 +329,14 @@ def test_one_of_several_sets_is_chosen_by_a_file(tmp_path):
     one = path / "emnist-letters-train-images-idx3-ubyte.gz"
     assert task_of(one)["name"] == "idx" and len(Idx(path=str(one)).test) == 20
     assert len(Idx(path=str(mnist(tmp_path / "dots", False, dash="."))).test) == 20
+
+
+def test_two_files_of_the_same_are_refused(tmp_path):
+    path = mnist(mnist(tmp_path / "mnist", False), True)
+    plain = "train-images-idx3-ubyte"
+    for place in (path, path / plain):
+        with pytest.raises(ConfigError, match=rf"{plain} and {plain}.gz are both the images of train. Keep one"):
+            Idx(path=str(place))
 
 
 @pytest.mark.parametrize(
@@ -356,6 +428,24 @@ def test_arrays_that_do_not_fit_are_refused(arrays, says, tmp_path):
     with pytest.raises(ConfigError, match=says) as caught:
         by_name({"name": "npz", "path": str(path)})
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("memory_gib", [[1], "4", float("nan"), -1, True, None])
+@pytest.mark.parametrize("name", ["npz", "series"])
+def test_memory_that_is_no_number_is_refused(name, memory_gib, tmp_path):
+    path = saved(tmp_path / "d.npz", x=X, y=Y)
+    with pytest.raises(ConfigError, match=rf"task {name}: memory_gib is .*, it must be a number from 0"):
+        by_name({"name": name, "path": str(path), "memory_gib": memory_gib})
+
+
+@pytest.mark.parametrize("descr", ["<U0", "|S0", "|V0"])
+def test_an_array_whose_values_have_no_bytes_is_refused(descr, tmp_path):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": (1 << 40,)})
+    with zipfile.ZipFile(tmp_path / "d.npz", "w") as archive:
+        archive.writestr("y.npy", header.getvalue())
+    with pytest.raises(ConfigError, match=r"d\.npz: y is of type .*whose values have no bytes"):
+        Npz(path=str(tmp_path / "d.npz"))
 
 
 def test_an_npz_that_is_damaged_unpacks_to_too_much_or_lies_is_refused(tmp_path):

@@ -56,6 +56,27 @@ def test_the_split_is_stratified_written_down_and_of_its_seed(folder):
     assert Folder(path=str(folder), seed=1).record()["split"] != record["split"]
 
 
+def test_pictures_that_change_or_change_places_are_told_though_sizes_and_times_are_the_same(tmp_path):
+    folder = tmp_path / "d"
+    for label in ("a", "b"):
+        (folder / label).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (16, 16), (50 * i, 100, 200 * (label == "b"))).save(folder / label / f"{i}.bmp")
+            os.utime(folder / label / f"{i}.bmp", (1, 1))
+    known = Folder(path=str(folder)).record()
+    assert Folder(path=str(folder)).record() == known
+    one, other = folder / "a" / "0.bmp", folder / "b" / "0.bmp"
+    one.rename(folder / "aside")
+    other.rename(one)
+    (folder / "aside").rename(other)
+    swapped = Folder(path=str(folder)).record()
+    assert swapped["split"] == known["split"] and swapped["sha256"] != known["sha256"]
+    content = one.read_bytes()
+    one.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(one, (1, 1))
+    assert Folder(path=str(folder)).record()["sha256"] not in (known["sha256"], swapped["sha256"])
+
+
 def test_what_is_read_is_pillow_s_picture_and_the_network_s_mean_is_that_of_the_training_split(folder):
     task = Folder(path=str(folder), size=[16, 12])
     x, _ = task.train.gather(torch.arange(len(task.train)))
@@ -193,6 +214,9 @@ def test_the_file_that_is_wrong_is_named(folder, tmp_path):
     data = draw(tmp_path / "float", each=3)
     Image.fromarray(np.zeros((8, 8), dtype=np.float32)).save(data / "red" / "float.tiff")
     assert "float.tiff" in refused(data) and "mode F" in refused(data)
+    Image.fromarray(np.full((8, 8), 1000, dtype=np.int32)).save(data / "red" / "deep.pgm")
+    (data / "red" / "float.tiff").unlink()
+    assert "deep.pgm" in refused(data) and "8 bits can be read, 16 of PNG or TIFF: save it so" in refused(data)
     data = draw(tmp_path / "labels", each=3)
     (data / "red" / "labels.json").write_text("{}")
     assert f"{data}/red/labels.json: is no picture" in refused(data)

@@ -123,6 +123,93 @@ def test_a_csv_that_is_wrong_is_refused_with_its_line(text, options, says, tmp_p
         by_name({"name": "series", "path": str(path), **options})
 
 
+def csv_of(path: Path, head: str, lines: list[str]) -> Path:
+    path.write_text("\n".join([head, *lines]) + "\n")
+    return path
+
+
+def test_a_column_y_is_a_channel_beside_a_label_and_the_summary_names_the_columns(tmp_path):
+    moments = [f"{i},{t},{i + t},{t},{i % 2}" for i in range(8) for t in range(3)]
+    task = Series(path=str(csv_of(tmp_path / "d.csv", "id,x,y,z,label", moments)))
+    assert task.io.in_features == 3 and task.io.size == (3,)
+    assert task.record()["summary"].endswith("; target 'label', id 'id', channels x, y, z")
+    with pytest.raises(ConfigError, match=r"which column is the target, 'label', 'class'\? Say task.target=NAME"):
+        Series(path=str(csv_of(tmp_path / "two.csv", "id,class,y,z,label", moments)))
+    with pytest.raises(ConfigError, match=r"which column is the target\? Its columns: id, x, y, z, w"):
+        Series(path=str(csv_of(tmp_path / "place.csv", "id,x,y,z,w", moments)))
+    with pytest.raises(ConfigError, match=r"which column is the id, 'id', 'series'\? Say task.id=NAME"):
+        Series(path=str(csv_of(tmp_path / "ids.csv", "id,series,y,z,label", moments)))
+    said = Series(path=str(csv_of(tmp_path / "y.csv", "id,a,b,c,y", moments))).record()["summary"]
+    assert said.endswith("; target 'y', id 'id', channels a, b, c")
+
+
+def test_a_line_is_a_series_where_all_ids_differ(tmp_path):
+    lines = [f"s{i},{i},{i + 1},{i + 2},{'ab'[i % 2]}" for i in range(12)]
+    task = Series(path=str(csv_of(tmp_path / "d.csv", "id,t0,t1,t2,label", lines)))
+    assert task.io.size == (3,) and task.io.in_features == 1
+    assert task.record()["summary"].endswith("; target 'label', id 'id', moments t0, t1, t2")
+    for head in ("id,a,label", "b,a,label"):
+        short = [f"{i},{i},{'ab'[i % 2]}" for i in range(12)]
+        if head == "id,a,label":
+            with pytest.raises(ConfigError, match="series have 1 moment, and need 2 at least"):
+                Series(path=str(csv_of(tmp_path / "short.csv", head, short)))
+        else:
+            assert Series(path=str(csv_of(tmp_path / "short.csv", head, short))).io.size == (2,)
+    np.savez(tmp_path / "d.npz", x=waves(40, 1), y=np.arange(40) % 2)
+    with pytest.raises(ConfigError, match="series have 1 moment"):
+        Series(path=str(tmp_path / "d.npz"))
+
+
+@pytest.mark.parametrize(
+    ("words", "labels"),
+    [
+        (("9223372036854775808", "9223372036854775809"), ("9223372036854775808", "9223372036854775809")),
+        (("9007199254740992", "9007199254740993"), ("9007199254740992", "9007199254740993")),
+        (("inf", "-inf"), ("-inf", "inf")),
+        (("1_0", "10"), ("10", "1_0")),
+        (("1.0", "2.0"), ("1", "2")),
+        (("-1", "+1"), ("-1", "1")),
+    ],
+)
+def test_labels_that_look_like_numbers_stay_apart(words, labels, tmp_path):
+    lines = [f"{i},{i + 1},{words[i % 2]}" for i in range(12)]
+    assert Series(path=str(csv_of(tmp_path / "d.csv", "a,b,label", lines))).labels == labels
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "says"),
+    [
+        (("01", "1"), {}, "targets '01' and '1' are one number, written in two ways. Write it in one"),
+        (("0", "-0"), {}, "targets '0' and '-0' are one number"),
+        (("2", "nan"), {}, r"targets hold NaN or infinity \('nan'\)"),
+        (("2.5", "1e999"), {}, r"targets hold NaN or infinity \('1e999'\)"),
+        (("2", ""), {}, "line 3: label, the target, is empty"),
+        (("9223372036854775808", "1"), {"answers": "number"}, "a target is '9223372036854775808'.*are below 9,007"),
+        (("1e300", "0.5"), {}, "targets are too large for a mean and a spread"),
+    ],
+)
+def test_targets_that_are_no_clear_numbers_are_refused(words, options, says, tmp_path):
+    lines = [f"{i},{i + 1},{words[i % 2]}" for i in range(12)]
+    with pytest.raises(ConfigError, match=says):
+        Series(path=str(csv_of(tmp_path / "d.csv", "a,b,label", lines)), **options)
+
+
+def test_numbers_written_in_two_ways_are_one_where_numbers_are_learned(tmp_path):
+    lines = [f"{i},{i + 1},{('1.5', '1.50', '2', '1e20')[i % 4]}" for i in range(12)]
+    table = read_csv(csv_of(tmp_path / "d.csv", "a,b,label", lines), target=None, id=None, time=None, length=None)
+    assert table.targets.tolist() == [1.5, 1.5, 2.0, 1e20] * 3
+    with pytest.raises(ConfigError, match="line 2: a is '1_0', no finite number"):
+        Series(path=str(csv_of(tmp_path / "d.csv", "a,b,label", ["1_0,2,x"])))
+    with pytest.raises(ConfigError, match="line 2: b is '1e39', no finite number"):
+        Series(path=str(csv_of(tmp_path / "d.csv", "a,b,label", ["1,1e39,x"])))
+
+
+def test_whole_numbers_that_int64_does_not_hold_are_refused(tmp_path):
+    np.savez(tmp_path / "d.npz", x=waves(40), y=np.arange(40, dtype=np.uint64) % 2 + np.uint64(1 << 63))
+    with pytest.raises(ConfigError, match=r"go up to 9223372036854775809; whole numbers must be below 2\^63"):
+        Series(path=str(tmp_path / "d.npz"))
+
+
 def test_series_of_different_lengths_can_be_cut(tmp_path):
     (tmp_path / "d.csv").write_text(GOOD + "7,9,1\n")
     task = Series(path=str(tmp_path / "d.csv"), length=3)
