@@ -218,7 +218,7 @@ class Job:
             seed=search.seed,
             cheap=evaluator.cheap,
         ) as study:
-            if study.results.evaluated < search.trials:
+            if study.results.evaluated < search.trials + study.results.queued:
                 try:
                     self._carry_out(study, evaluator)
                 finally:
@@ -261,12 +261,15 @@ class Job:
             if self._on_trial is not None:
                 self._on_trial(record)
 
-        begun = study.results.evaluated
+        begun, beside = study.results.evaluated, study.results.queued  # of a run that is extended
+        trials = search.trials + beside
+        if beside:
+            self.progress.note(f"{beside} of {begun} trials so far are of one policy throughout, beside the budget")
         with (
-            self._report.phase("search", search.trials, unit="trials", seconds=search.time, initial=begun) as phase,
+            self._report.phase("search", trials, unit="trials", seconds=search.time, initial=begun) as phase,
             Session(
                 study,
-                Budget(trials=search.trials, seconds=search.time),
+                Budget(trials=trials, seconds=search.time),
                 stop=self.stop,
                 report=phase,
                 keep=keep,
