@@ -55,6 +55,10 @@ def print_table(
     from rich.markup import escape
     from rich.table import Table
 
+    class _Console(Console):
+        def on_broken_pipe(self) -> None:  # rich's own ends the program with status 1
+            raise BrokenPipeError("the reader of stdout has gone")
+
     width = terminal_width()
     columns, rows = list(columns), [[visible(cell) for cell in row] for row in rows]
     if width is not None:
@@ -85,7 +89,7 @@ def print_table(
     for row in rows:
         table.add_row(*map(escape, row))
     out = getattr(sys.stdout, "raw", sys.stdout)  # rich draws itself; what it is given was made visible above
-    console = Console(file=out, no_color=not colored(args), highlight=False, soft_wrap=False)
+    console = _Console(file=out, no_color=not colored(args), highlight=False, soft_wrap=False)
     console.width = line
     console.print(table)
 

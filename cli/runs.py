@@ -75,6 +75,8 @@ def search(args: argparse.Namespace) -> int:
         if omitted:
             print(f"--smoke: nothing is trained for long, so left out: {', '.join(omitted)}", file=sys.stderr)
     if args.dry_run:
+        if args.json:
+            raise ConfigError("--dry-run --json: what a dry run says is text alone. Leave one of the two out.")
         problem = Problem(config, source)
         strategy = STRATEGIES.name_of(problem.strategy)
         latency = config.latency

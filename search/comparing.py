@@ -82,7 +82,8 @@ def _network(run: Run, front: Front, name: str) -> tuple[str, Architecture, Mapp
     if len(ids) != 1:
         known = [m.id for m in (*front.members, *front.others)]
         problem = f"stands for several: {', '.join(ids[:8])}" if ids else "is no network and no trial"
-        raise ConfigError(f"{name!r} {problem} of {run.name}.{nearest(name, known)} The front: {', '.join(known)}.")
+        listed = f"{'The final networks' if front.final else 'The front so far'}: {', '.join(known) or 'none'}"
+        raise ConfigError(f"{name!r} {problem} of {run.name}.{nearest(name, known)} {listed}.")
     return ids[0], found[0].architecture, found[0].metrics
 
 
@@ -174,5 +175,6 @@ def _remarks(first: Front, second: Front) -> list[str]:
     if list(first.objectives) != list(second.objectives):
         found.append(f"objectives differ: {', '.join(first.objectives)} and {', '.join(second.objectives)}")
     if first.constraints != second.constraints:
-        found.append(f"constraints differ: {', '.join(first.constraints)} and {', '.join(second.constraints)}")
+        one, other = (", ".join(front.constraints) or "none" for front in (first, second))
+        found.append(f"constraints differ: {one} and {other}")
     return found

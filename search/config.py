@@ -23,6 +23,8 @@ from mixnas.search_space.errors import ConfigError, nearest
 from mixnas.search_space.files import dump_yaml, load_yaml
 from mixnas.search_space.settings import Between, Seconds, load, to_plain
 
+MOST_SEED = 2**32 - 1
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchConfig:
@@ -33,7 +35,7 @@ class SearchConfig:
             what evaluates, and how often.
         trials: Evaluations, done or failed.
         time: Wall-clock limit of the search phase in seconds, None for none.
-        seed: Of the strategy and everything else that draws numbers.
+        seed: Of the strategy and everything else that draws numbers; NumPy takes none above `MOST_SEED`.
         evaluator: What an architecture's metrics come from: taken from the super-network ("supernet"), or trained from
             scratch ("standalone"); a name of `problem.EVALUATORS`.
         engine: What carries out the trials: a name of `engines.ENGINES`, or {name: ..., its options}.
@@ -42,7 +44,7 @@ class SearchConfig:
     strategy: Strategy = field(default_factory=Auto)
     trials: Annotated[int, Between(1, 10_000_000)] = 120
     time: Seconds | None = None
-    seed: Annotated[int, Between(0)] = 0
+    seed: Annotated[int, Between(0, MOST_SEED)] = 0
     evaluator: str = "supernet"
     engine: Engine = field(default_factory=LocalEngine)
 

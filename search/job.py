@@ -110,6 +110,12 @@ class Job:
                 run.update(reference_ms=latency.reference_ms)
             results = self._search(evaluator)
             records = self._choose(results, latency)
+            if not results.evaluated:
+                limit = f" (search.time: {self.config.search.time:g} s)" if self.config.search.time else ""
+                raise NasError(
+                    f"{run.path}: the search ended before its first trial{limit}. Give it more time, for example: "
+                    f"nas resume {run.name} --set search.time=60s."
+                )
             if not records and not results.counts["done"]:
                 failures = Counter(r.failure for r in results.records if r.status == "failed").most_common(3)
                 told = "; ".join(f"{failure} ({count} times)" for failure, count in failures)
@@ -218,7 +224,7 @@ class Job:
             seed=search.seed,
             cheap=evaluator.cheap,
         ) as study:
-            if study.results.evaluated < search.trials:
+            if study.results.evaluated < search.trials + study.results.queued:
                 try:
                     self._carry_out(study, evaluator)
                 finally:
@@ -261,12 +267,15 @@ class Job:
             if self._on_trial is not None:
                 self._on_trial(record)
 
-        begun = study.results.evaluated
+        begun, beside = study.results.evaluated, study.results.queued  # of a run that is extended
+        trials = search.trials + beside
+        if beside:
+            self.progress.note(f"{beside} of {begun} trials so far are of one policy throughout, beside the budget")
         with (
-            self._report.phase("search", search.trials, unit="trials", seconds=search.time, initial=begun) as phase,
+            self._report.phase("search", trials, unit="trials", seconds=search.time, initial=begun) as phase,
             Session(
                 study,
-                Budget(trials=search.trials, seconds=search.time),
+                Budget(trials=trials, seconds=search.time),
                 stop=self.stop,
                 report=phase,
                 keep=keep,
@@ -340,11 +349,15 @@ def agreement(finalists: Sequence[Member], metric: str) -> str:
     if len(pairs) < _LEAST_COMPARED or all(before == after for before, after in pairs):
         return ""
     searched, final = zip(*pairs, strict=True)
-    found = kendalltau(searched, final)
     said = (
         f"{metric} of the candidates: {min(searched):.3g} to {max(searched):.3g} in the search, {min(final):.3g} to "
-        f"{max(final):.3g} with their final weights; Kendall's tau between the two orders {found.statistic:.2f}"
+        f"{max(final):.3g} with their final weights; "
     )
+    for values, when in ((searched, "in the search"), (final, "with their final weights")):
+        if len(set(values)) == 1:
+            return f"{said}{when} all alike: no order to tell"
+    found = kendalltau(searched, final)
+    said += f"Kendall's tau between the two orders {found.statistic:.2f}"
     if not (found.statistic > 0 and found.pvalue < _BY_CHANCE):
         said += ", as by chance: train the super-network for longer (supernet.seconds), or take more final.candidates"
     return said

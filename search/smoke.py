@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from mixnas.evaluators.training import TrainConfig
 from mixnas.search.config import Config
+from mixnas.search.study.objectives import parse_constraints
 
 TRIALS, CANDIDATES, STEPS = 12, 2, 4
 SEARCH_S, PROFILE_S, SUPERNET_S = 10.0, 8.0, 6.0
@@ -25,8 +26,9 @@ def shrunk(config: Config) -> tuple[Config, tuple[str, ...]]:
     Returns:
         The configuration, and the constraints that were left out.
     """
-    constraints = zip(config.parsed_constraints(), config.constraints, strict=True)
-    omitted = tuple(text for constraint, text in constraints if constraint.metric not in COSTS)
+    omitted = tuple(  # one text may be two constraints: "about 20k parameters"
+        text for text in config.constraints if any(part.metric not in COSTS for part in parse_constraints([text]))
+    )
     search = config.search
     small = replace(
         config,

@@ -108,7 +108,7 @@ class Reference:
         worst, best = points.max(axis=0), points.min(axis=0)
         # an objective that does not vary gets a box of its own size, so that it cancels out instead of dividing by 0
         margin = np.where(worst > best, 0.1 * (worst - best), np.maximum(np.abs(worst), 1.0))
-        point = as_minimised(worst + margin, objectives)[0]
+        point = as_minimised(worst + margin, objectives)[0] + 0.0  # -0 is 0
         return cls(tuple(point.tolist()), tuple((worst + margin - best).tolist()))
 
     def hypervolume(self, values: np.ndarray, objectives: Sequence[Objective]) -> float:

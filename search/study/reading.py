@@ -16,7 +16,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -157,6 +157,7 @@ _ATTRIBUTES: Mapping[str, type | tuple[type, ...]] = {
     "failure": str,
     "seconds": (int, float),
     "retries": list,
+    "queued": bool,
 }
 
 
@@ -242,6 +243,7 @@ def _record(number: int, trial: _Trial) -> TrialRecord:
         seconds=seconds,
         failure=failure,
         retries=tuple(map(str, attrs.get("retries", ()))),
+        queued=attrs.get("queued", False),
     )
 
 
@@ -327,11 +329,11 @@ class Summary:
     """What a stretch of a journal comes to.
 
     Attributes:
-        counts: Trials of each status.
+        counts: Trials of each status; of those done and failed, the ones that the search was given (none `queued`).
         best: The best value of each objective on the front; empty while the front is.
         errors: The standard errors of those values that have one.
         hypervolume: Of the front; None until its box is fixed.
-        seconds: Of all trials that are done, together.
+        seconds: Of all these trials that are done, together.
     """
 
     counts: Mapping[str, int]
@@ -349,6 +351,7 @@ def summary_path(journal: str | Path) -> Path:
 def summarise(results: Results) -> Summary:
     """What trials come to."""
     members = results.front()
+    counts, seconds = _tally(results.records)
     best, errors = {}, {}
     for objective in results.objectives if members else ():
         name = objective.name
@@ -358,12 +361,22 @@ def summarise(results: Results) -> Summary:
         if standard_error(name) in member.metrics:
             errors[name] = member.metrics[standard_error(name)]
     return Summary(
-        counts={status: results.counts[status] for status in get_args(Status)},
+        counts=counts,
         best=best,
         errors=errors,
         hypervolume=results.hypervolume(),
-        seconds=sum(record.seconds for record in results.records if record.status == "done"),
+        seconds=seconds,
     )
+
+
+def _tally(records: Iterable[TrialRecord]) -> tuple[dict[str, int], float]:
+    """How many trials have each status, and the seconds of those done; see `Summary`."""
+    counts, seconds = dict.fromkeys(get_args(Status), 0), 0.0
+    for record in records:
+        if not (record.queued and record.evaluated):
+            counts[record.status] += 1
+            seconds += record.seconds if record.status == "done" else 0.0
+    return counts, seconds
 
 
 def write_summary(journal: str | Path, results: Results, size: int, crc: int) -> None:
@@ -437,9 +450,5 @@ def summary_of(
         return summarise(read_results(journal, objectives, constraints))
     reader = _Reader(journal)
     reader.read(data[: scan(data, journal).end])
-    counts = dict.fromkeys(get_args(Status), 0)
-    seconds = 0.0
-    for record in reader.records():
-        counts[record.status] += 1
-        seconds += record.seconds if record.status == "done" else 0.0
+    counts, seconds = _tally(reader.records())
     return Summary(counts=counts, seconds=seconds)

@@ -35,6 +35,7 @@ class TrialRecord:
         seconds: Time of the evaluation.
         failure: Why it failed, was interrupted or not evaluated.
         retries: Why it was tried again, each time that it was.
+        queued: Whether the run wanted it beside what its search was given (`SearchStudy.queue`).
     """
 
     number: int
@@ -45,6 +46,7 @@ class TrialRecord:
     seconds: float = 0.0
     failure: str = ""
     retries: tuple[str, ...] = ()
+    queued: bool = False
 
     @cached_property
     def architecture(self) -> Architecture:
@@ -53,7 +55,7 @@ class TrialRecord:
 
     @property
     def evaluated(self) -> bool:
-        """Whether it counts toward the budget."""
+        """Whether it counts toward the budget, unless it was queued."""
         return self.status in ("done", "failed")
 
 
@@ -79,6 +81,7 @@ class Results:
         self.reference = reference
         self.records: list[TrialRecord] = []
         self.counts: Counter[str] = Counter()
+        self.queued = 0  # how many of those that were evaluated are beside the search's budget
         self._first_values: list[list[float]] = []
         self._front: list[TrialRecord] = []
         self._front_points = np.empty((0, len(self.objectives)))  # minimised
@@ -98,6 +101,7 @@ class Results:
         """Take a trial in; fixes the hypervolume's box when it is the one that the rule waits for."""
         self.records.append(record)
         self.counts[record.status] += 1
+        self.queued += record.queued and record.evaluated
         if record.status != "done":
             return
         if self.reference is None:
@@ -118,7 +122,7 @@ class Results:
 
     @property
     def evaluated(self) -> int:
-        """Trials that count toward the budget: done and failed."""
+        """Trials done and failed. Without the `queued`, they count toward the budget of the search."""
         return self.counts["done"] + self.counts["failed"]
 
     def front(self) -> list[TrialRecord]:

@@ -72,6 +72,7 @@ def _record(trial: FrozenTrial) -> TrialRecord:
         seconds=attrs.get("seconds", 0.0),
         failure=attrs.get("failure", ""),
         retries=tuple(attrs.get("retries", ())),
+        queued=bool(attrs.get("queued", False)),
     )
 
 
@@ -205,7 +206,10 @@ class SearchStudy:
             sampler.begin_batch(self.optuna_study, count)
 
     def queue(self, architectures: Iterable[Architecture]) -> int:
-        """Have these asked for next, whatever the strategy; returns how many may be evaluated and were not yet."""
+        """Have these asked for next, whatever the strategy; returns how many may be evaluated and were not yet.
+
+        Their trials are marked, since they are more than a search was given (`Results.queued`).
+        """
         before = len(self._queue)
         self._queue.extend(a for a in dict.fromkeys(architectures) if self._refusal(a) is None)
         return len(self._queue) - before
@@ -222,8 +226,9 @@ class SearchStudy:
                 raise SpaceExhausted(f"all {self._size} architectures of the space have been evaluated.")
             forced = bool(self._queue) or self._refused_in_a_row >= MAX_REFUSED_IN_A_ROW
             if forced:
+                marks = {"queued": True} if self._queue else None
                 wanted = self._queue.popleft() if self._queue else self._unseen()
-                self.optuna_study.enqueue_trial(self.space.params_of(wanted))
+                self.optuna_study.enqueue_trial(self.space.params_of(wanted), user_attrs=marks)
             trial = self.optuna_study.ask()
             architecture = self.space.ask(trial)
             if forced:

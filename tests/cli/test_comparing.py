@@ -26,6 +26,7 @@ def test_explain_shows_units_and_what_differs(searched: Path):
     assert "where they differ" in text and "layer > attention(heads=2)" in text and "params: 914 and 330" in text
     wrong = nas("explain", "first", "zzz", *runs)
     assert wrong.returncode == 2 and "'zzz' is no network and no trial of first" in wrong.stderr
+    assert f"The final networks: {first['id']}" in wrong.stderr
     assert json.loads(ok("explain", "first", "0", "--json", *runs))[0]["units"]
 
 
@@ -39,6 +40,11 @@ def test_diff_of_two_fronts(tmp_path: Path):
     assert found["ratio"] == pytest.approx(1 / back["ratio"]) and found["dominated"] == back["dominated"][::-1]
     assert "evaluator differs: supernet and standalone" in found["remarks"]
     better = json.loads((tmp_path / "finished" / "pareto.json").read_text())
+    bounded = tmp_path / "bounded"
+    shutil.copytree(tmp_path / "finished", bounded)
+    (bounded / "pareto.json").write_text(json.dumps({**better, "constraints": []}))
+    remarks = json.loads(ok("diff", "bounded", "standalone", "--json", "--runs", tmp_path))["remarks"]
+    assert any(remark.startswith("constraints differ: none and ") for remark in remarks)
     for member in better["front"]:
         member["metrics"]["latency_ms"] /= 2
     (tmp_path / "finished" / "pareto.json").write_text(json.dumps(better))

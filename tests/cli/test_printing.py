@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
 from mixnas.cli import printing
+from mixnas.cli.main import main
 from mixnas.search_space.architecture import Architecture
 
 from .command import ok
@@ -73,3 +76,14 @@ def test_a_front_has_a_line_for_each_network_and_all_of_it_on_request(searched: 
         assert f"{metrics['accuracy']:.4f} ±{metrics['accuracy_se']:.4f}" in line
     whole = ok(*asked, "--full").splitlines()
     assert whole[-len(names) :] == [f"{m['id']}  {name}" for m, name in zip(members, names, strict=True)]
+
+
+def test_a_reader_that_has_seen_enough_of_a_table_ends_the_verb_with_status_0(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as gone:
+        monkeypatch.setattr(sys, "stdout", gone)
+        assert main(["ops"]) == 0  # a table, as `nas space show FILE | head -3` prints
+    assert capfd.readouterr().err == ""

@@ -210,6 +210,8 @@ def test_dry_run_says_what_would_be_done_and_starts_nothing(tmp_path: Path):
     said = ok("search", "--dry-run", "-c", tmp_path / "config.yaml", "--trials", 9, "--runs", tmp_path / "runs")
     assert "84 architectures" in said and "9 trials by predictor, standalone" in said and "nothing was started" in said
     assert not (tmp_path / "runs").exists()
+    refused = nas("search", "--dry-run", "--json", "-c", tmp_path / "config.yaml", "--runs", tmp_path / "runs")
+    assert refused.returncode == 2 and not refused.stdout and "--dry-run --json: what a dry run" in refused.stderr
 
 
 def test_a_smoke_run_goes_through_every_phase_to_the_export_and_the_report(tmp_path: Path):

@@ -171,6 +171,10 @@ def test_how_far_the_search_agreed_with_the_final_weights_is_said():
     chance = agreement(members(enumerate([(0.3, 0.9), (0.46, 0.8), (0.31, 0.7), (0.4, 0.95), (0.35, 0.6)])), "accuracy")
     assert "as by chance: train the super-network for longer (supernet.seconds)" in chance
     assert agreement(members(enumerate([(0.1, 0.2)] * 4)), "accuracy") == ""
+    alike = agreement(members(enumerate([(0.1 * i, 1.0) for i in range(5)])), "accuracy")
+    assert alike.endswith("1 to 1 with their final weights; with their final weights all alike: no order to tell")
+    alike = agreement(members(enumerate([(0.5, 0.1 * i) for i in range(5)])), "accuracy")
+    assert alike.endswith("; in the search all alike: no order to tell") and "nan" not in alike
 
 
 def _flattered(bound: str, count: int = 30):

@@ -174,6 +174,14 @@ def test_a_search_of_which_every_trial_failed_says_why(tmp_path: Path):
         _job(run, config).execute()
 
 
+def test_a_search_that_ended_before_its_first_trial_says_so(tmp_path: Path):
+    config = _config(STANDALONE, search={"trials": 5, "evaluator": "standalone", "time": 1e-320})
+    with pytest.raises(
+        NasError, match=r"ended before its first trial \(search.time: .* s\). .* nas resume brief --set"
+    ):
+        mixnas.search(config.to_plain(), name="brief", runs=tmp_path, progress="quiet")
+
+
 def test_searching_twice_in_one_process(tmp_path: Path):
     """The package `mixnas.search`, once it was imported, stood in the way of the function."""
     runs = [mixnas.search(STANDALONE, name=name, runs=tmp_path, progress="quiet") for name in ("first", "second")]

@@ -18,6 +18,7 @@ from mixnas.search.study.reading import read_results
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.operators.quantization.policy import uniform
 from mixnas.search_space.space import SearchSpace
+from tests.cli.command import ok
 
 QUANTS = ["fp32", "w8a8", "w8a16"]
 PLAIN = {
@@ -83,6 +84,13 @@ def test_a_search_judges_uniform_candidates_and_says_what_runs(tmp_path: Path):
     before = len(results.records)
     mixnas.resume(run, progress="quiet")  # of what is judged nothing is judged again
     assert len(read_results(run.journal, objectives, ()).records) == before
+    assert results.queued == len(done) - 12 and run.status().done == 12
+    run = mixnas.resume(
+        run, settings=["search.trials=14"], progress="quiet"
+    )  # two more of the search, whatever was queued
+    results = read_results(run.journal, objectives, ())
+    assert results.evaluated - results.queued == run.status().done == 14
+    assert f"{run.name}: finished, 14 of 14 trials done" in ok("status", run.name, "--runs", tmp_path)
 
 
 def test_a_policy_on_no_front_is_named():

@@ -8,6 +8,7 @@ import pytest
 
 from mixnas.search.config import load_config, read_config
 from mixnas.search.smoke import CANDIDATES, TRIALS, shrunk
+from mixnas.search_space.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 KEPT = {"task", "device", "objectives", "space"}
@@ -39,3 +40,15 @@ def test_a_smaller_budget_stays():
     config = read_config({"search": {"trials": 3, "time": 2}, "train": {"steps": 2}, "final": {"candidates": 1}}, "c")
     small, _ = shrunk(config)
     assert (small.search.trials, small.search.time, small.train.steps, small.final.candidates) == (3, 2.0, 2, 1)
+
+
+def test_a_text_that_is_two_constraints_is_kept_or_left_out_as_one():
+    config = read_config({"constraints": ["about 20k parameters", "about 1 accuracy", "accuracy >= 0.8"]}, "c.yaml")
+    small, omitted = shrunk(config)
+    assert small.constraints == ("about 20k parameters",) and omitted == ("about 1 accuracy", "accuracy >= 0.8")
+
+
+def test_a_seed_that_numpy_does_not_take_is_refused_as_it_is_read():
+    assert read_config({"search": {"seed": 2**32 - 1}}, "c.yaml").search.seed == 2**32 - 1
+    with pytest.raises(ConfigError, match=r"c.yaml: search.seed: .*4294967296.*from 0 to"):
+        read_config({"search": {"seed": 2**32}}, "c.yaml")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -115,3 +116,8 @@ def test_a_point_with_nan_is_never_non_dominated_and_dominates_none():
         for i, (accuracy, ms) in enumerate(values)
     ]
     assert {record.number for record in Results(objectives, (), records).front()} == {1, 4}
+
+
+def test_a_reference_point_of_0_has_no_sign():
+    flat = Reference.of(np.array([[1.0]]), [Objective("accuracy", "max")])
+    assert math.copysign(1, flat.point[0]) == 1 and flat.point == (0.0,)

@@ -13,7 +13,7 @@ from mixnas.search.strategies.evolution import NSGA2, NSGA3
 from mixnas.search.strategies.random import Random
 from mixnas.search.strategies.tpe import TPE
 from mixnas.search.study.objectives import parse_constraints, parse_objectives
-from mixnas.search.study.reading import read_results
+from mixnas.search.study.reading import read_results, summary_of, summary_path
 from mixnas.search.study.study import SearchStudy, SpaceExhausted
 from mixnas.search_space.errors import ConfigError, InfeasibleError
 from tests.contracts.engine import carry_out
@@ -145,3 +145,21 @@ def test_tables(tmp_path, space, objectives, constraints):
     assert results.knee() in front
     accuracies = [record.metrics["accuracy"] for record in front]
     assert accuracies == sorted(accuracies, reverse=True)
+
+
+def test_what_is_queued_is_marked_and_left_out_of_the_summary(tmp_path, tiny, objectives):
+    path = tmp_path / "j"
+    with SearchStudy(path, tiny, objectives) as study:
+        searched(study, _metrics, 3)
+        first = [record.architecture for record in study.results.records if record.evaluated]
+        wanted = [a for a in study.space.neighbours(first[0]) if a not in first][:2]
+        assert study.queue([first[0], *wanted]) == len(wanted) > 0
+        searched(study, _metrics, 3 + len(wanted))
+        assert study.results.queued == len(wanted) and study.results.evaluated == 3 + len(wanted)
+    results = read_results(path, objectives)
+    assert {r.id for r in results.records if r.queued} == {a.id for a in wanted} and results.queued == len(wanted)
+    assert summary_of(path, objectives).counts["done"] == 3
+    summary_path(path).unlink()
+    assert summary_of(path).counts["done"] == summary_of(path, objectives).counts["done"] == 3
+    with SearchStudy(path, tiny, objectives) as study:
+        assert study.results.queued == len(wanted)
