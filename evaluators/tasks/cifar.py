@@ -81,7 +81,7 @@ class _Entry(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str | None, errors: str) -> Self:
         """See `tarfile.TarInfo`."""
-        entry = super().frombuf(buf, encoding, errors)
+        entry = super().frombuf(buf, encoding or tarfile.ENCODING, errors)
         if entry.type == tarfile.GNUTYPE_SPARSE:
             raise tarfile.TarError("it has a file with holes, none of CIFAR's")
         if entry.type not in (*tarfile.REGULAR_TYPES, *_WITHOUT) and entry.size > _MOST_OF_HEADER:
