@@ -26,38 +26,39 @@ import time
 from pathlib import Path
 from typing import Any
 
-CONFIG = """\
+_SPACE = """\
+space:
+  stem: conv
+  stages:
+    - width: [4, 8]
+      depth: [1, 2, 3]
+      block:
+        mixer: [identity, pooling, {name: dwconv, kernel_size: [3, 5]}]
+        channel_mixer: {name: mlp, expansion: [1, 2]}
+"""
+
+CONFIG = (
+    """\
 task: digits
 search: {strategy: nsga2, trials: %d, seed: 3, evaluator: standalone}
 train: {steps: 12}
 final: {candidates: 4}
 latency: {passes: 1, final_passes: 2}
-space:
-  stem: conv
-  stages:
-    - width: [4, 8]
-      depth: [1, 2, 3]
-      block:
-        mixer: [identity, pooling, {name: dwconv, kernel_size: [3, 5]}]
-        channel_mixer: {name: mlp, expansion: [1, 2]}
 """
+    + _SPACE
+)
 
 
-CONFIG_SUPERNET = """\
+CONFIG_SUPERNET = (
+    """\
 task: digits
 search: {strategy: nsga2, trials: %d, seed: 3}
 supernet: {steps: 120, batch_size: 16, samples: 1, checkpoint_every: 0}
 final: {candidates: 3, train: {steps: 8}}
 latency: {profile: 12s, passes: 1, final_passes: 2}
-space:
-  stem: conv
-  stages:
-    - width: [4, 8]
-      depth: [1, 2, 3]
-      block:
-        mixer: [identity, pooling, {name: dwconv, kernel_size: [3, 5]}]
-        channel_mixer: {name: mlp, expansion: [1, 2]}
 """
+    + _SPACE
+)
 
 _REPORTED = re.compile(r"^trial (\d+) done (\w{12})\s*$", re.MULTILINE)
 

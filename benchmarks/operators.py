@@ -39,7 +39,6 @@ FAMILIES = (attention, channel_mixers, convolutions, earlier, gates, global_mixe
 AXES = {"mixer": "Mixers", "gate": "Gates", "channel_mixer": "Channel mixers", "norm": "Norms", "head": "Heads"}
 SHAPES = {"image": (56, 56), "sequence": (1024,), "causal": (1024,)}
 WIDTH = 64
-BESIDE = ("dwconv", "attention")
 REPEATS, LONGEST_S = 9, 3.0
 PAPERS = Path(__file__).with_name("operator_papers.tsv")
 
