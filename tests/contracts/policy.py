@@ -20,6 +20,7 @@ from mixnas.search_space.architecture import Op
 from mixnas.search_space.cost import op_cost
 from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.formats.safetensors import load_tensors, save_tensors
+from mixnas.search_space.operators.folding import fold
 from mixnas.search_space.operators.layers import projections
 from mixnas.search_space.operators.quantization.policy import policy_of, stored_bytes
 
@@ -116,8 +117,9 @@ class PolicyContract:
         before = {name: tensor.clone() for name, tensor in prepared.state_dict().items()}
         counted = policy.weight_bytes(prepared)
         assert all(torch.equal(tensor, before[name]) for name, tensor in prepared.state_dict().items())
+        exported = stored_bytes(policy.deploy(fold(copy.deepcopy(prepared))))
+        assert exported == op_cost(case.axis, case.op, self.quant, case.before, case.after).weight_bytes
         assert counted == stored_bytes(policy.deploy(prepared))
-        assert counted == op_cost(case.axis, case.op, self.quant, case.before, case.after).weight_bytes
 
     def test_the_deployed_state_is_saved_and_loaded(self, case: Case, tmp_path: Path):
         policy = policy_of(self.quant)
