@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,9 +25,16 @@ from mixnas.predictors.latency.fit import fit
 from mixnas.predictors.latency.gpus import gpu_of
 from mixnas.predictors.latency.lookup import SpaceTable, SpaceUnits
 from mixnas.predictors.latency.model import MIN_UNITS, Columns, FitConfig, totals
-from mixnas.predictors.latency.predictor import LatencyPredictor, installed, plain_digest, user_directory
-from mixnas.predictors.latency.selection import cover, disagreement, draw_by_size, sample_rows, unit_sizes
-from mixnas.predictors.latency.transfer import MIN_NETWORKS, nearest_source, transfer
+from mixnas.predictors.latency.predictor import LatencyPredictor, plain_digest, user_directory
+from mixnas.predictors.latency.selection import (
+    cover,
+    disagreement,
+    draw_by_size,
+    largest_affordable,
+    sample_rows,
+    unit_sizes,
+)
+from mixnas.predictors.latency.transfer import MIN_NETWORKS, nearest_source, sources_of, spaces_before, transfer
 from mixnas.predictors.latency.unit_rows import POLICY, UnitRows
 from mixnas.predictors.measuring import runtimes
 from mixnas.predictors.measuring.device import INTERPRETER, device_name, provenance
@@ -42,9 +50,9 @@ from mixnas.predictors.measuring.measure import (
     windows_of,
 )
 from mixnas.predictors.measuring.sentinel import make_sentinel, sentinel_module
-from mixnas.predictors.measuring.table import BY_SIZE, MeasurementTable, Subject, subject, tagged
+from mixnas.predictors.measuring.table import BY_SIZE, MeasurementTable, Subject, subject
 from mixnas.search_space.architecture import Architecture
-from mixnas.search_space.errors import ConfigError, IntegrityError, StoppedEarly
+from mixnas.search_space.errors import ConfigError, StoppedEarly
 from mixnas.search_space.network import Network
 from mixnas.search_space.operators.quantization.policy import policy_of
 from mixnas.search_space.reporting import SILENT, Report
@@ -61,6 +69,10 @@ _KEEP_S = 15.0
 """Seconds of measurements that a kill may lose."""
 _CANDIDATES = 2000
 """Units, at most, among which those to measure next are chosen; of more a sample, in which every operator occurs."""
+_SAMPLE = 256
+"""Random networks of which those are taken that are small enough."""
+_BEYOND = 0.1
+"""Share of the budget that networks may take beyond it, as far as there are networks so small."""
 _FIRST_UNITS = 24
 """With fewer measured units the next are chosen such that all operators occur: the model knows too little to choose."""
 
@@ -130,6 +142,7 @@ class Profiler:
         self.known = SpaceUnits(space, io, () if plain is None else (plain_digest(plain),))
         self.left_out: dict[str, str] = {}  # subjects that turned out not to run here, and why
         self._rows: dict[str, int] = {}  # of the space's units by subject
+        self._last: list[Subject] = []  # networks of which `_cost` tells
         self.rng = np.random.default_rng([config.seed, len(self.table.subjects)])
         # Seconds that building a subject and a window of it took, by kind; guesses until something was measured.
         self._building, self._window = {"unit": 0.005, "network": 0.01}, {"unit": 0.02, "network": 0.03}
@@ -292,6 +305,8 @@ class Profiler:
         for kind, seconds in spent.items():
             if seconds:
                 self._window[kind] = sum(seconds) / len(seconds)
+        if spent["network"]:
+            self._last = [subjects[index] for index in seen if subjects[index].kind == "network"]
         return len(seen)
 
     def _memory_is_low(self) -> bool:
@@ -338,8 +353,8 @@ class Profiler:
         wanted = np.hstack([candidates.described().select(settings.names), own.select(works.names)])
         return disagreement(np.hstack([settings.values, works.values]), target, wanted)
 
-    def choose_networks(self, count: int) -> list[Subject]:
-        """Networks to measure next: those begun, then random ones, a share of them drawn by size."""
+    def choose_networks(self, count: int, largest: float = math.inf) -> list[Subject]:
+        """Networks to measure next: those begun, then random ones up to a size, a share of them drawn by size."""
         io = self.io.to_plain()
         own = [
             what
@@ -359,13 +374,17 @@ class Profiler:
         by_size = int(self._by_size_share * max(count - len(found), 0))
 
         def add(matrix: np.ndarray, work: Mapping[str, float], limit: int) -> None:
-            for vector in matrix[np.isfinite(self._size_of(matrix))]:
+            size = self._size_of(matrix)
+            for vector in matrix[np.isfinite(size) & (size <= largest)]:
                 if len(found) >= limit:
                     break
                 what = self.network_subject(self.space.decode(vector), work)
                 if what.id not in known:
                     found.setdefault(what.id, what)
 
+        if largest < math.inf:
+            add(self.space.sample_many(_SAMPLE, self.rng), {BY_SIZE: 1.0}, count)
+            return list(found.values())
         add(self.space.sample_many(2 * max(count - by_size, 0), self.rng), {}, count - by_size)
         if by_size:
             add(draw_by_size(self.space, self._size_of, by_size, self.rng), {BY_SIZE: 1.0}, len(found) + by_size)
@@ -379,6 +398,14 @@ class Profiler:
     def _size_of(self) -> Callable[[np.ndarray], np.ndarray]:
         nothing = np.empty((len(self.known.units), 0), dtype=bool)
         return SpaceTable(self.known, unit_sizes(self.amounts), nothing, np.empty((0, 0))).predict_many
+
+    def _largest(self, count: int, seconds: float) -> float:
+        """Size up to which there is time for so many random networks, by what those measured last took."""
+        if not self._last:
+            return math.inf
+        encoded = [self.space.encode(Architecture.from_canonical(what.config["architecture"])) for what in self._last]
+        taken = self._cost("network") / float(self._size_of(np.array(encoded)).mean())
+        return largest_affordable(self._size_of(self.space.sample_many(_SAMPLE, self.rng)), taken, count, seconds)
 
     def run(
         self,
@@ -399,12 +426,15 @@ class Profiler:
         while (left := deadline - time.monotonic()) > 1.0:
             if should_stop is not None and should_stop():
                 return
-            if rounds == 0:  # what a fit needs at least, whatever that takes: it tells what things cost
+            if rounds == 0:  # tells what things cost
                 slot = left
-                networks = self.choose_networks(self.config.fit.min_networks)
-                units = self.choose_units(_FIRST_UNITS) if share < 1 else []
+                networks, units = self.choose_networks(2), self.choose_units(_FIRST_UNITS) if share < 1 else []
+            elif rounds == 1:  # what a fit needs at least, such that there is time for it
+                slot = left
+                needed = max(2, self.lacking()[1])
+                networks, units = self.choose_networks(needed, self._largest(needed, slot * share)), []
             else:  # then two rounds, whose passes lie far apart in time
-                slot = left * (0.5 if rounds == 1 else 1.0)
+                slot = left * (0.5 if rounds == 2 else 1.0)
                 networks = self.choose_networks(max(2, int(slot * share / self._cost("network"))))
                 if len(networks) * self._cost("network") < slot * share / 2:
                     share = share if networks or share == 1 else 0.0
@@ -443,8 +473,10 @@ class Profiler:
             some = self.choose_units(4 * MIN_UNITS) if units else []
             subjects = [what for what in some if what.id not in self.table.subjects][:units]
             if networks:
-                some = self.choose_networks(self.config.fit.min_networks)
-                subjects += [what for what in some if what.id not in self.table.subjects]
+                # Each second is one beyond the budget: small ones.
+                largest = self._largest(networks, _BEYOND * self.config.budget_s)
+                some = self.choose_networks(self.config.fit.min_networks, largest)
+                subjects += [what for what in some if what.id not in self.table.subjects][:networks]
             if not subjects:
                 return True
             if time.monotonic() > deadline:
@@ -512,11 +544,11 @@ def profile(
             spent = min(time.monotonic() - begun, config.budget_s)
             report(spent, config.budget_s, units=kinds.count("unit"), networks=kinds.count("network"))
 
-        others = _spaces_before(profiler)
+        others = spaces_before(profiler.table, space, io)
         for other in others:  # the fit needs their counts, and has few seconds at the end
             for _, some in other.units.chunks():
                 profiler.works.of_all(some)
-        sources = _sources(place, profiler) if runtime in ("compiled", "onnxruntime") else []
+        sources = sources_of(profiler.table, space, io) if runtime in ("compiled", "onnxruntime") else []
         share = 1.0 if sources else config.network_share
         # The fit takes some seconds, most of them scikit-learn's import.
         profiler.run(begun + config.budget_s - min(8.0, 0.25 * config.budget_s), share, tick, should_stop)
@@ -555,31 +587,3 @@ def _fitted(profiler: Profiler, spaces: Sequence[SpaceUnits]) -> LatencyPredicto
     if profiler.gpu is not None:
         predictor.meta["gpu"] = profiler.gpu.to_plain()
     return predictor
-
-
-def _sources(directory: Path, profiler: Profiler) -> list[LatencyPredictor]:
-    """The predictors there are that know this space, apart from the one that is being made."""
-    found = []
-    for device, runtime, path in [*installed(directory), *installed()]:
-        if (device, runtime) != (profiler.name, tagged(profiler.runtime, profiler.table.batch)):
-            try:
-                predictor = LatencyPredictor.open(path)
-            except IntegrityError as error:
-                log.warning("%s It is not transferred from.", error)
-                continue
-            if any(known.is_of(profiler.space, profiler.io) for known in predictor.spaces):
-                found.append(predictor)
-    return found
-
-
-def _spaces_before(profiler: Profiler) -> list[SpaceUnits]:
-    """The spaces that the device's predictor already knows, apart from this one."""
-    path = profiler.table.csv_path.with_suffix(".npz")
-    if not path.exists():
-        return []
-    try:
-        before = LatencyPredictor.open(path)
-    except IntegrityError as error:
-        log.warning("%s It is fitted anew from its table.", error)
-        return []
-    return [known for known in before.spaces if not known.is_of(profiler.space, profiler.io)]

@@ -93,6 +93,27 @@ def unit_sizes(found: np.ndarray) -> np.ndarray:
     return np.asarray((found / np.maximum(np.nanmean(found, axis=0), 1e-9)).sum(axis=1))
 
 
+def largest_affordable(sizes: np.ndarray, seconds_each: float, count: int, seconds: float) -> float:
+    """The size up to which so many random networks take no longer, in the mean, than there is time for.
+
+    Args:
+        sizes: Of random networks; NaN of those that cannot be built.
+        seconds_each: What a network of size one takes.
+        count: How many networks.
+        seconds: For all of them.
+
+    Returns:
+        Infinity where networks of any size do; never less than the size below which a twentieth of them lie.
+    """
+    sizes = np.sort(sizes[np.isfinite(sizes)])
+    if not len(sizes):
+        return math.inf
+    affordable = seconds_each * count * np.cumsum(sizes) / np.arange(1, len(sizes) + 1) <= seconds
+    if affordable.all():
+        return math.inf
+    return float(sizes[max(int(affordable.sum()), math.ceil(0.05 * len(sizes))) - 1])
+
+
 def draw_by_size(space: SearchSpace, size_of: SizeOf, count: int, rng: np.random.Generator) -> np.ndarray:
     """Random networks whose sizes are spread evenly, on a logarithmic scale, from the smallest to the largest.
 

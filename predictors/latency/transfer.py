@@ -7,6 +7,7 @@ ridge regression lets more through as measurements come.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,11 +15,16 @@ from typing import Any
 import numpy as np
 
 from mixnas.predictors.latency.fit import Networks, accuracy
+from mixnas.predictors.latency.lookup import SpaceUnits
 from mixnas.predictors.latency.model import Composition, FitConfig, half_width
-from mixnas.predictors.latency.predictor import LatencyPredictor, Profiled, categorical
+from mixnas.predictors.latency.predictor import LatencyPredictor, Profiled, categorical, installed
 from mixnas.predictors.latency.unit_rows import UnitRows
 from mixnas.predictors.measuring.table import MeasurementTable
-from mixnas.search_space.errors import ConfigError
+from mixnas.search_space.errors import ConfigError, IntegrityError
+from mixnas.search_space.space import SearchSpace
+from mixnas.search_space.units import IOSpec
+
+log = logging.getLogger(__name__)
 
 MIN_NETWORKS = 4
 
@@ -85,6 +91,36 @@ def _cross_validated(measured: _Measured, seed: int) -> np.ndarray:
     for fold in _folds(len(everything), seed):
         predicted[fold] = measured.predict(measured.fit(np.setdiff1d(everything, fold)), fold)
     return predicted
+
+
+def sources_of(table: MeasurementTable, space: SearchSpace, io: IOSpec) -> list[LatencyPredictor]:
+    """The predictors beside a table, and those that ship, that know a space; not the table's own."""
+    found = []
+    own = table.csv_path.with_suffix(".npz").name
+    for _, _, path in [*installed(table.csv_path.parent), *installed()]:
+        if path.name == own:
+            continue
+        try:
+            predictor = LatencyPredictor.open(path)
+        except IntegrityError as error:
+            log.warning("%s It is not transferred from.", error)
+            continue
+        if any(known.is_of(space, io) for known in predictor.spaces):
+            found.append(predictor)
+    return found
+
+
+def spaces_before(table: MeasurementTable, space: SearchSpace, io: IOSpec) -> list[SpaceUnits]:
+    """The spaces that a table's predictor already knows, apart from this one."""
+    path = table.csv_path.with_suffix(".npz")
+    if not path.exists():
+        return []
+    try:
+        before = LatencyPredictor.open(path)
+    except IntegrityError as error:
+        log.warning("%s It is fitted anew from its table.", error)
+        return []
+    return [known for known in before.spaces if not known.is_of(space, io)]
 
 
 def nearest_source(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import numpy as np
@@ -9,8 +10,10 @@ import pytest
 
 from mixnas.predictors.latency import profile as profile_module
 from mixnas.predictors.latency.profile import ProfileConfig, Profiler, profile
+from mixnas.predictors.latency.selection import largest_affordable
 from mixnas.predictors.measuring.measure import MeasureConfig, Window
 from mixnas.predictors.measuring.table import MeasurementTable
+from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.space import SearchSpace
 from mixnas.search_space.units import IOSpec
 
@@ -62,15 +65,27 @@ def test_what_is_measured_is_planned_from_the_first_timings(tmp_path, monkeypatc
         space(), IMAGE, device="cpu", runtime="eager", directory=tmp_path, config=ProfileConfig(measure=QUICK)
     )
 
+    def size_of(what):
+        encoded = profiler.space.encode(Architecture.from_canonical(what.config["architecture"]))
+        return float(profiler._size_of(encoded[None])[0]) / mean
+
+    mean = np.nanmean(profiler._size_of(profiler.space.sample_many(500, np.random.default_rng(1))))
+
     def measure(subjects, deadline, *_, **__):
         kinds = [what.kind for what in subjects]
-        rounds.append((kinds.count("network"), kinds.count("unit"), deadline - clock.now))
+        expected = {
+            what.id: network_s * size_of(what) if what.kind == "network" else network_s / 20 for what in subjects
+        }
+        rounds.append((kinds.count("network"), kinds.count("unit"), deadline - clock.now, sum(expected.values())))
         for what in subjects:
-            seconds = {"unit": network_s / 20, "network": network_s}[what.kind]
             if clock.now >= deadline:
                 break
-            clock.now += seconds
-            profiler._building[what.kind], profiler._window[what.kind] = 0.0, seconds
+            clock.now += expected[what.id]
+        for kind in set(kinds):
+            profiler._building[kind] = 0.0
+            profiler._window[kind] = np.mean([expected[what.id] for what in subjects if what.kind == kind])
+        profiler._last = [what for what in subjects if what.kind == "network"] or profiler._last
+        for what in subjects:
             profiler.table.subjects[what.id] = what
             profiler.table.windows[what.id] = [Window(0, 0, np.ones(3), 1.0, 1.0)]
         return len(subjects)
@@ -78,9 +93,19 @@ def test_what_is_measured_is_planned_from_the_first_timings(tmp_path, monkeypatc
     monkeypatch.setattr(profile_module, "time", clock)
     monkeypatch.setattr(profiler, "measure", measure)
     profiler.run(60.0, 0.5)
-    assert rounds[0][0] == 12 and rounds[0][1] >= 8
+    assert rounds[0][0] == 2 and rounds[0][1] >= 8
+    assert rounds[0][0] + rounds[1][0] == 12
     measured = [what.kind for what in profiler.table.subjects.values()].count("network")
     assert measured >= min(networks, space().size() // 2)
     # no round was given more than there was time for, by more than the least that a round has
-    for count, units, left in rounds[1:]:
-        assert count * network_s + units * network_s / 20 <= max(1.1 * left, 2 * network_s + 4 * network_s / 20)
+    for _, _, left, expected in rounds[1:]:
+        assert expected <= max(1.2 * left, 3 * network_s)
+
+
+def test_the_largest_networks_that_there_is_time_for():
+    sizes = np.array([1.0, 2.0, math.nan, 3.0, 10.0])
+    assert largest_affordable(sizes, 1.0, 4, 16.0) == math.inf  # four of the mean size, 4
+    assert largest_affordable(sizes, 1.0, 4, 15.9) == 3.0  # four of 1, 2 and 3 take 8 in the mean
+    assert largest_affordable(sizes, 2.0, 4, 15.9) == 2.0
+    assert largest_affordable(sizes, 1.0, 4, 0.0) == 1.0  # the smallest, whatever they take
+    assert largest_affordable(np.array([math.nan]), 1.0, 4, 1.0) == math.inf
