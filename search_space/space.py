@@ -331,7 +331,7 @@ class SearchSpace:
         active = np.ones(matrix.shape, dtype=bool)
         for i, variable in enumerate(self.variables):
             if variable.parent >= 0:
-                chosen = np.clip(matrix[..., variable.parent], 0, None)  # an inactive parent is ruled out just below
+                chosen = np.maximum(matrix[..., variable.parent], 0)  # an inactive parent is ruled out just below
                 active[..., i] = active[..., variable.parent] & self._allowed[i][chosen]
         return active
 

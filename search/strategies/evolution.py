@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -17,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mixnas.search.strategies import STRATEGIES, Acceptable, Cheap, Question, Strategy
 from mixnas.search.strategies.drawing import OverSpace, trial_generator
-from mixnas.search.study.optuna_internals import generation_of, reseed, set_generation
+from mixnas.search.study.optuna_internals import generation_of, reseed, set_generation, stored
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.settings import Between
 
@@ -60,26 +59,38 @@ class _Evolution(OverSpace):
     """Parents by binary tournament, then the space's own crossover and mutation, over conditional choices too.
 
     The survivors of a generation are selected by the Optuna sampler that this is mixed into. That sampler goes through
-    all trials several times for each proposal to find the generation and its parents; here both are remembered, so
-    that the thousandth proposal takes no longer than the first.
+    all trials several times for each proposal to find the generation and its parents; here they are remembered, so
+    that the fifty-thousandth proposal takes no longer than the first.
     """
 
-    _counts: Counter[int] | None = None  # finished trials per generation
+    _finished: dict[int, list[FrozenTrial]] | None = None  # by generation; of each its identity is up to date
     _parents: tuple[int, list[FrozenTrial]] | None = None  # generation and its parents
+    _decoded: tuple[int, list[Architecture]] | None = None  # generation and its parents' architectures
 
     def get_trial_generation(self: Any, study: Study, trial: FrozenTrial) -> int:
         """The generation of a trial; a new one begins when the last is full. Stored with the trial."""
-        stored = generation_of(self, trial)
-        if stored is not None:
-            return stored
-        if self._counts is None:
-            complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-            generations = (generation_of(self, t) for t in complete)
-            self._counts = Counter(g for g in generations if g is not None)
-        last = max(self._counts, default=0)
-        generation: int = last + (self._counts[last] >= self.population_size)
+        given = generation_of(self, trial)
+        if given is not None:
+            return given
+        finished = self._finished_in(study)
+        last = max(finished, default=0)
+        generation: int = last + (len(finished.get(last, ())) >= self.population_size)
         set_generation(self, study, trial, generation)
         return generation
+
+    def _finished_in(self: Any, study: Study) -> dict[int, list[FrozenTrial]]:
+        if self._finished is None:
+            self._finished = {}
+            for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+                generation = generation_of(self, trial)
+                if generation is not None:
+                    self._finished.setdefault(generation, []).append(trial)
+        return self._finished  # type: ignore[no-any-return]
+
+    def get_population(self, study: Study, generation: int) -> list[FrozenTrial]:
+        """The finished trials of a generation, in the order of their numbers."""
+        finished = self._finished_in(study).get(generation, ())
+        return sorted((stored(study, trial) for trial in finished), key=lambda t: t.number)
 
     def get_parent_population(self, study: Study, generation: int) -> list[FrozenTrial]:
         """The survivors that a generation descends from; none for the first."""
@@ -94,8 +105,9 @@ class _Evolution(OverSpace):
     ) -> None:
         """Count the trial in its generation."""
         generation = generation_of(self, trial)
-        if self._counts is not None and state == TrialState.COMPLETE and generation is not None:
-            self._counts[generation] += 1
+        if self._finished is not None and state == TrialState.COMPLETE and generation is not None:
+            self._finished.setdefault(generation, []).append(trial)
+            self._finished.pop(generation - 3, None)  # nobody asks for these again
         super().after_trial(study, trial, state, values)  # type: ignore[misc]
 
     def sample_relative(
@@ -108,27 +120,33 @@ class _Evolution(OverSpace):
         if len(parents) < 2:
             drawn: dict[str, Any] = self._draw(lambda: self._space.sample(rng))
             return drawn
-        child: dict[str, Any] = self._draw(lambda: self._child(parents, study.directions, rng))
+        if self._decoded is None or self._decoded[0] != generation:
+            self._decoded = generation, [self._space.from_params(parent.params) for parent in parents]
+        decoded = self._decoded[1]
+        child: dict[str, Any] = self._draw(lambda: self._child(parents, decoded, study.directions, rng))
         return child
 
     def _child(
-        self, parents: list[FrozenTrial], directions: Sequence[StudyDirection], rng: np.random.Generator
+        self,
+        parents: list[FrozenTrial],
+        decoded: list[Architecture],
+        directions: Sequence[StudyDirection],
+        rng: np.random.Generator,
     ) -> Architecture:
-        first = self._parent(parents, directions, rng)
+        first = decoded[_winner(parents, directions, rng)]
         child = first
         if rng.random() < _CROSSOVER_RATE:
-            child = self._space.crossover(first, self._parent(parents, directions, rng), rng)
+            child = self._space.crossover(first, decoded[_winner(parents, directions, rng)], rng)
         # the usual rate, one choice in n, changes 1 - (1 - 1/n)^n = 63% of the children; mutate() changes every one
         if child == first or rng.random() < 0.63:
             child = self._space.mutate(child, rng)
         return child
 
-    def _parent(
-        self, parents: list[FrozenTrial], directions: Sequence[StudyDirection], rng: np.random.Generator
-    ) -> Architecture:
-        i, j = rng.choice(len(parents), size=2, replace=False)
-        winner = parents[j] if _better(parents[j], parents[i], directions) else parents[i]
-        return self._space.from_params(winner.params)
+
+def _winner(parents: list[FrozenTrial], directions: Sequence[StudyDirection], rng: np.random.Generator) -> int:
+    """Which of the parents wins a binary tournament."""
+    i, j = rng.choice(len(parents), size=2, replace=False)
+    return int(j if _better(parents[j], parents[i], directions) else i)
 
 
 def _better(a: FrozenTrial, b: FrozenTrial, directions: Sequence[StudyDirection]) -> bool:

@@ -24,7 +24,7 @@ def fail(study: optuna.Study, trial: FrozenTrial, **user_attrs: Any) -> None:
     storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
 
 
-def stored(study: optuna.Study, trial: optuna.Trial) -> FrozenTrial:
+def stored(study: optuna.Study, trial: optuna.Trial | FrozenTrial) -> FrozenTrial:
     """A trial as the storage has it, not a copy."""
     return study._storage.get_trial(trial._trial_id)
 

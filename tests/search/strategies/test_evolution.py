@@ -45,7 +45,9 @@ def test_conditional_choices_are_inherited(tmp_path, strategy, space, objectives
         population = sampler.get_parent_population(optuna_study, sampler.get_trial_generation(optuna_study, frozen))
         assert len(population) == 10
         rng = np.random.default_rng(0)
-        children = space.encode_many([sampler._child(population, optuna_study.directions, rng) for _ in range(200)])
+        decoded = [space.from_params(parent.params) for parent in population]
+        made = [sampler._child(population, decoded, optuna_study.directions, rng) for _ in range(200)]
+        children = space.encode_many(made)
     changed = [min(int(((c != p) & (c >= 0) & (p >= 0)).sum()) for p in parents) for c in children]
     assert np.mean(changed) < 4
     deepest = [i for i, v in enumerate(space.variables) if v.name.startswith("stages.0.blocks.2.mixer.")]
