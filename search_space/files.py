@@ -36,6 +36,13 @@ def atomic_write(path: str | Path, content: str | bytes) -> None:
     atomic_create(path, write)
 
 
+def remove_unfinished(directory: Path) -> None:
+    """Remove what writes that were killed have left in a directory; only for who alone writes there."""
+    for path in directory.iterdir():
+        if re.fullmatch(r"\..+\.[a-z0-9_]{8}", path.name) and stat.S_ISREG(path.lstat().st_mode):
+            path.unlink(missing_ok=True)
+
+
 def atomic_create(path: str | Path, write: Callable[[Path], None]) -> None:
     """Like `atomic_write`, for content that a library writes itself: `write` is given a temporary path."""
     path = Path(path)

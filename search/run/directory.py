@@ -54,7 +54,16 @@ from mixnas.search_space.errors import (
     shown,
     visible,
 )
-from mixnas.search_space.files import atomic_write, digest_of, dump_yaml, json_text, parse_json, parse_yaml, read_bytes
+from mixnas.search_space.files import (
+    atomic_write,
+    digest_of,
+    dump_yaml,
+    json_text,
+    parse_json,
+    parse_yaml,
+    read_bytes,
+    remove_unfinished,
+)
 
 FORMAT = 3
 """Since 2, latency is that of branches, not of whole blocks: a run of format 1 can be looked at, not gone on with.
@@ -305,6 +314,7 @@ class Run:
         os.ftruncate(file, 0)
         os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
         self._lock, self._entered = file, 1
+        remove_unfinished(self.path)
         with contextlib.suppress(NasError, KeyError):  # a resume may have changed it since it was opened
             self.manifest = read_manifest(self.path / "manifest.json", _READABLE)
         return self

@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixnas.search_space.errors import ConfigError, IntegrityError
-from mixnas.search_space.files import atomic_create, atomic_write, dump_yaml, load_yaml, parse_json, parse_yaml
+from mixnas.search_space.files import (
+    atomic_create,
+    atomic_write,
+    dump_yaml,
+    load_yaml,
+    parse_json,
+    parse_yaml,
+    remove_unfinished,
+)
 
 scalars = st.one_of(
     st.none(),
@@ -163,3 +171,13 @@ def test_a_device_or_a_pipe_is_not_replaced_by_a_file(tmp_path):
         with pytest.raises(ConfigError, match="it is no file, and nothing is put into its place"):
             atomic_write(tmp_path / name, "text")
     assert stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode) and sorted(os.listdir(tmp_path)) == ["folder", "pipe"]
+
+
+def test_what_killed_writes_have_left_is_removed(tmp_path):
+    (tmp_path / "file").write_text("whole")
+    (tmp_path / ".lock").touch()
+    (tmp_path / ".file.a1b2c3_9").write_text("ha")
+    (tmp_path / ".link.a1b2c3_9").symlink_to(tmp_path / "file")
+    (tmp_path / ".folder.a1b2c3_9").mkdir()
+    remove_unfinished(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [".folder.a1b2c3_9", ".link.a1b2c3_9", ".lock", "file"]
