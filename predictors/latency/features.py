@@ -22,6 +22,7 @@ from mixnas.predictors.latency.counting import count, finished
 from mixnas.predictors.latency.gpus import GPU
 from mixnas.predictors.latency.model import Columns
 from mixnas.predictors.latency.unit_rows import POLICY, Filling, UnitRows, distinct
+from mixnas.predictors.measuring.measure import fixed_threads
 from mixnas.predictors.measuring.runtimes import built_on
 from mixnas.search_space.architecture import Op
 from mixnas.search_space.errors import ConfigError
@@ -105,6 +106,7 @@ class Works:
             raise ConfigError(f"a {unit.role} unit cannot be built: {problems[-1]}")
         return {name: float(v) for name, v in zip(columns.names, columns.values[0], strict=True) if v}
 
+    @fixed_threads(1)  # no count depends on them, and where others work too several wait for each other at every step
     def of_all(self, units: UnitRows) -> tuple[Columns, np.ndarray]:
         """Counts of many units, and (units,) which of them can be built."""
         parts: list[list[dict[str, float]]] = []
