@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from mixnas.predictors.latency.boundaries import Boundaries
+from mixnas.predictors.latency.model import LEAST_SHARE
 from mixnas.predictors.latency.parts import Parts, Place, build_parts, places
 from mixnas.predictors.latency.unit_rows import UnitRows
 from mixnas.search_space.errors import ConfigError
@@ -182,6 +183,7 @@ class SpaceTable:
         np.copyto(index, scratch.cells, casting="unsafe")
         index += self._starts
         self._ms.take(index, mode="clip", out=scratch.ms).sum(axis=0, out=total)
+        least = LEAST_SHARE * total
         if self._boundaries is not None:
             total += self._boundaries.summed(self._codes.take(index, mode="clip"))
         present = np.empty((len(total), self._operators))
@@ -192,7 +194,7 @@ class SpaceTable:
             low = mask.astype("<u8", copy=False).view(np.uint8).reshape(-1, 8)[:, : -(-here.shape[1] // 8)]
             here[:] = np.unpackbits(low, axis=1, count=here.shape[1], bitorder="little")
         total += ((present @ self._presence_ms) * present).sum(axis=1)
-        return total
+        return np.maximum(total, least, out=total)
 
 
 class _Scratch:

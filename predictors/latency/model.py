@@ -259,6 +259,11 @@ def blend(predicted: np.ndarray, measured: np.ndarray, spread: float, measured_s
     return predicted * np.exp(np.where(np.isfinite(ratio), weight * ratio, 0.0))
 
 
+LEAST_SHARE = 0.25
+"""A network takes at least this share of what its units do: the terms of single operators, learnt from a few noisy
+networks, may outweigh the units of a network unlike those."""
+
+
 @dataclass(frozen=True)
 class Composition:
     """From units by themselves to units in a network: `unit_ms * (scale + settings @ weights) + constant_ms`.
@@ -301,7 +306,7 @@ class Composition:
         """Ridge regression on the relative error; its strength, and whether pairs help, by leave-one-out error.
 
         From few networks on a restless machine, the terms of single operators may outweigh the units: a solution that
-        gives any network or unit no time, or less, is none. Where all are such, the units are only scaled.
+        gives any unit no time, or any network next to none, is none. Where all are such, the units are only scaled.
 
         Args:
             counts: (networks, units) how often each unit stands in each network.
@@ -351,7 +356,8 @@ class Composition:
         def takes_time(found: Composition) -> bool:
             in_network_ms = found.apply(unit_ms, settings)
             networks_ms = found.network_ms(every, in_network_ms, has, crossed)
-            return bool((in_network_ms > 0).all() and (networks_ms > 0).all())
+            least = LEAST_SHARE * (every @ in_network_ms)
+            return bool((in_network_ms > 0).all() and (networks_ms > least).all())
 
         nothing = np.zeros(ends[-1])
         best = (math.inf, composed(nothing, nothing))
@@ -378,8 +384,9 @@ class Composition:
     ) -> np.ndarray:
         """(networks,) from how often each unit stands in each; see `fit`."""
         present = ((counts @ has) > 0).astype(float)
-        found = np.asarray(counts @ in_network_ms + ((present @ self.presence_ms) * present).sum(axis=1))
-        return found if entered is None else found + entered @ self.boundary_ms
+        in_units = np.asarray(counts @ in_network_ms)
+        found = in_units + ((present @ self.presence_ms) * present).sum(axis=1)
+        return np.maximum(found if entered is None else found + entered @ self.boundary_ms, LEAST_SHARE * in_units)
 
 
 def conformal_quantile(scores: np.ndarray, coverage: float) -> float:

@@ -19,7 +19,7 @@ import numpy as np
 from mixnas.predictors.latency.boundaries import boundaries_of
 from mixnas.predictors.latency.gpus import GPU, sheet_of
 from mixnas.predictors.latency.lookup import SpaceTable, SpaceUnits, network_input, tree_from_plain, tree_to_plain
-from mixnas.predictors.latency.model import Columns, Composition, UnitModel
+from mixnas.predictors.latency.model import LEAST_SHARE, Columns, Composition, UnitModel
 from mixnas.predictors.latency.stored import damaged, read_stored, write_stored
 from mixnas.predictors.latency.trees import Trees
 from mixnas.predictors.latency.unit_rows import UnitRows
@@ -264,8 +264,9 @@ class LatencyPredictor:
         io = self.input_of(io)
         known_input = io in self.inputs
         outside = dict.fromkeys([] if known_input else [f"input: {_input(io)} was not profiled"])
-        units: list[UnitLatency] = []
-        total, guessed, present = 0.0, 0.0, 0
+        shares: list[float] = []
+        looked: list[_Seen] = []
+        present = 0
         planned = self.plan(architecture, io)
         entering = list(self.boundaries.walk(planned))
         for (name, unit), behind_another in zip(planned, entering, strict=True):
@@ -276,10 +277,14 @@ class LatencyPredictor:
             if seen.operators & ~present:  # the first unit with an operator carries what its presence costs
                 ms += self._presence_ms(present | seen.operators) - self._presence_ms(present)
                 present |= seen.operators
-            units.append(UnitLatency(name, unit.role, ms))
-            total += ms
-            if seen.outside or not (known_input or seen.profiled):
-                guessed += ms
+            looked.append(seen)
+            shares.append(ms)
+        if sum(shares) < LEAST_SHARE * sum(seen.ms for seen in looked):
+            shares = [LEAST_SHARE * seen.ms for seen in looked]
+        total = sum(shares)
+        guesses = (bool(seen.outside) or not (known_input or seen.profiled) for seen in looked)
+        guessed = sum(ms for ms, guess in zip(shares, guesses, strict=True) if guess)
+        units = [UnitLatency(name, unit.role, ms) for (name, unit), ms in zip(planned, shares, strict=True)]
         latency = Latency(total, *self._interval(total - guessed, guessed), "predicted", tuple(outside))
         return Prediction(latency, tuple(units), self.device, self.runtime, self.estimate, sum(entering))
 

@@ -85,6 +85,22 @@ def test_many_are_each(profiled, space):
     np.testing.assert_allclose(predictor.predict_many(encoded, space), single, rtol=1e-5)
 
 
+def test_operators_that_outweigh_the_units_leave_a_share_of_them(profiled, space):
+    """A network unlike the few that were measured came out at less than no time."""
+    directory, _ = profiled
+    (_, _, path), *_ = installed(directory)
+    predictor = LatencyPredictor.open(path)
+    predictor.composition = replace(predictor.composition, presence_ms=predictor.composition.presence_ms - 100.0)
+    encoded = space.sample_many(20, np.random.default_rng(0))
+    answers = [predictor.predict(architecture) for architecture in space.decode_many(encoded)]
+    for answer in answers:
+        assert 0 < answer.latency.low_ms < answer.latency.ms < answer.latency.high_ms
+        assert sum(unit.latency_ms for unit in answer.units) == pytest.approx(answer.latency.ms)
+        assert all(unit.latency_ms > 0 for unit in answer.units)
+    many = predictor.predict_many(encoded, space)
+    np.testing.assert_allclose(many, [answer.latency.ms for answer in answers], rtol=1e-5)
+
+
 def test_outside_is_reported_and_widens(profiled, space):
     _, predictor = profiled
     plain = {
