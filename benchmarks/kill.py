@@ -282,7 +282,7 @@ def _kill_at(root: Path, searches: _Searches, each: int, phase: str, trials: int
     folder.mkdir(parents=True)
     config, common = folder / "config.yaml", ["--runs", str(runs)]
     config.write_text((CONFIG_SUPERNET if phase in OF_A_SUPERNET else CONFIG) % trials)
-    exporting, ended = phase == "export", False
+    exporting, ended, idle = phase == "export", False, 0
     if exporting:
         status, reported, said = searches.run(["search", "-c", str(config), "--name", "killed", *common])
         assert status == 0, said[-2000:]
@@ -303,8 +303,13 @@ def _kill_at(root: Path, searches: _Searches, each: int, phase: str, trials: int
         kills += status == -signal.SIGKILL
         ended = status == 0
         wanted += trials if ended and not exporting else 0  # it came to its end before: give it more to do
+        idle = idle + 1 if ended else 0
         if (runs / "killed" / "manifest.json").exists():
             _check(runs, reported, phase)
+        if idle == 2 and kills < each:  # nothing is left to do there, such as to profile: another run
+            shutil.rmtree(runs / "killed")
+            wanted, idle, ended = trials, 0, False
+            reported.clear()
     last = ["export", "killed"] if exporting else ["resume", "killed", "--trials", str(wanted)]
     status, told, said = searches.run([*last, *common])
     assert status == 0, f"{phase}: the last one ended with {status}: {said[-2000:]}"
