@@ -308,7 +308,7 @@ def _kill_at(root: Path, searches: _Searches, each: int, phase: str, trials: int
             _check(runs, reported, phase)
         if idle == 2 and kills < each:  # nothing is left to do there, such as to profile: another run
             shutil.rmtree(runs / "killed")
-            wanted, idle, ended = trials, 0, False
+            wanted, idle = trials, 0
             reported.clear()
     last = ["export", "killed"] if exporting else ["resume", "killed", "--trials", str(wanted)]
     status, told, said = searches.run([*last, *common])
