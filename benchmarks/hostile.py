@@ -208,6 +208,8 @@ def kills(each: int, phases: list[str] | None, output: str | None) -> dict[str, 
         if phase not in seen:
             with tempfile.TemporaryDirectory() as folder:
                 seen[phase] = kill_in_phases(Path(folder), each, [phase])["phases"][phase]
+            if output:  # the next phase may find a fault
+                Path(output).write_text(json.dumps({"each": each, "phases": seen}, indent=1) + "\n")
     total = sum(one["kills"] for one in seen.values())
     return {"each": each, "kills": total, "lost": 0, "evaluated_twice": 0, "phases": seen}
 
