@@ -153,7 +153,7 @@ def tally(kind: str, finalists: Mapping[str, Names], others: Sequence[Names]) ->
     return table
 
 
-def tour(name: str, path: Path | None) -> dict[str, Any]:
+def tour(name: str, path: Path | None, folder: Path) -> dict[str, Any]:
     """Search (or open a run), bring the rest into networks, write both files; returns the record."""
     config = ROOT / "configs" / f"{name}-tour.yaml"
     begun = time.monotonic()
@@ -182,10 +182,10 @@ def tour(name: str, path: Path | None) -> dict[str, Any]:
         "networks_of_the_rest": covering,
         "provenance": provenance("cpu", 1),
     }
-    write_json(RESULTS / f"{name}-tour.json", sayable(record))
+    write_json(folder / f"{name}-tour.json", sayable(record))
     results = read_results(run.journal, parse_objectives(run.manifest["fixed"]["objectives"]))
     done = [r.metrics for r in results.records if r.status == "done"]
-    atomic_write(RESULTS / f"{name}-tour.svg", front_chart(front, [(m["latency_ms"], m[front.metric]) for m in done]))
+    atomic_write(folder / f"{name}-tour.svg", front_chart(front, [(m["latency_ms"], m[front.metric]) for m in done]))
     return record
 
 
@@ -194,8 +194,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tour", choices=("operators", "sequence"))
     parser.add_argument("--run", type=Path, metavar="RUN", help="a finished run of the configuration")
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS, metavar="FOLDER", help="where the files go")
     args = parser.parse_args()
-    record = tour(args.tour, args.run)
+    record = tour(args.tour, args.run, args.output)
     for axis, row in record["operators"].items():
         missing = f"; not {', '.join(row['missing'])}" if row["missing"] else ""
         print(f"{axis}: {row['in_a_network']} of {row['registered']} in a trained and measured network{missing}")

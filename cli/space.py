@@ -224,7 +224,9 @@ def _scaled_input(config: Any, space: Any, io: Any, rule: Any) -> tuple[dict[str
         return None, io, f"{stays}: the nearest that strides of {stride} divide"
     if not isinstance(size, int | list):
         return None, io, f"{stays}: the file gives the task no size; the rule asks for {wanted}"
-    task = {"name": config.task.name, **config.task.options, "size": scale_extents(size, rule, stride)}
+    extents = scale_extents(size if isinstance(size, list) else [size], rule, stride)
+    extent: Any = extents if isinstance(size, list) else extents[0]
+    task = {"name": config.task.name, **config.task.options, "size": extent}
     try:
         return task, by_name(task).io, ""
     except ConfigError as error:

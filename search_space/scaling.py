@@ -117,10 +117,9 @@ def scale_space(plain: Any, rule: Rule, io: Any, source: str) -> dict[str, Any]:
     )
 
 
-def scale_extents(size: int | Sequence[int], rule: Rule, stride: int) -> int | list[int]:
-    """An input's extent or extents, scaled to multiples of what the networks divide them by."""
-    found = [to_multiple(extent * rule.resolution, stride) for extent in _listed(size)]
-    return found if isinstance(size, Sequence) else found[0]
+def scale_extents(size: Sequence[int], rule: Rule, stride: int) -> list[int]:
+    """An input's extents, scaled to multiples of what the networks divide them by."""
+    return [to_multiple(extent * rule.resolution, stride) for extent in size]
 
 
 def _listed(value: Any) -> list[Any]:

@@ -83,4 +83,4 @@ def test_what_fits_nowhere_is_said():
 
 def test_multiples_and_extents():
     assert [to_multiple(v, 8) for v in (1, 11.9, 12, 20)] == [8, 8, 16, 24]
-    assert scale_extents(224, Rule(4.0), 32) == 256 and scale_extents([32, 64], Rule(4.0), 4) == [36, 68]
+    assert scale_extents([224], Rule(4.0), 32) == [256] and scale_extents([32, 64], Rule(4.0), 4) == [36, 68]
