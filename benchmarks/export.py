@@ -49,7 +49,11 @@ from mixnas.search_space.registry import Context, Knob, Value  # noqa: E402
 from mixnas.search_space.units import IOSpec  # noqa: E402
 
 IOS = {
-    "image": [IOSpec("image", (8, 16), 3, 5), IOSpec("image", (8, 8), 1, 4, head="token")],
+    "image": [
+        IOSpec("image", (8, 16), 3, 5),
+        IOSpec("image", (8, 8), 1, 4, head="token"),
+        IOSpec("image", (8, 8), 3, 2, head="sub_pixel", out_size=(16, 16)),
+    ],
     "sequence": [
         IOSpec("sequence", (24,), 3, 4, head="attsets", out_size=()),
         IOSpec("sequence", (17,), 12, 3, tokens=True),
@@ -123,12 +127,13 @@ def _plain(io: IOSpec, rng: np.random.Generator, wanted: Axes) -> dict[str, Any]
         }
 
     stem = _op("stem", io.before, rng, wanted["stem"], takes_tokens=io.tokens)
-    if io.head == "token" or rng.integers(2):  # keeps the grid
+    dense = io.grid != ()
+    if dense or rng.integers(2):  # keeps the grid
         kept = {knob: 1 if knob in ("stride", "patch_size") else value for knob, value in stem.knobs}
         stem = Op(stem.name, tuple(kept.items()))
     stages: list[dict[str, Any]] = [{"width": width, "blocks": [block() for _ in range(int(rng.integers(1, 4)))]}]
     if rng.integers(2):
-        down = Op("none") if io.head == "token" else _op("downsample", context, rng, wanted["downsample"])
+        down = Op("none") if dense else _op("downsample", context, rng, wanted["downsample"])
         last = {"mixer": "identity", "channel_mixer": "mlp"}
         stages.append({"width": int(rng.choice(WIDTHS)), "downsample": down.to_plain(), "blocks": [last]})
     norm = _op("norm", context, rng, wanted["norm"])

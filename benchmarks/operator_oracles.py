@@ -9,6 +9,7 @@ the sum, the L2 norm, and the first, middle and last entry of what the module an
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 
@@ -37,12 +38,17 @@ def modules() -> dict[str, Callable[[], Tensor]]:
     from timm.layers.grn import GlobalResponseNorm
     from timm.layers.halo_attn import HaloAttn
     from timm.layers.mlp import Mlp
+    from timm.layers.norm import LayerNorm2d
+    from timm.layers.patch_embed import PatchEmbed
     from timm.models._efficientnet_blocks import UniversalInvertedResidual
+    from timm.models.gcvit import Downsample2d
     from timm.models.metaformer import StarReLU
+    from timm.models.pvt_v2 import OverlapPatchEmbed
     from timm.models.shvit import SHSA
     from timm.models.swin_transformer import SwinTransformerBlock
 
-    image, tokens = drawn(2, 16, 8, 8), drawn(2, 64, 16).view(2, 8, 8, 16)
+    norm = functools.partial(LayerNorm2d, eps=1e-5)  # of GC ViT
+    picture, image, tokens = drawn(2, 3, 32, 32), drawn(2, 16, 8, 8), drawn(2, 64, 16).view(2, 8, 8, 16)
 
     def swin(shift: int) -> Tensor:
         block = SwinTransformerBlock(16, (8, 8), num_heads=2, window_size=4, shift_size=shift, dynamic_mask=False)
@@ -55,7 +61,17 @@ def modules() -> dict[str, Callable[[], Tensor]]:
         options = {"exp_ratio": 2.0, "noskip": True, "layer_scale_init_value": None}
         return fill(UniversalInvertedResidual(16, 16, 3, 5, **options))(image)
 
+    def patches(size: int) -> Tensor:
+        return fill(PatchEmbed(32, size, 3, 16, flatten=False))(picture)
+
+    def overlapping(size: int, stride: int, x: Tensor, width: int) -> Tensor:
+        return fill(OverlapPatchEmbed(size, stride, x.shape[1], width))(x).movedim(-1, 1)
+
     return {
+        **{f"PatchEmbed(patch {size})": functools.partial(patches, size) for size in (2, 4, 16)},
+        "OverlapPatchEmbed(7, 4)": lambda: overlapping(7, 4, picture, 16),
+        "OverlapPatchEmbed(3, 2)": lambda: overlapping(3, 2, image, 24),
+        "gcvit Downsample2d(32, 48)": lambda: fill(Downsample2d(32, 48, norm_layer=norm))(drawn(2, 32, 8, 8)),
         "HaloAttn(16, heads 2, block 4, halo 1)": lambda: fill(HaloAttn(16, num_heads=2, block_size=4, halo_size=1))(
             image
         ),

@@ -31,12 +31,29 @@ from tests.search_space.operators.proofs import (  # noqa: E402
     channel_mixers,
     convolutions,
     earlier,
+    frames,
     gates,
     global_mixers,
 )
 
-FAMILIES = (attention, channel_mixers, convolutions, earlier, gates, global_mixers)  # they register their proofs
-AXES = {"mixer": "Mixers", "gate": "Gates", "channel_mixer": "Channel mixers", "norm": "Norms", "head": "Heads"}
+FAMILIES = (
+    attention,
+    channel_mixers,
+    convolutions,
+    earlier,
+    frames,
+    gates,
+    global_mixers,
+)  # they register their proofs
+AXES = {
+    "mixer": "Mixers",
+    "gate": "Gates",
+    "channel_mixer": "Channel mixers",
+    "norm": "Norms",
+    "stem": "Stems",
+    "downsample": "Downsamplings",
+    "head": "Heads",
+}
 SHAPES = {"image": (56, 56), "sequence": (1024,), "causal": (1024,)}
 WIDTH = 64
 REPEATS, LONGEST_S = 9, 3.0
@@ -79,7 +96,7 @@ def rows(axis: str) -> Iterator[str]:
         single, double = (f"{max(d[i] for d in found):.0e}" if found else "-" for i in (1, 2))
         times = []
         for kind in SHAPES:
-            ms = timed(axis, name, kind) if axis != "head" else None
+            ms = timed(axis, name, kind) if axis not in registry.BETWEEN else None
             times.append("-" if ms is None else f"{ms:.2f}")
         print(axis, name, single, double, *times, file=sys.stderr, flush=True)
         cells = [f"`{name}`", operator.paper, oracle, single, double, *times]

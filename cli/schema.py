@@ -109,6 +109,7 @@ _UNIT = _record(
     weight_bytes=WHOLE,
     precision=TEXT,
 )
+_CHANGE = _record(before=NUMBER, after=NUMBER)
 _CORNER = _record(value=NUMBER, architecture=_ARCHITECTURE)
 _PREDICTED = _record(
     {"measured_ms": NUMBER, "architecture": _ARCHITECTURE},
@@ -166,6 +167,13 @@ ANSWERS: dict[str, Schema] = {
     ),
     "space size": _record(size=WHOLE),
     "space sample": _list({"type": "object", "required": ["id", "params", "macs", "stem", "stages"]}),
+    "space scale": _record(
+        factors=_record(depth=NUMBER, width=NUMBER, resolution=NUMBER),
+        config={"type": "object"},
+        corners=_by_name(_record(smallest=_CHANGE, largest=_CHANGE)),
+        size=_CHANGE,
+        note=TEXT,
+    ),
     "ops": _list(_record(axis=TEXT, name=TEXT, kinds=_list(TEXT), paper=TEXT, knobs=_by_name(_KNOB))),
     "bench table": _record(
         table=TEXT,

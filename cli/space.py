@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
 from mixnas.cli.printing import number, print_json, print_table
@@ -125,6 +126,113 @@ def check(args: argparse.Namespace) -> int:
     return 0
 
 
+# -- nas space scale --------
+
+
+def scale_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `nas space scale`."""
+    space_arguments(parser)
+    parser.add_argument("--macs", metavar="2x", required=True, help="by what multiply-accumulates are multiplied")
+    parser.add_argument(
+        "--width-share",
+        type=float,
+        default=0.8,
+        metavar="S",
+        help="share of it that goes to width, the rest to depth and resolution (default: 0.8, the fast rule; 1: width "
+        "alone)",
+    )
+    parser.add_argument("-o", "--output", metavar="FILE", help="where the scaled file goes (default: stdout)")
+
+
+def scale(args: argparse.Namespace) -> int:
+    """The file scaled, and what becomes of its corners."""
+    from mixnas.cli.verbs import DEFAULT_CONFIG
+    from mixnas.search_space.cost import METRICS
+    from mixnas.search_space.enumeration import cost_corner
+    from mixnas.search_space.files import atomic_write, dump_yaml, load_yaml
+    from mixnas.search_space.scaling import Rule, scale_space
+    from mixnas.search_space.space import SearchSpace
+
+    rule = Rule(_factor(args.macs), _share(args.width_share))
+    config, space, io = _load_checked(args)
+    task, new_io, note = _scaled_input(config, space, io, rule)
+    scaled = scale_space(config.space, rule, new_io, f"{config_name(args)}: space, scaled by {args.macs}")
+    written = load_yaml(args.config or DEFAULT_CONFIG) if args.read is None else args.read
+    written = scaled if "stages" in written else {**written, "space": scaled}
+    if task is not None:
+        written["task"] = task
+    spaces = ((space, io), (SearchSpace.from_dict(scaled, "scaled"), new_io))
+    corners: dict[str, dict[str, dict[str, float]]] = {}
+    for metric in METRICS:
+        for end in ("smallest", "largest"):
+            before, after = (cost_corner(s, i, metric, largest=end == "largest").value for s, i in spaces)
+            corners.setdefault(metric, {})[end] = {"before": before, "after": after}
+    if args.output:
+        atomic_write(args.output, dump_yaml(written))
+    factors = {"depth": rule.depth, "width": rule.width, "resolution": rule.resolution}
+    if args.json:
+        sizes = {"before": spaces[0][0].size(), "after": spaces[1][0].size()}
+        print_json({"factors": factors, "config": written, "corners": corners, "size": sizes, "note": note})
+        return 0
+    out = sys.stdout if args.output else sys.stderr
+    print(", ".join(f"{name} x {value:.4g}" for name, value in factors.items()) + " before rounding", file=out)
+    for metric, ends in corners.items():
+        for end, value in ends.items():
+            ratio = f" ({value['after'] / value['before']:.3g}x)" if value["before"] else ""
+            print(f"{end} {metric}: {number(value['before'])} -> {number(value['after'])}{ratio}", file=out)
+    for line in filter(None, (note, f"written to {args.output}" if args.output else "")):
+        print(line, file=out)
+    if not args.output:
+        print(dump_yaml(written), end="")
+    return 0
+
+
+def _factor(text: str) -> float:
+    """Of "2x"."""
+    digits = text.removesuffix("x")
+    try:
+        factor = float(digits)
+    except ValueError:
+        factor = 0.0
+    if not text.endswith("x") or not 0.01 <= factor <= 1000:  # also of NaN
+        raise ConfigError(f"--macs {text}: give a factor from 0.01x to 1000x, for example 2x or 0.5x.")
+    return factor
+
+
+def _share(given: float) -> float:
+    if not 0 <= given <= 1:
+        raise ConfigError(f"--width-share {given:g}: give a number from 0 to 1.")
+    return given
+
+
+def _scaled_input(config: Any, space: Any, io: Any, rule: Any) -> tuple[dict[str, Any] | None, Any, str]:
+    """The task with its `size` scaled where the file gives one, the interface then, and what is to be said of it."""
+    import math
+
+    from mixnas.evaluators.tasks.loading import by_name
+    from mixnas.search_space.enumeration import contexts
+    from mixnas.search_space.scaling import scale_extents
+
+    if io.kind != "image":
+        return None, io, ""
+    grids = [at.size for inside in contexts(space, io) for at in inside]
+    stride = math.lcm(*(whole // part for grid in grids for whole, part in zip(io.size, grid, strict=True)))
+    wanted = "x".join(map(str, scale_extents(io.size, rule, stride)))
+    stays = f"the input stays {'x'.join(map(str, io.size))}"
+    size = config.task.options.get("size")
+    if wanted == "x".join(map(str, io.size)):
+        return None, io, f"{stays}: the nearest that strides of {stride} divide"
+    if not isinstance(size, int | list):
+        return None, io, f"{stays}: the file gives the task no size; the rule asks for {wanted}"
+    extents = scale_extents(size if isinstance(size, list) else [size], rule, stride)
+    extent: Any = extents if isinstance(size, list) else extents[0]
+    task = {"name": config.task.name, **config.task.options, "size": extent}
+    try:
+        return task, by_name(task).io, ""
+    except ConfigError as error:
+        return None, io, f"{stays}, not {wanted}: {error}"
+
+
 # -- nas ops --------
 
 
@@ -183,6 +291,7 @@ VERBS = (
             Verb("size", "the exact number of architectures", size, space_arguments),
             Verb("sample", "random architectures", sample, sample_arguments),
             Verb("check", "whether the file can be searched", check, space_arguments),
+            Verb("scale", "the file for a larger or smaller budget, by the fast compound rule", scale, scale_arguments),
         ),
     ),
     Verb("ops", "the registered operators: knobs, task kinds, paper", ops, ops_arguments),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixnas.search_space.operators.layers import Conv, Linear
-from mixnas.search_space.operators.stems import EmbeddingStem
+from mixnas.search_space.operators.layers import Conv, DepthwiseConv, Linear, normed
+from mixnas.search_space.operators.norms import LayerNorm
+from mixnas.search_space.operators.stems import EmbeddingStem, OverlapPatch
 from mixnas.search_space.registry import Context, Value, register
 
 
@@ -72,3 +74,54 @@ class ConvDownsample(_Halving):
 
     kernel_size = 3
     padding = 1
+
+
+@register(
+    "downsample",
+    "overlap_patch",
+    kinds=("image",),
+    paper="Wang et al. 2022, PVT v2 (arXiv 2106.13797), section 3.2, overlapping patch embedding",
+    check=_halves,
+)
+class OverlapPatchDownsample(OverlapPatch):
+    """Convolution 3x3 of stride 2, padding 1, and a layer norm: `conv` and what keeps it in range."""
+
+    def __init__(self, before: Context, after: Context) -> None:
+        super().__init__(before, after, 2)
+
+    out_size = _Halving.out_size
+
+
+@register(
+    "downsample",
+    "fused_inverted_residual",
+    kinds=("image",),
+    paper="Hatamizadeh et al. 2023, Global Context Vision Transformers (arXiv 2206.09959), section 3.1, downsampler",
+    check=_halves,
+)
+class FusedInvertedResidual(nn.Module):
+    """With z = norm(x), u = gelu(depthwise3(z)): norm(conv3 of stride 2(z + W (u * se(u)))), no biases but the norms'.
+
+    se(u) = sigmoid(W2 gelu(W1 mean(u))) with a quarter of the channels; norms are layer norms, eps 1e-5. The authors'
+    stem is a `conv` stem of stride 2 and this one before the first stage.
+    """
+
+    def __init__(self, before: Context, after: Context) -> None:
+        super().__init__()
+        width, hidden = before.width, max(1, before.width // 4)
+        self.norm, self.out_norm = LayerNorm(before), LayerNorm(after)
+        self.norm.eps = self.out_norm.eps = 1e-5
+        self.depthwise = DepthwiseConv(before, 3, bias=False)
+        self.squeeze = Linear(width, hidden, bias=False)
+        self.excite = Linear(hidden, width, bias=False)
+        self.project = Linear(width, width, bias=False)
+        self.reduce = Conv(width, after.width, 3, 2, padding=1, bias=False)
+
+    out_size = _Halving.out_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C_in) to (B, H/2, W/2, C)."""
+        x = normed(self.norm, x)
+        y = self.depthwise(x, "gelu")
+        factors = self.excite(F.gelu(self.squeeze(y.mean(dim=(1, 2), keepdim=True)))).sigmoid()
+        return normed(self.out_norm, self.reduce(x + self.project(y * factors)))

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from mixnas.search_space.operators.layers import Conv, Linear
+from mixnas.search_space.operators.layers import Conv, Linear, normed
+from mixnas.search_space.operators.norms import LayerNorm
 from mixnas.search_space.registry import Context, Knob, Value, register
 
 _POSITION = Knob("none", choices=("none", "learned"), doc="add a learned vector per position")
@@ -90,6 +91,45 @@ class PatchStem(_Stem):
         return tuple(extent // patch_size for extent in size)
 
     forward = ConvStem.forward
+
+
+class OverlapPatch(nn.Module):
+    """Windows of 2p - 1 at every p-th position, projected and normalised (eps 1e-5): one of PVT v2's patch embeddings.
+
+    (B, H, W, C_in) to (B, H/p, W/p, C). The stem and the downsampling `overlap_patch` are this.
+    """
+
+    def __init__(self, before: Context, after: Context, patch_size: int) -> None:
+        super().__init__()
+        self.conv = Conv(before.width, after.width, 2 * patch_size - 1, patch_size, padding=patch_size - 1)
+        self.norm = LayerNorm(after)
+        self.norm.eps = 1e-5
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        return normed(self.norm, self.conv(x))
+
+
+@register(
+    "stem",
+    "overlap_patch",
+    kinds=("image",),
+    paper="Wang et al. 2022, PVT v2 (arXiv 2106.13797), section 3.2, overlapping patch embedding",
+    knobs={"patch_size": Knob(4, low=1, high=16, doc="distance between windows of 2p - 1"), "position": _POSITION},
+    check=_fits,
+)
+class OverlapPatchStem(_Stem):
+    """Patches that overlap, projected and normalised. (B, H, W, C_in) to (B, H/p, W/p, C)."""
+
+    def __init__(self, before: Context, after: Context, *, patch_size: int, position: str) -> None:
+        super().__init__(after, position)
+        self.patches = OverlapPatch(before, after, patch_size)
+
+    out_size = PatchStem.out_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        return self.place(self.patches(x))
 
 
 @register(

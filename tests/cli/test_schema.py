@@ -44,7 +44,7 @@ def test_answers_are_what_they_say(searched: Path):
     for words in (["report", "first"], ["export", "first", "--no-verify"]):
         ok(*words, "-o", searched / f"of-{words[0]}", *runs)
     config = searched / "config.yaml"
-    for words in (["show", config], ["size", config], ["sample", config, "-n", 2]):
+    for words in (["show", config], ["size", config], ["sample", config, "-n", 2], ["scale", config, "--macs", "2x"]):
         ok("space", *words, "--json")
     for words in (["ops"], ["doctor"], ["latency", "devices"]):
         ok(*words, "--json")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mixnas.search_space import registry
+from mixnas.search_space.files import load_yaml
 
 from .command import CONFIG, nas, ok
 
@@ -116,3 +117,35 @@ def test_a_check_refuses_whatever_a_search_would(setting: str, status: int, says
     for words in (["space", "check"], ["search", "--dry-run"]):
         refused = nas(*words, "--set", setting)
         assert refused.returncode == status and says in refused.stderr, words
+
+
+def test_scale_writes_a_file_that_can_be_searched(tmp_path: Path):
+    path, larger = tmp_path / "config.yaml", tmp_path / "larger.yaml"
+    path.write_text(CONFIG)
+    told = ok("space", "scale", path, "--macs", "16x", "-o", larger)  # width x 3.03, depth x 1.32
+    answer = json.loads(ok("space", "scale", path, "--macs", "16x", "--json"))
+    plain = load_yaml(larger)
+    assert plain == answer["config"] and plain["search"] == load_yaml(path)["search"]
+    assert plain["space"]["stages"][0]["width"] == [12, 24] and plain["space"]["stages"][0]["depth"] == [1, 3]
+    ends = answer["corners"]["macs"]["largest"]
+    assert ends["after"] == json.loads(ok("space", "show", larger, "--json"))["corners"]["macs"]["largest"]["value"]
+    assert f"{int(ends['before']):,} -> {int(ends['after']):,}" in told and "the input stays 8x8" in told
+    alone = tmp_path / "space.yaml"
+    alone.write_text("stem: conv\nstages: [{width: 8, block: {mixer: identity, channel_mixer: mlp}}]\n")
+    again = tmp_path / "again.yaml"
+    again.write_text(ok("space", "scale", alone, "--macs", "4x", "--width-share", "1"))
+    assert load_yaml(again)["stages"][0]["width"] == 16
+    assert ok("space", "size", again).strip() == "1"
+
+
+@pytest.mark.parametrize("given", ["2", "twice", "-1x", "nanx", "1e9x"])
+def test_scale_takes_factors_only(given: str):
+    refused = nas("space", "scale", f"--macs={given}")
+    assert refused.returncode == 2 and "for example 2x or 0.5x" in refused.stderr
+
+
+def test_scale_scales_the_input_where_the_file_gives_its_size(tmp_path: Path):
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG.replace("task: digits", "task: {name: digits, size: 32}"))
+    plain = json.loads(ok("space", "scale", path, "--macs", "100x", "--json"))["config"]
+    assert plain["task"] == {"name": "digits", "size": 40}  # x 1.26

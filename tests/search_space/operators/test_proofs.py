@@ -18,11 +18,14 @@ from .proofs import (
     channel_mixers,
     convolutions,
     earlier,
+    frames,
     gates,
     global_mixers,
 )
 
-assert all((attention, channel_mixers, convolutions, earlier, gates, global_mixers))  # they register their proofs
+assert all(
+    (attention, channel_mixers, convolutions, earlier, frames, gates, global_mixers)
+)  # they register their proofs
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["single", "double"])
