@@ -30,12 +30,14 @@ from tests.search_space.operators.proofs import (  # noqa: E402
     attention,
     channel_mixers,
     convolutions,
+    convolutions_more,
     earlier,
     gates,
     global_mixers,
 )
 
-FAMILIES = (attention, channel_mixers, convolutions, earlier, gates, global_mixers)  # they register their proofs
+# They register their proofs.
+FAMILIES = (attention, channel_mixers, convolutions, convolutions_more, earlier, gates, global_mixers)
 AXES = {"mixer": "Mixers", "gate": "Gates", "channel_mixer": "Channel mixers", "norm": "Norms", "head": "Heads"}
 SHAPES = {"image": (56, 56), "sequence": (1024,), "causal": (1024,)}
 WIDTH = 64

@@ -17,12 +17,14 @@ from .proofs import (
     attention,
     channel_mixers,
     convolutions,
+    convolutions_more,
     earlier,
     gates,
     global_mixers,
 )
 
-assert all((attention, channel_mixers, convolutions, earlier, gates, global_mixers))  # they register their proofs
+FAMILIES = (attention, channel_mixers, convolutions, convolutions_more, earlier, gates, global_mixers)
+assert all(FAMILIES)  # they register their proofs
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["single", "double"])
