@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixnas.search_space.operators.layers import Linear, WindowConv, normed
+from mixnas.search_space.operators.layers import Linear, normed, window_conv
 from mixnas.search_space.operators.norms import BatchNorm
 from mixnas.search_space.operators.windows import own_dense
 from mixnas.search_space.registry import Context, Knob, register
@@ -96,10 +96,9 @@ class FDConv(nn.Module):
         reach = round(math.log2(width) / 2 + 0.5) // 2 * 2 + 1
         # By output and tap, and the taps of the convolution along channels.
         self.along = nn.Parameter(torch.full((width, _TAPS, _TAPS, reach), 1e-6)) if local else None
-        self.modulation = WindowConv(context, len(_CUTS), _TAPS) if input_bands else None
-        if self.modulation is not None:
-            nn.init.normal_(self.modulation.conv.weight, std=1e-6)
-            nn.init.zeros_(self.modulation.conv.bias)
+        # Three outputs a token: no projection that policies take.
+        self.modulation = nn.Parameter(1e-6 * torch.randn(len(_CUTS), width, _TAPS, _TAPS)) if input_bands else None
+        self.modulation_bias = nn.Parameter(torch.zeros(len(_CUTS))) if input_bands else None
         self.register_buffer("bands", bands_of(side, side, bands), persistent=False)
         self._set(context.size)
 
@@ -140,7 +139,7 @@ class FDConv(nn.Module):
         if self.modulation is None:
             return x
         exact = torch.promote_types(x.dtype, torch.float32)
-        weights = 2 * self.modulation(x).to(exact).sigmoid()
+        weights = 2 * window_conv(x, self.modulation, self.modulation_bias).to(exact).sigmoid()
         size, whole = x.shape[1:3], x.to(exact)
         spectrum = torch.fft.rfftn(whole, dim=(1, 2), norm="ortho")
         y, above = torch.zeros_like(whole), whole

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixnas.search_space.operators.layers import DepthwiseConv, Linear, normed
+from mixnas.search_space.operators.layers import DepthwiseConv, normed
 from mixnas.search_space.registry import Context, Knob, register
 
 
@@ -27,7 +27,7 @@ class GlobalDynamicConv(nn.Module):
 
     `patch` is a depthwise convolution of one answer a patch, `places` are learned, b is one number. `out` reads as many
     channels as there are patches: it is for one grid. A grid that patches do not divide is filled with zeros at its
-    ends. The authors' block adds x, as the branch round this does.
+    ends. The authors' block adds x, as the branch round this does. It has no projections: policies leave it as it is.
     """
 
     def __init__(self, context: Context, *, patch_size: int, kernel_size: int) -> None:
@@ -42,7 +42,8 @@ class GlobalDynamicConv(nn.Module):
         self.window = DepthwiseConv(context, kernel_size)
         self.bias = nn.Parameter(torch.zeros(1))
         patches = self.places[0].numel()
-        self.out = Linear(patches, context.width)
+        # No layer of which policies know: its inputs are patches, as few as one.
+        self.out = nn.Linear(patches, context.width)
 
     def _kernels(self, x: Tensor) -> Tensor:
         """(B, C, patches)."""
@@ -56,5 +57,5 @@ class GlobalDynamicConv(nn.Module):
         """(B, ..., C) to the same."""
         tokens = self.window(x).flatten(1, -2)
         answers = tokens @ self._kernels(x).to(tokens.dtype) + self.bias.to(tokens.dtype)
-        out: Tensor = self.out(answers)
+        out: Tensor = self.out(answers.to(self.out.weight.dtype))
         return out.view(x.shape)

@@ -86,5 +86,5 @@ class HyperZZW(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, ..., C) to the same."""
         kernel, mean = self._kernel().to(x.dtype), x.mean(dim=tuple(range(1, x.dim() - 1)), keepdim=True)
-        y = (depthwise_conv1d(x, kernel) if x.dim() == 3 else depthwise_conv2d(x, kernel)) * mean
+        y = (depthwise_conv1d(x, kernel, causal=False) if x.dim() == 3 else depthwise_conv2d(x, kernel)) * mean
         return F.gelu(normed(self.norm, self.mix(y)))

@@ -86,7 +86,9 @@ class Reparameterised(nn.Module):
                 y = y + branch(x)
             return y
         weight, bias = (tensor.to(x.dtype) for tensor in self.merged())
-        return depthwise_conv1d(x, weight, bias) if x.dim() == 3 else depthwise_conv2d(x, weight, bias)
+        if x.dim() == 3:
+            return depthwise_conv1d(x, weight, bias, causal=False)
+        return depthwise_conv2d(x, weight, bias)
 
 
 # Batch norms' statistics are over all positions, which in a causal network would show the future.

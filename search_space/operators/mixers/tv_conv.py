@@ -78,7 +78,8 @@ class TVConv(nn.Module):
         # What changes a tensor in place counts its version up; what replaces it changes where it lies.
         weights = [(p.data_ptr(), p._version) for p in self.parameters()]
         if self._kept is None or self._kept[0] != weights:
-            self._kept = weights, _generated(self.places, self.convs, self.norms, self.last)
+            with torch.inference_mode(False), torch.no_grad():  # what is kept is read in either mode
+                self._kept = weights, _generated(self.places, self.convs, self.norms, self.last)
         return self._kept[1]
 
     def forward(self, x: Tensor) -> Tensor:
