@@ -195,15 +195,12 @@ def covering(kind: str, quants: Sequence[str]) -> list[Architecture]:
     found = []
     for j in range(max(len(quants), len(frames))):
         first, second = quants[j % len(quants)], quants[(j + 1) % len(quants)]
-        under = [
-            {
-                "mixer": _taken(kind, first, b, "mixer", "gate"),
-                "channel_mixer": _taken(kind, second, b, "channel_mixer"),
-            }
-            for b in blocks
-        ]
-        blocks_under = [block | {"quant": quant} for block, quant in zip(blocks, under, strict=True)]
-        found.append(_architecture(frames[j % len(frames)], blocks_under))
+        under = []
+        for block in blocks:
+            quant = {"mixer": _taken(kind, first, block, "mixer", "gate")}
+            quant["channel_mixer"] = _taken(kind, second, block, "channel_mixer")
+            under.append(block | {"quant": quant})
+        found.append(_architecture(frames[j % len(frames)], under))
     return found
 
 

@@ -44,4 +44,4 @@ class MSAConv(nn.Module):
         for j, value in enumerate(self._moved(self.value(x))):
             y = y + weights[..., j] * value
         out: Tensor = self.conv(y)
-        return out.relu()
+        return out.relu().contiguous()
