@@ -73,10 +73,10 @@ class Deformable(nn.Module):
     def _read(self, x: Tensor, places: Tensor) -> Tensor:
         """(B, C, taps, H, W): x at the places, between tokens weighed by nearness."""
         _, height, width, _ = x.shape
-        options = {"device": x.device, "dtype": places.dtype}
+        rows, columns = (torch.arange(n, device=x.device, dtype=places.dtype) for n in (height, width))
         # From -1 to 1 is from the first token's outer edge to the last one's.
-        down = (2 * (torch.arange(height, **options).view(-1, 1, 1) + places[..., 0]) + 1) / height - 1
-        across = (2 * (torch.arange(width, **options).view(-1, 1) + places[..., 1]) + 1) / width - 1
+        down = (2 * (rows.view(-1, 1, 1) + places[..., 0]) + 1) / height - 1
+        across = (2 * (columns.view(-1, 1) + places[..., 1]) + 1) / width - 1
         grid = torch.stack([across, down], dim=-1).permute(0, 3, 1, 2, 4).flatten(1, 2)
         read = F.grid_sample(x.movedim(-1, 1).to(grid.dtype), grid, align_corners=False)
         return read.unflatten(2, (-1, height)).to(x.dtype)

@@ -80,6 +80,6 @@ class TCNCA(nn.Module):
         shared = F.silu(self.shared(z))
         q, k = (shared * scale + offset for scale, offset in zip(self.scales, self.offsets, strict=True))
         v = F.silu(self.value(x))
-        read = F.silu(self.reset(z)) * self._attended(*(t.to(v.dtype) for t in (q, k)), v)
+        read = F.silu(self.reset(z)) * self._attended(q.to(v.dtype), k.to(v.dtype), v)
         candidate = F.silu(self.carry(z) + self.out(read))
         return (self.update(z).sigmoid() * (candidate - x)).contiguous()
