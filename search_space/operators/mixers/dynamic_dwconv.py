@@ -14,6 +14,16 @@ from mixnas.search_space.operators.windows import own_depthwise
 from mixnas.search_space.registry import Context, Knob, register
 
 
+def _averages(parts: int, extent: int) -> Tensor:
+    """(parts, extent): the mean over each part of an axis, as `torch.nn.functional.adaptive_avg_pool1d` parts it.
+
+    As a matrix, because ONNX knows no pooling to a given size.
+    """
+    part, place = torch.arange(parts).unsqueeze(1), torch.arange(extent)
+    inside = ((place >= part * extent // parts) & (place * parts < (part + 1) * extent)).float()
+    return inside / inside.sum(dim=1, keepdim=True)
+
+
 # The mixture is chosen by means over all positions, which in a causal network would show the future.
 @register(
     "mixer",
@@ -35,6 +45,9 @@ class DynamicDWConv(nn.Module):
 
     folds: ClassVar = (("norm", "squeeze"),)
 
+    down: Tensor
+    across: Tensor
+
     def __init__(self, context: Context, *, kernel_size: int, kernels: int) -> None:
         super().__init__()
         axes, inside = len(context.size), Context(max(1, context.width // 4), context.size, context.kind)
@@ -45,12 +58,21 @@ class DynamicDWConv(nn.Module):
         self.squeeze, self.norm = Linear(context.width, inside.width, bias=False), BatchNorm(inside)
         # A part for each kernel: a leading slice of each is a narrower layer.
         self.scales = nn.ModuleList(Linear(inside.width, context.width) for _ in range(kernels))
+        self._set(context.size)
+
+    def _set(self, size: tuple[int, ...]) -> None:
+        self._size, extent = size, self.taps.shape[-1]
+        down, across = (_averages(extent, n).to(self.taps.device) for n in (size[0], size[-1]))
+        self.register_buffer("down", down, persistent=False)
+        self.register_buffer("across", across, persistent=False)
 
     def _pooled(self, x: Tensor) -> Tensor:
         """(B, taps + 1, C): of each part, and of all."""
-        first, extent = x.movedim(-1, 1), self.taps.shape[-1]
-        pool = F.adaptive_avg_pool2d if x.dim() == 4 else F.adaptive_avg_pool1d
-        parts = pool(first, extent).flatten(2).transpose(1, 2)
+        if tuple(x.shape[1:-1]) != self._size:
+            self._set(tuple(x.shape[1:-1]))
+        parts = (self.down.to(x.dtype) @ x.flatten(2)).unflatten(2, x.shape[2:])
+        if x.dim() == 4:
+            parts = (self.across.to(x.dtype) @ parts).flatten(1, 2)
         return torch.cat([parts, x.flatten(1, -2).mean(dim=1, keepdim=True)], dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
