@@ -180,15 +180,27 @@ def _rows(lists: dict[str, list[Op]]) -> list[dict[str, Any]]:
     return [{axis: found[i % len(found)].to_plain() for axis, found in lists.items()} for i in rows]
 
 
+def _taken(kind: str, quant: str, block: dict[str, Any], *axes: str) -> str:
+    """The policy, or none where it does not take the projections of these operators of a block."""
+    knobs = {knob: found.default for knob, found in registry.get("quant", quant).knobs.items()}
+    policy, context = Op(quant, tuple(sorted(knobs.items()))), Context(WIDTH, IOS[kind].size, kind)
+    return "fp32" if any(refused(axis, Op.from_plain(block[axis]), context, policy) for axis in axes) else quant
+
+
 def covering(kind: str, quants: Sequence[str]) -> list[Architecture]:
-    """A few architectures in which each mixer, gate and channel mixer stands under each policy, and each other operator
-    of a kind stands somewhere."""
+    """A few architectures in which each mixer, gate and channel mixer stands under each policy that takes it, and each
+    other operator of a kind stands somewhere."""
     blocks = _rows({axis: _options(axis, kind) for axis in ("mixer", "gate", "channel_mixer")})
     frames = _rows({axis: _options(axis, kind) for axis in ("stem", "norm", "downsample")})
     found = []
     for j in range(max(len(quants), len(frames))):
-        quant = {"mixer": quants[j % len(quants)], "channel_mixer": quants[(j + 1) % len(quants)]}
-        found.append(_architecture(frames[j % len(frames)], [block | {"quant": quant} for block in blocks]))
+        first, second = quants[j % len(quants)], quants[(j + 1) % len(quants)]
+        under = []
+        for block in blocks:
+            quant = {"mixer": _taken(kind, first, block, "mixer", "gate")}
+            quant["channel_mixer"] = _taken(kind, second, block, "channel_mixer")
+            under.append(block | {"quant": quant})
+        found.append(_architecture(frames[j % len(frames)], under))
     return found
 
 
@@ -206,7 +218,7 @@ def once(kind: str, quants: Sequence[str]) -> Architecture:
 
     blocks = _rows({axis: mine(axis) for axis in names})
     for i, block in enumerate(blocks):
-        block["quant"] = quants[i % len(quants)]
+        block["quant"] = _taken(kind, quants[i % len(quants)], block, "mixer", "gate", "channel_mixer")
     return _architecture({axis: _options(axis, kind)[-1].to_plain() for axis in ("stem", "norm", "downsample")}, blocks)
 
 

@@ -69,4 +69,4 @@ class FrequencyFilter(nn.Module):
         mask = mask.transpose(1, 2).flatten(-2).view(2, *spectrum.shape)
         filtered = spectrum * torch.complex(mask[0], mask[1])
         size = [x.shape[dim] for dim in dims]
-        return torch.fft.irfftn(filtered, s=size, dim=dims, norm="ortho").to(x.dtype) + x
+        return (torch.fft.irfftn(filtered, s=size, dim=dims, norm="ortho").to(x.dtype) + x).contiguous()

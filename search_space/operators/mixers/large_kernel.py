@@ -47,26 +47,22 @@ class _Branch(nn.Module):
         return weight * scale.view(-1, *(1,) * (weight.dim() - 1)), norm.bias - norm.running_mean * scale
 
 
-# Batch norms' statistics are over all positions, which in a causal network would show the future.
-@register(
-    "mixer",
-    "large_kernel",
-    kinds=("image", "sequence"),
-    paper="Ding et al. 2024, UniRepLKNet (arXiv 2311.15599), section 3.1, dilated re-parameterisation",
-    knobs={"kernel_size": Knob(13, choices=tuple(BRANCHES))},
-)
-class LargeKernel(nn.Module):
+class Reparameterised(nn.Module):
     """norm(depthwise(x)) + sum over branches of norm_j(dilated depthwise_j(x)): trained so, and one convolution after.
 
-    In evaluation the branches are one depthwise kernel with a bias (`merged`), which computes the same. It has no
-    projections: policies leave it as it is.
+    In evaluation the branches are one depthwise kernel with a bias (`merged`), which computes the same.
+
+    Args:
+        context: Where it stands.
+        kernel_size: Extent of the large kernel, odd.
+        branches: Extent and dilation of each that is trained beside it; none reaches further.
     """
 
-    def __init__(self, context: Context, *, kernel_size: int) -> None:
+    def __init__(self, context: Context, kernel_size: int, branches: tuple[tuple[int, int], ...]) -> None:
         super().__init__()
         self.large = _Branch(context, kernel_size, 1)
         self.branches = nn.ModuleDict()
-        for extent, dilation in BRANCHES[kernel_size]:
+        for extent, dilation in branches:
             self.branches[f"{extent}x{dilation}"] = _Branch(context, extent, dilation)
 
     def merged(self) -> tuple[Tensor, Tensor]:
@@ -90,4 +86,21 @@ class LargeKernel(nn.Module):
                 y = y + branch(x)
             return y
         weight, bias = (tensor.to(x.dtype) for tensor in self.merged())
-        return depthwise_conv1d(x, weight, bias) if x.dim() == 3 else depthwise_conv2d(x, weight, bias)
+        if x.dim() == 3:
+            return depthwise_conv1d(x, weight, bias, causal=False)
+        return depthwise_conv2d(x, weight, bias)
+
+
+# Batch norms' statistics are over all positions, which in a causal network would show the future.
+@register(
+    "mixer",
+    "large_kernel",
+    kinds=("image", "sequence"),
+    paper="Ding et al. 2024, UniRepLKNet (arXiv 2311.15599), section 3.1, dilated re-parameterisation",
+    knobs={"kernel_size": Knob(13, choices=tuple(BRANCHES))},
+)
+class LargeKernel(Reparameterised):
+    """`Reparameterised` with the authors' table of branches. It has no projections: policies leave it as it is."""
+
+    def __init__(self, context: Context, *, kernel_size: int) -> None:
+        super().__init__(context, kernel_size, BRANCHES[kernel_size])

@@ -19,8 +19,9 @@ class TestDownsample(OperatorContract):
 
 class TestMixer(OperatorContract):
     axis = "mixer"
-    # It counts the pairs that attend; the CPU form multiplies whole boxes and masks.
-    multiplied_otherwise = frozenset({"neighborhood_attention"})
+    # One counts the pairs that attend, and multiplies whole boxes and masks on a CPU; the other makes its taps when it
+    # first runs, and multiplies no more than it counts from then on.
+    multiplied_otherwise = frozenset({"neighborhood_attention", "tv_conv"})
 
 
 class TestGate(OperatorContract):

@@ -7,6 +7,8 @@ they find into `docs/operators.md`.
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -91,6 +93,12 @@ def count(
         return rebuilt
 
     return decorate
+
+
+def register_all() -> None:
+    """Import every module of this package: they register their proofs."""
+    for module in pkgutil.iter_modules(__path__, f"{__name__}."):
+        importlib.import_module(module.name)
 
 
 def make(axis: str, name: str, width: int, size: tuple[int, ...], kind: str = "", **knobs: Any) -> nn.Module:
