@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mixnas.evaluators.tasks.options import check_flags, check_shares
 from mixnas.evaluators.tasks.pictures import (
     PictureTask,
     Stored,
-    check_flags,
-    check_shares,
     cut,
     digest_of_arrays,
     moments,

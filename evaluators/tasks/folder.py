@@ -15,13 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from mixnas.evaluators.tasks.decoding import SUFFIXES, decode_many, header
+from mixnas.evaluators.tasks.options import check_flags, check_memory, check_shares
 from mixnas.evaluators.tasks.pictures import (
     Decoded,
     PictureTask,
     Stored,
-    check_flags,
-    check_memory,
-    check_shares,
     cut,
     moments,
 )

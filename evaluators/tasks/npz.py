@@ -14,7 +14,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from mixnas.evaluators.tasks.arrays import ArrayPictures, check_file
-from mixnas.evaluators.tasks.pictures import check_memory
+from mixnas.evaluators.tasks.options import check_memory
 from mixnas.evaluators.tasks.task import Task
 from mixnas.search_space.errors import ConfigError, listed, visible
 

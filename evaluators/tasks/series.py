@@ -17,7 +17,8 @@ from torch import Tensor
 
 from mixnas.evaluators.tasks.arrays import check_file, class_numbers
 from mixnas.evaluators.tasks.npz import NpzFile, read_pairs
-from mixnas.evaluators.tasks.pictures import check_memory, check_shares, cut, digest_of_arrays
+from mixnas.evaluators.tasks.options import check_memory, check_shares
+from mixnas.evaluators.tasks.pictures import cut, digest_of_arrays
 from mixnas.evaluators.tasks.task import SPLITS, Split, Task
 from mixnas.search_space.errors import ConfigError, listed, nearest, visible
 from mixnas.search_space.units import IOSpec
