@@ -69,7 +69,8 @@ def _suited(task: Task) -> dict[str, Any]:
 def _as_it_was_read(task: Task) -> dict[str, Any]:
     """Options that the data decided, written out: a run is of what was there when it was started."""
     options = inspect.signature(type(task)).parameters
-    read = recorded(task).get("pictures") or {}
+    said = recorded(task)
+    read = said.get("pictures") or said.get("reads") or {}
     return {name: read[name] for name in ("size", "channels") if name in read and name in options}
 
 

@@ -1,7 +1,7 @@
 """Byte-level language modelling of any text files: which byte comes next?
 
-By default the text is the Python standard library's own sources: megabytes that lie on every machine, with long names that
-come again, nesting and indentation.
+By default the text is the Python standard library's own sources: megabytes that lie on every machine, with long names
+that come again, nesting and indentation.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class Bytes(Task):
         memory_gib: What all files may take together.
 
     Raises:
-        ConfigError: A file is missing, is no text (it holds a zero byte), the text is too short or too long. It names the
-            file.
+        ConfigError: A file is missing, is no text (it holds a zero byte), or the text is too short or too long. It
+            names the file.
     """
 
     name, metric, direction = "bytes", "bits_per_byte", "min"

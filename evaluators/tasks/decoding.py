@@ -26,6 +26,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 MAX_PIXELS = 1 << 26
 """A picture with more is refused before it is unpacked: 192 MiB in colour."""
 
+_ORIENTATION = 0x0112  # of EXIF
+
 _T = TypeVar("_T")
 
 
@@ -85,6 +87,54 @@ def decode(path: Path, size: Sequence[int], channels: int) -> NDArray[np.uint8]:
         return np.array(read_picture(path, size, channels))  # its own memory, which may be written to
     except Exception as error:  # a decoder raises whatever it meets
         raise ConfigError(_undecodable(path, error)) from error
+
+
+def decode_whole(path: Path) -> NDArray[np.uint8]:
+    """All pixels of a picture, (height, width, 3), turned upright, of a file whose `header` was looked at.
+
+    Raises:
+        ConfigError: It cannot be decoded.
+    """
+
+    def unpacked(image: Image.Image) -> NDArray[np.uint8]:
+        from PIL import ImageOps
+
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+
+    return _opened(path, unpacked)
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """Width and height of a picture as it is looked at: a camera's turn is taken into account."""
+
+    def looked(image: Image.Image) -> tuple[int, int]:
+        width, height = image.size
+        turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+        return (height, width) if turned else (width, height)
+
+    return _opened(path, looked)
+
+
+def decode_mask(path: Path, size: Sequence[int]) -> NDArray[np.uint8]:
+    """A mask's numbers of classes, (height, width), cut as `read_picture` cuts its picture; no two pixels are mixed.
+
+    Raises:
+        ConfigError: It cannot be decoded, or has colours rather than a number at each pixel.
+    """
+
+    def unpacked(mask: Image.Image) -> NDArray[np.uint8]:
+        from PIL import Image, ImageOps
+
+        if mask.mode not in ("1", "L", "P"):
+            raise ConfigError(
+                f"{visible(str(path))}: is of mode {mask.mode}. A mask has the number of a class at each pixel, in 8 "
+                "bits: grey or with a palette."
+            )
+        # The numbers themselves: those of a palette are not looked up.
+        plain = Image.fromarray(np.array(ImageOps.exif_transpose(mask)).astype(np.uint8))
+        return np.array(ImageOps.fit(plain, (size[1], size[0]), method=Image.Resampling.NEAREST))
+
+    return _opened(path, unpacked)
 
 
 def decode_many(paths: Sequence[Path], size: Sequence[int], channels: int) -> Iterator[NDArray[np.uint8]]:

@@ -30,7 +30,7 @@ SIZES = (16, 24, 32, 48, 64)
 """Extents that are chosen from, where none is given: what two cores can search."""
 
 _LARGEST = 1024
-_SPLIT_FOLDERS = {
+SPLIT_FOLDERS = {
     "train": "train", "training": "train",
     "val": "validation", "valid": "validation", "validation": "validation", "dev": "validation",
     "test": "test", "testing": "test",
@@ -77,7 +77,7 @@ def list_pictures(path: str | Path) -> Listing:
         raise ConfigError(f"{visible(str(root))}: is no folder. Give one with a folder of pictures for each class.")
     inside = root.resolve()
     tops = _folders(root, inside)
-    named = {top.name: _SPLIT_FOLDERS[top.name.lower()] for top in tops if top.name.lower() in _SPLIT_FOLDERS}
+    named = {top.name: SPLIT_FOLDERS[top.name.lower()] for top in tops if top.name.lower() in SPLIT_FOLDERS}
     found: list[tuple[str, str, str, os.stat_result]] = []
     if "train" in named.values():
         for folder in tops:
