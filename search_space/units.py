@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mixnas.search_space import registry
 from mixnas.search_space.architecture import Architecture, Block, Op
 from mixnas.search_space.errors import ConfigError, nearest
-from mixnas.search_space.registry import KINDS, Context
+from mixnas.search_space.registry import KINDS, Context, Value
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +44,7 @@ class IOSpec:
         head: Name of a head: "pool" answers (B, num_outputs), "token" (B, *grid, num_outputs); see `nas ops head`.
         tokens: Whether the input is integers (B, L) rather than features (B, *size, in_features).
         out_size: Grid of the answers, where it is neither one answer ("pool") nor the input's own size.
+        head_knobs: Those of the head's knobs that are not at their defaults: {"scale": 3}, or pairs.
         mean, std: Of each input channel. Given both, a network itself begins with (x - mean) / std, and so does what is
             exported of it: it reads raw numbers, as pixels from 0 to 255.
 
@@ -66,6 +67,7 @@ class IOSpec:
     out_size: tuple[int, ...] | None = None
     mean: tuple[float, ...] | None = field(default=None, repr=False)
     std: tuple[float, ...] | None = field(default=None, repr=False)
+    head_knobs: tuple[tuple[str, Value], ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -84,6 +86,13 @@ class IOSpec:
         for name in ("in_features", "num_outputs"):
             if not _is_count(getattr(self, name)):
                 raise ConfigError(f"IOSpec: {name} is {getattr(self, name)!r}. It must be a whole number from 1.")
+        try:  # sorted pairs, so that equal interfaces are equal and hash alike
+            knobs = tuple(sorted(dict(self.head_knobs).items()))
+            hash(knobs)
+        except (TypeError, ValueError):
+            given = repr(self.head_knobs)
+            raise ConfigError(f'IOSpec: head_knobs is {given}. It must be a mapping, as in {{"scale": 3}}.') from None
+        object.__setattr__(self, "head_knobs", knobs)
         self._check_normalisation()
 
     def _check_normalisation(self) -> None:
@@ -110,13 +119,25 @@ class IOSpec:
 
     @cached_property
     def head_op(self) -> Op:
-        """The head, its knobs at their defaults.
+        """The head, with every knob.
 
         Raises:
-            ConfigError: No head has that name.
+            ConfigError: No head has that name, or it has no such knob or not with that value.
         """
         operator = registry.get("head", self.head)
-        return Op(operator.name, tuple((knob, operator.knobs[knob].default) for knob in sorted(operator.knobs)))
+        values = {knob: operator.knobs[knob].default for knob in sorted(operator.knobs)}
+        for name, value in self.head_knobs:
+            if name not in values:
+                raise ConfigError(
+                    f"IOSpec: head {operator.name!r} has no knob {name!r} (head_knobs).{nearest(name, values)} "
+                    f"Its knobs: {', '.join(values) or 'none'}."
+                )
+            normal = operator.knobs[name].normalise(value)
+            if normal is None:
+                allowed = operator.knobs[name].describe()
+                raise ConfigError(f"IOSpec: head_knobs: {name} is {value!r}. Allowed: {allowed}.")
+            values[name] = normal
+        return Op(operator.name, tuple(values.items()))
 
     @property
     def before(self) -> Context:
@@ -135,6 +156,9 @@ class IOSpec:
                 del plain[name]
             else:
                 plain[name] = list(plain[name])
+        plain["head_knobs"] = dict(self.head_knobs)
+        if not self.head_knobs:  # as it was written before heads had knobs
+            del plain["head_knobs"]
         return plain
 
     @classmethod
@@ -231,7 +255,7 @@ def registry_size_after(axis: str, op: Op, before: Context) -> tuple[int, ...]:
 
 
 HeadOf = Callable[[IOSpec], Op]
-"""`head_of(io)`: the head of networks with an interface, its knobs at their defaults."""
+"""`head_of(io)`: the head of networks with an interface, with every knob."""
 
 
 def registry_head_of(io: IOSpec) -> Op:

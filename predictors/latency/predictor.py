@@ -142,7 +142,7 @@ class LatencyPredictor:
         self._bits = {name: 1 << i for i, name in enumerate(meta["operators"])}
         self._presence: dict[int, float] = {0: 0.0}
         self._sizes: dict[tuple[str, Op, str, tuple[int, ...]], tuple[int, ...]] = {}
-        self._heads: dict[str, Op] = {}
+        self._heads: set[Op] = set()
         self._seen: dict[Unit, _Seen] = {}
         self._inputs: tuple[IOSpec, ...] | None = None
         self._works: Any = None  # a `features.Works`, which needs torch
@@ -211,12 +211,13 @@ class LatencyPredictor:
             op = unit.op(unit.role)
             self._sizes[unit.role, op, unit.before.kind, unit.before.size] = unit.after.size
             if unit.role == "head":
-                self._heads[op.name] = op
+                self._heads.add(op)
 
     def head_of(self, io: IOSpec) -> Op:
         """The head of networks with an interface: as profiled, else as the registry has it (torch)."""
         self._read_between()
-        return self._heads.get(io.head) or io.head_op
+        named = [op for op in self._heads if op.name == io.head and set(io.head_knobs) <= set(op.knobs)]
+        return named[0] if len(named) == 1 else io.head_op
 
     def plan(self, architecture: Architecture, io: IOSpec) -> tuple[tuple[str, Unit], ...]:
         """`units.plan`, without torch where everything was profiled."""

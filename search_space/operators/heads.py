@@ -1,7 +1,7 @@
 """Heads: from the last stage's tokens, normalised, to a task's answers. The task names its head (`IOSpec.head`).
 
-A head takes the contexts before and after it. `out_size(size)` tells the grid that it answers on; the task's targets
-must have that grid (`IOSpec.grid`). Where the last layer is linear, `features(x)` is what it reads and `linear` the
+A head takes the contexts before and after it. `out_size(size, **knobs)` tells the grid that it answers on; the task's
+targets must have that grid (`IOSpec.grid`). Its knobs are the task's (`IOSpec.head_knobs`). Where the last layer is linear, `features(x)` is what it reads and `linear` the
 layer, so that a probe can be fitted in its place.
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mixnas.search_space.operators.layers import Linear
-from mixnas.search_space.registry import Context, register
+from mixnas.search_space.operators.layers import Linear, WindowConv
+from mixnas.search_space.registry import Context, Knob, Value, register
 
 
 class _LinearHead(nn.Module):
@@ -72,3 +72,39 @@ class Token(_LinearHead):
     def out_size(size: tuple[int, ...]) -> tuple[int, ...]:
         """An answer for each token."""
         return size
+
+
+@register(
+    "head",
+    "sub_pixel",
+    kinds=("image", "sequence"),
+    paper="Shi et al. 2016, Efficient Sub-Pixel Convolution, ESPCN (arXiv 1609.05158), section 3.2",
+    knobs={
+        "scale": Knob(2, low=1, high=16, doc="answers along each extent of a token; the targets' grid over the tokens'"),
+        "kernel_size": Knob(3, choices=(1, 3, 5, 7)),
+    },
+)
+class SubPixel(nn.Module):
+    """A grid finer than the tokens: a convolution to scale^2 answers a token, put side by side (scale on sequences).
+
+    (B, H, W, C) to (B, scale H, scale W, outputs), or (B, L, C) to (B, scale L, outputs). Output o at (scale h + a,
+    scale w + b) is channel (o scale + a) scale + b of the convolution, as in `torch.nn.PixelShuffle`.
+    """
+
+    def __init__(self, before: Context, after: Context, *, scale: int, kernel_size: int) -> None:
+        super().__init__()
+        self.scale = scale
+        self.conv = WindowConv(before, after.width * scale ** len(before.size), kernel_size)
+
+    @staticmethod
+    def out_size(size: tuple[int, ...], *, scale: int, **_: Value) -> tuple[int, ...]:
+        """`scale` times as fine."""
+        return tuple(scale * extent for extent in size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        y: Tensor = self.conv(x)
+        if x.dim() == 3:
+            return y.unflatten(-1, (-1, self.scale)).transpose(2, 3).flatten(1, 2)
+        parts = y.unflatten(-1, (-1, self.scale, self.scale))
+        return parts.permute(0, 1, 4, 2, 5, 3).flatten(3, 4).flatten(1, 2)
