@@ -80,7 +80,9 @@ class Token(_LinearHead):
     kinds=("image", "sequence"),
     paper="Shi et al. 2016, Efficient Sub-Pixel Convolution, ESPCN (arXiv 1609.05158), section 3.2",
     knobs={
-        "scale": Knob(2, low=1, high=16, doc="answers along each extent of a token; the targets' grid over the tokens'"),
+        "scale": Knob(
+            2, low=1, high=16, doc="answers along each extent of a token; the targets' grid over the tokens'"
+        ),
         "kernel_size": Knob(3, choices=(1, 3, 5, 7)),
     },
 )
