@@ -26,6 +26,9 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 MAX_PIXELS = 1 << 26
 """A picture with more is refused before it is unpacked: 192 MiB in colour."""
 
+_THREADS = 4
+_AT_ONCE = 512  # pictures
+
 _ORIENTATION = 0x0112  # of EXIF
 
 _T = TypeVar("_T")
@@ -139,8 +142,12 @@ def decode_mask(path: Path, size: Sequence[int]) -> NDArray[np.uint8]:
 
 def decode_many(paths: Sequence[Path], size: Sequence[int], channels: int) -> Iterator[NDArray[np.uint8]]:
     """`decode` of each, in order, by a few threads: decoders run outside of Python's lock."""
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        yield from pool.map(lambda path: decode(path, size, channels), paths)
+    if len(paths) < 2:
+        yield from (decode(path, size, channels) for path in paths)
+        return
+    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(paths), _AT_ONCE):  # no more wait, done, than that
+            yield from pool.map(lambda path: decode(path, size, channels), paths[start : start + _AT_ONCE])
 
 
 def _opened(path: Path, what: Callable[[Image.Image], _T]) -> _T:
