@@ -1,7 +1,7 @@
 """Examples that are read while a network trains on those before: by processes of their own, where a split asks for it.
 
-What is read depends on the numbers of the examples alone. Order and augmentation are decided in the process that trains:
-a training is the same with workers and without, and goes on exactly where it was.
+What is read depends on the numbers of the examples alone. Order and augmentation are decided in the process that
+trains: a training is the same with workers and without, and goes on exactly where it was.
 """
 
 from __future__ import annotations

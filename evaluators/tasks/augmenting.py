@@ -54,7 +54,7 @@ def _box(top: Tensor, rows: Tensor, left: Tensor, columns: Tensor, height: int, 
 def mixed(
     x_BHWC: Tensor, targets: Tensor, classes: int, mixup: float, cutmix: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Each picture with another: both together, or a rectangle of the other in it; at even odds where both are asked for.
+    """Each picture with another: both together, or a rectangle of the other in it; at even odds where both are asked.
 
     Args:
         x_BHWC: Pictures.

@@ -110,7 +110,7 @@ def test_classifications_of_pictures_share_their_options(tmp_path):
     for options, said in (({"mixup": -1}, "mixup is -1"), ({"erase": 2}, "erase is 2"), ({"flip": 1}, "flip is 1")):
         with pytest.raises(ConfigError, match=said):
             by_name("npz", path=str(tmp_path / "d.npz"), **options)
-    with pytest.raises(ConfigError, match="no option 'mixupp'.*Did you mean 'mixup'"):
+    with pytest.raises(ConfigError, match=r"no option 'mixupp'.*Did you mean 'mixup'"):
         by_name("npz", path=str(tmp_path / "d.npz"), mixupp=1)
     with pytest.raises(ConfigError, match="no option 'test'"):
         by_name("cifar", path=str(tmp_path), test=0.1)
