@@ -18,7 +18,7 @@ _LOOKED_AT = 1000  # entries of a folder, whether there are texts in it
 READS = (
     "a folder with a folder of pictures for each class (or train/, val/ and test/ of such)",
     "an .npz file of pictures or series",
-    "a .csv file of series",
+    "a .csv or .parquet file of series",
     "CIFAR's archive or its folder",
     "the folder of MNIST-style IDX files",
     "a folder with pictures in images/ and their masks in masks/",
@@ -71,7 +71,7 @@ def _of_file(place: Path) -> str | None:
     name = place.name.lower()
     if _IDX.search(name):
         return "idx"
-    if name.endswith((".csv", ".tsv")):
+    if name.endswith((".csv", ".tsv", ".parquet")):
         return "series"
     if name.endswith(".npz"):
         from mixnas.evaluators.tasks.npz import NpzFile, holds_pictures
