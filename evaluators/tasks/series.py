@@ -57,7 +57,8 @@ class Series(Task):
     absolute error, is in the numbers' own unit, and `load.py` of an export answers in it.
 
     Args:
-        path: A .csv, .parquet (see `read_csv`) or .npz file: x (n, length) or (n, length, channels) and y (n,), see `npz`.
+        path: A .csv or .parquet file, see `read_csv`; or .npz, x (n, length) or (n, length, channels) and y (n,), see
+            `npz`.
         answers: "class", "number", or "auto": classes where targets are words, or at most 100 different whole numbers.
         kind: "sequence", or "causal" where no position may see later ones.
         length: Series are cut after so many moments; none where all have as many.
