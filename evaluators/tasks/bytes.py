@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -123,7 +124,8 @@ class Bytes(Task):
 
     def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Bits per byte: the cross-entropy in base 2."""
-        return self.loss(outputs, targets).double() / math.log(2)
+        losses = F.cross_entropy(outputs.flatten(0, -2), targets.flatten(), reduction="none")
+        return losses.double().mean() / math.log(2)
 
 
 def _listed(path: str | None, pattern: str) -> tuple[Path, list[Path]]:

@@ -217,11 +217,11 @@ def _fuzzy(tokens: int, length: int, motif: int, rng: np.random.Generator, train
 
     probe, answer = key(), value()
     last = length - len(probe) - len(answer) - 2 * motif  # no pair begins behind
-    where = int(rng.integers(last))
+    where = int(rng.integers(last - 2 * motif))  # the probe stands at the first pair from here
     book: dict[tuple[int, ...], tuple[int, ...]] = {}
     said: list[int] = []
     asked: list[int] = []
-    while len(said) < last or probe not in book:
+    while len(said) < last:
         wanted = probe if len(said) >= where and probe not in book else key()
         known = wanted in book
         found = book[wanted] if known else answer if wanted == probe else value()
@@ -261,8 +261,8 @@ class FuzzyRecall(TokenManipulation):
         where = f"task {self.name}"
         check_whole(where, low=5, high=1 << 20, vocab_size=vocab_size, length=length)
         check_whole(where, high=(vocab_size - 1) // 2, motif=motif)
-        if length <= 6 * motif:
-            raise ConfigError(f"{where}: length is {length}; with motifs of {motif} it must be above {6 * motif}.")
+        if length <= 8 * motif:
+            raise ConfigError(f"{where}: length is {length}; with motifs of {motif} it must be above {8 * motif}.")
         instance = (_fuzzy, (vocab_size - 1, length, motif))
         sizes = (train_size, validation_size, test_size)
         self.set_up(instance, length, vocab_size, sizes, seed, label_smoothing)

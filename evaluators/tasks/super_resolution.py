@@ -97,11 +97,11 @@ class Patches:
         return len(self._places)
 
     def gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Luma (n, p, p, 1) from 0 to 255, and targets (n, p * scale, p * scale, 1), NaN where nothing is scored."""
+        """Luma (n, p, p, 1) from 0 to 255, and (n, p * scale, p * scale, 2): what is wanted, and 1 where it is scored."""
         p, s = self._patch, self._scale
         mean, std, residual = self._answer
         inputs = np.empty((len(indices), p, p, 1), dtype=np.float32)
-        targets = np.full((len(indices), p * s, p * s, 1), np.nan, dtype=np.float32)
+        targets = np.zeros((len(indices), p * s, p * s, 2), dtype=np.float32)
         for at, index in enumerate(indices.tolist()):
             which, row, column = self._places[index]
             picture = self._pictures[which]
@@ -111,6 +111,7 @@ class Patches:
             own = picture.high[rows, columns]
             own = own - picture.bicubic[rows, columns] if residual else own
             targets[at, top:bottom, left:right, 0] = (own - mean) / std
+            targets[at, top:bottom, left:right, 1] = 1
         return torch.from_numpy(inputs), torch.from_numpy(targets)
 
     def bicubic_error(self) -> float:
@@ -138,7 +139,7 @@ class _Psnr:
         """Take a batch in."""
         error, scored = _errors(outputs, targets)
         self._total += float(error.double().square().sum()) * self._std**2
-        self._count += int(scored.sum())
+        self._count += int(scored)
 
     def result(self) -> float:
         """Of all pixels together."""
@@ -146,9 +147,9 @@ class _Psnr:
 
 
 def _errors(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Differences, 0 where nothing is scored, and what is."""
-    scored = ~targets.isnan()
-    return (outputs - targets.nan_to_num()) * scored, scored
+    """Differences, 0 where nothing is scored, and how many pixels are."""
+    wanted, scored = targets[..., :1], targets[..., 1:]
+    return (outputs - wanted) * scored, scored.sum()
 
 
 class SuperResolution(Task):
@@ -242,7 +243,7 @@ class SuperResolution(Task):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean squared error over what is scored, of standardised answers."""
         error, scored = _errors(outputs, targets)
-        return error.square().sum() / scored.sum().clamp(min=1)
+        return error.square().sum() / scored.clamp(min=1)
 
     def new_metric(self) -> Accumulator:
         """PSNR in dB of all that is scored together: of one photograph, its own."""

@@ -100,7 +100,10 @@ def test_batches_are_the_same_decoded_ahead_kept_in_part_or_whole(folder, monkey
 
 def test_a_training_is_the_same_with_workers_and_without(folder, monkeypatch):
     monkeypatch.setattr(batches, "_GATHERED_VALUES", 8 * 16 * 16 * 3)
-    plain = {"stem": {"name": "conv", "stride": 4}, "stages": [{"width": 8, "blocks": [{"mixer": "identity"}]}]}
+    plain = {
+        "stem": {"name": "conv", "stride": 4},
+        "stages": [{"width": 8, "blocks": [{"mixer": "identity", "channel_mixer": "mlp"}]}],
+    }
     weights = []
     for workers in (0, 1):
         task = by_name("folder", path=folder, size=16, memory_gib=0, workers=workers)

@@ -143,7 +143,7 @@ def test_compression_is_answered_from_the_last_token_alone():
         ("in_context_recall", {"length": 31}, "must be even"),
         ("noisy_recall", {"noise": 1.0}, "noise is 1.0"),
         ("noisy_recall", {"noise_vocab": 30}, "noise_vocab is 30"),
-        ("fuzzy_recall", {"length": 18}, "must be above 18"),
+        ("fuzzy_recall", {"length": 24}, "must be above 24"),
         ("fuzzy_recall", {"motif": 8}, "motif is 8"),
         ("selective_copying", {"copied": 128}, "copied is 128"),
         ("compression", {"vocab_size": 1}, "vocab_size is 1"),

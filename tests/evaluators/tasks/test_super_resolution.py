@@ -38,7 +38,7 @@ class TestSuperResolution(TaskContract):
         return by_name("super_resolution", path=self.folder, scale=2, patch=12)
 
     def perfect(self, task: Task, targets: Tensor) -> Tensor:
-        return targets.nan_to_num()
+        return targets[..., :1]
 
 
 def test_luma_is_that_of_bt_601():
@@ -58,18 +58,18 @@ def test_bicubic_interpolation_of_the_whole_photograph_has_the_figure_of_its_til
     assert task.bicubic["test"] == pytest.approx(expected, abs=1e-4)
     assert task.record()["bicubic_psnr"]["test"] == pytest.approx(expected, abs=1e-3)
     inputs, targets = task.test.gather(torch.arange(len(task.test)))
-    assert int((~targets.isnan()).sum()) == whole.high.size  # each pixel once
+    assert int(targets[..., 1].sum()) == whole.high.size  # each pixel once
     if residual:
         mean, std = task.record()["target"]["mean"], task.record()["target"]["std"]
         metric = task.new_metric()
-        metric.update(torch.full_like(targets, -mean / std), targets)
+        metric.update(torch.full_like(targets[..., :1], -mean / std), targets)
         assert metric.result() == pytest.approx(expected, abs=1e-3)
     assert inputs.min() >= 0 and inputs.max() <= 255 and bool((inputs == inputs.round()).all())
 
 
 def test_patches_and_targets_are_of_the_same_place(tmp_path):
     """Made small again, the fine patch is the coarse one, but for its edge."""
-    task = by_name("super_resolution", path=str(waves(tmp_path, 2)), scale=2, patch=16, residual=False)
+    task = by_name("super_resolution", path=str(waves(tmp_path, 2)), scale=2, patch=12, residual=False)
     said = task.record()["target"]
     for seed in (None, 0, 1):
         inputs, targets = task.train.gather(torch.arange(4))
@@ -95,7 +95,9 @@ def test_an_espcn_built_of_our_parts_has_the_published_parameters():
 
     for scale, published in ((2, 21_284), (3, 22_729), (4, 24_752)):
         first, second, third = (Context(width, (17, 17), "image") for width in (1, 64, 32))
-        head = registry.get("head", "sub_pixel").build(third, Context(1, (17 * scale,) * 2, "image"), scale=scale)
+        head = registry.get("head", "sub_pixel").build(
+            third, Context(1, (17 * scale,) * 2, "image"), scale=scale, kernel_size=3
+        )
         parts = [WindowConv(first, 64, 5), WindowConv(second, 32, 3), head]
         assert sum(p.numel() for part in parts for p in part.parameters()) == published
 
