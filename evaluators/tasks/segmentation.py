@@ -143,7 +143,7 @@ class Segmentation(Task):
                 name: drawn(count, extents or (32, 32), channels, [seed, at])
                 for at, (name, count) in enumerate(_DRAWN.items())
             }
-            names, read = SHAPES, {name: f"{count} drawn" for name, count in _DRAWN.items()}
+            names, read = SHAPES, {name: [f"{count} drawn"] for name, count in _DRAWN.items()}
         else:
             pairs, read = _paired(path, validation, test, seed)
             extents = extents or (suited(_median_extent(pairs)),) * 2
@@ -187,7 +187,7 @@ class Segmentation(Task):
         spread = np.sqrt(np.maximum(second - first**2, 0.25))
         self.io = IOSpec(
             "image", (height, width), channels, count,
-            head="token" if stride == 1 else "sub_pixel", head_knobs={} if stride == 1 else {"scale": stride},
+            head="token" if stride == 1 else "sub_pixel", head_knobs=() if stride == 1 else (("scale", stride),),
             out_size=(height, width),
             mean=tuple(round(float(v), 4) for v in first), std=tuple(round(float(v), 4) for v in spread),
         )  # fmt: skip

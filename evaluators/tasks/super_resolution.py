@@ -221,7 +221,7 @@ class SuperResolution(Task):
         self._std = answer[1]
         self.bicubic = {name: psnr(splits[name].bicubic_error()) for name in ("validation", "test")}
         self.io = IOSpec(
-            "image", (patch, patch), 1, 1, head="sub_pixel", head_knobs={"scale": scale},
+            "image", (patch, patch), 1, 1, head="sub_pixel", head_knobs=(("scale", scale),),
             out_size=(patch * scale, patch * scale),
             mean=(round(float(pixels.mean()), 4),), std=(round(float(pixels.std()) or 1.0, 4),),
         )  # fmt: skip
@@ -240,8 +240,8 @@ class SuperResolution(Task):
         """See `Task`."""
         return {"task": self.name, **self._about}
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean squared error over what is scored, of standardised answers."""
+    def loss(self, outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """Mean squared error over what is scored, of standardised answers; there are no labels."""
         error, scored = _errors(outputs, targets)
         return error.square().sum() / scored.clamp(min=1)
 

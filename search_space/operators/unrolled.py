@@ -34,6 +34,7 @@ class Unrolled(nn.Module):
     Each answer is made of that one token and says nothing of causality: all come behind the last.
     """
 
+    positions: Tensor
     one_answer = True  # see `tests/contracts/operator.py`
 
     def __init__(self, before: Context, after: Context) -> None:
