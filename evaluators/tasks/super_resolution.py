@@ -97,7 +97,7 @@ class Patches:
         return len(self._places)
 
     def gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Luma (n, p, p, 1) from 0 to 255, and (n, p * scale, p * scale, 2): what is wanted, and 1 where it is scored."""
+        """Luma (n, p, p, 1) from 0 to 255; (n, p * scale, p * scale, 2): what is wanted, and 1 where it is scored."""
         p, s = self._patch, self._scale
         mean, std, residual = self._answer
         inputs = np.empty((len(indices), p, p, 1), dtype=np.float32)
