@@ -203,15 +203,22 @@ print(json.dumps({{
 """
 
 SIZES: dict[str, Any] = {
-    "imagenet": {"batch_size": 2, "task": None},
+    "imagenet": {"batch_size": 2, "task": None, "needs_gib": 6},
     "lm": {
         "batch_size": 1,
+        "needs_gib": 20,  # a store of two thousand million parameters, gradients and moments of those that a step moves
         "task": {
             "name": "mqar", "vocab_size": 8192, "length": 1024, "pairs": 64,
             "train_size": 8, "validation_size": 2, "test_size": 2,
         },
     },
 }  # fmt: skip
+
+
+def available_gib() -> float:
+    """Memory that can be had without swapping."""
+    (line,) = (one for one in Path("/proc/meminfo").read_text().splitlines() if one.startswith("MemAvailable:"))
+    return int(line.split()[1]) / 2**20
 
 
 def sizes(args: Any) -> None:
@@ -240,6 +247,10 @@ def sizes(args: Any) -> None:
                 found["query_cpu"], said = timed([*NAS, *asked, *tables], home)
                 found["query_cpu"]["median_ms"] = float(np.median([row["latency_ms"] for row in json.loads(said)]))
                 say(f"{config}: profile {found['profile_cpu']}, query {found['query_cpu']}")
+            if (there := available_gib()) < settings["needs_gib"]:
+                found["supernet_step"] = f"left out: it needs {settings['needs_gib']} GiB, and {there:.0f} were free"
+                say(f"{config}: a super-network's step was {found['supernet_step']}")
+                continue
             told_ = {"config": str(file), "seed": 0, **settings}
             took, said = timed([sys.executable, "-c", STEP.format(here=str(HERE)), json.dumps(told_)], home)
             found["supernet_step"] = json.loads(said.splitlines()[-1]) | {"process": took}
