@@ -140,12 +140,14 @@ def decode_mask(path: Path, size: Sequence[int]) -> NDArray[np.uint8]:
     return _opened(path, unpacked)
 
 
-def decode_many(paths: Sequence[Path], size: Sequence[int], channels: int) -> Iterator[NDArray[np.uint8]]:
+def decode_many(
+    paths: Sequence[Path], size: Sequence[int], channels: int, *, threads: int = _THREADS
+) -> Iterator[NDArray[np.uint8]]:
     """`decode` of each, in order, by a few threads: decoders run outside of Python's lock."""
-    if len(paths) < 2:
+    if len(paths) < 2 or threads == 1:
         yield from (decode(path, size, channels) for path in paths)
         return
-    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(threads, os.cpu_count() or 1)) as pool:
         for start in range(0, len(paths), _AT_ONCE):  # no more wait, done, than that
             yield from pool.map(lambda path: decode(path, size, channels), paths[start : start + _AT_ONCE])
 

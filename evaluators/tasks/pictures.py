@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from mixnas.evaluators.tasks.augmenting import erased, jittered, mirrored, mixed
 from mixnas.evaluators.tasks.decoding import decode_many
@@ -84,7 +85,9 @@ class Decoded:
         there, missing = (rows >= 0).nonzero()[:, 0], (rows < 0).nonzero()[:, 0]
         pixels[there] = self._kept[rows[there]].float()
         files = [self._files[i] for i in indices[missing].tolist()]
-        for at, picture in zip(missing.tolist(), decode_many(files, self._size, self._channels), strict=True):
+        threads = 4 if get_worker_info() is None else 1  # as many processes as there are cores have no use for threads
+        decoded = decode_many(files, self._size, self._channels, threads=threads)
+        for at, picture in zip(missing.tolist(), decoded, strict=True):
             pixels[at] = torch.from_numpy(picture)
         return pixels, self.targets[indices]
 
