@@ -150,8 +150,7 @@ class PictureTask(Task):
         self._options, self._shift = options, max(1, min(size) // 8) if options.crop else 0
         self._weights = None
         if options.weighted:
-            train = counted["train"]
-            self._weights = torch.tensor(train.sum() / (len(train) * train), dtype=torch.float32)
+            self._weights = weights_of(counted["train"])
         self._about = dict(about)
 
     # -- what is told -------------------------------------------------------------------------------------------------
@@ -228,6 +227,11 @@ class PictureTask(Task):
         if options.mixup or options.cutmix:
             return mixed(inputs, targets, self.io.num_outputs, options.mixup, options.cutmix, generator)
         return inputs, targets
+
+
+def weights_of(counts: NDArray[np.integer]) -> Tensor:
+    """(K,) float32: how much an example of each class counts, all examples together as many as there are."""
+    return torch.tensor(counts.sum() / (len(counts) * counts), dtype=torch.float32)
 
 
 # -- splits --------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from mixnas.evaluators.tasks.decoding import SUFFIXES, decode_many, decode_mask,
 from mixnas.evaluators.tasks.digits import random_shift
 from mixnas.evaluators.tasks.folder import SPLIT_FOLDERS, checked_size, suited
 from mixnas.evaluators.tasks.options import check_flags, check_memory, check_share, check_shares, check_whole
-from mixnas.evaluators.tasks.pictures import digest_of_arrays, moments
+from mixnas.evaluators.tasks.pictures import digest_of_arrays, moments, weights_of
 from mixnas.evaluators.tasks.task import IGNORE, SPLITS, Accumulator, Task
 from mixnas.search_space.errors import ConfigError, listed, visible
 from mixnas.search_space.units import IOSpec
@@ -192,7 +192,7 @@ class Segmentation(Task):
             mean=tuple(round(float(v), 4) for v in first), std=tuple(round(float(v), 4) for v in spread),
         )  # fmt: skip
         train = counted["train"][:count]
-        self._weights = torch.tensor(train.sum() / (count * train), dtype=torch.float32) if weighted else None
+        self._weights = weights_of(train) if weighted else None
         splits = {name: Pairs(*map(torch.from_numpy, arrays)) for name, arrays in found.items()}
         self.train, self.validation, self.test = (splits[name] for name in SPLITS)
         self.shares = dict(zip(self.labels, (train / train.sum()).tolist(), strict=True))

@@ -9,12 +9,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mixnas.evaluators.tasks.arrays import class_numbers
 from mixnas.evaluators.tasks.npz import NpzFile, read_pairs
-from mixnas.evaluators.tasks.options import check_memory, check_shares
-from mixnas.evaluators.tasks.pictures import cut, digest_of_arrays
+from mixnas.evaluators.tasks.options import check_flags, check_memory, check_shares
+from mixnas.evaluators.tasks.pictures import cut, digest_of_arrays, weights_of
 from mixnas.evaluators.tasks.tables import EXACT, Table, cut_to, read_csv, read_parquet
 from mixnas.evaluators.tasks.task import SPLITS, Split, Task
 from mixnas.search_space.errors import ConfigError, visible
@@ -65,6 +66,7 @@ class Series(Task):
         target, id, time: Names of columns, see `read_csv`.
         validation, test: Shares, where the file has no such split.
         seed: Of that.
+        weighted: Whether a class counts the more in training the rarer it is.
         label_smoothing: See `Task`.
         memory_gib: What an .npz file may unpack to.
     """
@@ -84,12 +86,14 @@ class Series(Task):
         validation: float = 0.2,
         test: float = 0.2,
         seed: int = 0,
+        weighted: bool = False,
         label_smoothing: float = Task.label_smoothing,
         memory_gib: float = 4.0,
     ) -> None:
         where = visible(str(path))
         check_shares(f"task {self.name}", validation, test, seed)
         check_memory(f"task {self.name}", memory_gib)
+        check_flags(f"task {self.name}", weighted=weighted)
         if answers not in _ANSWERS or kind not in ("sequence", "causal"):
             raise ConfigError(
                 f"task {self.name}: answers is {answers!r} and kind {kind!r}. Allowed: {', '.join(_ANSWERS)}; "
@@ -141,11 +145,16 @@ class Series(Task):
             kind, (int(steps),), int(channels), len(classes) if self._of_classes else 1,
             mean=tuple(float(f"{v:.6g}") for v in mean.tolist()), std=tuple(float(f"{v:.6g}") for v in std.tolist()),
         )  # fmt: skip
+        self._weights: Tensor | None = None
+        if weighted and not self._of_classes:
+            raise ConfigError(f"{where}: weighted is of classes, and its targets are numbers. Leave it out.")
         if self._of_classes:
             for name in SPLITS:
                 there = torch.bincount(getattr(self, name).targets, minlength=len(classes))
                 if not bool(there.all()):
                     raise ConfigError(f"{where}: class {classes[int(there.argmin())]!r} has no series in {name}.")
+                if weighted and name == "train":
+                    self._weights = weights_of(there.numpy())
         arrays = [array for table in tables.values() for array in (table.series, table.targets)]
         self._told = tables["train"].told
         self._about = {
@@ -170,6 +179,13 @@ class Series(Task):
         if self._of_classes:
             return super().loss(outputs, targets, label_smoothing)
         return (outputs.squeeze(-1) - targets).square().mean()
+
+    def training_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """See `Task`; a mean that is weighted by class, where that is asked for."""
+        if self._weights is None:
+            return super().training_loss(outputs, targets)
+        weights = self._weights.to(outputs)
+        return F.cross_entropy(outputs, targets, weight=weights, label_smoothing=self.label_smoothing)
 
     def score(self, outputs: Tensor, targets: Tensor) -> float | Tensor:
         """See `Task`; of numbers the mean absolute error, in their own unit."""

@@ -261,3 +261,17 @@ def test_parquet_is_read_as_the_csv_of_the_same(tmp_path):
     (tmp_path / "d.parquet").write_bytes((tmp_path / "d.parquet").read_bytes()[:300])
     with pytest.raises(ConfigError, match=r"d\.parquet: cannot be read as Parquet"):
         read_parquet(tmp_path / "d.parquet", **options)
+
+
+def test_rare_classes_count_the_more_where_that_is_asked(tmp_path):
+    x = np.random.default_rng(0).normal(size=(60, 8, 2))
+    np.savez(tmp_path / "d.npz", x=x, y=np.repeat([0, 1], [15, 45]))
+    task = by_name("series", path=str(tmp_path / "d.npz"), weighted=True)
+    outputs = torch.randn(12, 2, generator=torch.Generator().manual_seed(0))
+    targets = torch.arange(12) % 2
+    weight = torch.tensor([2.0, 2 / 3])  # 9 and 27 of 36
+    expected = torch.nn.functional.cross_entropy(outputs, targets, weight=weight, label_smoothing=0.1)
+    torch.testing.assert_close(task.training_loss(outputs, targets), expected)
+    np.savez(tmp_path / "n.npz", x=x, y=np.linspace(0, 1, 60))
+    with pytest.raises(ConfigError, match="weighted is of classes"):
+        by_name("series", path=str(tmp_path / "n.npz"), weighted=True)
