@@ -51,7 +51,7 @@ class Reader:
     def __init__(self, split: Examples, workers: int = 0) -> None:
         self._split, self._workers = split, workers
         self.waited_s = self.seconds = 0.0
-        self._told = False
+        self._told = not hasattr(split, "workers")  # nothing could be done about it
 
     def parts(self, parts: Sequence[Tensor]) -> Iterator[Pair]:
         """Inputs and targets of each part, in order."""
