@@ -1,8 +1,8 @@
 """Heads: from the last stage's tokens, normalised, to a task's answers. The task names its head (`IOSpec.head`).
 
 A head takes the contexts before and after it. `out_size(size, **knobs)` tells the grid that it answers on; the task's
-targets must have that grid (`IOSpec.grid`). Its knobs are the task's (`IOSpec.head_knobs`). Where the last layer is linear, `features(x)` is what it reads and `linear` the
-layer, so that a probe can be fitted in its place.
+targets must have that grid (`IOSpec.grid`). Its knobs are the task's (`IOSpec.head_knobs`). Where the last layer is
+linear, `features(x)` is what it reads and `linear` the layer, so that a probe can be fitted in its place.
 """
 
 from __future__ import annotations
