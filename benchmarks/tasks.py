@@ -1,6 +1,12 @@
 """People's own data, from the data to an answer; each part is one run and writes one file in `benchmarks/results/`.
 
-    python benchmarks/tasks.py pictures       600 pictures in 5 classes to a front: one command, no file written by hand
+    python benchmarks/tasks.py pictures           600 pictures in 5 classes to a front: one command, no other file
+    python benchmarks/tasks.py mqar               attention, gated convolutions, and what a search makes of both
+    python benchmarks/tasks.py bytes              bits per byte against latency, beside transformers
+    python benchmarks/tasks.py super_resolution   PSNR against latency, beside bicubic interpolation and ESPCN
+    python benchmarks/tasks.py segmentation       mean intersection over union on drawn shapes
+    python benchmarks/tasks.py memory             200,000 pictures on disk: peak memory, and steps a second
+    python benchmarks/tasks.py sizes              the two spaces of real size: seconds and memory
 
 The data is drawn here, from a seed. Times are of the whole process, as somebody who waits sees them.
 """
@@ -10,59 +16,25 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from _checkout import ROOT, use_checkout
+from _checkout import use_checkout
 
 use_checkout()
 
 import numpy as np  # noqa: E402
+from _tasks_common import NAS, say, timed, write  # noqa: E402
+from _tasks_dense import segmentation, super_resolution  # noqa: E402
+from _tasks_sequences import bytes_, mqar  # noqa: E402
+from _tasks_sizes import PICTURES, memory, sizes  # noqa: E402
 from PIL import Image, ImageDraw  # noqa: E402
 
-from mixnas.predictors.measuring.device import provenance  # noqa: E402
 from mixnas.search.run.directory import Run  # noqa: E402
-from mixnas.search_space.files import write_json  # noqa: E402
 
-RESULTS = ROOT / "benchmarks" / "results"
 SHAPES = ("circle", "cross", "ring", "square", "triangle")
-
-
-def say(text: str) -> None:
-    """Progress goes to stderr."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def write(part: str, record: dict[str, Any]) -> None:
-    """One result file."""
-    path = RESULTS / f"tasks-{part}.json"
-    write_json(path, {**record, "command": f"python benchmarks/tasks.py {part}", "provenance": provenance("cpu", 1)})
-    say(f"wrote {path.relative_to(ROOT)}")
-
-
-def timed(command: Sequence[str | Path], cwd: Path) -> tuple[dict[str, float], str]:
-    """What a command that has to succeed took, and its stdout.
-
-    Wall and processor seconds, the peak memory of its largest process so far (MiB), and what the machine's load was:
-    above the number of cores, the wall clock is that of a machine that others use too.
-    """
-    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(command, cwd=cwd, stdout=subprocess.PIPE, text=True, check=True)
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    took = {
-        "seconds": time.monotonic() - start,
-        "cpu_seconds": used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime,
-        "peak_mib": used.ru_maxrss / 1024,
-        "load_average": os.getloadavg()[1],
-    }
-    return took, done.stdout
 
 
 # -- pictures -----------------------------------------------------------------------------------------------------
@@ -111,12 +83,12 @@ def pictures(args: argparse.Namespace) -> None:
         home = Path(name)
         draw_folder(home / "shapes", 120, seed=0)
         draw_folder(home / "unseen", 40, seed=1)
-        nas = [sys.executable, ROOT / "nas.py"]
-        took, table = timed([*nas, "search", "--data", "shapes", "--name", "shapes"], home)
+        settings = [word for change in args.set for word in ("--set", change)]
+        took, table = timed([*NAS, "search", "--data", "shapes", "--name", "shapes", *settings], home)
         say(f"{table}\nsearch: {took}")
         run = Run.open(home / "runs" / "shapes")
         front = run.front()
-        exported, _ = timed([*nas, "export", "shapes", "--format", "safetensors,torch-export"], home)
+        exported, _ = timed([*NAS, "export", "shapes", "--format", "safetensors,torch-export"], home)
         (folder,) = (home / "runs" / "shapes" / "exports").iterdir()
         files = sorted((home / "unseen").glob("*/*"))
         asked, said = timed([sys.executable, "-I", folder / "load.py", *files], home)
@@ -151,13 +123,26 @@ def pictures(args: argparse.Namespace) -> None:
         )
 
 
-PARTS = {"pictures": pictures}
+PARTS = {
+    "pictures": pictures,
+    "mqar": mqar,
+    "bytes": bytes_,
+    "super_resolution": super_resolution,
+    "segmentation": segmentation,
+    "memory": memory,
+    "sizes": sizes,
+}
 
 
 def main() -> None:
     """One part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the search: to try a part")
+    parser.add_argument("--pictures", type=int, default=PICTURES, help="of memory: so many are drawn")
+    parser.add_argument("--steps", type=int, default=1500, help="of memory: so many are timed")
+    parser.add_argument("--scratch", help="of memory: a folder on the disk that is meant")
+    parser.add_argument("--profile", default="4m", help="of sizes: time for the profile of this CPU; '' for none")
     args = parser.parse_args()
     PARTS[args.part](args)
 

@@ -6,12 +6,13 @@ and augmented many batches at a time, and a split in memory lies on the device.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 import torch
 from torch import Tensor
 
+from mixnas.evaluators.reading import Reader, workers_of
 from mixnas.evaluators.tasks.task import Examples, Split
 
 Augment = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
@@ -34,8 +35,8 @@ def gather(split: Examples, indices: Tensor, device: torch.device) -> tuple[Tens
 
 def in_order(split: Examples, size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """All examples of a split, `size` at a time; the last batch may be smaller."""
-    for indices in torch.arange(len(split)).split(size):
-        yield gather(split, indices, device)
+    for inputs, targets in Reader(split, workers_of(split)).parts(torch.arange(len(split)).split(size)):
+        yield inputs.to(device), targets.to(device)
 
 
 class Batches:
@@ -56,6 +57,7 @@ class Batches:
         self._split = split.to(device) if isinstance(split, Split) else split
         self._augment = augment
         self._device = device
+        self._reader = Reader(split, workers_of(split))
         self.size = min(size, len(split))
         self.per_epoch = len(split) // self.size
         example, _ = self._gather(torch.zeros(1, dtype=torch.int64, device=device))
@@ -65,6 +67,13 @@ class Batches:
         if isinstance(self._split, Split):
             return self._split.gather(indices)
         return gather(self._split, indices, self._device)
+
+    def _gathered(self, parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        if isinstance(self._split, Split):
+            yield from (self._split.gather(indices) for indices in parts)
+            return
+        for inputs, targets in self._reader.parts([indices.cpu() for indices in parts]):
+            yield inputs.to(self._device), targets.to(self._device)
 
     def epoch(
         self, generator: torch.Generator, *, skip: int = 0, seed_of: Callable[[int], int] | None = None
@@ -79,14 +88,11 @@ class Batches:
         """
         order = torch.randperm(len(self._split), generator=generator, device=self._device)
         parts = order[: self.per_epoch * self.size].split(self._at_once * self.size)
-        for part, indices in enumerate(parts):
+        first = 0 if seed_of is None else min(skip // self._at_once, len(parts))
+        for part, (x, y) in enumerate(self._gathered(parts[first:]), start=first):
             unwanted = skip - part * self._at_once
-            if seed_of is not None:
-                if unwanted >= self._at_once:
-                    continue
-                if part:
-                    generator.manual_seed(seed_of(part))
-            x, y = self._gather(indices)
+            if seed_of is not None and part:
+                generator.manual_seed(seed_of(part))
             if self._augment is not None:
                 x, y = self._augment(x, y, generator)
             batches = zip(x.split(self.size), y.split(self.size), strict=True)

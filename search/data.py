@@ -50,8 +50,10 @@ def config_for(path: str | Path, *, base: str | Path | None = None, settings: Se
 def _suited(task: Task) -> dict[str, Any]:
     """The embedded configuration for a task of this kind and size."""
     io = task.io
-    plain: dict[str, Any] = load_yaml(_CONFIGS / ("pictures.yaml" if io.kind == "image" else "series.yaml"))
-    if io.kind == "image":
+    own = _CONFIGS / f"{task.name}.yaml"  # of a task that has a space of its own
+    general = "pictures.yaml" if io.kind == "image" else "series.yaml"
+    plain: dict[str, Any] = load_yaml(own if own.is_file() else _CONFIGS / general)
+    if general == "pictures.yaml" and not own.is_file():
         space = plain["space"]
         stride = stride_for(io.size)
         space["stem"] |= {"stride": stride, "kernel_size": min(_KERNELS.get(stride, stride - 1 + stride % 2), 15)}
@@ -67,7 +69,8 @@ def _suited(task: Task) -> dict[str, Any]:
 def _as_it_was_read(task: Task) -> dict[str, Any]:
     """Options that the data decided, written out: a run is of what was there when it was started."""
     options = inspect.signature(type(task)).parameters
-    read = recorded(task).get("pictures") or {}
+    said = recorded(task)
+    read = said.get("pictures") or said.get("reads") or {}
     return {name: read[name] for name in ("size", "channels") if name in read and name in options}
 
 

@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mixnas.evaluators.tasks.options import PictureOptions
 from mixnas.evaluators.tasks.pictures import (
     PictureTask,
     Stored,
-    check_flags,
-    check_shares,
     cut,
     digest_of_arrays,
     moments,
@@ -37,13 +36,7 @@ class ArrayPictures(PictureTask):
         found: Mapping[str, tuple[NDArray[Any], NDArray[Any]]],
         labels: Sequence[str] | None = None,
         *,
-        validation: float,
-        test: float,
-        seed: int,
-        weighted: bool,
-        flip: bool,
-        crop: bool,
-        label_smoothing: float,
+        options: PictureOptions,
     ) -> None:
         """What the `__init__` of a sub-class ends with.
 
@@ -51,15 +44,12 @@ class ArrayPictures(PictureTask):
             where: The data, for messages.
             found: Pixels (n, H, W) or (n, H, W, C) and labels (n,) by split; "train" and those that the data has.
             labels: Names of the classes, of labels that are their numbers; the labels themselves if not given.
-            validation, test: Shares that are cut from "train", where the data has no such split.
-            seed: Of that.
-            weighted, flip, crop, label_smoothing: See `PictureTask.set_up`.
+            options: What the task was told.
 
         Raises:
             ConfigError: Shapes, types or labels do not fit together, a value is not finite, a class is too small.
         """
-        check_shares(where, validation, test, seed)
-        check_flags(where, weighted=weighted, flip=flip, crop=crop)
+        options.check(where)
         pixels = {name: _pixels(f"{where}: {name}", array) for name, (array, _) in found.items()}
         shapes = {array.shape[1:] for array in pixels.values()}
         types = {array.dtype for array in pixels.values()}
@@ -71,9 +61,9 @@ class ArrayPictures(PictureTask):
         for name, array in pixels.items():
             if len(array) != len(targets[name]):
                 raise ConfigError(f"{where}: {name} has {len(array)} pictures and {len(targets[name])} labels.")
-        shares = {"validation": validation, "test": test}
+        shares = {"validation": options.validation, "test": options.test}
         asked = {"train": 1.0, **{name: share for name, share in shares.items() if name not in found}}
-        parts = cut(targets["train"], asked, seed, classes, where)
+        parts = cut(targets["train"], asked, options.seed, classes, where)
         tensors = {name: torch.from_numpy(array) for name, array in pixels.items()}
         answers = {name: torch.from_numpy(of) for name, of in targets.items()}
         splits, of_splits = {}, {}
@@ -94,10 +84,7 @@ class ArrayPictures(PictureTask):
             classes,
             (int(size[0]), int(size[1])),
             sums,
-            flip=flip,
-            crop=crop,
-            weighted=weighted,
-            label_smoothing=label_smoothing,
+            options,
             about={
                 "sha256": digest_of_arrays(*arrays),
                 "split": {name: parts[name].tolist() if name in parts else "its own" for name in SPLITS},

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixnas.evaluators.tasks.arrays import ArrayPictures, check_file
+from mixnas.evaluators.tasks.options import PictureOptions, takes_picture_options
 from mixnas.evaluators.tasks.pickles import as_text, unpickled
-from mixnas.evaluators.tasks.task import Task
 from mixnas.search_space.errors import ConfigError, visible
 from mixnas.search_space.files import read_bytes
 
@@ -28,15 +28,14 @@ Read = Callable[[str], bytes | None]
 """The bytes of a file of the archive by its name; None where there is none."""
 
 
+@takes_picture_options(without=("test",), validation=0.1, test=0.1)
 class Cifar(ArrayPictures):
     """CIFAR-10 or CIFAR-100; which, and in which version, is told by the files. The published test set is the test set.
 
     Args:
         path: The folder that the archive unpacks to, or the archive itself (.tar.gz).
         labels: Of CIFAR-100, "fine" (100 classes) or "coarse" (20).
-        validation: Share of the training set, each class alike.
-        seed: Of that.
-        weighted, flip, crop, label_smoothing: As of `folder`.
+        options: See `PictureOptions`; validation is 0.1 unless it is given.
 
     Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009, chapter 3.
     """
@@ -48,12 +47,7 @@ class Cifar(ArrayPictures):
         *,
         path: str,
         labels: str = "fine",
-        validation: float = 0.1,
-        seed: int = 0,
-        weighted: bool = False,
-        flip: bool = True,
-        crop: bool = True,
-        label_smoothing: float = Task.label_smoothing,
+        options: PictureOptions,
     ) -> None:
         if labels not in ("fine", "coarse"):
             raise ConfigError(f"task cifar: labels is {labels!r}. Allowed: fine, coarse.")
@@ -65,13 +59,7 @@ class Cifar(ArrayPictures):
             f"{where}: CIFAR",
             found,
             names,
-            validation=validation,
-            test=0.1,
-            seed=seed,
-            weighted=weighted,
-            flip=flip,
-            crop=crop,
-            label_smoothing=label_smoothing,
+            options=options,
         )
 
 

@@ -26,6 +26,11 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 MAX_PIXELS = 1 << 26
 """A picture with more is refused before it is unpacked: 192 MiB in colour."""
 
+_THREADS = 4
+_AT_ONCE = 512  # pictures
+
+_ORIENTATION = 0x0112  # of EXIF
+
 _T = TypeVar("_T")
 
 
@@ -87,10 +92,64 @@ def decode(path: Path, size: Sequence[int], channels: int) -> NDArray[np.uint8]:
         raise ConfigError(_undecodable(path, error)) from error
 
 
-def decode_many(paths: Sequence[Path], size: Sequence[int], channels: int) -> Iterator[NDArray[np.uint8]]:
+def decode_whole(path: Path) -> NDArray[np.uint8]:
+    """All pixels of a picture, (height, width, 3), turned upright, of a file whose `header` was looked at.
+
+    Raises:
+        ConfigError: It cannot be decoded.
+    """
+
+    def unpacked(image: Image.Image) -> NDArray[np.uint8]:
+        from PIL import ImageOps
+
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+
+    return _opened(path, unpacked)
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """Width and height of a picture as it is looked at: a camera's turn is taken into account."""
+
+    def looked(image: Image.Image) -> tuple[int, int]:
+        width, height = image.size
+        turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+        return (height, width) if turned else (width, height)
+
+    return _opened(path, looked)
+
+
+def decode_mask(path: Path, size: Sequence[int]) -> NDArray[np.uint8]:
+    """A mask's numbers of classes, (height, width), cut as `read_picture` cuts its picture; no two pixels are mixed.
+
+    Raises:
+        ConfigError: It cannot be decoded, or has colours rather than a number at each pixel.
+    """
+
+    def unpacked(mask: Image.Image) -> NDArray[np.uint8]:
+        from PIL import Image, ImageOps
+
+        if mask.mode not in ("1", "L", "P"):
+            raise ConfigError(
+                f"{visible(str(path))}: is of mode {mask.mode}. A mask has the number of a class at each pixel, in 8 "
+                "bits: grey or with a palette."
+            )
+        # The numbers themselves: those of a palette are not looked up.
+        plain = Image.fromarray(np.array(ImageOps.exif_transpose(mask)).astype(np.uint8))
+        return np.array(ImageOps.fit(plain, (size[1], size[0]), method=Image.Resampling.NEAREST))
+
+    return _opened(path, unpacked)
+
+
+def decode_many(
+    paths: Sequence[Path], size: Sequence[int], channels: int, *, threads: int = _THREADS
+) -> Iterator[NDArray[np.uint8]]:
     """`decode` of each, in order, by a few threads: decoders run outside of Python's lock."""
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        yield from pool.map(lambda path: decode(path, size, channels), paths)
+    if len(paths) < 2 or threads == 1:
+        yield from (decode(path, size, channels) for path in paths)
+        return
+    with ThreadPoolExecutor(min(threads, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(paths), _AT_ONCE):  # no more wait, done, than that
+            yield from pool.map(lambda path: decode(path, size, channels), paths[start : start + _AT_ONCE])
 
 
 def _opened(path: Path, what: Callable[[Image.Image], _T]) -> _T:

@@ -15,6 +15,7 @@ from mixnas.search_space.units import IOSpec
 # The split belongs to the task, not to a run: whatever the run's seed, nobody trains on another's test images.
 _SPLIT_SEED = 20_240_901
 _SHARES = (0.6, 0.2, 0.2)
+_LARGEST = 256  # 450 MiB of them
 
 
 class Digits(Task):
@@ -22,7 +23,7 @@ class Digits(Task):
 
     Args:
         label_smoothing: See `Task`.
-        size: Extent of an image, a multiple of 8: larger ones are enlarged, each pixel to a square.
+        size: Extent of an image, a multiple of 8 up to 256: larger ones are enlarged, each pixel to a square.
 
     Source: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI repository, 1998.
     """
@@ -30,8 +31,8 @@ class Digits(Task):
     name = "digits"
 
     def __init__(self, *, label_smoothing: float = Task.label_smoothing, size: int = 8) -> None:
-        if isinstance(size, bool) or not isinstance(size, int) or size < 8 or size % 8:
-            raise ConfigError(f"task digits: size is {size!r}, it must be a multiple of 8 from 8.")
+        if isinstance(size, bool) or not isinstance(size, int) or not 8 <= size <= _LARGEST or size % 8:
+            raise ConfigError(f"task digits: size is {size!r}, it must be a multiple of 8 from 8 to {_LARGEST}.")
         self.label_smoothing = label_smoothing
         self.scale = size // 8
         images, labels = load_digits(return_X_y=True)

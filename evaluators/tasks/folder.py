@@ -15,24 +15,23 @@ import torch
 from numpy.typing import NDArray
 
 from mixnas.evaluators.tasks.decoding import SUFFIXES, decode_many, header
+from mixnas.evaluators.tasks.options import PictureOptions, check_memory, check_whole, takes_picture_options
 from mixnas.evaluators.tasks.pictures import (
     Decoded,
     PictureTask,
     Stored,
-    check_flags,
-    check_memory,
-    check_shares,
     cut,
     moments,
 )
-from mixnas.evaluators.tasks.task import SPLITS, Examples, Task
+from mixnas.evaluators.tasks.task import SPLITS, Examples
 from mixnas.search_space.errors import ConfigError, listed, visible
 
 SIZES = (16, 24, 32, 48, 64)
 """Extents that are chosen from, where none is given: what two cores can search."""
 
 _LARGEST = 1024
-_SPLIT_FOLDERS = {
+_MOST_WORKERS = 64
+SPLIT_FOLDERS = {
     "train": "train", "training": "train",
     "val": "validation", "valid": "validation", "validation": "validation", "dev": "validation",
     "test": "test", "testing": "test",
@@ -79,7 +78,7 @@ def list_pictures(path: str | Path) -> Listing:
         raise ConfigError(f"{visible(str(root))}: is no folder. Give one with a folder of pictures for each class.")
     inside = root.resolve()
     tops = _folders(root, inside)
-    named = {top.name: _SPLIT_FOLDERS[top.name.lower()] for top in tops if top.name.lower() in _SPLIT_FOLDERS}
+    named = {top.name: SPLIT_FOLDERS[top.name.lower()] for top in tops if top.name.lower() in SPLIT_FOLDERS}
     found: list[tuple[str, str, str, os.stat_result]] = []
     if "train" in named.values():
         for folder in tops:
@@ -209,19 +208,27 @@ def _digest(root: Path, files: tuple[str, ...], stamps: bytes) -> str:
 
 @functools.lru_cache(maxsize=2)
 def _decoded(
-    root: Path, files: tuple[str, ...], stamps: bytes, size: tuple[int, int], channels: int, keep: bool
-) -> tuple[torch.Tensor | None, NDArray[np.float64]]:
-    """All pictures (N, H, W, C), where they are to be kept, and (N, 2, C) their moments: each is decoded once, so that
-    one that cannot be shows now. Kept while the files are the same: a search makes its task more than once."""
-    pixels = torch.empty(len(files), *size, channels, dtype=torch.uint8) if keep else None
+    root: Path, files: tuple[str, ...], stamps: bytes, size: tuple[int, int], channels: int, room: int
+) -> tuple[torch.Tensor, torch.Tensor, NDArray[np.float64]]:
+    """Pictures (K, H, W, C) that are kept, evenly spread over all, as many as there is room for in bytes; which of them
+    each is, (N,), -1 for none; and the moments of all, (N, 2, C).
+
+    Each is decoded once, so that one that cannot be shows now. Kept while the files are the same: a search makes its
+    task more than once.
+    """
+    count = min(len(files), room // (size[0] * size[1] * channels))
+    rows = torch.full((len(files),), -1, dtype=torch.int64)
+    rows[torch.arange(count) * len(files) // max(count, 1)] = torch.arange(count)
+    pixels = torch.empty(count, *size, channels, dtype=torch.uint8)
     sums = np.empty((len(files), 2, channels))
     for at, picture in enumerate(decode_many([root / name for name in files], size, channels)):
         sums[at] = moments(picture)
-        if pixels is not None:
-            pixels[at] = torch.from_numpy(picture)
-    return pixels, sums
+        if rows[at] >= 0:
+            pixels[rows[at]] = torch.from_numpy(picture)
+    return pixels, rows, sums
 
 
+@takes_picture_options()
 class Folder(PictureTask):
     """Pictures by class in a folder.
 
@@ -233,13 +240,9 @@ class Folder(PictureTask):
         size: Extent of what networks read, one number or [height, width]; by default the nearest of `SIZES` to the
             median of the pictures' shorter extents.
         channels: 1 or 3; by default 3, or 1 where all pictures are grey.
-        validation, test: Shares that are cut, where the folder does not say.
-        seed: Of the split.
-        weighted: Whether a class counts the more in training the rarer it is.
-        flip: Whether training pictures are mirrored left to right.
-        crop: Whether they are shifted, by up to an eighth of their extent.
-        label_smoothing: See `Task`.
-        memory_gib: What decoded pictures may take of memory; where it is not enough, they are decoded at each step.
+        memory_gib: What decoded pictures may take of memory; those for which it is not enough are decoded at each step.
+        workers: Processes that decode them, ahead of the training; by default one for each core but one, 8 at most.
+        options: See `PictureOptions`.
     """
 
     name = "folder"
@@ -250,14 +253,9 @@ class Folder(PictureTask):
         path: str,
         size: int | Sequence[int] | None = None,
         channels: int | None = None,
-        validation: float = 0.2,
-        test: float = 0.2,
-        seed: int = 0,
-        weighted: bool = False,
-        flip: bool = True,
-        crop: bool = True,
-        label_smoothing: float = Task.label_smoothing,
         memory_gib: float = 1.0,
+        workers: int | None = None,
+        options: PictureOptions,
     ) -> None:
         where = f"task {self.name}"
         if not isinstance(path, str) or not path:
@@ -265,26 +263,27 @@ class Folder(PictureTask):
         extents = checked_size(where, size)
         if channels not in (None, 1, 3) or isinstance(channels, bool):
             raise ConfigError(f"{where}: channels is {channels!r}. Allowed: 1, 3.")
-        check_shares(where, validation, test, seed)
-        check_flags(where, weighted=weighted, flip=flip, crop=crop)
+        options.check(where)
         check_memory(where, memory_gib)
+        check_whole(where, low=0, high=_MOST_WORKERS, workers=_workers() if workers is None else workers)
         listing = list_pictures(path)
-        parts = split_pictures(listing, {"validation": validation, "test": test}, seed)
+        parts = split_pictures(listing, {"validation": options.validation, "test": options.test}, options.seed)
         key = (listing.root, listing.files, listing.stamps.tobytes())
         extent, grey = _headers(*key)
         extents = extents or (suited(extent),) * 2
         channels = channels or (1 if grey else 3)
         needed = len(listing.files) * extents[0] * extents[1] * channels
-        keep = needed <= memory_gib * 2**30
-        pixels, sums = _decoded(*key, extents, channels, keep)
+        pixels, rows, sums = _decoded(*key, extents, channels, min(int(memory_gib * 2**30), needed))
+        whole = len(pixels) == len(listing.files)
         targets = torch.from_numpy(listing.targets)
         paths = listing.paths
 
         def examples(indices: NDArray[np.intp]) -> Examples:
             chosen = torch.from_numpy(indices)
-            if pixels is not None:
+            if whole:
                 return Stored(pixels, targets, chosen)
-            return Decoded(paths, targets, chosen, extents, channels)
+            readers = _workers() if workers is None else workers
+            return Decoded(paths, targets, chosen, extents, channels, pixels, rows, readers)
 
         self.set_up(
             {name: examples(parts[name]) for name in SPLITS},
@@ -292,18 +291,20 @@ class Folder(PictureTask):
             listing.labels,
             extents,
             sums[parts["train"]].sum(0),
-            flip=flip,
-            crop=crop,
-            weighted=weighted,
-            label_smoothing=label_smoothing,
+            options,
             about={
-                "in_memory": keep,
+                "in_memory": whole,
                 "bytes_decoded": needed,
                 "median_extent": extent,
                 "sha256": _digest(*key),
                 "split": {name: [listing.files[i] for i in parts[name]] for name in SPLITS},
             },
         )
+
+
+def _workers() -> int:
+    """Processes that this one may have beside it."""
+    return max(1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) - 1)
 
 
 def split_pictures(listing: Listing, shares: dict[str, float], seed: int) -> dict[str, NDArray[np.intp]]:

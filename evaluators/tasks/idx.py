@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixnas.evaluators.tasks.arrays import ArrayPictures, check_file
-from mixnas.evaluators.tasks.task import Task
+from mixnas.evaluators.tasks.options import PictureOptions, takes_picture_options
 from mixnas.search_space.errors import ConfigError, listed, visible
 
 _BYTES = 0x08  # the code of unsigned bytes
@@ -83,16 +83,13 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     return np.frombuffer(content, np.uint8).reshape(extents)
 
 
+@takes_picture_options(validation=0.1, test=0.1, flip=False)
 class Idx(ArrayPictures):
     """Pictures and labels in IDX files: train-images-idx3-ubyte and so on, with .gz or without.
 
     Args:
         path: Their folder; one of the files, where there are several sets in it.
-        validation: Share of the training set, each class alike.
-        test: Share of the training set, where there are no files of a test set (t10k or test).
-        seed: Of both.
-        flip: As of `folder`, but off: a mirrored digit is none.
-        weighted, crop, label_smoothing: As of `folder`.
+        options: See `PictureOptions`; validation and test are 0.1, and flip is off: a mirrored digit is none.
     """
 
     name = "idx"
@@ -101,13 +98,7 @@ class Idx(ArrayPictures):
         self,
         *,
         path: str,
-        validation: float = 0.1,
-        test: float = 0.1,
-        seed: int = 0,
-        weighted: bool = False,
-        flip: bool = False,
-        crop: bool = True,
-        label_smoothing: float = Task.label_smoothing,
+        options: PictureOptions,
     ) -> None:
         where = visible(str(path))
         place = Path(path)
@@ -136,11 +127,5 @@ class Idx(ArrayPictures):
         self.hold(
             where,
             found,
-            validation=validation,
-            test=test,
-            seed=seed,
-            weighted=weighted,
-            flip=flip,
-            crop=crop,
-            label_smoothing=label_smoothing,
+            options=options,
         )

@@ -14,8 +14,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from mixnas.evaluators.tasks.arrays import ArrayPictures, check_file
-from mixnas.evaluators.tasks.pictures import check_memory
-from mixnas.evaluators.tasks.task import Task
+from mixnas.evaluators.tasks.options import PictureOptions, check_memory, takes_picture_options
 from mixnas.search_space.errors import ConfigError, listed, visible
 
 _DAMAGE = (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError, SyntaxError)
@@ -165,16 +164,14 @@ def holds_pictures(header: Header) -> bool:
     return len(header.shape) == 4 or (len(header.shape) == 3 and header.dtype == np.uint8)
 
 
+@takes_picture_options(flip=False)
 class Npz(ArrayPictures):
     """Pictures and labels in an .npz file: x and y, or x_train, y_train, x_val and so on (or images and labels).
 
     Args:
         path: The file.
-        validation, test: Shares of the training pictures, where the file has no such split.
-        seed: Of that.
-        flip: As of `folder`, but off: whether a mirrored picture is one of the same class is not known.
-        weighted, crop, label_smoothing: As of `folder`.
         memory_gib: What the arrays may take.
+        options: See `PictureOptions`; flip is off: whether a mirrored picture is one of the same class is not known.
     """
 
     name = "npz"
@@ -183,13 +180,7 @@ class Npz(ArrayPictures):
         self,
         *,
         path: str,
-        validation: float = 0.2,
-        test: float = 0.2,
-        seed: int = 0,
-        weighted: bool = False,
-        flip: bool = False,
-        crop: bool = True,
-        label_smoothing: float = Task.label_smoothing,
+        options: PictureOptions,
         memory_gib: float = 4.0,
     ) -> None:
         check_memory(f"task {self.name}", memory_gib)
@@ -199,13 +190,7 @@ class Npz(ArrayPictures):
             file.where,
             found,
             file.labels(),
-            validation=validation,
-            test=test,
-            seed=seed,
-            weighted=weighted,
-            flip=flip,
-            crop=crop,
-            label_smoothing=label_smoothing,
+            options=options,
         )
 
 

@@ -12,9 +12,12 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
+from mixnas.evaluators.tasks.augmenting import erased, jittered, mirrored, mixed
 from mixnas.evaluators.tasks.decoding import decode_many
 from mixnas.evaluators.tasks.digits import random_shift
+from mixnas.evaluators.tasks.options import PictureOptions
 from mixnas.evaluators.tasks.task import SPLITS, Examples, Task
 from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.units import IOSpec
@@ -44,7 +47,7 @@ class Stored:
 
 
 class Decoded:
-    """Pictures in files, decoded each time that they are asked for.
+    """Pictures in files, decoded each time that they are asked for; some are kept decoded.
 
     Args:
         files: Of all splits.
@@ -52,13 +55,25 @@ class Decoded:
         indices: Which of them are this split's.
         size: (height, width).
         channels: 1 or 3.
+        kept: (K, H, W, C) uint8, decoded pictures of all splits.
+        rows: (N,) where in `kept` each picture is, -1 where it is not.
+        workers: Processes that decode ahead of a training (see `evaluators.reading`).
     """
 
     def __init__(
-        self, files: Sequence[Path], targets: Tensor, indices: Tensor, size: tuple[int, int], channels: int
+        self,
+        files: Sequence[Path],
+        targets: Tensor,
+        indices: Tensor,
+        size: tuple[int, int],
+        channels: int,
+        kept: Tensor,
+        rows: Tensor,
+        workers: int = 0,
     ) -> None:
         self._files = [files[i] for i in indices.tolist()]
         self.targets, self._size, self._channels = targets[indices], size, channels
+        self._kept, self._rows, self.workers = kept, rows[indices], workers
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -66,8 +81,13 @@ class Decoded:
     def gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """See `Examples`; pixels from 0 to 255."""
         pixels = torch.empty(len(indices), *self._size, self._channels)
-        files = [self._files[i] for i in indices.tolist()]
-        for at, picture in enumerate(decode_many(files, self._size, self._channels)):
+        rows = self._rows[indices]
+        there, missing = (rows >= 0).nonzero()[:, 0], (rows < 0).nonzero()[:, 0]
+        pixels[there] = self._kept[rows[there]].float()
+        files = [self._files[i] for i in indices[missing].tolist()]
+        threads = 4 if get_worker_info() is None else 1  # as many processes as there are cores have no use for threads
+        decoded = decode_many(files, self._size, self._channels, threads=threads)
+        for at, picture in zip(missing.tolist(), decoded, strict=True):
             pixels[at] = torch.from_numpy(picture)
         return pixels, self.targets[indices]
 
@@ -93,11 +113,7 @@ class PictureTask(Task):
         labels: Sequence[str],
         size: tuple[int, int],
         sums: NDArray[np.float64],
-        *,
-        flip: bool,
-        crop: bool,
-        weighted: bool,
-        label_smoothing: float,
+        options: PictureOptions,
         about: Mapping[str, Any],
     ) -> None:
         """What a task's `__init__` ends with.
@@ -108,17 +124,14 @@ class PictureTask(Task):
             labels: Names of the classes.
             size: (height, width).
             sums: (2, C), `moments` of all training pictures.
-            flip: Whether training pictures are mirrored left to right.
-            crop: Whether they are shifted, by up to an eighth of their extent.
-            weighted: Whether a class counts the more in training the rarer it is.
-            label_smoothing: See `Task`.
+            options: What the task was told.
             about: More for `record`.
 
         Raises:
             ConfigError: A class has no picture in one of the splits.
         """
         self.labels = tuple(labels)
-        self.label_smoothing = label_smoothing
+        self.label_smoothing = options.label_smoothing
         self.train, self.validation, self.test = (splits[name] for name in SPLITS)
         counted = {name: np.bincount(targets[name].numpy(), minlength=len(labels)) for name in SPLITS}
         for name, counts in counted.items():
@@ -134,11 +147,10 @@ class PictureTask(Task):
         spread[spread < 0.5] = 1.0  # all of one colour: there is nothing to divide by
         kept = [[round(float(v), 4) for v in numbers] for numbers in (mean, spread)]
         self.io = IOSpec("image", size, len(mean), len(labels), mean=tuple(kept[0]), std=tuple(kept[1]))
-        self._flip, self._shift = flip, max(1, min(size) // 8) if crop else 0
+        self._options, self._shift = options, max(1, min(size) // 8) if options.crop else 0
         self._weights = None
-        if weighted:
-            train = counted["train"]
-            self._weights = torch.tensor(train.sum() / (len(train) * train), dtype=torch.float32)
+        if options.weighted:
+            self._weights = weights_of(counted["train"])
         self._about = dict(about)
 
     # -- what is told -------------------------------------------------------------------------------------------------
@@ -180,21 +192,46 @@ class PictureTask(Task):
     # -- training -----------------------------------------------------------------------------------------------------
 
     def training_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """See `Task`; a mean that is weighted by class, where that is asked for."""
+        """See `Task`; weighted by class, where that is asked for; of shares of classes, where pictures are mixed."""
+        if targets.ndim == 1:
+            if self._weights is None:
+                return super().training_loss(outputs, targets)
+            weights = self._weights.to(outputs)
+            return F.cross_entropy(outputs, targets, weight=weights, label_smoothing=self.label_smoothing)
+        smoothing = self.label_smoothing
+        shares = targets.to(outputs)
+        smoothed = shares * (1 - smoothing) + smoothing / outputs.shape[-1]
+        losses = -smoothed * outputs.log_softmax(-1)
         if self._weights is None:
-            return super().training_loss(outputs, targets)
+            return losses.sum() / len(outputs)
         weights = self._weights.to(outputs)
-        return F.cross_entropy(outputs, targets, weight=weights, label_smoothing=self.label_smoothing)
+        return (losses * weights).sum() / (shares * weights).sum()
+
+    def distillation(self, outputs: Tensor, teacher: Tensor, targets: Tensor) -> Tensor | None:
+        """See `Task`; of mixed pictures too."""
+        labelled = targets if targets.ndim == 1 else targets.argmax(-1)  # all are: which class is of no concern
+        return super().distillation(outputs, teacher, labelled)
 
     def augment(self, inputs: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Mirror half of the pictures, and shift each; what comes in has the mean colour."""
-        if self._flip:
-            drawn = torch.rand(len(inputs), generator=generator, device=inputs.device) < 0.5
-            inputs = torch.where(drawn[:, None, None, None], inputs.flip(2), inputs)
+        """What the options say, in their order; what comes in or is erased has the mean colour."""
+        assert self.io.mean is not None
+        options, fill = self._options, sum(self.io.mean) / len(self.io.mean)
+        if options.flip:
+            inputs = mirrored(inputs, generator)
         if self._shift:
-            assert self.io.mean is not None
-            inputs = random_shift(inputs, self._shift, sum(self.io.mean) / len(self.io.mean), generator)
+            inputs = random_shift(inputs, self._shift, fill, generator)
+        if options.jitter:
+            inputs = jittered(inputs, options.jitter, generator)
+        if options.erase:
+            inputs = erased(inputs, options.erase, fill, generator)
+        if options.mixup or options.cutmix:
+            return mixed(inputs, targets, self.io.num_outputs, options.mixup, options.cutmix, generator)
         return inputs, targets
+
+
+def weights_of(counts: NDArray[np.integer]) -> Tensor:
+    """(K,) float32: how much an example of each class counts, all examples together as many as there are."""
+    return torch.tensor(counts.sum() / (len(counts) * counts), dtype=torch.float32)
 
 
 # -- splits --------------------------------------------------------------------------------------------------------
@@ -231,36 +268,6 @@ def cut(
         for split, chunk in zip([*others, first], np.split(indices, np.cumsum(counts)), strict=True):
             parts[split].append(chunk)
     return {split: np.sort(np.concatenate(chunks)) for split, chunks in parts.items()}
-
-
-def check_shares(where: str, validation: float, test: float, seed: int) -> None:
-    """Refuse shares and a seed that cannot be."""
-    for name, value in (("validation", validation), ("test", test)):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
-            raise ConfigError(f"{where}: {name} is {value!r}, it must be a share between 0 and 1.")
-    if validation + test >= 1:
-        raise ConfigError(
-            f"{where}: validation and test are {validation + test:g} together; some must be left to train."
-        )
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 32:
-        raise ConfigError(f"{where}: seed is {seed!r}, it must be a whole number from 0.")
-
-
-def check_flags(where: str, **flags: object) -> None:
-    """Refuse a switch that is neither true nor false."""
-    for name, value in flags.items():
-        if not isinstance(value, bool):
-            raise ConfigError(f"{where}: {name} is {value!r}. Allowed: true, false.")
-
-
-def check_memory(where: str, memory_gib: object) -> None:
-    """Refuse what is no amount of memory.
-
-    Raises:
-        ConfigError: It is no number from 0.
-    """
-    if isinstance(memory_gib, bool) or not isinstance(memory_gib, int | float) or not memory_gib >= 0:
-        raise ConfigError(f"{where}: memory_gib is {memory_gib!r}, it must be a number from 0.")
 
 
 def digest_of_arrays(*arrays: NDArray[Any]) -> str:

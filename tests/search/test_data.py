@@ -76,8 +76,8 @@ def test_a_configuration_of_one_s_own_keeps_its_space_and_is_given_the_task(fold
 
 
 def test_what_is_no_data_is_refused_in_one_sentence(tmp_path, capsys):
-    (tmp_path / "notes.txt").write_text("hello")
-    for name, says in (("nowhere", "no such file or folder"), ("notes.txt", "no data that can be read")):
+    (tmp_path / "notes.doc").write_text("hello")
+    for name, says in (("nowhere", "no such file or folder"), ("notes.doc", "no data that can be read")):
         assert main(["search", "--data", str(tmp_path / name), "--runs", str(tmp_path / "runs")]) == 2
         assert says in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()

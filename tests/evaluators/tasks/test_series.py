@@ -10,7 +10,8 @@ import torch
 
 from mixnas.evaluators.tasks import by_name
 from mixnas.evaluators.tasks.choosing import task_of
-from mixnas.evaluators.tasks.series import Series, read_csv
+from mixnas.evaluators.tasks.series import Series
+from mixnas.evaluators.tasks.tables import read_csv, read_parquet
 from mixnas.evaluators.tasks.task import SPLITS, Task
 from mixnas.search_space.errors import ConfigError
 from tests.contracts.task import TaskContract
@@ -226,3 +227,51 @@ def test_an_npz_of_series_keeps_its_splits(tmp_path):
     np.savez(tmp_path / "bad.npz", x=np.where(waves(30) > 95, waves(30), np.nan), y=np.arange(30) % 2)
     with pytest.raises(ConfigError, match="series hold NaN or infinity"):
         Series(path=str(tmp_path / "bad.npz"))
+
+
+def test_decimal_commas_are_read_where_they_separate_nothing(tmp_path):
+    lines = ["id;time;a;target", *(f"{i // 4};{i % 4};{i},5;{i // 4},25" for i in range(40))]
+    (tmp_path / "comma.csv").write_text("\n".join(lines))
+    (tmp_path / "point.csv").write_text("\n".join(lines).replace(",", ".").replace(";", ","))
+    one, other = (
+        read_csv(tmp_path / f"{n}.csv", target=None, id=None, time=None, length=None) for n in ("comma", "point")
+    )
+    assert np.array_equal(one.series, other.series) and np.array_equal(one.targets, other.targets)
+    assert one.series[1, 0, 0] == 4.5 and one.targets[1] == 1.25
+    (tmp_path / "both.csv").write_text("\n".join([*lines, "10;0;1.5;2,5"]))
+    with pytest.raises(ConfigError, match=r"line 2 writes numbers with a comma, and line 42 one with a point, '1\.5'"):
+        read_csv(tmp_path / "both.csv", target=None, id=None, time=None, length=None)
+
+
+def test_parquet_is_read_as_the_csv_of_the_same(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    lines = [(i // 4, i % 4, i + 0.5, "ab"[i // 4 % 2]) for i in range(40)]
+    (tmp_path / "d.csv").write_text("id,time,a,target\n" + "\n".join(",".join(map(str, line)) for line in lines))
+    columns = dict(zip(("id", "time", "a", "target"), map(list, zip(*lines, strict=True)), strict=True))
+    parquet.write_table(pyarrow.table(columns), tmp_path / "d.parquet")
+    options = {"target": None, "id": None, "time": None, "length": None}
+    one, other = read_csv(tmp_path / "d.csv", **options), read_parquet(tmp_path / "d.parquet", **options)
+    assert np.array_equal(one.series, other.series) and np.array_equal(one.targets, other.targets)
+    assert task_of(tmp_path / "d.parquet") == {"name": "series", "path": str(tmp_path / "d.parquet")}
+    parquet.write_table(pyarrow.table({**columns, "more": [[1]] * 40}), tmp_path / "lists.parquet")
+    with pytest.raises(ConfigError, match="column more is of type list"):
+        read_parquet(tmp_path / "lists.parquet", **options)
+    (tmp_path / "d.parquet").write_bytes((tmp_path / "d.parquet").read_bytes()[:300])
+    with pytest.raises(ConfigError, match=r"d\.parquet: cannot be read as Parquet"):
+        read_parquet(tmp_path / "d.parquet", **options)
+
+
+def test_rare_classes_count_the_more_where_that_is_asked(tmp_path):
+    x = np.random.default_rng(0).normal(size=(60, 8, 2))
+    np.savez(tmp_path / "d.npz", x=x, y=np.repeat([0, 1], [15, 45]))
+    task = by_name("series", path=str(tmp_path / "d.npz"), weighted=True)
+    outputs = torch.randn(12, 2, generator=torch.Generator().manual_seed(0))
+    targets = torch.arange(12) % 2
+    weight = torch.tensor([2.0, 2 / 3])  # 9 and 27 of 36
+    expected = torch.nn.functional.cross_entropy(outputs, targets, weight=weight, label_smoothing=0.1)
+    torch.testing.assert_close(task.training_loss(outputs, targets), expected)
+    np.savez(tmp_path / "n.npz", x=x, y=np.linspace(0, 1, 60))
+    with pytest.raises(ConfigError, match="weighted is of classes"):
+        by_name("series", path=str(tmp_path / "n.npz"), weighted=True)
