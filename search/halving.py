@@ -130,9 +130,7 @@ class Halving:
             if counts[0] < most or last >= most:
                 break
         counts = [min(count, most) for count in counts]
-        return [
-            Rung(count, begun, until) for count, begun, until in zip(counts, [0.0, *shares], shares, strict=False)
-        ]
+        return [Rung(count, begun, until) for count, begun, until in zip(counts, [0.0, *shares], shares, strict=False)]
 
     def _counts(self, last: int, networks: int, steps: np.ndarray, most: int) -> list[int]:
         """How many in each rung, so that it costs `networks` whole trainings at most and `last` are left in the end."""

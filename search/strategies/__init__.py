@@ -92,6 +92,14 @@ STRATEGIES: Registry[Strategy] = Registry("strategy", __name__)
 
 
 @runtime_checkable
+class Remembering(Protocol):
+    """What a sampler may offer that keeps cheap metrics."""
+
+    def forget_cheap(self) -> None:
+        """Called when cheap metrics are others than before, of what was evaluated too: a predictor was corrected."""
+
+
+@runtime_checkable
 class Batching(Protocol):
     """What a sampler may offer that decides several proposals together."""
 
