@@ -67,6 +67,7 @@ class Problem:
         self.task: Task = by_name(config.task.to_plain())
         self.space = SearchSpace.from_dict(config.space, f"{source}: space")
         self.io: IOSpec = self.task.io
+        self.strategy.check()
         check_space(self.space, self.io)
         self._check_batches()
         latency = self.latency()

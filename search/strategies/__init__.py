@@ -73,6 +73,13 @@ class Strategy(ABC):
                 any other proposes in vain the study refuses.
         """
 
+    def check(self) -> None:  # noqa: B027 - most need nothing
+        """Refuse to be used where something that it needs is missing; asked before any work is started.
+
+        Raises:
+            ConfigError: Says what is missing, and how to get it.
+        """
+
     @classmethod
     def from_plain(cls, plain: Any, where: str) -> Strategy:
         """Read `name`, or `{name: ..., option: value}`."""

@@ -26,8 +26,8 @@ def test_ranks_come_before_contributions():
 def test_within_a_rank_the_least_contribution_goes_first():
     """In the unit square with the reference at (1.1, 1.1), the areas by hand.
 
-    b adds [0.45, 0.5] x [0.5, 1] = 0.025, c as much mirrored; a adds [0, 0.45] x [1, 1.1] = 0.045, d likewise. Of b and c
-    the later goes. Then a adds 0.045, d [1, 1.1] x [0, 0.5] = 0.05 and b 0.275; without a, b adds 0.33.
+    b adds [0.45, 0.5] x [0.5, 1] = 0.025, c as much mirrored; a adds [0, 0.45] x [1, 1.1] = 0.045, d likewise. Of b
+    and c the later goes. Then a adds 0.045, d [1, 1.1] x [0, 0.5] = 0.05 and b 0.275; without a, b adds 0.33.
     """
     a, b, c, d = (0.0, 1.0), (0.45, 0.5), (0.5, 0.45), (1.0, 0.0)
     assert best_first(np.array([a, b, c, d])) == [1, 3, 0, 2]
