@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mixnas.search.strategies import STRATEGIES, Acceptable, Cheap, Question, Strategy
 from mixnas.search.strategies.drawing import OverSpace, trial_generator
+from mixnas.search.study.objectives import Objective
 from mixnas.search.study.optuna_internals import generation_of, reseed, set_generation
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.settings import Between
@@ -37,7 +39,7 @@ class NSGA2(Strategy):
 
     def make(self, question: Question, cheap: Cheap | None, acceptable: Acceptable) -> BaseSampler:
         """See `Strategy`."""
-        return ConditionalNSGAII(question, self.population_size, acceptable)
+        return ConditionalNSGAII(question, self.population_size, acceptable, cheap)
 
 
 @STRATEGIES.register("nsga3")
@@ -53,7 +55,7 @@ class NSGA3(Strategy):
 
     def make(self, question: Question, cheap: Cheap | None, acceptable: Acceptable) -> BaseSampler:
         """See `Strategy`."""
-        return ConditionalNSGAIII(question, self.population_size, acceptable)
+        return ConditionalNSGAIII(question, self.population_size, acceptable, cheap)
 
 
 class _Evolution(OverSpace):
@@ -66,6 +68,31 @@ class _Evolution(OverSpace):
 
     _counts: Counter[int] | None = None  # finished trials per generation
     _parents: tuple[int, list[FrozenTrial]] | None = None  # generation and its parents
+    _objectives: tuple[Objective, ...] = ()
+    _cheap: Cheap | None = None
+    _now: dict[int, FrozenTrial] | None = None  # by number, with cheap metrics as they are now, where those changed
+
+    def forget_cheap(self) -> None:
+        """See `strategies.Remembering`: survivors are selected by what is predicted of them now."""
+        self._now, self._parents = {}, None
+
+    def _as_now(self: Any, trials: list[FrozenTrial]) -> list[FrozenTrial]:
+        """Trials with their cheap objectives as these are now."""
+        if self._now is None or self._cheap is None:
+            return trials
+        new = [t for t in trials if t.number not in self._now and t.state == TrialState.COMPLETE]
+        if new:
+            metrics = self._cheap(self._space.encode_many([self._space.from_params(t.params) for t in new]))
+            for i, trial in enumerate(new):
+                names = enumerate(objective.name for objective in self._objectives)
+                changed = copy.copy(trial)
+                changed.values = [float(metrics[n][i]) if n in metrics else trial.values[v] for v, n in names]
+                self._now[trial.number] = changed
+        return [self._now.get(trial.number, trial) for trial in trials]
+
+    def get_population(self, study: Study, generation: int) -> list[FrozenTrial]:
+        """The trials of a generation."""
+        return self._as_now(super().get_population(study, generation))  # type: ignore[misc]
 
     def get_trial_generation(self: Any, study: Study, trial: FrozenTrial) -> int:
         """The generation of a trial; a new one begins when the last is full. Stored with the trial."""
@@ -86,7 +113,7 @@ class _Evolution(OverSpace):
         if self._parents is None or self._parents[0] != generation:
             parents = super().get_parent_population(study, generation)  # type: ignore[misc]
             # in the order of the trials, in which a resumed search finds them too
-            self._parents = generation, sorted(parents, key=lambda t: t.number)
+            self._parents = generation, sorted(self._as_now(parents), key=lambda t: t.number)
         return self._parents[1]
 
     def after_trial(
@@ -144,16 +171,22 @@ def _better(a: FrozenTrial, b: FrozenTrial, directions: Sequence[StudyDirection]
 class ConditionalNSGAII(_Evolution, NSGAIISampler):
     """NSGA-II whose children are made by the search space."""
 
-    def __init__(self, question: Question, population_size: int, acceptable: Acceptable) -> None:
+    def __init__(
+        self, question: Question, population_size: int, acceptable: Acceptable, cheap: Cheap | None = None
+    ) -> None:
         super().__init__(population_size=population_size, seed=question.seed)
         self._set_question(question, acceptable)
+        self._objectives, self._cheap = question.objectives, cheap
 
 
 class ConditionalNSGAIII(_Evolution, NSGAIIISampler):
     """NSGA-III whose children are made by the search space."""
 
-    def __init__(self, question: Question, population_size: int, acceptable: Acceptable) -> None:
+    def __init__(
+        self, question: Question, population_size: int, acceptable: Acceptable, cheap: Cheap | None = None
+    ) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             super().__init__(population_size=population_size, seed=question.seed)
         self._set_question(question, acceptable)
+        self._objectives, self._cheap = question.objectives, cheap
