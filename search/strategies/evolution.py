@@ -33,13 +33,15 @@ class NSGA2(Strategy):
 
     Attributes:
         population_size: Trials of a generation, and survivors of each.
+        first: Random trials, that the first generation of children descends from; None for as many as a generation has.
     """
 
     population_size: Annotated[int, Between(2, 10_000)] = 20
+    first: Annotated[int, Between(2, 100_000)] | None = None
 
     def make(self, question: Question, cheap: Cheap | None, acceptable: Acceptable) -> BaseSampler:
         """See `Strategy`."""
-        return ConditionalNSGAII(question, self.population_size, acceptable, cheap)
+        return ConditionalNSGAII(question, self.population_size, acceptable, cheap, self.first)
 
 
 @STRATEGIES.register("nsga3")
@@ -49,13 +51,15 @@ class NSGA3(Strategy):
 
     Attributes:
         population_size: Trials of a generation, and survivors of each.
+        first: Random trials, that the first generation of children descends from; None for as many as a generation has.
     """
 
     population_size: Annotated[int, Between(2, 10_000)] = 20
+    first: Annotated[int, Between(2, 100_000)] | None = None
 
     def make(self, question: Question, cheap: Cheap | None, acceptable: Acceptable) -> BaseSampler:
         """See `Strategy`."""
-        return ConditionalNSGAIII(question, self.population_size, acceptable, cheap)
+        return ConditionalNSGAIII(question, self.population_size, acceptable, cheap, self.first)
 
 
 class _Evolution(OverSpace):
@@ -68,6 +72,7 @@ class _Evolution(OverSpace):
 
     _counts: Counter[int] | None = None  # finished trials per generation
     _parents: tuple[int, list[FrozenTrial]] | None = None  # generation and its parents
+    _first: int
     _objectives: tuple[Objective, ...] = ()
     _cheap: Cheap | None = None
     _now: dict[int, FrozenTrial] | None = None  # by number, with cheap metrics as they are now, where those changed
@@ -104,7 +109,7 @@ class _Evolution(OverSpace):
             generations = (generation_of(self, t) for t in complete)
             self._counts = Counter(g for g in generations if g is not None)
         last = max(self._counts, default=0)
-        generation: int = last + (self._counts[last] >= self.population_size)
+        generation: int = last + (self._counts[last] >= (self.population_size if last else self._first))
         set_generation(self, study, trial, generation)
         return generation
 
@@ -172,21 +177,33 @@ class ConditionalNSGAII(_Evolution, NSGAIISampler):
     """NSGA-II whose children are made by the search space."""
 
     def __init__(
-        self, question: Question, population_size: int, acceptable: Acceptable, cheap: Cheap | None = None
+        self,
+        question: Question,
+        population_size: int,
+        acceptable: Acceptable,
+        cheap: Cheap | None = None,
+        first: int | None = None,
     ) -> None:
         super().__init__(population_size=population_size, seed=question.seed)
         self._set_question(question, acceptable)
         self._objectives, self._cheap = question.objectives, cheap
+        self._first = max(first or population_size, population_size)
 
 
 class ConditionalNSGAIII(_Evolution, NSGAIIISampler):
     """NSGA-III whose children are made by the search space."""
 
     def __init__(
-        self, question: Question, population_size: int, acceptable: Acceptable, cheap: Cheap | None = None
+        self,
+        question: Question,
+        population_size: int,
+        acceptable: Acceptable,
+        cheap: Cheap | None = None,
+        first: int | None = None,
     ) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             super().__init__(population_size=population_size, seed=question.seed)
         self._set_question(question, acceptable)
         self._objectives, self._cheap = question.objectives, cheap
+        self._first = max(first or population_size, population_size)
