@@ -153,7 +153,7 @@ def _means(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def nsga2(args: argparse.Namespace) -> None:
-    """This project's NSGA-II with several sizes of population, Optuna's own, and random search; repeats do not count."""
+    """This project's NSGA-II with several populations, Optuna's own, and random search; repeats do not count."""
     import optuna
     from optuna.samplers import NSGAIISampler
 

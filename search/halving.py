@@ -125,10 +125,13 @@ class Halving:
             return [Rung(min(networks, available or networks), 0.0, 1.0)]
         steps = np.diff([0.0, *shares])
         most = available if available is not None else 10_000_000
-        for last in range(max(1, round(self.keep * networks)), networks + 1):
-            counts = self._counts(last, networks, steps, most)
-            if counts[0] < most or last >= most:
+        kept = max(1, round(self.keep * networks))
+        counts = self._counts(kept, networks, steps, most)
+        for last in range(kept + 1, networks + 1):
+            more = self._counts(last, networks, steps, most)
+            if more[0] < most:
                 break
+            counts = more
         counts = [min(count, most) for count in counts]
         return [Rung(count, begun, until) for count, begun, until in zip(counts, [0.0, *shares], shares, strict=False)]
 
