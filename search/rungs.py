@@ -100,8 +100,9 @@ class NetworksInRungs(FinalNetworks):
         why: dict[int, str],
     ) -> None:
         """Train those that race through a rung, as far as that is not done; into `why` goes what could not be."""
-        why |= {i: reason for i in racing if (reason := self._why_not(records[i].id))}
-        left = [i for i in racing if i not in why and len(self._history(records[i].id)) <= number]
+        left = [i for i in racing if len(self._history(records[i].id)) <= number]
+        why |= {i: reason for i in left if (reason := self._why_not(records[i].id))}  # in this rung, before
+        left = [i for i in left if i not in why]
         if not left:
             return
         total, name = len(racing), f"{evaluator.finishing} {number + 1} of {self._halving.rungs}"

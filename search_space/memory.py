@@ -1,8 +1,8 @@
 """How much memory an inference takes at its peak: the weights as deployed, and the tensors that live together.
 
 Exact for eager PyTorch on a CPU and one example: what lives is known by letting a unit make its tensors in their order
-and drop them as Python does. Small units do so for real, large ones on shapes alone (`FakeTensorMode`), which makes the
-same tensors. What ATen's own kernels need as scratch while they run is not part of it, nor what PyTorch itself takes.
+and drop them as Python does. Small units do so for real, large ones of float32 on shapes alone (`FakeTensorMode`), which
+makes the same tensors. What ATen's own kernels need as scratch while they run is not part of it, nor what PyTorch itself takes.
 
 A network runs its units one after the other, and keeps its input and that of the unit that runs. The peak of a network
 is therefore the largest of its units', beside the input: whoever asks about a space asks about its units.
@@ -90,9 +90,9 @@ def _tensors(nested: Any) -> Iterator[Tensor]:
 @lru_cache(maxsize=1 << 16)
 def unit_peak(unit: Unit) -> int:
     """Bytes that live together at most while a unit works on one example: its input, and all that it makes of it."""
-    if unit_cost(unit).macs >= _BY_SHAPES_MACS:
-        # what needs a tensor's values, as some stored integers do, cannot be run on shapes
-        with contextlib.suppress(Exception):
+    plain = unit.quant is None or unit.quant.name == "fp32"  # what is stored otherwise depends on the values
+    if plain and unit_cost(unit).macs >= _BY_SHAPES_MACS:
+        with contextlib.suppress(Exception):  # of an operator that looks at values, too
             return _peak(unit, shapes=True)
     return _peak(unit, shapes=False)
 
