@@ -1,8 +1,9 @@
 """How much memory an inference takes at its peak: the weights as deployed, and the tensors that live together.
 
 Exact for eager PyTorch on a CPU and one example: what lives is known by letting a unit make its tensors in their order
-and drop them as Python does. Small units do so for real, large ones of float32 on shapes alone (`FakeTensorMode`), which
-makes the same tensors. What ATen's own kernels need as scratch while they run is not part of it, nor what PyTorch itself takes.
+and drop them as Python does. Small units do so for real, large ones of float32 on shapes alone (`FakeTensorMode`),
+which makes the same tensors. What ATen's own kernels need as scratch while they run is not part of it, nor what PyTorch
+itself takes.
 
 A network runs its units one after the other, and keeps its input and that of the unit that runs. The peak of a network
 is therefore the largest of its units', beside the input: whoever asks about a space asks about its units.
