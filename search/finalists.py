@@ -51,12 +51,12 @@ def _nearest(points: np.ndarray) -> np.ndarray:
     """Rows, as many as models know: front after front."""
     if len(points) <= ROWS:
         return np.arange(len(points))
-    left, taken = np.arange(len(points)), []
-    while len(left) and sum(map(len, taken)) < ROWS:
+    left, taken = np.arange(len(points)), np.empty(0, dtype=np.intp)
+    while len(left) and len(taken) < ROWS:
         front = non_dominated_minimised(points[left])
-        taken.append(left[front])
+        taken = np.concatenate([taken, left[front]])
         left = left[~front]
-    return np.sort(np.concatenate(taken)[:ROWS])
+    return np.sort(taken[:ROWS])
 
 
 def _most_expected(

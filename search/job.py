@@ -161,8 +161,9 @@ class Job:
                     f"{run.path}: none of the {len(finished)} candidates could be finished; {reasons[0]} {advice}"
                 )
             times = measure_finalists(finished, latency, self.config.latency.final_passes, self._known, self._report)
-            told = {record.number: record for record in results.records}  # as the search went by them at the time
-            finalists = [self._member(told[r.number], time, latency) for r, time in zip(records, times, strict=True)]
+            at_the_time = {record.number: record for record in results.records}  # what the search went by
+            searched = [at_the_time[record.number] for record in records]
+            finalists = [self._member(record, time, latency) for record, time in zip(searched, times, strict=True)]
             if said := agreement(finalists, problem.task.metric):
                 self.progress.note(said)
             members, others, knee = final_front(finalists, problem.objectives, problem.constraints)

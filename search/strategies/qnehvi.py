@@ -133,7 +133,8 @@ class QNEHVISampler(BatchSampler):
             warnings.simplefilter("ignore")  # of fits that end early, which BoTorch tries again
             torch.random.default_generator.manual_seed(int(rng.integers(2**31)))
             acquisition = self._acquisition(pending, int(rng.integers(2**31)))
-            left, chosen = self._encoded(candidates).unsqueeze(1), []
+            left = self._encoded(candidates).unsqueeze(1)
+            chosen: list[int] = []
             for _ in range(min(count, len(candidates))):
                 with torch.no_grad():
                     values = torch.cat([acquisition(part) for part in left.split(256)])
