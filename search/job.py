@@ -307,7 +307,7 @@ class Job:
                     continue
                 with Session(
                     study,
-                    Budget(trials=until + beside, seconds=max(ended - time.monotonic(), 1e-3) if search.time else None),
+                    Budget(trials=until + beside, seconds=max(ended - time.monotonic(), 0.0) if search.time else None),
                     stop=self.stop,
                     report=phase,
                     keep=keep,
