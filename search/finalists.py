@@ -1,9 +1,9 @@
 """Which trials are worth finishing, by what is believed of them: what a search saw of an architecture is noisy.
 
 A super-network's judgement, or one short training, is one observation. The models of the strategy `predictor` know all
-of a search's trials together, and how far one observation is to be trusted. By them finalists are chosen one after
-the other, each for the hypervolume that it is expected to add to those before it: what is uncertain near the front has
-a chance, and what stood out by luck is seen as what its neighbours are.
+of a search's trials together, and how far one observation is to be trusted. The front as it was seen comes first. Where
+that leaves places, those that are believed to belong there get them, one after the other, each for the hypervolume that
+it is expected to add to those before it: what is uncertain near the front has a chance.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MARGIN = 0.1  # of an objective's extent, by which the reference lies beyond it
 def choose_believed(
     results: Results, space: SearchSpace, count: int, cheap: Collection[str], provisional: Collection[str] = ()
 ) -> list[TrialRecord]:
-    """Finalists, the most promising first.
+    """Finalists: the front, and whoever is expected to add most to it.
 
     Args:
         results: The trials of the search.
@@ -43,7 +43,9 @@ def choose_believed(
     points = as_minimised(values, objectives)
     known = _nearest(points)
     records, points = [records[i] for i in known], points[known]
-    chosen = [records[i] for i in _most_expected(results, space, records, points, count, cheap)]
+    front = {record.id for record in choose_finalists(results, count)}
+    first = [i for i, record in enumerate(records) if record.id in front]
+    chosen = [records[i] for i in _most_expected(results, space, records, points, count, cheap, first)]
     return chosen + nearest_to_bounds(results, provisional, count - len(chosen))
 
 
@@ -66,8 +68,9 @@ def _most_expected(
     points: np.ndarray,
     count: int,
     cheap: Collection[str],
+    first: list[int],
 ) -> list[int]:
-    """Which of the records, one after the other, each believed at its mean by the next."""
+    """Which of the records, `first` first, then one after the other, each believed at its mean by the next."""
     wanted = [Wanted.of(objective) for objective in results.objectives]
     known = {w: points[:, i] for i, w in enumerate(wanted) if w.name in cheap}
     modelled = {w: points[:, i] for i, w in enumerate(wanted) if w.name not in cheap}
@@ -80,7 +83,8 @@ def _most_expected(
     extent = points.max(axis=0) - points.min(axis=0)
     reference = points.max(axis=0) + _MARGIN * np.where(extent > 0, extent, 1.0)
     left = np.ones(len(records), dtype=bool)
-    chosen: list[int] = []
+    left[first] = False
+    chosen = list(first)
     while len(chosen) < min(count, len(records)):
         improvement = Improvement(means[chosen].reshape(-1, len(wanted)), reference)
         shortfalls = []

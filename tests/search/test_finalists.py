@@ -53,13 +53,19 @@ def volume(results, truth, chosen):
     return moocore.hypervolume((points - low) / (high - low), ref=[1.1, 1.1])
 
 
-def test_what_stood_out_by_luck_is_seen_through():
+def test_the_front_comes_first_and_then_who_is_believed_to_belong_there():
     gained = []
     for seed in range(4):
         results, truth = searched(seed, noise=0.04)
-        believed = choose_believed(results, SPACE, 10, ["params"])
-        assert len({record.id for record in believed}) == len(believed) == 10
-        gained.append(volume(results, truth, believed) - volume(results, truth, choose_finalists(results, 10)))
+        front = choose_finalists(results, 20)
+        believed = choose_believed(results, SPACE, 20, ["params"])
+        assert len({record.id for record in believed}) == len(believed) == 20 > len(front)
+        assert believed[: len(front)] == sorted(front, key=lambda r: r.number)
+        # beside the front, those that were chosen are worth more than as many at random
+        rest = [record for record in results.records if record not in front]
+        drawn = np.random.default_rng(seed).permutation(len(rest))[: 20 - len(front)]
+        random = [*front, *(rest[i] for i in drawn)]
+        gained.append(volume(results, truth, believed) - volume(results, truth, random))
     assert np.mean(gained) > 0
 
 
