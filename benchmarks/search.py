@@ -153,7 +153,7 @@ def _means(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def nsga2(args: argparse.Namespace) -> None:
-    """This project's NSGA-II with two sizes of population, Optuna's own, and random search; repeats do not count."""
+    """This project's NSGA-II with several populations, Optuna's own, and random search; repeats do not count."""
     import optuna
     from optuna.samplers import NSGAIISampler
 
@@ -181,7 +181,12 @@ def nsga2(args: argparse.Namespace) -> None:
         own = compare(
             read,
             truth.objectives,
-            {"population 20": NSGA2(), "population 50": NSGA2(population_size=50), "random": Random()},
+            {
+                "population 20": NSGA2(first=20),
+                "population 20, 50 first": NSGA2(first=50),
+                "population 50": NSGA2(population_size=50),
+                "random": Random(),
+            },
             trials=args.trials,
             seeds=args.seeds,
             say=say,

@@ -360,7 +360,8 @@ def _print_front(
     predicted = any(m.predicted is not None for m in members)
     latency = f"{found.latency} ms".strip()
     columns = ["id", metric, *([f"test {metric}", "in search"] if final else []), latency, "90% interval"]
-    columns += [*(["predicted ms"] if predicted else []), "params", "macs", "architecture"]
+    shown = ("params", "macs", *(o for o in found.objectives if o not in (metric, "latency_ms", "params", "macs")))
+    columns += [*(["predicted ms"] if predicted else []), *shown, "architecture"]
     rows = []
     for m in members:
         values = m.values
@@ -372,7 +373,7 @@ def _print_front(
         row.append("-" if low is None or high is None else f"{low:.3f} to {high:.3f}")
         if predicted:
             row.append("-" if m.predicted is None else f"{m.predicted.ms:.3f}")
-        row += [*(number(values[cost]) if cost in values else "-" for cost in ("params", "macs"))]
+        row += [*(number(values[name]) if name in values else "-" for name in shown)]
         rows.append([*row, names[m.id]])
     device = f" on {found.device}" if found.device else ""
     title = f"{found.run}: Pareto front{device}, {len(rows)} networks (* the knee; ± one standard error)"

@@ -49,6 +49,21 @@ def standard_error(metric: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """A part of the training to the final weights.
+
+    Attributes:
+        begun: Share of it that is done, from 0.
+        until: Share that is to be done after this part, at most 1.
+        network: As the part before left it; None at the beginning.
+    """
+
+    begun: float
+    until: float
+    network: Network | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """An architecture to evaluate.
 
@@ -57,11 +72,13 @@ class Request:
         fidelity: Share of the full effort (epochs, steps), above 0 and at most 1.
         parts: How many parts a training batch is worked through in, one after the other: with 2, what a step keeps in
             memory is about half.
+        part: Of what is to be brought to final weights: which part of that; None for all at once.
     """
 
     architecture: Architecture
     fidelity: float = 1.0
     parts: int = 1
+    part: Part | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +158,38 @@ class Apart(Protocol):
 
     def complete(self, request: Request, outcome: Outcome) -> Outcome:
         """The whole outcome, of a first part's that did not fail; what goes wrong is its failure (see `attempt`)."""
+
+
+@runtime_checkable
+class InParts(Protocol):
+    """What an `Evaluator` may be besides: it trains to the final weights in parts, each done anywhere."""
+
+    def finish_part(
+        self,
+        architecture: Architecture,
+        part: Part,
+        report: Report = SILENT,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Network:
+        """The network after a part, in evaluation mode and fit to be judged; `part.network` stays as it is.
+
+        Raises:
+            StoppedEarly: `should_stop` said so.
+        """
+
+
+def finished(
+    evaluator: Evaluator, request: Request, report: Report = SILENT, should_stop: Callable[[], bool] | None = None
+) -> Outcome:
+    """An outcome with the network that is asked for: with its final weights, or after a part of the way there.
+
+    Raises:
+        StoppedEarly: `should_stop` said so.
+    """
+    if request.part is None:
+        return Outcome(network=evaluator.finish(request.architecture, report, should_stop))
+    assert isinstance(evaluator, InParts)
+    return Outcome(network=evaluator.finish_part(request.architecture, request.part, report, should_stop))
 
 
 class EvaluatorSpec(Protocol):

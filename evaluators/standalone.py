@@ -15,7 +15,7 @@ from mixnas.evaluators.other_devices import OtherDevices
 from mixnas.evaluators.protocol import Metric, Outcome, Request, attempt
 from mixnas.evaluators.tasks.loading import by_name
 from mixnas.evaluators.tasks.task import Task
-from mixnas.evaluators.training import TrainConfig, TrainResult, evaluate, train
+from mixnas.evaluators.training import TrainConfig, TrainResult, evaluate, steps_of, train
 from mixnas.predictors.latency.source import LatencySource, LatencySpec
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import ConfigError
@@ -37,6 +37,7 @@ class StandaloneSpec:
         device: Where networks are trained, "cpu" or a CUDA device; None for where latency is measured, or a CPU.
         keep: Whether outcomes have the network of a shortened training too, for whoever measures it.
         other_devices: Names of devices whose latency is looked up too; see `OtherDevices`.
+        memory: Whether peak memory is counted too; see `search_space.memory`.
     """
 
     task: str | Mapping[str, Any]
@@ -47,6 +48,7 @@ class StandaloneSpec:
     device: str | None = None
     keep: bool = False
     other_devices: tuple[str, ...] = ()
+    memory: bool = False
 
     def open(self) -> StandaloneEvaluator:
         """Make the evaluator."""
@@ -83,7 +85,7 @@ class StandaloneEvaluator:
         self._spec = spec
         self.task = task or by_name(spec.task)
         self.space = space or SearchSpace.from_dict(spec.space)
-        self._costs = SpaceCosts(self.space, self.task.io)
+        self._costs = SpaceCosts(self.space, self.task.io, memory=spec.memory)
         self.latency: LatencySource | None = latency or (None if spec.latency is None else spec.latency.open())
         if self.latency is not None and not self.latency.here:
             raise ConfigError(
@@ -108,7 +110,8 @@ class StandaloneEvaluator:
     def metrics(self) -> Mapping[str, Metric]:
         """See `Evaluator`. An outcome also has train_steps, train_seconds, the ends of the latency's interval and
         the metric's standard error."""
-        return metrics_of(self.task, latency=self.latency is not None) | self._other_devices.metrics
+        own = metrics_of(self.task, latency=self.latency is not None, memory=self._spec.memory)
+        return own | self._other_devices.metrics
 
     def prepare(self, report: Report = SILENT, should_stop: Callable[[], bool] | None = None) -> None:
         """Fix the sentinel's reference time, under which all latencies of a search compare."""
@@ -128,7 +131,7 @@ class StandaloneEvaluator:
         judged = evaluate(network, self.task, "validation", device=self.device)
         metrics = {
             **judged.named(self.task.metric),
-            **costs(request.architecture, self.task.io),
+            **costs(request.architecture, self.task.io, memory=self._spec.memory),
             "train_steps": float(result.steps),
             "train_seconds": result.seconds,
         }
@@ -190,9 +193,7 @@ class StandaloneEvaluator:
         config = self._spec.train
         if fidelity == 1:
             return config
-        examples = len(self.task.train)
-        steps = config.steps or config.epochs * (examples // min(config.batch_size, examples))
-        return replace(config, steps=max(1, round(fidelity * steps)))
+        return replace(config, steps=max(1, round(fidelity * steps_of(config, len(self.task.train)))))
 
     def finish(
         self, architecture: Architecture, report: Report = SILENT, should_stop: Callable[[], bool] | None = None

@@ -378,6 +378,11 @@ def _observe(network: nn.Module, task: Task, chunks: Iterable[Tensor], device: t
     network.train(mode)
 
 
+def steps_of(config: TrainConfig, examples: int) -> int:
+    """How many steps a training on so many examples has."""
+    return config.steps or config.epochs * (examples // min(config.batch_size, examples))
+
+
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Two groups for an optimiser: matrices and kernels, which decay, and vectors and scalars, which do not."""
     parameters = [p for p in network.parameters() if p.requires_grad]

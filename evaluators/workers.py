@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import Any
 
 from mixnas.evaluators.answering import answered, set_threads
-from mixnas.evaluators.protocol import Evaluator, EvaluatorSpec, Outcome, Request, attempt
+from mixnas.evaluators.protocol import Evaluator, EvaluatorSpec, Outcome, Request, attempt, finished
 from mixnas.predictors.measuring.measure import fixed_threads
 from mixnas.search_space.errors import MachineError, NasError, StoppedEarly
 from mixnas.search_space.reporting import SILENT, Report, SilentReport
@@ -407,7 +407,7 @@ def _answer(evaluator: Evaluator, what: str, request: Request, connection: Conne
         found = answered(evaluator, [request])
         return ("raised", found) if isinstance(found, NasError) else ("answer", found[0])
     try:
-        done = attempt(lambda asked: Outcome(network=evaluator.finish(asked.architecture, _Told(connection))), request)
+        done = attempt(lambda asked: finished(evaluator, asked, _Told(connection)), request)
     except MachineError as error:
         return "raised", error
     return "answer", done
@@ -427,7 +427,7 @@ def finish_all(
 
     Args:
         evaluator: Prepared.
-        requests: Of which architectures.
+        requests: Of which architectures; of a part of the way, where they say so.
         total: Of how many candidates these are what is left.
         report: Given how many are done, of `total`.
         should_stop: Asked before each and while they are trained.
@@ -457,7 +457,7 @@ def finish_all(
                         yield from _in_workers(workers, dict(enumerate(requests[i:], i)), total, report, should_stop)
                         return
             part = _Part(report, done, total)
-            yield i, attempt(lambda r: Outcome(network=evaluator.finish(r.architecture, part, should_stop)), request)  # noqa: B023
+            yield i, attempt(lambda asked: finished(evaluator, asked, part, should_stop), request)  # noqa: B023
             done += 1
             report(done, total)
 

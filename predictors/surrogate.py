@@ -18,7 +18,8 @@ from mixnas.predictors.gaussian import Design, GaussianProcess, Groups, Prior
 from mixnas.search_space.errors import ConfigError
 
 MODELS = ("gp", "svr", "ridge")
-_CLOSE = 0.05  # models whose cross-validated rank correlation is so near to the best are averaged with it
+_CLOSE = 0.05  # models whose cross-validated rank correlation is so near to the best are averaged with it, at least
+_FEW = 200  # rows up to which settings are chosen on all rows, each held out once, rather than on a quarter of them
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,14 +142,17 @@ class SupportVector:
         from sklearn.svm import SVR
 
         spread = max(float(x.var(axis=0).sum()), 1e-9)
-        cut = max(1, len(x) // 4)
-        best, chosen = -math.inf, {"C": 3.0, "gamma": 0.5 / spread, "epsilon": 0.05}
-        if len(x) - cut < 4:
+        best, chosen = -math.inf, {"C": 10.0, "gamma": 0.5 / spread, "epsilon": 0.05}
+        if len(x) < 6:
             return chosen
+        fold = np.arange(len(x)) % 4  # the rows are in random order
+        held_out = range(4 if len(x) <= _FEW else 1)
+        judged = np.concatenate([np.flatnonzero(fold == k) for k in held_out])
         for gamma in (0.1, 0.3, 1.0):
             for c in (1.0, 10.0, 100.0):
                 settings = {"C": c, "gamma": gamma / (2 * spread), "epsilon": 0.05}
-                score = rank_correlation(SVR(**settings).fit(x[cut:], y[cut:]).predict(x[:cut]), y[:cut])
+                found = [SVR(**settings).fit(x[fold != k], y[fold != k]).predict(x[fold == k]) for k in held_out]
+                score = rank_correlation(np.concatenate(found), y[judged])
                 if score > best:
                     best, chosen = score, settings
         return chosen
@@ -192,6 +196,14 @@ class _Scale:
     def back(self, scaled: np.ndarray) -> np.ndarray:
         """Scale to metric; beyond what was seen, straight on."""
         return _interpolate(scaled, self._scaled, self._values)
+
+    def interval(self, mean: np.ndarray, deviation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of means and deviations on the scale, the metric and half of what lies a deviation to either side of it.
+
+        Intervals are calibrated in these units: on a scale of ranks twice the deviation is not twice the metric.
+        """
+        low, high = self.back(mean - deviation), self.back(mean + deviation)
+        return self.back(mean), np.maximum((high - low) / 2, 1e-12)
 
 
 def _interpolate(x: np.ndarray, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
@@ -264,14 +276,17 @@ class Surrogate:
                 found[name] = model, *_held_out(name, encoding, config, encoded[rows], y)
                 scores[f"{name}{suffix}"] = rank_correlation(found[name][1], y)
             best = max(scores[f"{name}{suffix}"] for name in found)
-            near = {name: one for name, one in found.items() if scores[f"{name}{suffix}"] >= best - _CLOSE}
+            # of few rows a rank correlation is known to no better than its standard error
+            close = max(_CLOSE, 1 / math.sqrt(len(rows)))
+            near = {name: one for name, one in found.items() if scores[f"{name}{suffix}"] >= best - close}
             mean = np.mean([means for _, means, _ in near.values()], axis=0)
             tried.append((rank_correlation(mean, y), suffix, scale, near))
         _, suffix, scale, near = max(tried, key=lambda one: one[0])
         y = scale.forward(metric)
         mean = np.mean([means for _, means, _ in near.values()], axis=0)
         deviation = np.mean([deviations for _, _, deviations in near.values()], axis=0)
-        inflation = _inflation(np.abs(mean - y[rows]) / deviation)
+        centre, half = scale.interval(mean, deviation)
+        inflation = _inflation(np.abs(centre - metric[rows]) / half)
         for model, _, _ in near.values():
             model.fit(encoded, y)
         return cls([model for model, _, _ in near.values()], scale, inflation, f"{'+'.join(near)}{suffix}", scores)
@@ -283,9 +298,8 @@ class Surrogate:
         """
         found = [model.predict(np.asarray(encoded)) for model in self._models]
         mean, deviation = (np.mean([one[i] for one in found], axis=0) for i in (0, 1))
-        deviation = self._inflation * deviation
-        low, high = self._scale.back(mean - deviation), self._scale.back(mean + deviation)
-        return self._scale.back(mean), np.maximum((high - low) / 2, 1e-12)
+        centre, half = self._scale.interval(mean, deviation)
+        return centre, np.maximum(self._inflation * half, 1e-12)
 
 
 def _new_model(name: str, encoding: ChoiceEncoding, config: SurrogateConfig) -> _Model:

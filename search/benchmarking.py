@@ -187,6 +187,8 @@ def compare(
     """
     truth = Truth(table, objectives)
     TabularEvaluator(table.name, [o.name for o in objectives], cheap, table)  # refuses what is wrong before any search
+    for strategy in strategies.values():
+        strategy.check()
     found: dict[str, Any] = {}
     for name, strategy in strategies.items():
         done = []

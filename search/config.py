@@ -15,6 +15,7 @@ from mixnas.predictors.measuring.measure import MeasureConfig
 from mixnas.predictors.measuring.table import RUNTIMES
 from mixnas.search.engines import Engine
 from mixnas.search.engines.local import LocalEngine
+from mixnas.search.halving import Halving
 from mixnas.search.naming import Named
 from mixnas.search.strategies import Strategy
 from mixnas.search.strategies.auto import Auto
@@ -107,11 +108,14 @@ class FinalConfig:
         candidates: Networks of the front that are trained to the end and measured.
         weights: In a super-network search: where their training starts, "inherited" or "scratch".
         train: Their training (a stand-alone search has trained them already).
+        halving: In a super-network search: whether more networks are begun, and the best of them trained to the end, in
+            the same number of steps.
     """
 
     candidates: Annotated[int, Between(1, 10_000)] = 10
     weights: Literal["inherited", "scratch"] = "inherited"
     train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=20, lr=1e-3))
+    halving: Halving = field(default_factory=Halving)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -29,6 +29,7 @@ from mixnas.search.study.results import Results, TrialRecord
 from mixnas.search_space.errors import StoppedEarly
 from mixnas.search_space.files import stamped, write_json
 from mixnas.search_space.formats.safetensors import load_network, read_extra, save_network
+from mixnas.search_space.memory import PEAK_MEMORY
 from mixnas.search_space.network import Network
 from mixnas.search_space.reporting import Report
 
@@ -48,15 +49,20 @@ def choose_finalists(results: Results, count: int, provisional: Collection[str] 
     front = results.front()
     points = np.array([results.values(record) for record in front]).reshape(-1, len(results.objectives))
     chosen = [front[i] for i in _spanning(as_minimised(points, results.objectives), count)]
+    return chosen + nearest_to_bounds(results, provisional, count - len(chosen))
+
+
+def nearest_to_bounds(results: Results, provisional: Collection[str], count: int) -> list[TrialRecord]:
+    """Trials that miss bounds on provisional metrics and nothing else; see `choose_finalists`."""
     bounds = [c for c in results.constraints if c.metric in provisional]
-    if not bounds or len(chosen) >= count:
-        return chosen
+    if not bounds or count <= 0:
+        return []
     firm = [c for c in results.constraints if c not in bounds]
     rest = [record for record in _keeping(results, firm) if not results.feasible(record)]
     points = np.array([results.values(record) for record in rest]).reshape(-1, len(results.objectives))
     near = [rest[i] for i in np.flatnonzero(non_dominated_minimised(as_minimised(points, results.objectives)))]
     near.sort(key=lambda record: _missed(record, bounds))
-    return chosen + near[: count - len(chosen)]
+    return near[:count]
 
 
 def _missed(record: TrialRecord, bounds: Sequence[Comparison]) -> float:
@@ -172,6 +178,13 @@ def nearest_to(members: Sequence[Member], constraints: Sequence[Comparison]) -> 
     return f"; nearest is {nearest.id} with {values}"
 
 
+RUNGS = "rungs"
+"""In a network's file: what it was found to be after each part of its training (`search.rungs`)."""
+
+SHARE = "train_share"
+"""The metric of a network that was trained in rungs which says how much of a whole training it had."""
+
+
 class FinalNetworks:
     """Finalists with their final weights, each a file with its metrics on the validation and the test split.
 
@@ -213,7 +226,7 @@ class FinalNetworks:
     def _kept(self, identity: str) -> bool:
         """Whether a trial kept the network as it ended: it only has to be judged."""
         path = self.path(identity)
-        return path.exists() and "test" not in read_extra(path)
+        return path.exists() and not {"test", RUNGS} & set(read_extra(path))
 
     def finish(
         self, records: Sequence[TrialRecord], evaluator: Evaluator, report: Report, should_stop: Callable[[], bool]
@@ -266,24 +279,26 @@ class FinalNetworks:
         self._failure(record.id).unlink(missing_ok=True)
         return load_network(self.path(record.id))
 
-    def _judge(self, network: Network) -> dict[str, Any]:
+    def _judge(self, network: Network, splits: Sequence[str] = ("validation", "test")) -> dict[str, Any]:
         extra: dict[str, Any] = {"task": self._task_plain, "recipe": self._recipe}
-        for split in ("validation", "test"):
+        for split in splits:
             extra[split] = evaluate(network, self._task, split).named(self._task.metric)
         return extra
 
     def member(self, record: TrialRecord, latency: Latency | str, predicted: Latency | None) -> Member:
         """A finished network as a member of the front; with the reason why it is none in its latency's place."""
         found = replace(searched_member(record), predicted=predicted, searched=record.metrics)
-        if self._why_not(record.id):
+        extra = {} if self._why_not(record.id) else read_extra(self.path(record.id))
+        if "test" not in extra:
             return replace(found, metrics=costs(record.architecture, self._task.io), reason=str(latency))
-        extra = read_extra(self.path(record.id))
         metrics = {
             **extra["validation"],
             **{f"test_{name}": value for name, value in extra["test"].items()},
             **costs(record.architecture, self._task.io),
-            **{name: value for name, value in record.metrics.items() if name.startswith(PREFIX)},
+            **{n: value for n, value in record.metrics.items() if n.startswith(PREFIX) or n == PEAK_MEMORY},
         }
+        if RUNGS in extra:
+            metrics[SHARE] = extra[RUNGS][-1]["share"]
         found = replace(found, metrics=metrics)
         if isinstance(latency, str):
             return replace(found, reason=latency)

@@ -9,6 +9,8 @@ Only the job writes there.
 
 from __future__ import annotations
 
+import math
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +22,9 @@ from mixnas.evaluators.tasks.task import recorded
 from mixnas.predictors.latency.source import LatencySource
 from mixnas.predictors.measuring.value import Latency
 from mixnas.search.config import Config, load_config, read_config
+from mixnas.search.correcting import Correcting
 from mixnas.search.engines.session import Budget, Session
+from mixnas.search.finalists import choose_believed
 from mixnas.search.finish import (
     FinalNetworks,
     choose_finalists,
@@ -38,6 +42,7 @@ from mixnas.search.run.front import Front, Member
 from mixnas.search.run.progress import Progress, make_progress
 from mixnas.search.run.stopping import StopSignal
 from mixnas.search.run.trust import require_trust
+from mixnas.search.rungs import NetworksInRungs
 from mixnas.search.study.reading import read_results
 from mixnas.search.study.results import Results, TrialRecord
 from mixnas.search.study.study import Proposal, SearchStudy
@@ -82,7 +87,21 @@ class Job:
             None if config.search.evaluator == "standalone" else [config.final.weights, to_plain(config.final.train)]
         )
         self._known: Front | None = None  # the final front of before, where the run is extended
-        self._networks = FinalNetworks(run.networks, self.problem.task, config.task.to_plain(), recipe)
+        self._networks = self._new_networks(recipe)
+
+    def _new_networks(self, recipe: Any) -> FinalNetworks:
+        config, problem = self.config, self.problem
+        where = self.run.networks, problem.task, config.task.to_plain()
+        if not problem.in_rungs:
+            return FinalNetworks(*where, recipe)
+        return NetworksInRungs(
+            *where,
+            [*recipe, to_plain(config.final.halving)],
+            halving=config.final.halving,
+            networks=config.final.candidates,
+            objectives=problem.objectives,
+            constraints=problem.constraints,
+        )
 
     def execute(self) -> Front:
         """Carry out what is left of the run; returns what `pareto.json` holds.
@@ -108,8 +127,9 @@ class Job:
             evaluator.prepare(self._report, self.stop)
             if latency.here:  # latencies of a run compare only under one reference time, also after a resume
                 run.update(reference_ms=latency.reference_ms)
-            results = self._search(evaluator)
-            records = self._choose(results, latency)
+            correcting = Correcting(run, problem, latency, lambda: self.stop.requested)
+            results = self._search(evaluator, correcting)
+            records = self._choose(correcting.current(results), latency, correcting)
             if not results.evaluated:
                 limit = f" (search.time: {self.config.search.time:g} s)" if self.config.search.time else ""
                 raise NasError(
@@ -141,7 +161,9 @@ class Job:
                     f"{run.path}: none of the {len(finished)} candidates could be finished; {reasons[0]} {advice}"
                 )
             times = measure_finalists(finished, latency, self.config.latency.final_passes, self._known, self._report)
-            finalists = [self._member(record, time, latency) for record, time in zip(records, times, strict=True)]
+            at_the_time = {record.number: record for record in results.records}  # what the search went by
+            searched = [at_the_time[record.number] for record in records]
+            finalists = [self._member(record, time, latency) for record, time in zip(searched, times, strict=True)]
             if said := agreement(finalists, problem.task.metric):
                 self.progress.note(said)
             members, others, knee = final_front(finalists, problem.objectives, problem.constraints)
@@ -186,14 +208,19 @@ class Job:
 
     def _member(self, record: TrialRecord, time: Latency | str, latency: LatencySource) -> Member:
         """A finished trial as a member of the front, beside what was predicted where something is."""
-        predicted = None if latency.predictor is None else latency.predict(record.architecture, self.problem.io)
+        predictor = latency.predictor  # as it was fitted: a correction may know this very network
+        predicted = None if predictor is None else predictor.predict(record.architecture, self.problem.io).latency
         return self._networks.member(record, time, predicted)
 
-    def _choose(self, results: Results, latency: LatencySource) -> list[TrialRecord]:
+    def _choose(self, results: Results, latency: LatencySource, correcting: Correcting) -> list[TrialRecord]:
         """The finalists; where latency is predicted, has a constraint and can be measured, it is measured first."""
-        count, problem = self.config.final.candidates, self.problem
+        final, problem = self.config.final, self.problem
+        count = final.halving.ladder(final.candidates)[0].candidates if problem.in_rungs else final.candidates
         bounded = any(c.metric == "latency_ms" for c in problem.constraints)
         if not (bounded and latency.here and problem.metrics["latency_ms"].cheap):
+            if problem.in_rungs:
+                cheap = [name for name, metric in problem.metrics.items() if metric.cheap]
+                return choose_believed(results, problem.space, count, cheap, problem.provisional)
             return choose_finalists(results, count, problem.provisional)
         with self._report.phase("measure candidates", unit="networks") as phase:
             looked_at = 0
@@ -208,12 +235,12 @@ class Job:
                 phase(looked_at)
                 return found
 
-            known, provisional = measured_before(self._known), problem.provisional
+            known, provisional = measured_before(self._known) | correcting.measured, problem.provisional
             return choose_measured(results, count, measure, known=known, provisional=provisional)
 
     # -- search -----------------------------------------------------------------------------------------------------
 
-    def _search(self, evaluator: Evaluator) -> Results:
+    def _search(self, evaluator: Evaluator, correcting: Correcting) -> Results:
         search, problem = self.config.search, self.problem
         with SearchStudy(
             self.run.journal,
@@ -226,7 +253,7 @@ class Job:
         ) as study:
             if study.results.evaluated < search.trials + study.results.queued:
                 try:
-                    self._carry_out(study, evaluator)
+                    self._carry_out(study, evaluator, correcting)
                 finally:
                     self._write_searched(study.results)  # a front so far for whoever stopped it
             if search.evaluator == "supernet":  # where each would be trained from scratch, it is left to the strategy
@@ -251,7 +278,7 @@ class Job:
             session.ending()
         self._write_searched(study.results)
 
-    def _carry_out(self, study: SearchStudy, evaluator: Evaluator) -> None:
+    def _carry_out(self, study: SearchStudy, evaluator: Evaluator, correcting: Correcting) -> None:
         search = self.config.search
         kept = False
 
@@ -271,22 +298,29 @@ class Job:
         trials = search.trials + beside
         if beside:
             self.progress.note(f"{beside} of {begun} trials so far are of one policy throughout, beside the budget")
-        with (
-            self._report.phase("search", trials, unit="trials", seconds=search.time, initial=begun) as phase,
-            Session(
-                study,
-                Budget(trials=trials, seconds=search.time),
-                stop=self.stop,
-                report=phase,
-                keep=keep,
-                on_trial=on_trial,
-                checkpoint=lambda: self._write_searched(study.results),
-            ) as session,
-        ):
-            search.engine.run(session, evaluator)
-            ending = session.ending()
-        if ending.reason != "trials":
-            self.progress.note(ending.message)
+        with self._report.phase("search", trials, unit="trials", seconds=search.time, initial=begun) as phase:
+            ended = time.monotonic() + search.time if search.time else math.inf
+            for until in correcting.legs(begun - beside, search.trials, search.engine):
+                if until == begun - beside:  # where it was stopped before it could measure
+                    if correcting.measure(study.results, until):
+                        study.cheap_changed()
+                    continue
+                with Session(
+                    study,
+                    Budget(trials=until + beside, seconds=max(ended - time.monotonic(), 0.0) if search.time else None),
+                    stop=self.stop,
+                    report=phase,
+                    keep=keep,
+                    on_trial=on_trial,
+                    checkpoint=lambda: self._write_searched(study.results),
+                ) as session:
+                    search.engine.run(session, evaluator)
+                    ending = session.ending()
+                if ending.reason != "trials":
+                    self.progress.note(ending.message)
+                    break
+                if until < search.trials and correcting.measure(study.results, until):
+                    study.cheap_changed()
 
     def _forget_all_but(self, front: set[str]) -> None:
         """Drop the weights of trials that are not on the front, nor final from before the run was extended."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from mixnas.evaluators.costs import SpaceCosts
 from mixnas.evaluators.other_devices import PREFIX, OtherDevices, devices_in
 from mixnas.evaluators.protocol import Evaluator
 from mixnas.evaluators.standalone import StandaloneEvaluator, StandaloneSpec
@@ -24,6 +25,7 @@ from mixnas.search.study.feasibility import Corners, check_constraints, check_la
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.enumeration import Corner, check_single, check_space
 from mixnas.search_space.errors import ConfigError, InfeasibleError, nearest
+from mixnas.search_space.memory import PEAK_MEMORY
 from mixnas.search_space.network import Network
 from mixnas.search_space.reporting import Report
 from mixnas.search_space.space import SearchSpace
@@ -65,6 +67,7 @@ class Problem:
         self.task: Task = by_name(config.task.to_plain())
         self.space = SearchSpace.from_dict(config.space, f"{source}: space")
         self.io: IOSpec = self.task.io
+        self.strategy.check()
         check_space(self.space, self.io)
         self._check_batches()
         latency = self.latency()
@@ -73,12 +76,29 @@ class Problem:
         if self.metrics["latency_ms"].cheap:  # it will be looked up
             check_tables(self.space, self.io)
         latency.check(self.space)
-        self.objectives = config.parsed_objectives(self.metrics)
-        self.constraints = config.parsed_constraints(self.metrics)
+        known = {*self.metrics, PEAK_MEMORY}  # which is there where it is asked for
+        self.objectives = config.parsed_objectives(known)
+        self.constraints = config.parsed_constraints(known)
         self.corners: Corners = corners(self.space, self.io)
         self._check_memory(source, latency.torch_device)
         check_constraints(self.constraints, self.corners)
+        self._check_peak()
         self._check_shares()
+
+    def _check_peak(self) -> None:
+        """Refuse an upper bound on peak memory below the least that a descent finds."""
+        bounds = [c for c in self.constraints if c.metric == PEAK_MEMORY and c.comparison in ("<", "<=")]
+        if not bounds:
+            return
+        counted = SpaceCosts(self.space, self.io, memory=True)
+        vector = quickest(self.space, lambda rows: counted.of(rows)[PEAK_MEMORY])
+        least = float(counted.of(vector[None])[PEAK_MEMORY][0])
+        for bound in bounds:
+            if not bound.holds({PEAK_MEMORY: least}):
+                raise InfeasibleError(
+                    f"no architecture of the space is known to meet {bound}: the least that was found is "
+                    f"{least:,.0f} bytes ({self.space.decode(vector)}). Relax it, or widen the space."
+                )
 
     def _check_shares(self) -> None:
         """Refuse a bound in percent on a metric that is a share."""
@@ -128,11 +148,25 @@ class Problem:
         return tuple(name for name, metric in self.metrics.items() if not metric.cheap)
 
     @property
+    def _named(self) -> list[str]:
+        """The metrics that objectives and constraints name."""
+        objectives, constraints = self.config.parsed_objectives(), self.config.parsed_constraints()
+        return [*(o.name for o in objectives), *(c.metric for c in constraints)]
+
+    @property
     def other_devices(self) -> tuple[str, ...]:
         """Other devices, on which objectives and constraints name the latency."""
-        config = self.config
-        objectives, constraints = config.parsed_objectives(), config.parsed_constraints()
-        return devices_in([*(o.name for o in objectives), *(c.metric for c in constraints)])
+        return devices_in(self._named)
+
+    @property
+    def memory(self) -> bool:
+        """Whether objectives or constraints name the peak memory."""
+        return PEAK_MEMORY in self._named
+
+    @property
+    def in_rungs(self) -> bool:
+        """Whether more finalists are begun than are trained to the end (`search.rungs`)."""
+        return self.config.search.evaluator == "supernet" and self.config.final.halving.rungs > 1
 
     @property
     def strategy(self) -> Strategy:
@@ -230,6 +264,7 @@ def _supernet(problem: Problem, latency: LatencySource, checkpoint: Path | None)
         latency=latency.spec,
         checkpoint=checkpoint,
         other_devices=problem.other_devices,
+        memory=problem.memory,
     )
     return SupernetEvaluator(spec, task=problem.task, space=problem.space, latency=latency)
 
@@ -243,6 +278,7 @@ def _standalone(problem: Problem, latency: LatencySource, checkpoint: Path | Non
         seed=problem.seed,
         latency=latency.spec,
         other_devices=problem.other_devices,
+        memory=problem.memory,
     )
     return StandaloneEvaluator(spec, task=problem.task, space=problem.space, latency=latency)
 

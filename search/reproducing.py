@@ -9,15 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mixnas.evaluators.protocol import InParts, Part
 from mixnas.evaluators.training import evaluate
 from mixnas.search import card as cards
-from mixnas.search.config import read_config
+from mixnas.search.config import Config, read_config
+from mixnas.search.finish import SHARE
 from mixnas.search.problem import Problem
 from mixnas.search.run.integrity import export_problems
 from mixnas.search.run.trust import require_trust
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import ConfigError, IntegrityError, shown
 from mixnas.search_space.files import read_json
+from mixnas.search_space.network import Network
 from mixnas.search_space.reporting import SILENT, Report
 
 _STANDARD_ERRORS = 1.96
@@ -104,9 +107,32 @@ def reproduce(
     evaluator = problem.evaluator(problem.latency())
     evaluator.prepare(report, should_stop)
     with report.phase("train again") as phase:
-        network = evaluator.finish(architecture, phase, should_stop)
+        if problem.in_rungs and isinstance(evaluator, InParts):
+            network = _in_parts(evaluator, architecture, _shares(card, config), phase, should_stop)
+        else:
+            network = evaluator.finish(architecture, phase, should_stop)
     metric = problem.task.metric
     score = evaluate(network.cpu(), problem.task, "test").score
     error = card["metrics"].get(f"test_{metric}_se")
     allowed = None if error is None else _STANDARD_ERRORS * math.sqrt(2) * float(error)
     return Reproduced(metric, float(card["metrics"][f"test_{metric}"]), score, allowed)
+
+
+def _shares(card: dict[str, Any], config: Config) -> list[float]:
+    """The shares of its training after each rung that the network went through."""
+    most = float(card["metrics"].get(SHARE, 1.0))
+    return [share for share in config.final.halving.shares() if share <= most * (1 + 1e-9)]
+
+
+def _in_parts(
+    evaluator: InParts,
+    architecture: Architecture,
+    shares: list[float],
+    report: Report,
+    should_stop: Callable[[], bool] | None,
+) -> Network:
+    network: Network | None = None
+    for begun, until in zip([0.0, *shares], shares, strict=False):
+        network = evaluator.finish_part(architecture, Part(begun, until, network), report, should_stop)
+    assert network is not None
+    return network

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,13 +16,13 @@ import torch
 from mixnas.evaluators.costs import SpaceCosts, costs
 from mixnas.evaluators.metrics import metrics_of
 from mixnas.evaluators.other_devices import OtherDevices
-from mixnas.evaluators.protocol import Metric, Outcome, Request, attempt, guarded
+from mixnas.evaluators.protocol import Metric, Outcome, Part, Request, attempt, guarded
 from mixnas.evaluators.supernet.judging import SubnetJudge, fine_tune
 from mixnas.evaluators.supernet.sampling import FairSampler
 from mixnas.evaluators.supernet.training import SupernetConfig, SupernetResult, is_trained, train_supernet
 from mixnas.evaluators.tasks.loading import by_name
 from mixnas.evaluators.tasks.task import Task
-from mixnas.evaluators.training import DivergedError, TrainConfig
+from mixnas.evaluators.training import DivergedError, TrainConfig, steps_of, train
 from mixnas.predictors.latency.source import LatencySource, LatencySpec
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.network import Network
@@ -45,6 +46,7 @@ class SupernetSpec:
         checkpoint: File of the super-network; None keeps it in memory only.
         device: Where networks are trained, "cpu" or a CUDA device; None for where latency is measured, or a CPU.
         other_devices: Names of devices whose latency is looked up too; see `OtherDevices`.
+        memory: Whether peak memory is counted too; see `search_space.memory`.
     """
 
     task: str | Mapping[str, Any]
@@ -57,6 +59,7 @@ class SupernetSpec:
     checkpoint: Path | None = None
     device: str | None = None
     other_devices: tuple[str, ...] = ()
+    memory: bool = False
 
     def open(self) -> SupernetEvaluator:
         """Make the evaluator."""
@@ -103,7 +106,7 @@ class SupernetEvaluator:
         self._spec = spec
         self.task = task or by_name(spec.task)
         self.space = space or SearchSpace.from_dict(spec.space)
-        self._costs = SpaceCosts(self.space, self.task.io)
+        self._costs = SpaceCosts(self.space, self.task.io, memory=spec.memory)
         self.latency: LatencySource | None = latency or (None if spec.latency is None else spec.latency.open())
         self._other_devices = OtherDevices(
             spec.other_devices, None if self.latency is None else self.latency.spec, self.space, self.task.io
@@ -128,7 +131,7 @@ class SupernetEvaluator:
     @property
     def metrics(self) -> Mapping[str, Metric]:
         """See `Evaluator`."""
-        own = metrics_of(self.task, latency=self.latency is not None, cheap_latency=True)
+        own = metrics_of(self.task, latency=self.latency is not None, cheap_latency=True, memory=self._spec.memory)
         return own | self._other_devices.metrics
 
     @property
@@ -212,7 +215,8 @@ class SupernetEvaluator:
 
     def _evaluate(self, request: Request) -> Outcome:
         architecture, io = request.architecture, self.task.io
-        return self._predicted(request, Outcome({**self._prepared()(architecture), **costs(architecture, io)}))
+        counted = costs(architecture, io, memory=self._spec.memory)
+        return self._predicted(request, Outcome({**self._prepared()(architecture), **counted}))
 
     def complete(self, request: Request, outcome: Outcome) -> Outcome:
         """See `Apart`: with the latency that is predicted."""
@@ -241,4 +245,40 @@ class SupernetEvaluator:
             report=report,
             should_stop=should_stop,
         )
+        return network.cpu().eval()
+
+    def finish_part(
+        self,
+        architecture: Architecture,
+        part: Part,
+        report: Report = SILENT,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Network:
+        """See `InParts`: each part is a training of its own, whose learning rate rises and falls to zero.
+
+        What comes out of a part is then as good as so many steps can make it, and compares with the others (warm
+        restarts: Loshchilov and Hutter 2017, arXiv 1608.03983).
+        """
+        spec = self._spec
+        steps = steps_of(spec.final, len(self.task.train))
+        ends = [round(share * steps) for share in (part.begun, part.until)]
+        config = replace(spec.final, steps=max(1, ends[1] - ends[0]))
+        drawn = np.random.SeedSequence([spec.seed, ends[0]]).generate_state(1)[0]  # other batches in each part
+        generator = torch.Generator().manual_seed(int(drawn) if ends[0] else spec.seed)
+        supernet = self._prepared().supernet
+        told: dict[str, Any] = {"report": report, "should_stop": should_stop}
+        if part.network is None:
+            network, _ = fine_tune(
+                supernet,
+                architecture,
+                self.task,
+                config,
+                generator=generator,
+                inherit=spec.inherit,
+                device=self.device,
+                **told,
+            )
+        else:
+            network = copy.deepcopy(part.network)
+            train(network, self.task, config, generator=generator, device=self.device, **told)
         return network.cpu().eval()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mixnas.predictors.latency.correction import Correction
 from mixnas.predictors.latency.predictor import LatencyPredictor, installed, user_directory
 from mixnas.predictors.measuring.device import device_name
 from mixnas.predictors.measuring.measure import Call, Clock, MeasureConfig, measure_networks
@@ -73,6 +74,7 @@ class LatencySource:
         self._spec = spec
         self._reference_ms = spec.reference_ms
         self._predictor: LatencyPredictor | None = None
+        self._correction: tuple[SearchSpace, Correction] | None = None
         self._rng = np.random.default_rng(spec.seed)
 
     @property
@@ -245,12 +247,42 @@ class LatencySource:
         return self._predictor
 
     def predict(self, architecture: Architecture, io: IOSpec) -> Latency:
-        """Predicted latency of one architecture."""
-        return self._prepared().predict(architecture, io).latency
+        """Predicted latency of one architecture, corrected where the space's networks were measured (`correct`)."""
+        found = self._prepared().predict(architecture, io).latency
+        if self._correction is None:
+            return found
+        space, correction = self._correction
+        factor = float(correction.factors(space.encode(architecture)[None])[0])
+        ends = [None if end is None else end * factor for end in (found.low_ms, found.high_ms)]
+        return replace(found, ms=found.ms * factor, low_ms=ends[0], high_ms=ends[1])
 
     def predict_many(self, matrix: np.ndarray, space: SearchSpace, io: IOSpec) -> np.ndarray:
-        """Predicted milliseconds (rows,) of encoded architectures (rows, variables)."""
-        return self._prepared().predict_many(matrix, space, io)
+        """Predicted milliseconds (rows,) of encoded architectures (rows, variables), corrected like `predict`."""
+        found = self._prepared().predict_many(matrix, space, io)
+        if self._correction is None or self._correction[0] is not space:
+            return found
+        return found * self._correction[1].factors(matrix)
+
+    def correct(
+        self, measured: Sequence[tuple[Architecture, Latency]], space: SearchSpace, io: IOSpec
+    ) -> Correction | None:
+        """Correct predictions of a space's networks by those that were measured, from now on; None where none was.
+
+        The predictor stays as it is, and what was corrected before is forgotten.
+
+        Args:
+            measured: Architectures of the space and their measured latency.
+            space: The one that predictions are asked of.
+            io: The task's input.
+        """
+        self._correction = None
+        if not measured:
+            return None
+        rows = space.encode_many([architecture for architecture, _ in measured])
+        predicted = self._prepared().predict_many(rows, space, io)
+        found = Correction(rows, predicted.tolist(), [latency.ms for _, latency in measured])
+        self._correction = space, found
+        return found
 
     # -- measuring ----------------------------------------------------------------------------------------------------
 

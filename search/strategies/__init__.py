@@ -73,6 +73,13 @@ class Strategy(ABC):
                 any other proposes in vain the study refuses.
         """
 
+    def check(self) -> None:  # noqa: B027 - most need nothing
+        """Refuse to be used where something that it needs is missing; asked before any work is started.
+
+        Raises:
+            ConfigError: Says what is missing, and how to get it.
+        """
+
     @classmethod
     def from_plain(cls, plain: Any, where: str) -> Strategy:
         """Read `name`, or `{name: ..., option: value}`."""
@@ -89,6 +96,14 @@ class Strategy(ABC):
 
 
 STRATEGIES: Registry[Strategy] = Registry("strategy", __name__)
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """What a sampler may offer that keeps cheap metrics."""
+
+    def forget_cheap(self) -> None:
+        """Called when cheap metrics are others than before, of what was evaluated too: a predictor was corrected."""
 
 
 @runtime_checkable

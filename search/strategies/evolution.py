@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mixnas.search.strategies import STRATEGIES, Acceptable, Cheap, Question, Strategy
 from mixnas.search.strategies.drawing import OverSpace, trial_generator
+from mixnas.search.study.objectives import Objective
 from mixnas.search.study.optuna_internals import generation_of, reseed, set_generation, stored
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.settings import Between
@@ -30,13 +32,15 @@ class NSGA2(Strategy):
 
     Attributes:
         population_size: Trials of a generation, and survivors of each.
+        first: Random trials, that the first generation of children descends from; None for as many as a generation has.
     """
 
     population_size: Annotated[int, Between(2, 10_000)] = 20
+    first: Annotated[int, Between(2, 100_000)] | None = None
 
     def make(self, question: Question, cheap: Cheap | None, acceptable: Acceptable) -> BaseSampler:
         """See `Strategy`."""
-        return ConditionalNSGAII(question, self.population_size, acceptable)
+        return ConditionalNSGAII(question, self.population_size, acceptable, cheap, self.first)
 
 
 @STRATEGIES.register("nsga3")
@@ -46,13 +50,15 @@ class NSGA3(Strategy):
 
     Attributes:
         population_size: Trials of a generation, and survivors of each.
+        first: Random trials, that the first generation of children descends from; None for as many as a generation has.
     """
 
     population_size: Annotated[int, Between(2, 10_000)] = 20
+    first: Annotated[int, Between(2, 100_000)] | None = None
 
     def make(self, question: Question, cheap: Cheap | None, acceptable: Acceptable) -> BaseSampler:
         """See `Strategy`."""
-        return ConditionalNSGAIII(question, self.population_size, acceptable)
+        return ConditionalNSGAIII(question, self.population_size, acceptable, cheap, self.first)
 
 
 class _Evolution(OverSpace):
@@ -66,6 +72,28 @@ class _Evolution(OverSpace):
     _finished: dict[int, list[FrozenTrial]] | None = None  # by generation; of each its identity is up to date
     _parents: tuple[int, list[FrozenTrial]] | None = None  # generation and its parents
     _decoded: tuple[int, list[Architecture]] | None = None  # generation and its parents' architectures
+    _first: int
+    _objectives: tuple[Objective, ...] = ()
+    _cheap: Cheap | None = None
+    _now: dict[int, FrozenTrial] | None = None  # by number, with cheap metrics as they are now, where those changed
+
+    def forget_cheap(self) -> None:
+        """See `strategies.Remembering`: survivors are selected by what is predicted of them now."""
+        self._now, self._parents, self._decoded = {}, None, None
+
+    def _as_now(self: Any, trials: list[FrozenTrial]) -> list[FrozenTrial]:
+        """Trials with their cheap objectives as these are now."""
+        if self._now is None or self._cheap is None:
+            return trials
+        new = [t for t in trials if t.number not in self._now and t.state == TrialState.COMPLETE]
+        if new:
+            metrics = self._cheap(self._space.encode_many([self._space.from_params(t.params) for t in new]))
+            for i, trial in enumerate(new):
+                names = enumerate(objective.name for objective in self._objectives)
+                changed = copy.copy(trial)
+                changed.values = [float(metrics[n][i]) if n in metrics else trial.values[v] for v, n in names]
+                self._now[trial.number] = changed
+        return [self._now.get(trial.number, trial) for trial in trials]
 
     def get_trial_generation(self: Any, study: Study, trial: FrozenTrial) -> int:
         """The generation of a trial; a new one begins when the last is full. Stored with the trial."""
@@ -74,7 +102,8 @@ class _Evolution(OverSpace):
             return given
         finished = self._finished_in(study)
         last = max(finished, default=0)
-        generation: int = last + (len(finished.get(last, ())) >= self.population_size)
+        full = self.population_size if last else self._first
+        generation: int = last + (len(finished.get(last, ())) >= full)
         set_generation(self, study, trial, generation)
         return generation
 
@@ -90,14 +119,14 @@ class _Evolution(OverSpace):
     def get_population(self, study: Study, generation: int) -> list[FrozenTrial]:
         """The finished trials of a generation, in the order of their numbers."""
         finished = self._finished_in(study).get(generation, ())
-        return sorted((stored(study, trial) for trial in finished), key=lambda t: t.number)
+        return self._as_now(sorted((stored(study, trial) for trial in finished), key=lambda t: t.number))
 
     def get_parent_population(self, study: Study, generation: int) -> list[FrozenTrial]:
         """The survivors that a generation descends from; none for the first."""
         if self._parents is None or self._parents[0] != generation:
             parents = super().get_parent_population(study, generation)  # type: ignore[misc]
             # in the order of the trials, in which a resumed search finds them too
-            self._parents = generation, sorted(parents, key=lambda t: t.number)
+            self._parents = generation, sorted(self._as_now(parents), key=lambda t: t.number)
         return self._parents[1]
 
     def after_trial(
@@ -162,16 +191,34 @@ def _better(a: FrozenTrial, b: FrozenTrial, directions: Sequence[StudyDirection]
 class ConditionalNSGAII(_Evolution, NSGAIISampler):
     """NSGA-II whose children are made by the search space."""
 
-    def __init__(self, question: Question, population_size: int, acceptable: Acceptable) -> None:
+    def __init__(
+        self,
+        question: Question,
+        population_size: int,
+        acceptable: Acceptable,
+        cheap: Cheap | None = None,
+        first: int | None = None,
+    ) -> None:
         super().__init__(population_size=population_size, seed=question.seed)
         self._set_question(question, acceptable)
+        self._objectives, self._cheap = question.objectives, cheap
+        self._first = max(first or population_size, population_size)
 
 
 class ConditionalNSGAIII(_Evolution, NSGAIIISampler):
     """NSGA-III whose children are made by the search space."""
 
-    def __init__(self, question: Question, population_size: int, acceptable: Acceptable) -> None:
+    def __init__(
+        self,
+        question: Question,
+        population_size: int,
+        acceptable: Acceptable,
+        cheap: Cheap | None = None,
+        first: int | None = None,
+    ) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             super().__init__(population_size=population_size, seed=question.seed)
         self._set_question(question, acceptable)
+        self._objectives, self._cheap = question.objectives, cheap
+        self._first = max(first or population_size, population_size)

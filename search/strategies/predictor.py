@@ -87,6 +87,12 @@ class PredictorSampler(BatchSampler):
         self._sample: np.ndarray | None = None
         self._looked_at = 0  # evaluations when the reference point was last looked at
         self._seconds = 0.0  # that the last proposal took
+        self._corrected = False
+
+    def forget_cheap(self) -> None:
+        """See `strategies.Remembering`."""
+        self._cheap_found.clear()
+        self._corrected = True
 
     # -- batches ------------------------------------------------------------------------------------------------------
 
@@ -191,6 +197,9 @@ class PredictorSampler(BatchSampler):
     ) -> list[np.ndarray]:
         """Those among random architectures and neighbours of the front that are expected to add most hypervolume."""
         done, values = self._history.done, self._history.values
+        if self._corrected:  # those that were evaluated are believed as they are predicted now
+            for w, metric in self._before(done)[0].items():
+                values[:, self._columns[w]] = w.sign * metric
         minimised = {w: w.sign * values[:, column] for w, column in self._columns.items()}
         points = np.stack([minimised[w] for w in self._objectives], axis=1)
         feasible = np.ones(len(done), dtype=bool)

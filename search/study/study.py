@@ -16,7 +16,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from mixnas.evaluators.protocol import Request
-from mixnas.search.strategies import Batching, Cheap, Question, Strategy
+from mixnas.search.strategies import Batching, Cheap, Question, Remembering, Strategy
 from mixnas.search.strategies.drawing import trial_generator
 from mixnas.search.strategies.evolution import NSGA2
 from mixnas.search.study.journal import JournalFile
@@ -204,6 +204,15 @@ class SearchStudy:
         sampler = self.optuna_study.sampler
         if isinstance(sampler, Batching):
             sampler.begin_batch(self.optuna_study, count)
+
+    def cheap_changed(self) -> None:
+        """Say that cheap metrics are others than before: a predictor was corrected.
+
+        What trials have stored stays as it was: that is what they were chosen by.
+        """
+        self._infeasible.clear()
+        if isinstance(self.optuna_study.sampler, Remembering):
+            self.optuna_study.sampler.forget_cheap()
 
     def queue(self, architectures: Iterable[Architecture]) -> int:
         """Have these asked for next, whatever the strategy; returns how many may be evaluated and were not yet.

@@ -7,7 +7,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from mixnas.evaluators.costs import SpaceCosts
+from mixnas.evaluators.costs import SpaceCosts, costs
 from mixnas.search_space.cost import cost
 from mixnas.search_space.space import SearchSpace
 from mixnas.search_space.units import IOSpec
@@ -53,3 +53,12 @@ def test_many_are_each(name):
             assert values.tolist() == [each[metric] for each in expected[: len(rows)]]
     one_by_one = [{metric: value[0] for metric, value in counted.of(row[None]).items()} for row in matrix]
     assert one_by_one == expected
+
+
+def test_peak_memory_of_many_is_that_of_each():
+    space = SearchSpace.from_dict(SPACES["two stages"])
+    matrix = space.sample_many(30, np.random.default_rng(1))
+    found = SpaceCosts(space, IO, memory=True).of(matrix)
+    for i, architecture in enumerate(space.decode_many(matrix)):
+        assert {name: values[i] for name, values in found.items()} == costs(architecture, IO, memory=True)
+    assert "peak_memory_bytes" not in SpaceCosts(space, IO).of(matrix[:1])

@@ -98,7 +98,10 @@ def test_a_search_stopped_in_every_phase_ends_as_it_would_have(tmp_path: Path):
         assert member.latency is not None and member.metrics["latency_ms"] == member.latency.ms
         predicted = member.predicted
         assert predicted is not None and predicted.low_ms < predicted.ms < predicted.high_ms
-        assert member.searched["latency_ms"] == pytest.approx(predicted.ms)
+        if member.trial < 15:  # from half of the trials on, the predictor was corrected
+            assert member.searched["latency_ms"] == pytest.approx(predicted.ms)
+    looked_at = run.manifest["measured"]
+    assert looked_at["after"] == 22 and 0 < len(looked_at["networks"]) <= 16
     assert run.latency_tag == "eager-b2"
     assert LatencyPredictor.load(run.manifest["device"], run.latency_tag, run.latency).tag == "eager-b2"
 

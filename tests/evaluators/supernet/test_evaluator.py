@@ -7,14 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from mixnas.evaluators.protocol import Request
+from mixnas.evaluators.protocol import InParts, Part, Request, finished
 from mixnas.evaluators.supernet.evaluator import SupernetEvaluator, SupernetSpec
 from mixnas.evaluators.supernet.training import SupernetConfig
 from mixnas.evaluators.tasks.loading import by_name
 from mixnas.evaluators.training import TrainConfig
+from mixnas.evaluators.workers import FINISH, Workers
 from mixnas.predictors.latency.source import LatencySpec
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import StoppedEarly
+from mixnas.search_space.reporting import SilentReport
 from mixnas.search_space.space import SearchSpace
 from tests.contracts.evaluator import EvaluatorContract, Phases
 from tests.elsewhere import DEVICE, elsewhere
@@ -107,3 +109,48 @@ def test_final_weights_begin_with_the_inherited_ones_or_anew(tmp_path):
     tuned, fresh = networks.values()
     assert not tuned.training
     assert any(not torch.equal(a, b) for a, b in zip(tuned.parameters(), fresh.parameters(), strict=True))
+
+
+class Told(SilentReport):
+    """Notes how many steps each training is to have."""
+
+    def __init__(self):
+        self.steps = set()
+
+    def __call__(self, done, total=None, **info):
+        self.steps.add(total)
+
+
+def test_final_weights_come_in_parts_wherever_each_is_done(evaluator):
+    assert isinstance(evaluator, InParts)
+    architecture, told = first(evaluator), Told()
+    one = evaluator.finish_part(architecture, Part(0.0, 0.25), told)
+    assert told.steps == {1} and not one.training  # of four in all
+    before = [p.clone() for p in one.parameters()]
+    request = Request(architecture, part=Part(0.25, 1.0, one))
+    two = finished(evaluator, request, told).network
+    assert told.steps == {1, 3}
+    assert all(torch.equal(a, b) for a, b in zip(before, one.parameters(), strict=True))  # it may be asked for again
+    assert not all(torch.equal(a, b) for a, b in zip(before, two.parameters(), strict=True))
+    whole = evaluator.finish_part(architecture, Part(0.0, 1.0))
+    at_once = evaluator.finish(architecture)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), at_once.parameters(), strict=True))
+    threads = torch.get_num_threads()
+    with Workers(evaluator.spec, 1, threads) as workers:
+        workers.open()
+        workers.submit(7, FINISH, request)
+        answers = []
+        while not answers:
+            answers = list(workers.answers())
+    ((key, outcome),) = answers
+    assert key == 7 and outcome.failure == ""
+    for a, b in zip(two.parameters(), outcome.network.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_peak_memory_is_there_where_it_is_asked_for(tmp_path):
+    asked = spec(tmp_path, latency=None, checkpoint=None, memory=True).open()
+    asked.prepare()
+    (outcome,) = asked.evaluate([Request(first(asked))])
+    found = asked.cheap(asked.space.encode_many([first(asked)]))
+    assert found["peak_memory_bytes"][0] == outcome.metrics["peak_memory_bytes"] > outcome.metrics["weight_bytes"]

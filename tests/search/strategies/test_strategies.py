@@ -18,7 +18,7 @@ from tests.contracts.strategy import StrategyContract, searched
 
 
 def test_each_is_chosen_by_its_name():
-    assert list(STRATEGIES) == ["auto", "gp", "linas", "nsga2", "nsga3", "predictor", "random", "tpe"]
+    assert list(STRATEGIES) == ["auto", "gp", "linas", "nsga2", "nsga3", "predictor", "qnehvi", "random", "tpe"]
     for name in STRATEGIES:
         strategy = build(SearchConfig, {"strategy": name}, "x").strategy
         assert STRATEGIES.name_of(strategy) == name and strategy == Strategy.from_plain({"name": name}, "x")
