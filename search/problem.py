@@ -197,7 +197,8 @@ class Problem:
             reference_ms: The sentinel's reference time, where an earlier session fixed it.
         """
         config = self.config
-        return config.latency.spec(config.device, self.seed, directory, reference_ms).open()
+        spec = config.latency.spec(config.device, self.seed, directory, reference_ms)
+        return config.search.engine.latency(spec)
 
     def evaluator(self, latency: LatencySource, checkpoint: Path | None = None) -> Evaluator:
         """The evaluator that the configuration names; nothing is prepared yet.

@@ -25,6 +25,7 @@ from mixnas.search_space.schema import Schema
 
 if TYPE_CHECKING:  # a worker that runs code of this package needs neither a study nor torch
     from mixnas.evaluators.protocol import Evaluator
+    from mixnas.predictors.latency.source import LatencySource, LatencySpec
     from mixnas.search.engines.session import Session
 
 
@@ -43,6 +44,10 @@ class Engine(ABC):
             session: Gives proposals and takes outcomes.
             evaluator: Prepared.
         """
+
+    def latency(self, spec: LatencySpec) -> LatencySource:
+        """Where a search's latency comes from; another engine may know how to measure other machines than this one."""
+        return spec.open()
 
     @classmethod
     def from_plain(cls, plain: Any, where: str) -> Engine:
