@@ -82,7 +82,8 @@ class Job:
             None if config.search.evaluator == "standalone" else [config.final.weights, to_plain(config.final.train)]
         )
         self._known: Front | None = None  # the final front of before, where the run is extended
-        self._networks = FinalNetworks(run.networks, self.problem.task, config.task.to_plain(), recipe)
+        task, engine = config.task.to_plain(), config.search.engine
+        self._networks = FinalNetworks(run.networks, self.problem.task, task, recipe, engine.finish)
 
     def execute(self) -> Front:
         """Carry out what is left of the run; returns what `pareto.json` holds.

@@ -232,7 +232,8 @@ def _supernet(problem: Problem, latency: LatencySource, checkpoint: Path | None)
         checkpoint=checkpoint,
         other_devices=problem.other_devices,
     )
-    return SupernetEvaluator(spec, task=problem.task, space=problem.space, latency=latency)
+    together = config.search.engine.together()
+    return SupernetEvaluator(spec, task=problem.task, space=problem.space, latency=latency, together=together)
 
 
 def _standalone(problem: Problem, latency: LatencySource, checkpoint: Path | None) -> Evaluator:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from mixnas.evaluators import answering
-from mixnas.evaluators.protocol import Apart, Evaluator
+from mixnas.evaluators.protocol import Apart, Evaluator, Outcome, Request
 from mixnas.search.engines import ENGINES, Engine
 from mixnas.search.engines.elsewhere import Errands
 from mixnas.search.engines.session import Session
 from mixnas.search_space.errors import ConfigError, StoppedEarly
+from mixnas.search_space.reporting import SILENT, Report
 from mixnas.search_space.settings import Between, Seconds
 
 if TYPE_CHECKING:
@@ -109,6 +112,30 @@ class RayEngine(Engine):
             work = self._work(evaluator, spec, head)
             if driver.connect(work, head, lambda: session.stopped):
                 driver.serve(session, errands)
+
+    def finish(
+        self,
+        evaluator: Evaluator,
+        requests: Sequence[Request],
+        total: int,
+        report: Report = SILENT,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> Iterator[tuple[int, Outcome]]:
+        """See `Engine`: on a cluster that runs already by its workers, else by processes of this machine."""
+        if self.address is None:
+            return Engine.finish(self, evaluator, requests, total, report, should_stop)
+        from mixnas.search.engines.on_ray.finishing import finish_on_ray
+
+        work = self._work(evaluator, b"", None)
+        return finish_on_ray(work, evaluator, requests, total, report, should_stop)
+
+    def together(self) -> Callable[..., AbstractContextManager[None]] | None:
+        """See `Engine`: on a cluster that runs already workers help."""
+        if self.address is None:
+            return None
+        from mixnas.search.engines.on_ray.together import processes_on
+
+        return processes_on(self.address, self._share())
 
     def _share(self) -> Share:
         from mixnas.search.engines.on_ray.cluster import Share

@@ -15,7 +15,7 @@ import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -232,9 +232,15 @@ class Driver:
             NasError: What the evaluator raised itself; a worker cannot make it, or has other code; Ray failed.
             MachineError: Ray, or the child, ended.
         """
+        for _ in self.steps(session, errands):
+            pass
+
+    def steps(self, session: Any, errands: Any) -> Iterator[None]:
+        """`serve`, with a step for each question, and now and then without one."""
         while True:
             if not self._connection.poll(_LOOK_SECONDS):
                 self._check()
+                yield
                 continue
             said = self._heard()
             if said is None:
@@ -243,8 +249,9 @@ class Driver:
             reply = pickle.dumps(self._answer(session, errands, name, args, more))
             with contextlib.suppress(OSError):  # it has ended: noticed when it is listened to
                 self._connection.send_bytes(reply)
+            yield
 
-    def _answer(self, session: Session, errands: Errands, name: str, args: tuple[Any, ...], more: Any) -> Any:
+    def _answer(self, session: Any, errands: Any, name: str, args: tuple[Any, ...], more: Any) -> Any:
         if name == "next":
             found = errands.next(*args)
             self._flying |= {errand.proposal.number: errand for errand in found}
@@ -318,18 +325,18 @@ class Driver:
                 ) from None
 
 
-def pickled(spec: EvaluatorSpec) -> bytes:
-    """A spec for the child, and what only this process knows with it.
+def pickled(value: Any) -> bytes:
+    """An evaluator's spec, or the like, for the child; what only this process knows goes with it.
 
     Raises:
-        NasError: Ray is not installed, or the spec cannot be carried to another process.
+        NasError: Ray is not installed, or the value cannot be carried to another process.
     """
     try:
         from ray import cloudpickle
     except ImportError as error:
         raise NasError(f"search.engine: Ray cannot be imported ({error}). Install 'ray[tune]'.") from error
     try:
-        found: bytes = cloudpickle.dumps(spec)
+        found: bytes = cloudpickle.dumps(value)
     except Exception as error:
         raise NasError(f"search.engine: the evaluator cannot be carried to another process: {error}") from error
     return found

@@ -33,6 +33,7 @@ def test_it_shows_the_trials_as_they_end_while_workers_search(tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     seen: list[dict] = []
+    ended: list[int] = []
     server: subprocess.Popen | None = None
 
     def get(place: str) -> dict:
@@ -47,14 +48,15 @@ def test_it_shows_the_trials_as_they_end_while_workers_search(tmp_path):
 
     def look(record):
         nonlocal server
-        if record.number == 3:
+        ended.append(record.number)
+        if len(ended) == 3:
             code = "import sys; from optuna_dashboard._cli import main; main()"
             environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
             command = [sys.executable, "-P", "-c", code, str(journal), "--port", str(port)]
             server = subprocess.Popen(
                 command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=Path("/")
             )
-        if record.number in (5, 25):
+        if len(ended) in (5, 25):
             (study,) = get("/api/studies")["study_summaries"]
             seen.append(get(f"/api/studies/{study['study_id']}?after=0"))
 

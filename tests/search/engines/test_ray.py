@@ -14,12 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from mixnas.evaluators import answering
 from mixnas.evaluators.protocol import Request
 from mixnas.evaluators.supernet.evaluator import SupernetEvaluator, SupernetSpec
 from mixnas.evaluators.supernet.training import SupernetConfig
 from mixnas.evaluators.training import TrainConfig
+from mixnas.predictors.measuring.measure import fixed_threads
 from mixnas.search.engines.on_ray import _head, cluster
 from mixnas.search.engines.on_ray.cluster import LOOPBACK, Cluster, Head, Share, listening
 from mixnas.search.engines.ray import RayEngine
@@ -398,3 +400,43 @@ def test_what_ray_spills_lies_where_it_is_told_and_is_bounded(tmp_path, short):
 
 def test_doctor_says_whether_ray_works():
     assert json.dumps(cluster.tried()).endswith('listens on the loopback only"')
+
+
+# -- a cluster that runs already does more than trials -----------------------------------------------------------------
+
+
+def test_a_cluster_finishes_what_a_search_ends_with(head):
+    """Trained by its workers: the weights that this process would have given."""
+    supernet = SupernetConfig(steps=3, probe=64)
+    spec = SupernetSpec(task="digits", space=SHARED, supernet=supernet, final=TrainConfig(steps=2))
+    evaluator = SupernetEvaluator(spec)
+    evaluator.prepare()
+    space, rng = SearchSpace.from_dict(SHARED), np.random.default_rng(0)
+    requests = [Request(space.sample(rng)) for _ in range(3)]
+    told = []
+    engine = RayEngine(address=head.address, workers=2)
+    found = dict(engine.finish(evaluator, requests, 4, lambda done, total: told.append((done, total))))
+    assert sorted(found) == [0, 1, 2] and told == [(2, 4), (3, 4), (4, 4)]
+    with fixed_threads(1):
+        for i, request in enumerate(requests):
+            expected = evaluator.finish(request.architecture).state_dict()
+            assert not found[i].failure
+            for name, tensor in found[i].network.state_dict().items():
+                assert torch.equal(tensor, expected[name]), name
+
+
+def test_a_cluster_trains_a_super_network_as_processes_of_this_machine_do(head):
+    """The same weights to the bit."""
+    weights = []
+    for together in (None, RayEngine(address=head.address).together()):
+        supernet = SupernetConfig(steps=4, probe=64, processes=2)
+        spec = SupernetSpec(task="digits", space=SHARED, supernet=supernet, final=TrainConfig(steps=1))
+        evaluator = SupernetEvaluator(spec, together=together)
+        evaluator.prepare()
+        weights.append(evaluator._prepared().supernet.state_dict())
+    here, there = weights
+    assert all(torch.equal(here[name], there[name]) for name in here)
+    too_many = SupernetConfig(steps=4, probe=64, processes=8)
+    spec = SupernetSpec(task="digits", space=SHARED, supernet=too_many, final=TrainConfig(steps=1))
+    with pytest.raises(NasError, match="8, of which the cluster .* has room for 2 beside"):
+        SupernetEvaluator(spec, together=RayEngine(address=head.address).together()).prepare()
