@@ -268,7 +268,9 @@ class Search:
         """Its status; nothing of it is left."""
         status = self.process.wait(300)
         wait_for(lambda: not _head.processes_of(self.head) and gone(self.head))
+        wait_for(lambda: not _head.processes_of(self.process.pid))
         assert not list(self.temporary.iterdir()), "temporary files are left"
+        assert not list(self.journal.parent.glob(".ray-spill*")), "what Ray spills is left"
         self.process.stderr.close()
         return status
 
@@ -288,7 +290,7 @@ def short():
 def test_only_the_loopback_is_listened_on_and_a_killed_driver_leaves_nothing(tmp_path, short):
     search = Search(tmp_path, 1000, 0.3, short)
     search.run_until(8)
-    everybody = [search.process.pid, *search.everybody()]
+    everybody = [search.process.pid, *_head.processes_of(search.process.pid), *search.everybody()]
     assert len(everybody) > 8  # Ray's own, and the workers
     found = listening(everybody)
     assert found and found <= LOOPBACK, found
@@ -438,5 +440,5 @@ def test_a_cluster_trains_a_super_network_as_processes_of_this_machine_do(head):
     assert all(torch.equal(here[name], there[name]) for name in here)
     too_many = SupernetConfig(steps=4, probe=64, processes=8)
     spec = SupernetSpec(task="digits", space=SHARED, supernet=too_many, final=TrainConfig(steps=1))
-    with pytest.raises(NasError, match="8, of which the cluster .* has room for 2 beside"):
+    with pytest.raises(NasError, match=r"8, of which the cluster .* has room for 2 beside"):
         SupernetEvaluator(spec, together=RayEngine(address=head.address).together()).prepare()
