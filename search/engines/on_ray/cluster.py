@@ -228,9 +228,14 @@ class Head:
         return [said[name] for name in what]
 
     def _end(self) -> None:
+        """End all of it; Ctrl-C waits meanwhile."""
         process, self._process = self._process, None
         if process is None:
             return
+        with no_signals():
+            self._end_process(process)
+
+    def _end_process(self, process: subprocess.Popen[str]) -> None:
         assert process.stdin is not None and process.stdout is not None
         process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -366,7 +371,7 @@ class Cluster:
     def _end(self) -> None:
         import ray
 
-        with _no_signals(), contextlib.suppress(Exception):  # its head may be gone
+        with no_signals(), contextlib.suppress(Exception):  # its head may be gone
             ray.shutdown()
 
 
@@ -429,7 +434,8 @@ def knock(address: str) -> None:
 
 
 @contextlib.contextmanager
-def _no_signals() -> Iterator[None]:
+def no_signals() -> Iterator[None]:
+    """Within it this process does not hear Ctrl-C and its like."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

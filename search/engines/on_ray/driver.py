@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mixnas.evaluators.answering import Where
 from mixnas.evaluators.protocol import EvaluatorSpec, Outcome, Request
-from mixnas.search.engines.on_ray.cluster import Cluster, Head, Here, Share, environment, knock
+from mixnas.search.engines.on_ray.cluster import Cluster, Head, Here, Share, environment, knock, no_signals
 from mixnas.search_space.errors import MachineError, NasError
 
 if TYPE_CHECKING:  # the child needs neither a study nor torch
@@ -195,13 +195,14 @@ class Driver:
         self.end()
 
     def end(self) -> None:
-        """End it, which may be done twice."""
-        self._connection.close()
-        if self._process.poll() is None and not self._own:  # with Ray itself, which ends next, there is no farewell
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(_END_SECONDS)
-        self._process.kill()
-        self._process.wait()
+        """End it, which may be done twice; Ctrl-C waits meanwhile."""
+        with no_signals():
+            self._connection.close()
+            if self._process.poll() is None and not self._own:  # with Ray itself, which ends next, there is no farewell
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(_END_SECONDS)
+            self._process.kill()
+            self._process.wait()
 
     def connect(self, work: Work, head: Head | None, should_stop: Callable[[], bool]) -> bool:
         """Have it connect to the cluster; whether it did, and `should_stop` did not say otherwise meanwhile.
