@@ -31,7 +31,7 @@ from _engines import SPACE, Sleeper, made_up
 from mixnas.predictors.measuring.device import provenance
 from mixnas.search.engines import Engine
 from mixnas.search.engines.local import LocalEngine
-from mixnas.search.engines.on_ray import _head, cluster
+from mixnas.search.engines.on_ray import _head, cluster, driver
 from mixnas.search.engines.ray import RayEngine
 from mixnas.search.engines.session import Budget, Session
 from mixnas.search.run.stopping import StopSignal
@@ -59,7 +59,8 @@ def _study(path: Path, seed: int = 0, strategy: Any = NSGA2) -> SearchStudy:
 def _timed_ray() -> Iterator[dict[str, float]]:
     """The seconds that starting and connecting to Ray, and ending it, take meanwhile."""
     seconds = {"start": 0.0, "end": 0.0}
-    enter, end = cluster.Cluster.__enter__, cluster.Cluster._end
+    kept = [(cluster.Head, "__enter__"), (driver.Driver, "connect"), (driver.Driver, "end"), (cluster.Head, "__exit__")]
+    before = [getattr(of, name) for of, name in kept]
 
     def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any) -> Any:
@@ -71,12 +72,13 @@ def _timed_ray() -> Iterator[dict[str, float]]:
 
         return call
 
-    cluster.Cluster.__enter__ = timed("start", enter)  # type: ignore[method-assign]
-    cluster.Cluster._end = timed("end", end)  # type: ignore[method-assign]
+    for i, ((of, name), function) in enumerate(zip(kept, before, strict=True)):
+        setattr(of, name, timed("start" if i < 2 else "end", function))
     try:
         yield seconds
     finally:
-        cluster.Cluster.__enter__, cluster.Cluster._end = enter, end  # type: ignore[method-assign]
+        for (of, name), function in zip(kept, before, strict=True):
+            setattr(of, name, function)
 
 
 # -- speed -------------------------------------------------------------------------------------------------------------
@@ -122,9 +124,9 @@ def timed_search(engine: Engine, trials: int, seconds: float, kill: bool = False
 _PLAIN = """
 import json, sys, time
 sys.path[:0] = {path!r}
-from mixnas.search.engines.on_ray.cluster import Cluster
+from mixnas.search.engines.on_ray.cluster import Cluster, Head, settings
 trials, seconds, workers = {trials}, {seconds}, {workers}
-with Cluster(workers=workers) as there:
+with settings(own=True), Head(workers=workers) as there, Cluster(there.address):
     from ray import tune
     from ray.tune.search.optuna import OptunaSearch
 
