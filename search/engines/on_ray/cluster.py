@@ -29,6 +29,7 @@ from mixnas.search_space.extensions import VARIABLE
 
 _START_SECONDS = 120.0
 _KNOCK_SECONDS = 10.0
+_LAST_WORDS_SECONDS = 2.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # what a driver and what it starts are told before they import Ray
 _ALWAYS = {
@@ -267,13 +268,26 @@ class Head:
             if time.monotonic() >= until:
                 return
             time.sleep(0.05)
-        why, said = "its process was killed", None if self._process is None else self._process.stdout
-        if said is not None and select.select([said], [], [], 1.0)[0]:
-            with contextlib.suppress(ValueError):
-                why = json.loads(said.readline()).get("failure", why)
+        why = self._why()
         raise MachineError(
             f"Ray on this machine ended: {why}. The trials that were reported are safe. Go on with: nas resume RUN."
         )
+
+    def _why(self) -> str:
+        """What it said last."""
+        said, until = b"", time.monotonic() + _LAST_WORDS_SECONDS
+        if self._process is not None and self._process.stdout is not None:
+            pipe = self._process.stdout.fileno()
+            while (left := until - time.monotonic()) > 0 and select.select([pipe], [], [], left)[0]:
+                part = os.read(pipe, 1 << 16)
+                if not part:
+                    break
+                said += part
+        for line in said.splitlines():  # Ray, which is ending too, may have said something there
+            with contextlib.suppress(ValueError):
+                if isinstance(found := json.loads(line), dict) and "failure" in found:
+                    return str(found["failure"])
+        return "its process was killed"
 
 
 class Here:
