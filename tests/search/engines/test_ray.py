@@ -378,25 +378,43 @@ def children():
         yield from map(int, (task / "children").read_text().split())
 
 
+FILLS = """
+import sys, time, numpy as np, ray
+from mixnas.search.engines.on_ray.cluster import Cluster
+with Cluster(sys.argv[1]):
+    kept = []
+    for count in (4, 100):  # of 30 MiB each, of which two fit into the memory
+        while len(kept) < count:
+            kept.append(ray.put(np.ones(30 << 20, np.uint8)))
+        print(count, flush=True)
+        sys.stdin.readline()
+"""
+
+
 def test_what_ray_spills_lies_where_it_is_told_and_is_bounded(tmp_path, short):
     spilled = tmp_path / "spilled"
     spilled.mkdir()
     with (
         cluster.settings(own=True),
         Head(workers=1, store_mb=80, folder=str(short), spill=str(spilled), disk_mb=150) as head,
-        Cluster(head.address),
+        subprocess.Popen(  # not this process: Ray ends whoever is connected to it
+            [sys.executable, "-P", "-c", FILLS, head.address],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        ) as filling,
     ):
-        import ray
-
-        head.check()
-        kept = [ray.put(np.ones(30 << 20, np.uint8)) for _ in range(4)]  # 120 MiB, of which 80 fit
+        assert filling.stdout.readline() == "4\n"
         wait_for(lambda: _head._mib_in(str(spilled)) >= 30)
-        with pytest.raises(MachineError, match="MiB of the disk, and may take 150"):
-            while True:
-                head.check()
-                kept.append(ray.put(np.ones(30 << 20, np.uint8)))
-                time.sleep(0.5)
-        del kept
+        head.check()
+        filling.stdin.write("\n")
+        filling.stdin.flush()
+        with pytest.raises(MachineError, match=r"its files take \d+ MiB of the disk, and may take 150"):
+            head.check(patience=300)
+            raise AssertionError("it goes on")
+        filling.kill()
     assert not list(spilled.iterdir()) and not list(short.iterdir())
 
 
