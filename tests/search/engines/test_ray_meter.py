@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from mixnas.evaluators.answering import code_version
 from mixnas.predictors.latency import source
 from mixnas.predictors.latency.source import LatencySpec
 from mixnas.predictors.measuring.device import device_name
+from mixnas.predictors.measuring.table import MeasurementTable
 from mixnas.search.engines.on_ray import cluster as on_ray
 from mixnas.search.engines.on_ray.meter import Meter, MeteredLatency, Wanted, give_back
 from mixnas.search.engines.ray import RayEngine
@@ -24,6 +26,7 @@ from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.network import Network
 from mixnas.search_space.space import SearchSpace
 from mixnas.search_space.units import IOSpec
+from tests.search.problems import TINY
 
 pytestmark = [
     pytest.mark.chaos,
@@ -35,7 +38,7 @@ SPACE = {
     "stem": "conv",
     "stages": [{"width": [4, 8], "block": {"mixer": ["identity", "pooling"], "channel_mixer": "mlp"}}],
 }
-IO = IOSpec((8, 8, 1), 10)
+IO = IOSpec("image", (8, 8), 1, 10)
 HERE = device_name("cpu", 1)
 
 
@@ -73,8 +76,7 @@ def free():
 
 
 def network():
-    space = SearchSpace.from_dict(SPACE)
-    architecture = next(iter(space.enumerate()))
+    architecture = SearchSpace.from_dict(SPACE).sample(np.random.default_rng(0))
     return Network(architecture, IO, generator=torch.Generator().manual_seed(0)).eval()
 
 
@@ -145,3 +147,18 @@ def test_a_search_goes_by_what_is_measured_there(address, tmp_path, monkeypatch)
     assert front.latency == "measured" and front.device == HERE and front.trials["done"] == 3
     assert all(member.metrics["latency_ms"] > 0 for member in front.members)
     assert run.manifest["reference_ms"] > 0
+
+
+@pytest.mark.slow
+def test_a_node_is_profiled_and_then_asked_about_here(address, tmp_path):
+    space = SearchSpace.from_dict(TINY)
+    latency = MeteredLatency(spec(directory=tmp_path, profile_s=3.0), address)
+    latency.prepare(space, IO)
+    architecture = space.sample(np.random.default_rng(0))
+    predicted = latency.predict(architecture, IO)
+    assert predicted.kind == "predicted" and predicted.ms > 0
+    assert latency.reference_ms == MeasurementTable.load(tmp_path, HERE, "eager").reference_ms
+    give_back()
+    again = spec(directory=tmp_path).open()
+    again.adopt()  # by the files alone
+    assert again.predict(architecture, IO) == predicted
