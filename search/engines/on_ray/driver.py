@@ -267,7 +267,8 @@ class Driver:
             return None
         if name == "log":
             where, level, text = args
-            return logging.getLogger(where).log(level, "%s", text)
+            logging.getLogger(where).log(level, "%s", text)
+            return None
         if name == "waiting":
             return errands.waiting
         if name == "seconds":
@@ -282,7 +283,8 @@ class Driver:
         except (EOFError, OSError):
             raise self._ended() from None
         if kind == "asks":
-            return value  # type: ignore[no-any-return]
+            question: tuple[str, tuple[Any, ...], dict[str, Any]] = value
+            return question
         if kind == "raised":
             self._check()
             raise value
