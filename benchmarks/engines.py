@@ -1,9 +1,10 @@
 """The engines: how much longer than ideal they take, what they lose when things die, and how far the driver carries.
 
-    python benchmarks/engines.py speed faults simulate -o benchmarks/results/engines.json
+    python benchmarks/engines.py speed faults simulate quality -o benchmarks/results/engines.json
 
-Evaluations sleep, so two cores are enough; whatever else runs on the machine makes all of it slower. Each part is
-written to the file when it is done; parts that are there from before stay.
+But for `quality`, evaluations sleep, so two cores are enough; whatever else runs on the machine makes all of it slower.
+Each part is written to the file when it is done; parts that are there from before stay. Of `faults` each round is, and
+of `quality` each search: those that are there are not done again.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import _quality
 import numpy as np
 from _engines import SPACE, Sleeper, made_up
 
+from mixnas.predictors.measuring.device import provenance
 from mixnas.search.engines import Engine
 from mixnas.search.engines.local import LocalEngine
-from mixnas.search.engines.on_ray import _head, cluster
+from mixnas.search.engines.on_ray import _head, cluster, driver
 from mixnas.search.engines.ray import RayEngine
 from mixnas.search.engines.session import Budget, Session
 from mixnas.search.run.stopping import StopSignal
@@ -39,6 +42,7 @@ from mixnas.search.study.reading import read_results
 from mixnas.search.study.results import Results
 from mixnas.search.study.study import SearchStudy
 from mixnas.search_space.errors import NasError
+from mixnas.search_space.files import atomic_write
 from mixnas.search_space.space import SearchSpace
 
 OBJECTIVES = parse_objectives({"accuracy": "max", "latency_ms": "min", "params": "min"})
@@ -55,7 +59,8 @@ def _study(path: Path, seed: int = 0, strategy: Any = NSGA2) -> SearchStudy:
 def _timed_ray() -> Iterator[dict[str, float]]:
     """The seconds that starting and connecting to Ray, and ending it, take meanwhile."""
     seconds = {"start": 0.0, "end": 0.0}
-    enter, end = cluster.Cluster.__enter__, cluster.Cluster._end
+    kept = [(cluster.Head, "__enter__"), (driver.Driver, "connect"), (driver.Driver, "end"), (cluster.Head, "__exit__")]
+    before = [getattr(of, name) for of, name in kept]
 
     def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any) -> Any:
@@ -67,12 +72,13 @@ def _timed_ray() -> Iterator[dict[str, float]]:
 
         return call
 
-    cluster.Cluster.__enter__ = timed("start", enter)  # type: ignore[method-assign]
-    cluster.Cluster._end = timed("end", end)  # type: ignore[method-assign]
+    for i, ((of, name), function) in enumerate(zip(kept, before, strict=True)):
+        setattr(of, name, timed("start" if i < 2 else "end", function))
     try:
         yield seconds
     finally:
-        cluster.Cluster.__enter__, cluster.Cluster._end = enter, end  # type: ignore[method-assign]
+        for (of, name), function in zip(kept, before, strict=True):
+            setattr(of, name, function)
 
 
 # -- speed -------------------------------------------------------------------------------------------------------------
@@ -118,9 +124,9 @@ def timed_search(engine: Engine, trials: int, seconds: float, kill: bool = False
 _PLAIN = """
 import json, sys, time
 sys.path[:0] = {path!r}
-from mixnas.search.engines.on_ray.cluster import Cluster
+from mixnas.search.engines.on_ray.cluster import Cluster, Head, settings
 trials, seconds, workers = {trials}, {seconds}, {workers}
-with Cluster(workers=workers) as there:
+with settings(own=True), Head(workers=workers) as there, Cluster(there.address):
     from ray import tune
     from ray.tune.search.optuna import OptunaSearch
 
@@ -292,9 +298,10 @@ def _killed_round(kind: str, folder: Path, seed: int) -> dict[str, Any]:
     (head,) = [int(pid) for pid in children if b"_head.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     if kind == "driver killed":
         driver.kill()
-    elif kind == "head killed":
-        named = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in _head.processes_of(head)}
-        os.kill(next(pid for pid, name in named.items() if b"gcs_server" in name), signal.SIGKILL)
+    elif kind in ("head killed", "raylet killed"):
+        named = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0] for pid in _head.processes_of(head)}
+        program = b"/gcs_server" if kind == "head killed" else b"/raylet"
+        os.kill(next(pid for pid, name in named.items() if name.endswith(program)), signal.SIGKILL)
     else:
         os.kill(driver.pid, signal.SIGINT)
         if kind == "Ctrl-C twice":
@@ -303,9 +310,13 @@ def _killed_round(kind: str, folder: Path, seed: int) -> dict[str, Any]:
                 os.kill(driver.pid, signal.SIGINT)
     status = driver.wait(120)
     until = time.monotonic() + 10
-    while (_head.processes_of(head) or _alive(head)) and time.monotonic() < until:
+
+    def left_behind() -> int:
+        return len(_head.processes_of(head)) + _alive(head) + len(_head.processes_of(driver.pid))
+
+    while left_behind() and time.monotonic() < until:
         time.sleep(0.05)
-    left = len(_head.processes_of(head)) + _alive(head)
+    left = left_behind()
     lines = [line.split() for line in (folder / "reported").read_text().splitlines(keepends=True) if "\n" in line]
     reported = {(int(number), identity) for number, identity in lines}
     evaluator = Sleeper(folder, 0.001)
@@ -319,29 +330,22 @@ def _killed_round(kind: str, folder: Path, seed: int) -> dict[str, Any]:
 
 def faults(args: argparse.Namespace) -> dict[str, Any]:
     """Rounds of each kind, each with its own seed."""
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = dict(args.known.get("faults", {}))
     hung = {"limit": 1.0}
 
     def rounds(kind: str, do: Callable[[Path, int], dict[str, Any]]) -> None:
         if args.kinds and kind not in args.kinds:
             return
-        each = []
-        for seed in range(args.rounds):
+        total = found.setdefault(kind, {"rounds": 0})
+        for seed in range(total["rounds"], args.rounds):
             with tempfile.TemporaryDirectory() as folder:
-                each.append(do(Path(folder), seed))
-        total = {
-            name: sum(one[name] for one in each)
-            for name in ("acknowledged", "lost", "doubled", "running", "processes_left")
-        }
-        statuses = {str(one.get("status")) for one in each if "status" in one}
-        total |= {"rounds": len(each), "fronts_equal": sum(one["fronts_equal"] for one in each)}
-        total |= {
-            name: sum(one[name] for one in each) for name in ("evaluated", "failed", "retries") if name in each[0]
-        }
-        if statuses:
-            total["statuses"] = sorted(statuses)
-        found[kind] = total
-        args.save("faults", {**args.before, **found})
+                one = do(Path(folder), seed)
+            if "status" in one:
+                total["statuses"] = sorted({*total.get("statuses", []), str(one.pop("status"))})
+            for name, count in {"rounds": 1, **one}.items():
+                total[name] = total.get(name, 0) + count
+            total["commits"] = sorted({*total.get("commits", []), provenance()["commit"]})
+            args.save("faults", found)
         print(kind, json.dumps(total), file=sys.stderr, flush=True)
 
     def with_killed(engine: Engine, folder: Path, seed: int) -> dict[str, Any]:
@@ -360,14 +364,16 @@ def faults(args: argparse.Namespace) -> dict[str, Any]:
         "local: trials hang",
         lambda folder, seed: with_trouble(LocalEngine(workers=WORKERS, **hung), "hung", folder, seed),
     )
-    with cluster.settings(own=True), cluster.Head(workers=WORKERS, store_mb=80) as head:
-        there: dict[str, Any] = {"address": head.address, "workers": WORKERS, "through": "loop"}
+    shared = [kind for kind in args.kinds or ("loop", "tune") if kind.startswith(("loop", "tune"))]
+    head_of = cluster.Head(workers=WORKERS, store_mb=80) if shared else contextlib.nullcontext()
+    with cluster.settings(own=True), head_of as head:
+        there: dict[str, Any] = {"address": head.address if head else None, "workers": WORKERS, "through": "loop"}
         rounds("loop: worker killed", lambda folder, seed: with_killed(RayEngine(**there), folder, seed))
         rounds("loop: trials hang", lambda f, seed: with_trouble(RayEngine(**there, **hung), "hung", f, seed))
         rounds("loop: deadly trials", lambda f, seed: with_trouble(RayEngine(**there), "deadly", f, seed))
         tune: dict[str, Any] = {**there, "through": "tune"}
         rounds("tune: worker killed", lambda folder, seed: with_killed(RayEngine(**tune), folder, seed))
-    for kind in ("driver killed", "head killed", "Ctrl-C once", "Ctrl-C twice"):
+    for kind in ("driver killed", "head killed", "raylet killed", "Ctrl-C once", "Ctrl-C twice"):
         rounds(kind, lambda folder, seed, kind=kind: _killed_round(kind, folder, seed))
     return found
 
@@ -471,7 +477,18 @@ def _simulated(
             now, driver = now + spent, driver + spent
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {"speed": speed, "faults": faults, "simulate": simulate}
+def quality(args: argparse.Namespace) -> dict[str, Any]:
+    """See `_quality`."""
+    before = args.known.get("quality", {})
+    return _quality.quality(args.seeds, before, OBJECTIVES, lambda found: args.save("quality", found))
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
+    "speed": speed,
+    "faults": faults,
+    "simulate": simulate,
+    "quality": quality,
+}
 
 
 def main() -> None:
@@ -483,12 +500,9 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="*", help="of faults; all if not given")
     parser.add_argument("--record", type=int, default=40, help="trials whose times are recorded for `simulate`")
     parser.add_argument("--journal", help="of a run whose trial times `simulate` takes, instead of recording some")
-    parser.add_argument("--seeds", type=int, default=3, help="of `simulate`")
+    parser.add_argument("--seeds", type=int, default=3, help="of `simulate` and `quality`")
     parser.add_argument("-o", "--output", help="file of the results; parts that are there stay")
     args = parser.parse_args()
-    from mixnas.predictors.measuring.device import provenance
-    from mixnas.search_space.files import atomic_write
-
     known: dict[str, Any] = {}
     if args.output and Path(args.output).exists():
         known = json.loads(Path(args.output).read_text())
@@ -496,14 +510,13 @@ def main() -> None:
     def save(part: str, found: Any) -> None:
         known[part] = found
         known["provenance"] = {**known.get("provenance", {}), part: provenance()}
-        known["command"] = "python benchmarks/engines.py speed faults simulate"
+        known["command"] = "python benchmarks/engines.py speed faults simulate quality"
         if args.output:
             atomic_write(args.output, json.dumps(known, indent=1) + "\n")
 
-    args.save, args.before = save, known.get("faults", {}) if args.kinds else {}
+    args.save, args.known = save, known
     for part in args.parts:
-        found = PARTS[part](args)
-        save(part, {**args.before, **found} if part == "faults" else found)
+        save(part, PARTS[part](args))
     print(json.dumps(known, indent=1))
 
 

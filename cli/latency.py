@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixnas.cli.printing import colored, print_json, print_table
@@ -60,6 +62,7 @@ def profile_arguments(parser: argparse.ArgumentParser) -> None:
     configured(parser)
     parser.add_argument("--device", help="auto, cpu or cuda (default: the configuration's, auto)")
     parser.add_argument("--runtime", help="eager, compiled, onnxruntime or graph (default: the configuration's, eager)")
+    parser.add_argument("--address", metavar="HOST:PORT", help="of a Ray cluster that has the --device (by its name)")
     parser.add_argument("--budget", default="3m", metavar="T", help="time for everything (default: 3m)")
     parser.add_argument("--tables", metavar="DIR", help="where to keep the table (default: the user's cache directory)")
 
@@ -74,17 +77,28 @@ def profile(args: argparse.Namespace) -> int:
     budget = parse_duration(args.budget, "--budget")
     measure = config.latency.measure(config.latency.passes)
     progress = make_progress("quiet" if args.quiet else "auto", color=colored(args))
-    with progress, progress.phase("profile", budget, unit="s", seconds=budget) as phase:
-        predictor = profiling.profile(
-            space,
-            io,
-            device=args.device or config.device,
-            runtime=args.runtime or config.latency.runtime,
-            directory=args.tables,
-            config=profiling.ProfileConfig(budget_s=budget, measure=measure),
-            plain={"task": config.task.to_plain(), "space": config.space},
-            report=phase,
-        )
+    device, runtime = args.device or config.device, args.runtime or config.latency.runtime
+    plain = {"task": config.task.to_plain(), "space": config.space}
+    if args.address is not None:
+        from mixnas.predictors.latency.predictor import user_directory
+        from mixnas.search.engines.on_ray.meter import MeteredLatency
+
+        latency = dataclasses.replace(config.latency, profile=budget, runtime=runtime)
+        source = MeteredLatency(latency.spec(device, config.search.seed, None, None), args.address)
+        with progress:
+            predictor = source.profile(space, io, Path(args.tables or user_directory()), plain=plain, report=progress)
+    else:
+        with progress, progress.phase("profile", budget, unit="s", seconds=budget) as phase:
+            predictor = profiling.profile(
+                space,
+                io,
+                device=device,
+                runtime=runtime,
+                directory=args.tables,
+                config=profiling.ProfileConfig(budget_s=budget, measure=measure),
+                plain=plain,
+                report=phase,
+            )
     if args.json:
         print_json({"device": predictor.device, "runtime": predictor.runtime, "accuracy": predictor.accuracy})
     else:

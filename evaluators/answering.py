@@ -74,6 +74,11 @@ class Where:
     code: str
 
 
+def this_process() -> Where:
+    """Which process this is."""
+    return Where(socket.gethostname(), os.getpid(), code_version())
+
+
 class Answerer:
     """A worker that makes its evaluator once and then answers batches of requests.
 
@@ -89,7 +94,7 @@ class Answerer:
 
     def where(self) -> Where:
         """Which process this is; asked before `open`, so that other code is never run on a spec of this one's."""
-        return Where(socket.gethostname(), os.getpid(), code_version())
+        return this_process()
 
     def open(self, spec: EvaluatorSpec) -> str:
         """Make the evaluator; returns why it cannot, or nothing."""

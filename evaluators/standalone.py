@@ -72,7 +72,6 @@ class StandaloneEvaluator:
     """
 
     finishing = "judge on the test split"  # a trial ends with the final weights
-    quiet = True
 
     def __init__(
         self,
@@ -96,6 +95,11 @@ class StandaloneEvaluator:
             spec.other_devices, None if self.latency is None else self.latency.spec, self.space, self.task.io
         )
         self.device = spec.device or (self.latency.torch_device if self.latency is not None else "cpu")
+
+    @property
+    def quiet(self) -> bool:
+        """See `Apart`."""
+        return self.latency is None or self.latency.shares_machine
 
     @property
     def spec(self) -> StandaloneSpec:

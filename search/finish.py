@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -193,10 +193,18 @@ class FinalNetworks:
         task: Judges them. The test split is looked at here and nowhere else.
         task_plain: The task as in the configuration, kept in the files.
         recipe: How they are finished, as plain data, kept likewise: what was finished otherwise is finished anew.
+        finish: Who does it; see `finish_all`.
     """
 
-    def __init__(self, folder: Path, task: Task, task_plain: Any, recipe: Any = None) -> None:
-        self._folder, self._task, self._task_plain = folder, task, task_plain
+    def __init__(
+        self,
+        folder: Path,
+        task: Task,
+        task_plain: Any,
+        recipe: Any = None,
+        finish: Callable[..., Iterable[tuple[int, Outcome]]] = finish_all,
+    ) -> None:
+        self._folder, self._task, self._task_plain, self._finish = folder, task, task_plain, finish
         self._recipe = json.loads(json.dumps(recipe))
 
     def path(self, identity: str) -> Path:
@@ -258,7 +266,7 @@ class FinalNetworks:
                 left.remove(i)
                 phase(total - len(left))
             requests = [Request(records[i].architecture) for i in left]
-            for number, outcome in finish_all(evaluator, requests, total, phase, should_stop):
+            for number, outcome in self._finish(evaluator, requests, total, phase, should_stop):
                 found[left[number]] = self._judged(records[left[number]], outcome)
         return [one for one in found if one is not None]
 

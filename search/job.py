@@ -93,7 +93,7 @@ class Job:
         config, problem = self.config, self.problem
         where = self.run.networks, problem.task, config.task.to_plain()
         if not problem.in_rungs:
-            return FinalNetworks(*where, recipe)
+            return FinalNetworks(*where, recipe, config.search.engine.finish)
         return NetworksInRungs(
             *where,
             [*recipe, to_plain(config.final.halving)],
@@ -101,6 +101,7 @@ class Job:
             networks=config.final.candidates,
             objectives=problem.objectives,
             constraints=problem.constraints,
+            finish=config.search.engine.finish,
         )
 
     def execute(self) -> Front:

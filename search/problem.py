@@ -231,7 +231,8 @@ class Problem:
             reference_ms: The sentinel's reference time, where an earlier session fixed it.
         """
         config = self.config
-        return config.latency.spec(config.device, self.seed, directory, reference_ms).open()
+        spec = config.latency.spec(config.device, self.seed, directory, reference_ms)
+        return config.search.engine.latency(spec)
 
     def evaluator(self, latency: LatencySource, checkpoint: Path | None = None) -> Evaluator:
         """The evaluator that the configuration names; nothing is prepared yet.
@@ -266,7 +267,8 @@ def _supernet(problem: Problem, latency: LatencySource, checkpoint: Path | None)
         other_devices=problem.other_devices,
         memory=problem.memory,
     )
-    return SupernetEvaluator(spec, task=problem.task, space=problem.space, latency=latency)
+    together = config.search.engine.together()
+    return SupernetEvaluator(spec, task=problem.task, space=problem.space, latency=latency, together=together)
 
 
 def _standalone(problem: Problem, latency: LatencySource, checkpoint: Path | None) -> Evaluator:

@@ -7,7 +7,7 @@ decided, and trains nothing again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ class NetworksInRungs(FinalNetworks):
     """`FinalNetworks` that are trained in rungs.
 
     Args:
-        folder, task, task_plain, recipe: See `FinalNetworks`.
+        folder, task, task_plain, recipe, finish: See `FinalNetworks`.
         halving: How many are trained how far.
         networks: How many could be trained to the end instead, in the same number of steps.
         objectives: What they are compared by: the task's metric and loss as found after a rung, the rest as known.
@@ -50,8 +50,9 @@ class NetworksInRungs(FinalNetworks):
         networks: int,
         objectives: Sequence[Objective],
         constraints: Sequence[Comparison] = (),
+        finish: Callable[..., Iterable[tuple[int, Outcome]]] = finish_all,
     ) -> None:
-        super().__init__(folder, task, task_plain, recipe)
+        super().__init__(folder, task, task_plain, recipe, finish)
         self._halving, self._networks = halving, networks
         self._objectives, self._constraints = tuple(objectives), tuple(constraints)
 
@@ -116,7 +117,7 @@ class NetworksInRungs(FinalNetworks):
                 )
                 for i in left
             ]
-            for at, outcome in finish_all(evaluator, requests, total, phase, should_stop):
+            for at, outcome in self._finish(evaluator, requests, total, phase, should_stop):
                 if reason := self._written(records[left[at]], outcome, rung.until):
                     why[left[at]] = reason
 

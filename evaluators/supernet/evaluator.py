@@ -18,6 +18,7 @@ from mixnas.evaluators.metrics import metrics_of
 from mixnas.evaluators.other_devices import OtherDevices
 from mixnas.evaluators.protocol import Metric, Outcome, Part, Request, attempt, guarded
 from mixnas.evaluators.supernet.judging import SubnetJudge, fine_tune
+from mixnas.evaluators.supernet.processes import processes
 from mixnas.evaluators.supernet.sampling import FairSampler
 from mixnas.evaluators.supernet.training import SupernetConfig, SupernetResult, is_trained, train_supernet
 from mixnas.evaluators.tasks.loading import by_name
@@ -93,6 +94,7 @@ class SupernetEvaluator:
         task: The spec's task, where it was made already.
         space: The spec's space, likewise.
         latency: The spec's latency, likewise.
+        together: How processes are had that train together; see `train_supernet`.
     """
 
     def __init__(
@@ -102,8 +104,9 @@ class SupernetEvaluator:
         task: Task | None = None,
         space: SearchSpace | None = None,
         latency: LatencySource | None = None,
+        together: Callable[..., contextlib.AbstractContextManager[None]] | None = None,
     ) -> None:
-        self._spec = spec
+        self._spec, self._together = spec, together or processes
         self.task = task or by_name(spec.task)
         self.space = space or SearchSpace.from_dict(spec.space)
         self._costs = SpaceCosts(self.space, self.task.io, memory=spec.memory)
@@ -193,6 +196,7 @@ class SupernetEvaluator:
             checkpoint=self._spec.checkpoint,  # where it ends already, its weights are loaded and nothing is left to do
             report=report,
             should_stop=should_stop,
+            together=self._together,
         )
 
     def _prepared(self) -> SubnetJudge:

@@ -149,6 +149,7 @@ def train_supernet(
     checkpoint: str | Path | None = None,
     report: Report = SILENT,
     should_stop: Callable[[], bool] | None = None,
+    together: Callable[..., contextlib.AbstractContextManager[None]] = processes,
 ) -> SupernetResult:
     """Train a super-network in place; where the checkpoint exists already, from there on.
 
@@ -161,6 +162,7 @@ def train_supernet(
         checkpoint: Where the state is kept, atomically; at the end it holds the weights alone (`load_supernet`).
         report: Given `(step, steps, loss=...)`, the loss of the largest sub-network.
         should_stop: Asked after each step.
+        together: How `config.processes` are had; see `processes`.
 
     Raises:
         ConfigError: The checkpoint is of another space, task, configuration or seed.
@@ -171,7 +173,7 @@ def train_supernet(
     training = _Training(supernet, task, config, seed, torch.device(device), checkpoint)
     if config.processes == 1 or dist.is_initialized() or training.finished:
         return training.run(report, should_stop)
-    with processes(config.processes, _help, supernet.space, supernet.io, task, config, seed, str(device)):
+    with together(config.processes, _help, supernet.space, supernet.io, task, config, seed, str(device)):
         return training.run(report, should_stop)
 
 

@@ -68,7 +68,13 @@ class LatencySpec:
 
 
 class LatencySource:
-    """See the module. `prepare` comes before predictions; measuring needs no preparation."""
+    """See the module. `prepare` comes before predictions; measuring needs no preparation.
+
+    Attributes:
+        shares_machine: Whether it is this machine that is measured, so that nothing else may run on it meanwhile.
+    """
+
+    shares_machine = True
 
     def __init__(self, spec: LatencySpec) -> None:
         self._spec = spec

@@ -18,13 +18,17 @@ loop, as Ray Tune does, its `suggest` is `session.next(1)` and its `on_trial_com
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from mixnas.search.naming import Registry
+from mixnas.search_space.reporting import SILENT, Report
 from mixnas.search_space.schema import Schema
 
 if TYPE_CHECKING:  # a worker that runs code of this package needs neither a study nor torch
-    from mixnas.evaluators.protocol import Evaluator
+    from mixnas.evaluators.protocol import Evaluator, Outcome, Request
+    from mixnas.predictors.latency.source import LatencySource, LatencySpec
     from mixnas.search.engines.session import Session
 
 
@@ -43,6 +47,30 @@ class Engine(ABC):
             session: Gives proposals and takes outcomes.
             evaluator: Prepared.
         """
+
+    def latency(self, spec: LatencySpec) -> LatencySource:
+        """Where a search's latency comes from; another engine may know how to measure other machines than this one."""
+        return spec.open()
+
+    def finish(
+        self,
+        evaluator: Evaluator,
+        requests: Sequence[Request],
+        total: int,
+        report: Report = SILENT,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> Iterator[tuple[int, Outcome]]:
+        """Bring architectures to their final weights; see `evaluators.workers.finish_all`."""
+        from mixnas.evaluators.workers import finish_all
+
+        return finish_all(evaluator, requests, total, report, should_stop)
+
+    def together(self) -> Callable[..., AbstractContextManager[None]] | None:
+        """How processes are had that train a super-network together; None for those of this machine.
+
+        See `evaluators.supernet.processes.processes`.
+        """
+        return None
 
     @classmethod
     def from_plain(cls, plain: Any, where: str) -> Engine:

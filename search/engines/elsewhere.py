@@ -13,10 +13,13 @@ import contextlib
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from mixnas.evaluators.protocol import Apart, Evaluator, EvaluatorSpec, Outcome, Request
-from mixnas.search.engines.session import Session
-from mixnas.search.study.study import Proposal
+
+if TYPE_CHECKING:  # who only needs the words below imports no study
+    from mixnas.search.engines.session import Session
+    from mixnas.search.study.study import Proposal
 
 RETRIES = 3
 ENDED_ALONE = 2  # processes

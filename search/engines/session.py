@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -151,6 +152,11 @@ class Session:
                 raise
             proposals.append(proposal)
         return proposals
+
+    @property
+    def folder(self) -> Path:
+        """Where the study is: what belongs to the run lies there."""
+        return self._study.path.parent
 
     @property
     def left(self) -> int:

@@ -113,6 +113,7 @@ class SearchStudy:
         seed: int = 0,
         cheap: Cheap | None = None,
     ) -> None:
+        self.path = Path(journal).absolute()
         self.space = space
         self.seed = seed
         self._cheap = cheap

@@ -25,6 +25,8 @@ from typing import Any
 _LONGEST = 36  # characters of a folder's name: those of Ray's sockets in it may have 107
 _LOOK_SECONDS = 0.2
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of Linux
+_WEIGH_SECONDS = 2.0  # between two looks at how much its files take
+_MIB = 1 << 20
 END_SECONDS = 10.0
 
 
@@ -50,14 +52,15 @@ def end_session(session: int) -> None:
         time.sleep(0.02)
 
 
-def _vital() -> list[int]:
-    """The processes of this session without which Ray is no more, once both are there."""
-    found = []
+def _vital() -> dict[int, str]:
+    """The processes of this session without which Ray is no more, and their names, once both are there."""
+    found = {}
     for pid in processes_of(os.getsid(0)):
         with contextlib.suppress(OSError):
-            program = Path(f"/proc/{pid}/cmdline").read_bytes().partition(b"\0")[0]
-            found += [pid] if program.endswith((b"/gcs_server", b"/raylet")) else []
-    return found if len(found) == 2 else []
+            program = os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes().partition(b"\0")[0])
+            if program.endswith(("/gcs_server", "/raylet")):
+                found[pid] = Path(program).name
+    return found if len(found) == 2 else {}
 
 
 def _ended(pid: int) -> bool:
@@ -65,6 +68,17 @@ def _ended(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:
         return True
+
+
+def _mib_in(*folders: str) -> int:
+    """What the files in folders take on the disk, in MiB."""
+    blocks = 0
+    for folder in folders:
+        for where, _, names in os.walk(folder):
+            for name in names:
+                with contextlib.suppress(OSError):
+                    blocks += os.lstat(os.path.join(where, name)).st_blocks
+    return blocks * 512 // _MIB
 
 
 def _adopt() -> None:
@@ -92,26 +106,34 @@ def _watch(options: dict[str, Any]) -> None:
         signal.signal(number, signal.SIG_IGN)  # Ctrl-C is for the caller
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     _adopt()
-    folder = _folder(options.pop("under"))
-    print(json.dumps({"folder": folder}), flush=True)
+    folder, disk_mb = _folder(options.pop("under")), options.pop("disk_mb")
+    spill = tempfile.mkdtemp(prefix=".ray-spill-", dir=options.pop("spill_under") or folder)
+    print(json.dumps({"folder": folder, "spill": spill}), flush=True)
+    why = ""
     try:
-        command = [
-            sys.executable,
-            "-P",
-            __file__,
-            "start",
-            json.dumps({**options, "_temp_dir": f"{folder}/r"}),
-        ]  # Ray opens its folder to all
+        options |= {"_temp_dir": f"{folder}/r", "object_spilling_directory": spill}  # Ray opens its folder to all
+        command = [sys.executable, "-P", __file__, "start", json.dumps(options)]
         child = subprocess.Popen(command, stdin=subprocess.PIPE, cwd=folder)
-        vital: list[int] = []
-        while child.poll() is None and not any(map(_ended, vital)):
+        vital: dict[int, str] = {}
+        weighed = time.monotonic()
+        while not why:
             vital = vital or _vital()
-            ready, _, _ = select.select([sys.stdin], [], [], _LOOK_SECONDS)
+            gone = [name for pid, name in vital.items() if _ended(pid)]
+            if gone or child.poll() is not None:
+                why = f"{gone[0] if gone else 'the process that started it'} ended"
+            elif time.monotonic() - weighed > _WEIGH_SECONDS:
+                taken, weighed = _mib_in(folder, spill), time.monotonic()
+                if taken > disk_mb:
+                    why = f"its files take {taken} MiB of the disk, and may take {disk_mb}"
+            ready, _, _ = select.select([sys.stdin], [], [], 0 if why else _LOOK_SECONDS)
             if ready and not os.read(sys.stdin.fileno(), 100):
-                break
+                return
+        with contextlib.suppress(OSError):  # nobody may listen
+            print(json.dumps({"failure": why}), flush=True)
     finally:
         end_session(os.getsid(0))
         _bury()
+        shutil.rmtree(spill, ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -128,9 +150,13 @@ def _start(options: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """`_head.py watch OPTIONS`, options of `ray.init` as JSON, and `under`: where its folder is made.
+    """`_head.py watch OPTIONS`, options of `ray.init` as JSON, and besides
 
-    It says, a line of JSON each, `folder`, and then `address` or `failure`.
+    `under`: where its folder is made; `spill_under`: where a folder for what it spills is, else in the first;
+    `disk_mb`: how much both may hold, in MiB.
+
+    It says, a line of JSON each, `folder` and `spill`, then `address` or `failure`, and `failure` later where it ended
+    by itself.
     """
     what, options = sys.argv[1], json.loads(sys.argv[2])
     (_watch if what == "watch" else _start)(options)

@@ -29,6 +29,7 @@ from mixnas.search_space.extensions import VARIABLE
 
 _START_SECONDS = 120.0
 _KNOCK_SECONDS = 10.0
+_LAST_WORDS_SECONDS = 2.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # what a driver and what it starts are told before they import Ray
 _ALWAYS = {
@@ -50,7 +51,7 @@ def _token() -> str:
     return secrets.token_hex(32)
 
 
-def _environment(*, own: bool) -> dict[str, str]:
+def environment(*, own: bool) -> dict[str, str]:
     """What the environment says to Ray: of a cluster that is started here, or of another."""
     if not own:
         return _ALWAYS
@@ -64,7 +65,7 @@ def settings(*, own: bool) -> Iterator[None]:
     Raises:
         NasError: Ray is not installed.
     """
-    changed = _environment(own=own)
+    changed = environment(own=own)
     before = {name: os.environ.get(name) for name in changed}
     os.environ.update(changed)
     try:
@@ -99,7 +100,8 @@ def _read_again() -> None:
     compiled.AuthenticationTokenLoader.instance().reset_cache()
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Of this machine that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -130,7 +132,9 @@ class Share:
     def fits(self, there: Mapping[str, float]) -> int:
         """How many workers fit into so many resources."""
         wanted = {"CPU": self.cpus, "GPU": self.gpus, **self.resources}
-        return min(math.floor(there.get(name, 0.0) / amount + 1e-9) for name, amount in wanted.items() if amount)
+        return min(
+            (math.floor(there.get(name, 0.0) / amount + 1e-9) for name, amount in wanted.items() if amount), default=1
+        )
 
 
 class Head:
@@ -146,6 +150,8 @@ class Head:
         dashboard: Whether Ray's dashboard runs, on the loopback too.
         store_mb: Memory for what workers share, in MB.
         folder: Under which its folder is made; None for the system's temporary files.
+        spill: Under which a folder is made for what it spills; None for its folder.
+        disk_mb: How much both may hold, in MiB, until it is ended.
         should_stop: Asked while it starts.
 
     Raises:
@@ -161,14 +167,18 @@ class Head:
         dashboard: bool = False,
         store_mb: int = 256,
         folder: str | None = None,
+        spill: str | None = None,
+        disk_mb: int = 10_000,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.address = self.folder = ""
+        self.address = self.folder = self._spill = ""
         self._share, self._should_stop = share, should_stop
         self._options: dict[str, Any] = {
             "include_dashboard": dashboard,
             "object_store_memory": store_mb << 20,
             "under": folder,
+            "spill_under": spill,
+            "disk_mb": disk_mb,
         }
         if workers is not None:
             self._options["num_cpus"] = max(1, math.ceil(workers * share.cpus))
@@ -176,21 +186,21 @@ class Head:
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Head:
-        environment = os.environ | _environment(own=True)
-        environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-        environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(self._share.threads)
+        threads = str(self._share.threads)
+        variables = os.environ | environment(own=True) | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        variables["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         self._process = subprocess.Popen(
             [sys.executable, "-P", _head.__file__, "watch", json.dumps(self._options)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env=environment,
+            env=variables,
             start_new_session=True,
         )
         try:
-            self.folder = self._said("folder")
-            self.address = self._said("address")
+            self.folder, self._spill = self._said("folder", "spill")
+            (self.address,) = self._said("address")
         except BaseException:
             self._end()
             raise
@@ -201,7 +211,7 @@ class Head:
     ) -> None:
         self._end()
 
-    def _said(self, what: str) -> str:
+    def _said(self, *what: str) -> list[str]:
         assert self._process is not None and self._process.stdout is not None
         until = time.monotonic() + _START_SECONDS
         while not select.select([self._process.stdout], [], [], 0.1)[0]:
@@ -211,17 +221,22 @@ class Head:
                 raise NasError(f"search.engine: Ray did not start within {_START_SECONDS:.0f} s on this machine.")
         line = self._process.stdout.readline()
         said: dict[str, str] = json.loads(line) if line else {"failure": "its process ended"}
-        if what not in said:
+        if not said.keys() >= set(what):
             raise NasError(
                 f"search.engine: Ray does not start on this machine: {said.get('failure', line)} "
                 "'nas doctor' says what works; engine: {name: local, workers: 2} needs no Ray."
             )
-        return said[what]
+        return [said[name] for name in what]
 
     def _end(self) -> None:
+        """End all of it; Ctrl-C waits meanwhile."""
         process, self._process = self._process, None
         if process is None:
             return
+        with no_signals():
+            self._end_process(process)
+
+    def _end_process(self, process: subprocess.Popen[str]) -> None:
         assert process.stdin is not None and process.stdout is not None
         process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -230,8 +245,8 @@ class Head:
         process.kill()
         process.wait()
         process.stdout.close()
-        if self.folder:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        for folder in filter(None, (self.folder, self._spill)):
+            shutil.rmtree(folder, ignore_errors=True)
 
     @property
     def session(self) -> int:
@@ -239,106 +254,8 @@ class Head:
         assert self._process is not None
         return self._process.pid
 
-    @property
-    def ended(self) -> bool:
-        """Whether it is gone."""
-        return self._process is None or self._process.poll() is not None
-
-
-class Cluster:
-    """What this process is connected to; a context manager.
-
-    Args:
-        address: Of a cluster that is there, `host:port` or `auto`; None starts Ray on this machine.
-        share: Of each worker.
-        workers: How many; None for as many as fit.
-        options: See `Head`, of one that is started here.
-
-    Raises:
-        NasError: It does not start, cannot be reached, or has no place for one worker.
-        StoppedEarly: `should_stop` said so.
-    """
-
-    def __init__(
-        self,
-        address: str | None = None,
-        share: Share = Share(),
-        workers: int | None = None,
-        **options: Any,
-    ) -> None:
-        if address is None and workers is None and not share.gpus:
-            workers = max(1, math.floor(_cores() / share.cpus)) if share.cpus else 1
-        self.share, self.workers = share, workers or 0
-        self._address = address
-        self._head = None if address is not None else Head(share, workers, **options)
-        self._undo = contextlib.ExitStack()
-        self.pids: set[int] = set()  # of workers on this machine, where it is not our own
-
-    def __enter__(self) -> Cluster:
-        if (ray := sys.modules.get("ray")) is not None and ray.is_initialized():
-            raise NasError("search.engine: this process is connected to Ray already. Call ray.shutdown() before it.")
-        try:
-            self._undo.enter_context(settings(own=self._head is not None))
-            if self._head is not None:
-                self._undo.enter_context(self._head)
-            self._connect()
-        except BaseException:
-            self._end()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._end()
-
-    def _connect(self) -> None:
-        import ray
-
-        address = (self._address or "auto") if self._head is None else self._head.address
-        if address != "auto":
-            _knock(address)
-        before = {number: signal.getsignal(number) for number in _SIGNALS}
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        except Exception as error:
-            raise NasError(f"search.engine: no Ray cluster answers at {address}: {error}") from error
-        finally:
-            if threading.current_thread() is threading.main_thread():
-                for number, handler in before.items():
-                    signal.signal(number, handler)  # Ray takes SIGTERM
-        there = ray.cluster_resources()
-        fits = self.share.fits(there)
-        if not fits:
-            raise NasError(
-                f"search.engine: no worker fits into the cluster at {address}: it has {there}, and one needs "
-                f"{self.share}. Give it fewer cpus, gpus or resources."
-            )
-        self.workers = self.workers or fits
-
-    def _end(self) -> None:
-        """Disconnect, and end what was started here; Ctrl-C waits meanwhile."""
-        with _no_signals():
-            ray = sys.modules.get("ray")
-            if ray is not None and ray.is_initialized():
-                with contextlib.suppress(Exception):  # its head may be gone
-                    ray.shutdown()
-            self._undo.close()
-
-    @property
-    def folder(self) -> str | None:
-        """Of the files of one that was started here."""
-        return None if self._head is None else self._head.folder
-
-    @property
-    def session(self) -> int | None:
-        """The session of processes of one that was started here."""
-        return None if self._head is None else self._head.session
-
-    # -- while it runs ------------------------------------------------------------------------------------------------
-
     def check(self, patience: float = 0.0) -> None:
-        """Say so when the head is gone.
+        """Say so when it is gone.
 
         Args:
             patience: Seconds to wait for that, where something else lets expect it.
@@ -347,15 +264,45 @@ class Cluster:
             MachineError: It is.
         """
         until = time.monotonic() + patience
-        while self._head is not None:
-            if self._head.ended:
-                raise MachineError("Ray's head process on this machine ended, so the search cannot go on.")
+        while self._process is not None and self._process.poll() is None:
             if time.monotonic() >= until:
                 return
             time.sleep(0.05)
+        why = self._why()
+        raise MachineError(
+            f"Ray on this machine ended: {why}. The trials that were reported are safe. Go on with: nas resume RUN."
+        )
+
+    def _why(self) -> str:
+        """What it said last."""
+        said, until = b"", time.monotonic() + _LAST_WORDS_SECONDS
+        if self._process is not None and self._process.stdout is not None:
+            pipe = self._process.stdout.fileno()
+            while (left := until - time.monotonic()) > 0 and select.select([pipe], [], [], left)[0]:
+                part = os.read(pipe, 1 << 16)
+                if not part:
+                    break
+                said += part
+        for line in said.splitlines():  # Ray, which is ending too, may have said something there
+            with contextlib.suppress(ValueError):
+                if isinstance(found := json.loads(line), dict) and "failure" in found:
+                    return str(found["failure"])
+        return "its process was killed"
+
+
+class Here:
+    """The workers that run on this machine.
+
+    Args:
+        session: Of the processes of a Ray that was started here; None of another, whose workers' numbers are in `pids`.
+    """
+
+    def __init__(self, session: int | None) -> None:
+        self.session = session
+        self.pids: set[int] = set()
 
     def processes(self) -> list[int]:
-        """Workers on this machine."""
+        """Their numbers."""
         if self.session is None:
             return sorted(self.pids)
         found = []
@@ -367,7 +314,7 @@ class Cluster:
 
     @contextlib.contextmanager
     def quiet(self) -> Iterator[None]:
-        """Within it the workers on this machine stand still; Ray does not notice."""
+        """Within it they stand still; Ray does not notice."""
         stopped = self.processes()
         try:
             for pid in stopped:
@@ -378,6 +325,68 @@ class Cluster:
             for pid in stopped:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGCONT)
+
+
+class Cluster:
+    """A connection of this process to Ray, which `settings` or its environment says how to make; a context manager.
+
+    Args:
+        address: `host:port` or `auto`.
+        share: Of each worker.
+        workers: How many; None for as many as fit.
+
+    Raises:
+        NasError: It cannot be reached, or has no place for one worker.
+    """
+
+    def __init__(self, address: str, share: Share = Share(), workers: int | None = None) -> None:
+        self.address, self.share, self.workers = address, share, workers or 0
+
+    def __enter__(self) -> Cluster:
+        import ray
+
+        if ray.is_initialized():
+            raise NasError("search.engine: this process is connected to Ray already. Call ray.shutdown() before it.")
+        if self.address != "auto":
+            knock(self.address)
+        before = {number: signal.getsignal(number) for number in _SIGNALS}
+        try:
+            ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR)
+        except Exception as error:
+            raise NasError(f"search.engine: no Ray cluster answers at {self.address}: {error}") from error
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                for number, handler in before.items():
+                    signal.signal(number, handler)  # Ray takes SIGTERM
+        try:
+            self._count()
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def _count(self) -> None:
+        import ray
+
+        there = ray.cluster_resources()
+        fits = self.share.fits(there)
+        if not fits:
+            raise NasError(
+                f"search.engine: no worker fits into the cluster at {self.address}: it has {there}, and one needs "
+                f"{self.share}. Give it fewer cpus, gpus or resources."
+            )
+        self.workers = self.workers or fits
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        import ray
+
+        with no_signals(), contextlib.suppress(Exception):  # its head may be gone
+            ray.shutdown()
 
 
 def listening(pids: Iterable[int]) -> set[str]:
@@ -408,21 +417,24 @@ def tried() -> str:
     from mixnas.evaluators.answering import Answerer
 
     begun = time.monotonic()
-    with Cluster(workers=1, store_mb=80) as cluster:
+    with settings(own=True), Head(workers=1, store_mb=80) as head, Cluster(head.address):
         import ray
 
         started = time.monotonic()
         worker: Any = ray.remote(Answerer).remote()
         ray.get(worker.where.remote(), timeout=_START_SECONDS)
         answered = time.monotonic()
-        assert cluster.session is not None
-        open_to_others = listening([os.getpid(), *_head.processes_of(cluster.session)]) - LOOPBACK
+        open_to_others = listening([os.getpid(), *_head.processes_of(head.session)]) - LOOPBACK
     took = f"starts in {started - begun:.1f} s, a worker answers after {answered - started:.1f} s"
     return f"{took}, listens on {'the loopback only' if not open_to_others else 'other addresses than the loopback'}"
 
 
-def _knock(address: str) -> None:
-    """Refuse an address at which nobody listens: Ray would look for it for minutes."""
+def knock(address: str) -> None:
+    """Refuse an address at which nobody listens: Ray would look for it for minutes.
+
+    Raises:
+        NasError: Nobody does, or it is no address.
+    """
     host, _, port = address.rpartition("/")[2].rpartition(":")
     if not host or not port.isdigit():
         raise ConfigError(f"search.engine: address: {address!r} is none. Allowed: HOST:PORT, or auto.")
@@ -436,7 +448,8 @@ def _knock(address: str) -> None:
 
 
 @contextlib.contextmanager
-def _no_signals() -> Iterator[None]:
+def no_signals() -> Iterator[None]:
+    """Within it this process does not hear Ctrl-C and its like."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

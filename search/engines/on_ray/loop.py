@@ -17,12 +17,11 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
-from mixnas.evaluators import answering
 from mixnas.evaluators.answering import Answerer, Where
-from mixnas.evaluators.protocol import Outcome
-from mixnas.search.engines.elsewhere import OUT_OF_MEMORY, Errand, Errands
-from mixnas.search.engines.on_ray.cluster import Cluster
-from mixnas.search.engines.session import Session
+from mixnas.evaluators.protocol import EvaluatorSpec, Outcome
+from mixnas.search.engines.elsewhere import OUT_OF_MEMORY
+from mixnas.search.engines.on_ray.cluster import Cluster, Here
+from mixnas.search.engines.on_ray.driver import Asks, Flight, Work, refuse_other_code
 from mixnas.search_space.errors import MachineError, NasError
 
 _logger = logging.getLogger(__name__)
@@ -38,7 +37,7 @@ _LATEST = 50  # trials whose seconds say how long one takes
 
 @dataclass(slots=True)
 class _Batch:
-    errands: list[Errand]
+    flights: list[Flight]
     answer: ray.ObjectRef
 
 
@@ -52,20 +51,21 @@ class _Worker:
 
 
 class Loop:
-    """A context manager; `run` carries out what the session proposes.
+    """A context manager; `run` carries out what the search proposes.
 
     Args:
         cluster: Connected.
-        session: Of the search.
-        errands: Of that session.
-        limit: Seconds that a trial may take; a batch may take so many times as long as it has trials.
+        search: Asked what to evaluate, and told what came of it.
+        spec: Makes the evaluator.
+        work: With the limit of a trial; a batch may take so many times as long as it has trials.
 
     Raises:
         NasError: No worker can make the evaluator, or one has other code.
     """
 
-    def __init__(self, cluster: Cluster, session: Session, errands: Errands, limit: float | None = None) -> None:
-        self._cluster, self._session, self._errands, self._limit = cluster, session, errands, limit
+    def __init__(self, cluster: Cluster, search: Asks, spec: EvaluatorSpec, work: Work) -> None:
+        self._cluster, self._search, self._limit, self._code = cluster, search, work.limit, work.code
+        self._here = Here(work.session)
         share = cluster.share
         self._class = ray.remote(Answerer).options(
             num_cpus=share.cpus,
@@ -74,7 +74,7 @@ class Loop:
             max_restarts=0,  # who is lost is replaced here, so that its batch is tried again once and is noted
             max_task_retries=0,
         )
-        self._spec = ray.put(errands.spec)  # arrays in it are not copied by workers of one machine
+        self._spec = ray.put(spec)  # arrays in it are not copied by workers of one machine
         self._seconds: deque[float] = deque(maxlen=_LATEST)
         self._workers: list[_Worker] = []
         self._stillborn = 0
@@ -97,10 +97,10 @@ class Loop:
     # -- the loop -----------------------------------------------------------------------------------------------------
 
     def run(self, most: float = math.inf) -> None:
-        """Until the session proposes nothing more, or so many were begun, and nothing is in flight.
+        """Until the search proposes nothing more, or so many were begun, and nothing is in flight.
 
         Raises:
-            MachineError: The cluster's head is gone.
+            MachineError: No worker is to be had.
             NasError: What the evaluator raised itself; or there is no worker.
         """
         while True:
@@ -109,7 +109,7 @@ class Loop:
                 most -= self._fill(ready, most)
                 self._alone_since = time.monotonic()
             busy = any(worker.batches for worker in self._workers)
-            if not busy and not self._errands.waiting and (ready or self._session.over):
+            if not busy and not self._search.waiting and (ready or self._search.over):
                 return
             if not ready and time.monotonic() - self._alone_since > _ALONE_SECONDS:
                 raise MachineError(
@@ -118,7 +118,6 @@ class Loop:
                 )
             self._listen()
             self._end_late()
-            self._cluster.check()
 
     def _fill(self, ready: list[_Worker], most: float) -> int:
         """Give each worker what it may have; returns how many were begun that had not been before."""
@@ -128,30 +127,30 @@ class Loop:
             for worker in ready:
                 if len(worker.batches) > depth:
                     continue
-                waiting = self._errands.waiting  # alone each, as what was in a batch that was lost is to be
+                waiting = self._search.waiting  # alone each, as what was in a batch that was lost is to be
                 wanted = 1 if waiting else int(min(size, most - begun))
-                errands = self._errands.next(wanted) if wanted > 0 else []
-                if not errands:
+                flights = self._search.next(wanted) if wanted > 0 else []
+                if not flights:
                     return begun
-                begun += 0 if waiting else len(errands)
-                self._send(worker, errands)
+                begun += 0 if waiting else len(flights)
+                self._send(worker, flights)
         return begun
 
     def _size(self) -> int:
         """Of the next batches: what takes half a second; less while little is known, and at the end."""
-        seconds = statistics.median(self._seconds) if self._seconds else self._session.seconds()
+        seconds = statistics.median(self._seconds) if self._seconds else self._search.seconds()
         if seconds is None or seconds > _QUICK_SECONDS:
             return 1
         size = round(_BATCH_SECONDS / max(seconds, 1e-6))
         batches = 2 * len(self._workers)
-        known, left = self._session.evaluated, self._session.left
+        known, left = self._search.evaluated, self._search.left
         return max(1, min(LARGEST_BATCH, size, math.ceil(known / batches), math.ceil(left / batches)))
 
-    def _send(self, worker: _Worker, errands: list[Errand]) -> None:
+    def _send(self, worker: _Worker, flights: list[Flight]) -> None:
         if not worker.batches:
             worker.since = time.monotonic()
-        answer = worker.actor.answer.remote([errand.request for errand in errands])
-        worker.batches.append(_Batch(errands, answer))
+        answer = worker.actor.answer.remote([flight.request for flight in flights])
+        worker.batches.append(_Batch(flights, answer))
 
     def _listen(self) -> None:
         """Wait for something to happen, and deal with it."""
@@ -169,7 +168,6 @@ class Loop:
             except RayTaskError as error:  # Ray's way to say that a method raised
                 self._failed(worker, error)
             except RayError as error:
-                self._cluster.check()
                 self._lost(worker, error)
             else:
                 if worker.says is not None:
@@ -185,16 +183,17 @@ class Loop:
 
     def _due(self, worker: _Worker) -> float:
         assert self._limit is not None
-        return worker.since + self._limit * len(worker.batches[0].errands)
+        return worker.since + self._limit * len(worker.batches[0].flights)
 
     # -- workers ------------------------------------------------------------------------------------------------------
 
     def _introduced(self, worker: _Worker, said: Where | str) -> None:
         if isinstance(said, Where):
-            refuse_other_code(said)
+            refuse_other_code(said, self._code)
             worker.where = said
             if said.host == socket.gethostname():
-                self._cluster.pids.add(said.pid)
+                self._here.pids.add(said.pid)
+                self._search.here(self._here.pids)
             worker.says = worker.actor.open.remote(self._spec)
         elif said:
             raise NasError(f"a worker on {worker.where and worker.where.host} cannot make the evaluator: {said}")
@@ -205,11 +204,15 @@ class Loop:
         if isinstance(value, NasError):
             raise value
         batch = worker.batches.popleft()
-        worker.since = time.monotonic()
-        for errand, outcome in zip(batch.errands, value, strict=True):
+        begun = time.monotonic()
+        for flight, outcome in zip(batch.flights, value, strict=True):
             if not outcome.failure:
                 self._seconds.append(outcome.seconds)
-            self._errands.done(errand, outcome)
+            self._search.done(flight, outcome)
+        now = time.monotonic()
+        worker.since = now
+        for other in self._workers:  # who may have stood still meanwhile, as latency was measured
+            other.since += now - begun if other is not worker else 0.0
 
     def _failed(self, worker: _Worker, error: RayTaskError) -> None:
         raise NasError(f"a worker on {worker.where and worker.where.host} failed: {error}") from None
@@ -228,16 +231,16 @@ class Loop:
         _logger.warning("a worker was lost: %s", text.splitlines()[0] if text else type(error).__name__)
         batches = self._replace(worker)
         for i, batch in enumerate(batches):
-            for errand in batch.errands:
+            for flight in batch.flights:
                 if i:
-                    self._errands.back(errand)
-                elif short and len(batch.errands) == 1:
-                    self._errands.done(errand, Outcome(failure=f"{OUT_OF_MEMORY}: Ray ended the worker"))
+                    self._search.back(flight)
+                elif short and len(batch.flights) == 1:
+                    self._search.done(flight, Outcome(failure=f"{OUT_OF_MEMORY}: Ray ended the worker"))
                 else:
-                    alone = len(batch.errands) == 1
-                    more = "" if alone else f", in a batch of {len(batch.errands)}"
+                    alone = len(batch.flights) == 1
+                    more = "" if alone else f", in a batch of {len(batch.flights)}"
                     blamed = alone and not elsewhere and not short and isinstance(error, RayActorError)
-                    self._errands.lost(errand, f"{reason}{more}", blamed=blamed)
+                    self._search.lost(flight, f"{reason}{more}", blamed=blamed)
 
     def _end_late(self) -> None:
         now = time.monotonic()
@@ -247,14 +250,14 @@ class Loop:
             seconds = now - worker.since
             late, *others = self._replace(worker)
             reason = f"took longer than the limit of {self._limit:g} s"
-            for errand in late.errands:
-                if len(late.errands) == 1:
-                    self._errands.late(errand, reason, seconds)
+            for flight in late.flights:
+                if len(late.flights) == 1:
+                    self._search.late(flight, reason, seconds)
                 else:
-                    self._errands.lost(errand, f"{reason} each, in a batch of {len(late.errands)}", blamed=False)
+                    self._search.lost(flight, f"{reason} each, in a batch of {len(late.flights)}", blamed=False)
             for batch in others:
-                for errand in batch.errands:
-                    self._errands.back(errand)
+                for flight in batch.flights:
+                    self._search.back(flight)
 
     def _replace(self, worker: _Worker) -> list[_Batch]:
         """End a worker for good, and begin another; returns the batches that it had."""
@@ -262,23 +265,10 @@ class Loop:
             ray.kill(worker.actor, no_restart=True)
         where = worker.where
         if where is not None and where.host == socket.gethostname():
-            self._cluster.pids.discard(where.pid)
-            if where.pid in self._cluster.processes():  # one that stands still does not hear Ray
+            if where.pid in self._here.processes():  # one that stands still does not hear Ray
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(where.pid, signal.SIGKILL)
+            self._here.pids.discard(where.pid)
+            self._search.here(self._here.pids)
         self._workers[self._workers.index(worker)] = self._begin()
         return list(worker.batches)
-
-
-def refuse_other_code(where: Where) -> None:
-    """Refuse a worker whose results would not be those of this process's code.
-
-    Raises:
-        NasError: With both versions.
-    """
-    here = answering.code_version()
-    if where.code != here:
-        raise NasError(
-            f"search.engine: the worker {where.pid} on {where.host} runs {where.code}, and this search {here}. "
-            "Their results do not compare. Install the same on all machines, and resume."
-        )

@@ -11,50 +11,51 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ray import tune
 from ray.tune.search import Searcher
 
-from mixnas.evaluators import answering
 from mixnas.evaluators.answering import Answerer, Where
 from mixnas.evaluators.protocol import EvaluatorSpec, Outcome
-from mixnas.search.engines.elsewhere import Errand, Errands
 from mixnas.search.engines.on_ray.cluster import Cluster
-from mixnas.search.engines.on_ray.loop import refuse_other_code
-from mixnas.search.engines.session import Session
+from mixnas.search.engines.on_ray.driver import Asks, Flight, Work, refuse_other_code
 from mixnas.search_space.errors import NasError
 
 _ANSWER = "answer"
 
 
-def run_in_tune(cluster: Cluster, session: Session, errands: Errands, limit: float | None = None) -> None:
-    """Carry out what the session proposes, until it proposes nothing more and nothing is in flight.
+def run_in_tune(cluster: Cluster, search: Asks, spec: EvaluatorSpec, work: Work) -> None:
+    """Carry out what the search proposes, until it proposes nothing more and nothing is in flight.
 
     Args:
         cluster: Connected; nothing else runs on it.
-        session: Of the search.
-        errands: Of that session.
-        limit: Seconds that a trial may take; a worker is ended by its own alarm then.
+        search: Asked what to evaluate, and told what came of it.
+        spec: Makes the evaluator.
+        work: With the limit of a trial, at which a worker is ended by its own alarm.
 
     Raises:
-        MachineError: The cluster's head is gone.
         NasError: What the evaluator raised itself, a worker cannot make it, or it has other code.
     """
     share = cluster.share
     trainable = tune.with_parameters(
         _Trial,
-        spec=errands.spec,
+        spec=spec,
         extensions=share.extensions,
         threads=share.threads,
-        limit=limit,
-        code=answering.code_version(),
+        limit=work.limit,
+        code=work.code,
     )
-    resources = {"cpu": share.cpus, "gpu": share.gpus, **share.resources}
-    flights = _Flights(session, errands, limit, cluster.check)
+
+    def place(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
+        """What a trial's worker has; a byte of memory tells the seats apart, see `_Flights`."""
+        wanted = {"CPU": share.cpus, "GPU": share.gpus, **share.resources, "memory": 1 + config["seat"]}
+        return tune.PlacementGroupFactory([{name: amount for name, amount in wanted.items() if amount}])
+
+    flights = _Flights(search, work)
     tuner = tune.Tuner(
-        tune.with_resources(trainable, resources),
+        tune.with_resources(trainable, place),
         tune_config=tune.TuneConfig(
             search_alg=_Suggests(flights),
             num_samples=-1,
@@ -65,7 +66,7 @@ def run_in_tune(cluster: Cluster, session: Session, errands: Errands, limit: flo
         ),
         run_config=tune.RunConfig(
             name="search",
-            storage_path=cluster.folder or None,
+            storage_path=work.folder,
             verbose=0,
             callbacks=[_Hears(flights)],
             stop=_Ends(flights),
@@ -79,7 +80,6 @@ def run_in_tune(cluster: Cluster, session: Session, errands: Errands, limit: flo
         with contextlib.redirect_stdout(sys.stderr):  # ours is for results
             tuner.fit()
     except Exception as error:
-        cluster.check()
         raise (flights.error or NasError(f"Ray Tune failed: {error}")) from error
     finally:
         logger.setLevel(level)
@@ -92,11 +92,17 @@ def _name(trial: Any) -> str:
 
 
 class _Flights:
-    """What Tune has in flight, by its own trial ids; what goes wrong ends the experiment, and is raised after it."""
+    """What Tune has in flight, by its own trial ids; what goes wrong ends the experiment, and is raised after it.
 
-    def __init__(self, session: Session, errands: Errands, limit: float | None, check: Callable[[], None]) -> None:
-        self._session, self._errands, self._limit, self._check = session, errands, limit, check
-        self._flying: dict[str, Errand] = {}
+    Each flight has a seat, and resources of its own by it. Tune gives a worker that is free to whatever trial waits for
+    one with the same resources, and then ends the worker that was starting for that trial: after a worker had died,
+    trials shorter than a worker's start were all done by those that were left.
+    """
+
+    def __init__(self, search: Asks, work: Work) -> None:
+        self._search, self._limit, self._code = search, work.limit, work.code
+        self._flying: dict[str, Flight] = {}
+        self._seats: dict[str, int] = {}
         self._begun: dict[str, float] = {}
         self.error: Exception | None = None
 
@@ -112,18 +118,27 @@ class _Flights:
 
     def look(self) -> bool:
         """Whether the experiment is to end now."""
-        self._guarded(self._check)
         return self.error is not None
 
     def next(self, trial: str) -> dict[str, Any] | str | None:
         """A configuration; nothing where there is none now; `FINISHED` where there will be none."""
-        found: list[Errand] = []
-        self._guarded(lambda: found.extend(self._errands.next(1)))
+        found: list[Flight] = []
+        self._guarded(lambda: found.extend(self._search.next(1)))
         if found:
             self._flying[trial] = found[0]
-            return {"request": found[0].request}
-        over = not self._flying and not self._errands.waiting
-        return Searcher.FINISHED if self.error is not None or over else None
+            self._seats[trial] = min(set(range(len(self._seats) + 1)) - set(self._seats.values()))
+            return {"request": found[0].request, "seat": self._seats[trial]}
+        return Searcher.FINISHED if self.error is not None or self._over() else None
+
+    def _over(self) -> bool:
+        waiting = 0
+
+        def ask() -> None:
+            nonlocal waiting
+            waiting = self._search.waiting
+
+        self._guarded(ask)
+        return not self._flying and not waiting
 
     def begun(self, trial: str) -> None:
         """It has a worker."""
@@ -131,32 +146,34 @@ class _Flights:
 
     def answered(self, trial: str, answer: list[Outcome] | Where | str | NasError) -> None:
         """What a worker said to a trial."""
-        errand = self._flying.pop(trial)
+        flight = self._flying.pop(trial)
+        del self._seats[trial]
 
         def take() -> None:
             if isinstance(answer, Where):
-                refuse_other_code(answer)
+                refuse_other_code(answer, self._code)
             elif isinstance(answer, str):
                 raise NasError(f"a worker cannot make the evaluator: {answer}")
             elif isinstance(answer, NasError):
                 raise answer
             else:
-                self._errands.done(errand, answer[0])
+                self._search.done(flight, answer[0])
 
         self._guarded(take)
 
     def lost(self, trial: str) -> None:
         """Its worker ended; Tune does not say how."""
-        errand = self._flying.pop(trial, None)
+        flight = self._flying.pop(trial, None)
+        self._seats.pop(trial, None)
         begun = self._begun.pop(trial, None)
-        if errand is None:
+        if flight is None:
             return
         seconds = 0.0 if begun is None else time.monotonic() - begun
         if self._limit is not None and seconds >= self._limit:
             reason = f"took longer than the limit of {self._limit:g} s"
-            self._guarded(lambda: self._errands.late(errand, reason, seconds))
+            self._guarded(lambda: self._search.late(flight, reason, seconds))
         else:
-            self._guarded(lambda: self._errands.lost(errand, "the process that did it ended"))
+            self._guarded(lambda: self._search.lost(flight, "the process that did it ended"))
 
 
 class _Suggests(Searcher):

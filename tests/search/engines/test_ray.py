@@ -14,22 +14,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from mixnas.evaluators import answering
-from mixnas.evaluators.protocol import Outcome, Request
+from mixnas.evaluators.protocol import Request
 from mixnas.evaluators.supernet.evaluator import SupernetEvaluator, SupernetSpec
 from mixnas.evaluators.supernet.training import SupernetConfig
 from mixnas.evaluators.training import TrainConfig
+from mixnas.predictors.measuring.measure import fixed_threads
 from mixnas.search.engines.on_ray import _head, cluster
 from mixnas.search.engines.on_ray.cluster import LOOPBACK, Cluster, Head, Share, listening
 from mixnas.search.engines.ray import RayEngine
-from mixnas.search.engines.session import Budget, Session
+from mixnas.search.engines.session import Budget
 from mixnas.search.study.reading import read_results
-from mixnas.search_space.errors import ConfigError, NasError
+from mixnas.search_space.errors import ConfigError, MachineError, NasError
 from mixnas.search_space.space import SearchSpace
 from tests.contracts.engine import CONSTRAINTS, OBJECTIVES, EngineContract, carry_out, study_at
 from tests.search.engines.troubles import Measured, Troubled, end, hang, kind_of, stand_still
-from tests.search.problems import analytic
 
 pytest.importorskip("ray")
 pytestmark = [
@@ -163,17 +164,18 @@ def test_tune_carries_out_each_trial_once_whatever_befalls_it(head, tmp_path):
     assert study.results.counts["running"] == 0
 
 
-@pytest.mark.parametrize(("seconds", "chosen"), [(0.1, "loop"), (2.9, "loop"), (3.1, "tune")])
+@pytest.mark.parametrize(("seconds", "chosen"), [(None, "auto"), (0.1, "loop"), (2.9, "loop"), (3.1, "tune")])
 def test_what_carries_trials_out_is_chosen_by_how_long_they_take(tmp_path, seconds, chosen):
     here, anywhere = Measured(tmp_path / "running"), Troubled(tmp_path / "begun")
-    with study_at(tmp_path / "j") as study, Session(study, Budget(trials=3)) as session:
-        assert session.seconds() is None
-        for proposal in session.next(3):
-            session.done(proposal, Outcome(analytic(proposal.architecture), seconds=seconds))
-        assert RayEngine()._chosen(session, anywhere) == chosen == RayEngine()._chosen(session, here)
-        assert RayEngine(address="a:1")._chosen(session, anywhere) == chosen
-        assert RayEngine(address="a:1")._chosen(session, here) == "loop"  # it could not be halted
-        assert RayEngine(through="loop")._chosen(session, anywhere) == "loop"
+
+    def choice(evaluator, **options):
+        work = RayEngine(**options)._work(evaluator, b"", None)
+        return work.chosen(seconds)
+
+    assert choice(anywhere) == chosen == choice(here) == choice(anywhere, address="a:1")
+    if seconds is not None:
+        assert choice(here, address="a:1") == "loop"  # it could not be halted
+    assert choice(anywhere, through="loop") == "loop"
     tune = RayEngine(address="a:1", through="tune")
     with study_at(tmp_path / "k") as study, pytest.raises(ConfigError, match="Use through: loop"):
         carry_out(tune, study, here, Budget(trials=3))
@@ -230,7 +232,7 @@ class Search:
         options = [str(self.journal), str(self.begun), str(trials), str(seconds)]
         command = [sys.executable, "-m", "tests.search.engines.ray_process", *options]
         environment = os.environ | {"TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"}
-        for name in cluster._environment(own=True):
+        for name in cluster.environment(own=True):
             environment.pop(name, None)
         root = Path(__file__).parents[3]
         self.process = subprocess.Popen(
@@ -266,7 +268,9 @@ class Search:
         """Its status; nothing of it is left."""
         status = self.process.wait(300)
         wait_for(lambda: not _head.processes_of(self.head) and gone(self.head))
+        wait_for(lambda: not _head.processes_of(self.process.pid))
         assert not list(self.temporary.iterdir()), "temporary files are left"
+        assert not list(self.journal.parent.glob(".ray-spill*")), "what Ray spills is left"
         self.process.stderr.close()
         return status
 
@@ -286,7 +290,7 @@ def short():
 def test_only_the_loopback_is_listened_on_and_a_killed_driver_leaves_nothing(tmp_path, short):
     search = Search(tmp_path, 1000, 0.3, short)
     search.run_until(8)
-    everybody = [search.process.pid, *search.everybody()]
+    everybody = [search.process.pid, *_head.processes_of(search.process.pid), *search.everybody()]
     assert len(everybody) > 8  # Ray's own, and the workers
     found = listening(everybody)
     assert found and found <= LOOPBACK, found
@@ -323,12 +327,136 @@ def test_ctrl_c_once_and_twice(tmp_path, short, times):
 def test_when_the_head_is_killed_the_run_can_be_resumed(tmp_path, short):
     search = Search(tmp_path, 1000, 0.2, short)
     search.run_until(4)
-    (gcs,) = [pid for pid in search.everybody() if b"gcs_server" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    (gcs,) = [pid for pid in search.everybody() if program(pid) == "gcs_server"]
     os.kill(gcs, signal.SIGKILL)
     assert search.wait() == 4
     counts = search.counts()
     assert counts["running"] == 0 and counts["done"] >= 1
 
 
+def test_when_its_raylet_is_killed_the_search_says_so_and_the_run_can_be_resumed(tmp_path, short):
+    """Ray ends whoever is connected to it then, without a word."""
+    search = Search(tmp_path, 1000, 0.2, short)
+    search.run_until(4)
+    (raylet,) = [pid for pid in search.everybody() if program(pid) == "raylet"]
+    os.kill(raylet, signal.SIGKILL)
+    assert search.process.wait(300) == 4
+    said = search.process.stderr.read()
+    assert search.wait() == 4
+    assert said.startswith("Ray on this machine ended: raylet ended. ") and "nas resume" in said
+    counts = search.counts()
+    assert counts["running"] == 0 and counts["done"] >= 1
+
+
+def program(pid):
+    return Path(f"/proc/{pid}/cmdline").read_bytes().partition(b"\0")[0].decode().rpartition("/")[2]
+
+
+def test_when_ray_ends_the_process_that_is_connected_to_it_nothing_is_lost(head, tmp_path):
+    """Of a cluster that was there: the search is told, marks what was in flight, and can go on."""
+    evaluator = Troubled(tmp_path / "begun", seconds=0.1)
+    engine = RayEngine(address=head.address, workers=2, through="loop")
+    told = []
+
+    def kill(record):
+        told.append(record.number)
+        if len(told) == 3:
+            (child,) = [pid for pid in children() if b"on_ray.driver" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+            os.kill(child, signal.SIGKILL)
+
+    with study_at(tmp_path / "j") as study:
+        with pytest.raises(MachineError, match=r"ended \(signal 9\).*nas resume"):
+            carry_out(engine, study, evaluator, Budget(trials=1000), on_trial=kill)
+        done = study.results.counts["done"]
+        assert done >= len(told) >= 3 and study.results.counts["running"] == 0
+        carry_out(engine, study, evaluator, Budget(trials=done + 4))
+        assert study.results.counts["done"] == done + 4
+
+
+def children():
+    for task in Path("/proc/self/task").iterdir():
+        yield from map(int, (task / "children").read_text().split())
+
+
+FILLS = """
+import sys, time, numpy as np, ray
+from mixnas.search.engines.on_ray.cluster import Cluster
+with Cluster(sys.argv[1]):
+    kept = []
+    for count in (4, 100):  # of 30 MiB each, of which two fit into the memory
+        while len(kept) < count:
+            kept.append(ray.put(np.ones(30 << 20, np.uint8)))
+        print(count, flush=True)
+        sys.stdin.readline()
+"""
+
+
+def test_what_ray_spills_lies_where_it_is_told_and_is_bounded(tmp_path, short):
+    spilled = tmp_path / "spilled"
+    spilled.mkdir()
+    with (
+        cluster.settings(own=True),
+        Head(workers=1, store_mb=80, folder=str(short), spill=str(spilled), disk_mb=150) as head,
+        subprocess.Popen(  # not this process: Ray ends whoever is connected to it
+            [sys.executable, "-P", "-c", FILLS, head.address],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        ) as filling,
+    ):
+        assert filling.stdout.readline() == "4\n"
+        wait_for(lambda: _head._mib_in(str(spilled)) >= 30)
+        head.check()
+        filling.stdin.write("\n")
+        filling.stdin.flush()
+        with pytest.raises(MachineError, match=r"its files take \d+ MiB of the disk, and may take 150"):
+            head.check(patience=300)
+            raise AssertionError("it goes on")
+        filling.kill()
+    assert not list(spilled.iterdir()) and not list(short.iterdir())
+
+
 def test_doctor_says_whether_ray_works():
     assert json.dumps(cluster.tried()).endswith('listens on the loopback only"')
+
+
+# -- a cluster that runs already does more than trials -----------------------------------------------------------------
+
+
+def test_a_cluster_finishes_what_a_search_ends_with(head):
+    """Trained by its workers: the weights that this process would have given."""
+    supernet = SupernetConfig(steps=3, probe=64)
+    spec = SupernetSpec(task="digits", space=SHARED, supernet=supernet, final=TrainConfig(steps=2))
+    evaluator = SupernetEvaluator(spec)
+    evaluator.prepare()
+    space, rng = SearchSpace.from_dict(SHARED), np.random.default_rng(0)
+    requests = [Request(space.sample(rng)) for _ in range(3)]
+    told = []
+    engine = RayEngine(address=head.address, workers=2)
+    found = dict(engine.finish(evaluator, requests, 4, lambda done, total: told.append((done, total))))
+    assert sorted(found) == [0, 1, 2] and told == [(2, 4), (3, 4), (4, 4)]
+    with fixed_threads(1):
+        for i, request in enumerate(requests):
+            expected = evaluator.finish(request.architecture).state_dict()
+            assert not found[i].failure
+            for name, tensor in found[i].network.state_dict().items():
+                assert torch.equal(tensor, expected[name]), name
+
+
+def test_a_cluster_trains_a_super_network_as_processes_of_this_machine_do(head):
+    """The same weights to the bit."""
+    weights = []
+    for together in (None, RayEngine(address=head.address).together()):
+        supernet = SupernetConfig(steps=4, probe=64, processes=2)
+        spec = SupernetSpec(task="digits", space=SHARED, supernet=supernet, final=TrainConfig(steps=1))
+        evaluator = SupernetEvaluator(spec, together=together)
+        evaluator.prepare()
+        weights.append(evaluator._prepared().supernet.state_dict())
+    here, there = weights
+    assert all(torch.equal(here[name], there[name]) for name in here)
+    too_many = SupernetConfig(steps=4, probe=64, processes=8)
+    spec = SupernetSpec(task="digits", space=SHARED, supernet=too_many, final=TrainConfig(steps=1))
+    with pytest.raises(NasError, match=r"8, of which the cluster .* has room for 2 beside"):
+        SupernetEvaluator(spec, together=RayEngine(address=head.address).together()).prepare()
