@@ -10,7 +10,7 @@ import ast
 import json
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,9 @@ if TYPE_CHECKING:  # who only asks whether ONNX is there need not wait for torch
     from mixnas.search_space.network import Network
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-_UINT8, _INT8, _INT32 = 2, 3, 6  # of onnx.TensorProto.DataType
+_FLOAT, _UINT8, _INT8, _INT32 = 1, 2, 3, 6  # of onnx.TensorProto.DataType
+_VALUES = "values"
+"""Metadata of a graph with products of whole numbers: which values its layers read and answer, and its operators."""
 
 
 def to_onnx(module: nn.Module, inputs: Tensor, dynamic_batch: bool) -> bytes:
@@ -138,6 +140,7 @@ class Onnx:
 
     def write(self, network: Network, path: Path, extra: Mapping[str, Any]) -> None:
         """See `to_onnx`; architecture, interface and `extra` stand in the graph's metadata."""
+        from mixnas.search_space.formats.integers import operators_of, whole_layers
         from mixnas.search_space.formats.torch_export import exported_network
         from mixnas.search_space.operators.quantization.qdq import with_qdq
 
@@ -149,7 +152,12 @@ class Onnx:
         about = {"architecture": network.architecture.to_dict(), "io": network.io.to_plain(), "extra": dict(extra)}
         for key, value in about.items():
             graph.metadata_props.add(key=key, value=json.dumps(value))
-        _name_units(graph.graph, [name for name, _ in network.units()])
+        layers, operators = whole_layers(network), operators_of(network)
+        values = _values_of(graph.graph, set(layers), set(operators)) if layers else None
+        called = _name_units(graph.graph, [name for name, _ in network.units()])
+        if values is not None:  # so that verification can look at each layer by itself
+            renamed = {part: [[name, *(called.get(v, v) for v in of)] for name, *of in values[part]] for part in values}
+            graph.metadata_props.add(key=_VALUES, value=json.dumps(renamed))
         atomic_write(path, graph.SerializeToString())
 
     def weight_bytes(self, path: Path) -> int:
@@ -171,29 +179,95 @@ class Onnx:
     def unit_outputs(self, path: Path, batch: np.ndarray) -> list[tuple[str, np.ndarray]]:
         """See `Format`."""
         import onnx
-        import onnxruntime
 
         model = onnx.load(str(path))
         made = [value for node in model.graph.node for value in node.output if is_unit(value.partition("@")[0])]
-        for value in made:
-            model.graph.output.add(name=value)
-        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-        found = session.run([*made, "output"], {"input": batch})
-        names = [*(value.partition("@")[0] for value in made), "head"]  # whose answer keeps the graph's name for it
-        return list(zip(names, found, strict=True))
+        found = _run(model, [*made, "output"], batch)
+        # The head's answer keeps the graph's name for it.
+        return [(value.partition("@")[0], found[value]) for value in made] + [("head", found["output"])]
+
+    def layer_values(
+        self, path: Path, batch: np.ndarray
+    ) -> tuple[list[tuple[str, np.ndarray, np.ndarray]], list[tuple[str, np.ndarray]]]:
+        """See `Format`: of the layers that multiply whole numbers, and of operators."""
+        import onnx
+
+        model = onnx.load(str(path))
+        (text,) = (entry.value for entry in model.metadata_props if entry.key == _VALUES)
+        values = json.loads(text)
+        found = _run(model, {value for part in values.values() for _, *of in part for value in of}, batch)
+        layers = [(name, found[x], found[y]) for name, x, y in values["layers"]]
+        return layers, [(name, found[value]) for name, value in values["operators"]]
 
 
-def _name_units(graph: Any, order: Sequence[str]) -> None:
+def _run(model: Any, values: Iterable[str], batch: np.ndarray) -> dict[str, np.ndarray]:
+    """Values inside a graph, by their names."""
+    import onnxruntime
+
+    there = {value.name for value in model.graph.output}
+    inside = [value for value in dict.fromkeys(values) if value not in {"input", *there}]
+    for value in inside:
+        model.graph.output.add(name=value)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [*inside, *there]
+    return {"input": batch, **dict(zip(names, session.run(names, {"input": batch}), strict=True))}
+
+
+def _scopes(node: Any) -> list[str]:
+    """The modules in which a node of a graph stands, the outermost first; "@1" and so on where one runs again."""
+    about = {entry.key: entry.value for entry in node.metadata_props}
+    found: list[str] = ast.literal_eval(about.get("pkg.torch.onnx.name_scopes", "[]"))
+    return found
+
+
+def _values_of(graph: Any, layers: set[str], operators: set[str]) -> dict[str, list[list[str]]]:
+    """Which values of a graph layers read and answer, as [name, input, output], and operators, as [name, output].
+
+    Args:
+        graph: An `onnx.GraphProto` that still says in which module each node stands.
+        layers: Names of layers; those that share what they make of one input have that input.
+        operators: Names of modules.
+    """
+    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info)}
+    known = {tensor.name for tensor in graph.initializer}
+    made_in: dict[str, str] = {}  # the layer that makes a value
+    reads: dict[str, str] = {}
+    answers: dict[str, str] = {}
+    last: dict[str, str] = {}
+    for node in graph.node:
+        scopes = _scopes(node)
+        layer = next((scope for scope in reversed(scopes) if scope.partition("@")[0] in layers), "")
+        for value in node.input if layer else ():
+            maker = made_in.get(value, "")
+            if maker == layer or value in known or layer in reads:
+                continue
+            if maker:
+                reads[layer] = reads.get(maker, maker)
+            elif types.get(value) == _FLOAT:
+                reads[layer] = value
+        made_in.update(dict.fromkeys(node.output, layer))
+        if layer:
+            answers[layer] = node.output[0]
+        last.update((scope, node.output[0]) for scope in scopes if scope.partition("@")[0] in operators)
+    return {
+        "layers": [[name.partition("@")[0], reads[name], value] for name, value in answers.items() if name in reads],
+        "operators": [[name.partition("@")[0], value] for name, value in last.items()],
+    }
+
+
+def _name_units(graph: Any, order: Sequence[str]) -> dict[str, str]:
     """Call the value that a unit answers as the unit is called, and forget where the exporter ran.
 
     Args:
         graph: An `onnx.GraphProto`, changed in place.
         order: The units' names in the order in which they run; "@1" and so on is added where one runs again.
+
+    Returns:
+        The new names of values that have one.
     """
     last: dict[str, str] = {}  # the last value that a unit makes
     for node in graph.node:
-        about = {entry.key: entry.value for entry in node.metadata_props}
-        for scope in ast.literal_eval(about.get("pkg.torch.onnx.name_scopes", "[]")):
+        for scope in _scopes(node):
             if scope.partition("@")[0] in order:
                 last[scope] = node.output[0]
     outputs = {value.name for value in graph.output}
@@ -206,3 +280,4 @@ def _name_units(graph: Any, order: Sequence[str]) -> None:
     for value in graph.value_info:
         value.name = called.get(value.name, value.name)
         del value.metadata_props[:]
+    return called

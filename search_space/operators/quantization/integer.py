@@ -98,6 +98,7 @@ class _DynamicRows(Projected):
     """Activations as int8, each row (token) with a scale of its own that is found when it is there."""
 
     shares: ClassVar[bool] = True
+    whole: ClassVar[bool] = True
 
     def enter(self, rows: Tensor, ready: _Ready) -> tuple[Tensor, Tensor]:
         """(M, K) int8 and (M, 1) scales."""
@@ -204,6 +205,7 @@ class W8A8Static(Projected):
     """Weights int8 per output channel, activations uint8 of one scale and zero point a layer: from calibration."""
 
     name: ClassVar[str] = "w8a8_static"
+    whole: ClassVar[bool] = True
 
     observer: str = "minmax"
 
