@@ -6,10 +6,9 @@ between two steps is rounded the other way: then a whole number is another one, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +16,6 @@ from torch import Tensor, nn
 from mixnas.kernels import dispatch
 from mixnas.search_space.formats.format import Format
 from mixnas.search_space.operators.quantization.projected import Stored
-from mixnas.search_space.units import is_unit
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +50,6 @@ def whole_layers(network: nn.Module) -> dict[str, Stored]:
     return {n: m for n, m in network.named_modules() if isinstance(m, Stored) and m.policy.whole}
 
 
-def operators_of(network: nn.Module) -> dict[str, nn.Module]:
-    """The operators of all units, by name: norms, mixers, gates, channel mixers, and units that have no parts."""
-    found = {}
-    for name, module in network.named_modules():
-        parent = name.rpartition(".")[0]
-        if is_unit(name) or is_unit(parent):
-            found[name] = module
-    return found
-
-
 @torch.no_grad()
 def compared(file_format: Format, path: Path, network: nn.Module, inputs: Tensor) -> Integers | None:
     """Compare the whole numbers of a file with a network's.
@@ -76,90 +61,63 @@ def compared(file_format: Format, path: Path, network: nn.Module, inputs: Tensor
         inputs: (n, ...).
 
     Returns:
-        None where the file can't be looked into: the format has no `layer_values(path, batch)`, which gives (name,
-        input, output) of each layer that multiplies whole numbers, in the order in which they run, and (name, output)
-        of operators.
+        None where the file can't be looked into: the format has no `layer_values(path, batch)`, which gives, of each
+        layer that multiplies whole numbers and each time that it runs, its name, the rows (M, K) that it rounds, its
+        answer (M, N), and which operators before it compute otherwise than torch, in words.
     """
-    look = getattr(file_format, "layer_values", None)
-    layers, operators = whole_layers(network), operators_of(network)
+    look, layers = getattr(file_format, "layer_values", None), whole_layers(network)
     if look is None or not layers:
         return None
-    values, answers = look(path, inputs.numpy())
+    alike = numbers = moved = count = 0
+    why = cause = ""
     with dispatch.as_traced():
-        reached, answered = _recorded(network, inputs, layers, operators)
-        if [name for name, _, _ in values] != [name for name, _ in reached]:
-            return None
-        alike = numbers = moved = 0
-        why = ""
-        for (name, x, y), (_, x_here) in zip(values, reached, strict=True):
-            layer, x_there, y_there = layers[name], torch.from_numpy(x), torch.from_numpy(y)
-            if x_there.shape != x_here.shape:
+        reached = _reached(network, inputs, layers)
+        for name, rows, answer, before in look(path, inputs.numpy()):
+            there, answered = torch.from_numpy(rows), torch.from_numpy(answer)
+            if not reached.get(name) or reached[name][0].shape != there.shape:
                 return None
-            here, there = _whole(layer, x_here), _whole(layer, x_there)
-            differing = int((here != there).sum())
-            same = torch.equal(layer(x_there), y_there)
-            alike, numbers, moved = alike + same, numbers + here.numel(), moved + differing
+            layer, here, count = layers[name], reached[name].pop(0), count + 1
+            ready = layer.policy.ready(dict(layer.named_buffers(recurse=False)), layer.bias, layer.inputs)
+            entered = layer.policy.enter(there, ready)
+            expected = layer.policy.product(entered, ready)
+            whole = _whole(layer.policy.enter(here, ready))
+            differing = int((whole != _whole(entered)).sum())
+            same = torch.equal(expected, answered)
+            numbers, moved, alike = numbers + whole.numel(), moved + differing, alike + same
+            if not cause and not torch.equal(here, there):
+                cause = before or "a layer"
             if differing and not why:
-                cause = _first_other(answers, answered, operators)
                 why = (
-                    f"{name} ({layer.policy.name}) is the first where they differ: {cause} adds floats in another "
-                    "order, and a number midway between two steps is then rounded the other way"
+                    f"{name} ({layer.policy.name}) is the first where they differ: what is before it ({cause}) adds "
+                    "floats in another order, and a number midway between two steps is then rounded the other way"
                 )
             if not same and not why:
-                off = (layer(x_there).double() - y_there.double()).abs().max().item()
+                off = (expected.double() - answered.double()).abs().max().item()
                 why = f"{name} ({layer.policy.name}) answers the same inputs with numbers that are up to {off:.2g} off"
-    return Integers(len(values), alike, numbers, moved, why)
+    if any(reached.values()):
+        return None
+    return Integers(count, alike, numbers, moved, why)
 
 
-def _whole(layer: Stored, x: Tensor) -> Tensor:
-    """What a layer rounds its input to."""
-    ready = layer.policy.ready(dict(layer.named_buffers(recurse=False)), layer.bias, layer.inputs)
-    entered = layer.policy.enter(layer.rows(x), ready)
+def _whole(entered: Any) -> Tensor:
+    """The whole numbers of what a policy makes of rows."""
     found: Tensor = entered[0] if isinstance(entered, tuple) else entered
     return found.int()
 
 
-def _recorded(
-    network: nn.Module, inputs: Tensor, layers: dict[str, Stored], operators: dict[str, nn.Module]
-) -> tuple[list[tuple[str, Tensor]], list[tuple[str, Tensor]]]:
-    """Inputs of layers, and answers of operators, as they run."""
-    reached: list[tuple[str, Tensor]] = []
-    answered: list[tuple[str, Tensor]] = []
+def _reached(network: nn.Module, inputs: Tensor, layers: dict[str, Stored]) -> dict[str, list[Tensor]]:
+    """The rows that layers are given, each time that they run."""
+    found: dict[str, list[Tensor]] = {name: [] for name in layers}
     hooks = []
     for name, layer in layers.items():
 
-        def came(_m: Any, given: tuple[Tensor, ...], name: str = name) -> None:
-            reached.append((name, given[0].clone()))
+        def came(module: Any, given: tuple[Tensor, ...], name: str = name) -> None:
+            found[name].append(module.rows(given[0]).clone())
 
         hooks.append(layer.register_forward_pre_hook(came))
-    for name, module in operators.items():
-
-        def told(_m: Any, _g: Any, output: Any, name: str = name) -> None:
-            if isinstance(output, Tensor):
-                answered.append((name, output.clone()))
-
-        hooks.append(module.register_forward_hook(told))
     try:
         network(inputs)
     finally:
         for hook in hooks:
             hook.remove()
-    return reached, answered
-
-
-def _first_other(
-    answers: Iterable[tuple[str, np.ndarray]],
-    answered: Iterable[tuple[str, Tensor]],
-    operators: dict[str, nn.Module],
-) -> str:
-    """The first operator that does not answer to the last bit as the network's: its name and what it is."""
-    there: dict[str, list[np.ndarray]] = {}
-    for name, array in answers:
-        there.setdefault(name, []).append(array)
-    for name, tensor in answered:
-        if not there.get(name):
-            continue
-        array = there[name].pop(0)
-        if array.shape == tuple(tensor.shape) and not torch.equal(torch.from_numpy(array), tensor):
-            return f"{name} ({type(operators[name]).__name__})"
-    return "an operator before it"
+    return found

@@ -10,7 +10,7 @@ import ast
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +27,22 @@ if TYPE_CHECKING:  # who only asks whether ONNX is there need not wait for torch
     from mixnas.search_space.network import Network
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-_FLOAT, _UINT8, _INT8, _INT32 = 1, 2, 3, 6  # of onnx.TensorProto.DataType
-_VALUES = "values"
-"""Metadata of a graph with products of whole numbers: which values its layers read and answer, and its operators."""
+_UINT8, _INT8, _INT32 = 2, 3, 6  # of onnx.TensorProto.DataType
+_LAYERS = "layers"
+"""Metadata of a graph with products of whole numbers: see `_layers_of`."""
+
+# fmt: off
+_EXACT = frozenset(
+    (
+        "Abs", "Add", "And", "Cast", "CastLike", "Clip", "Concat", "Constant", "ConstantOfShape", "DequantizeLinear",
+        "Div", "Equal", "Expand", "Flatten", "Floor", "Gather", "GatherElements", "GatherND", "Greater", "Identity",
+        "Less", "MatMulInteger", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Pad", "QuantizeLinear", "Range",
+        "Reciprocal", "ReduceMax", "ReduceMin", "Relu", "Reshape", "Round", "ScatterElements", "ScatterND", "Shape",
+        "Sign", "Slice", "Split", "Squeeze", "Sub", "Tile", "Transpose", "Unsqueeze", "Where"
+    )
+)
+# fmt: on
+"""Operations that every runtime computes alike, because IEEE 754 says what comes out, or nothing is computed."""
 
 
 def to_onnx(module: nn.Module, inputs: Tensor, dynamic_batch: bool) -> bytes:
@@ -140,7 +153,7 @@ class Onnx:
 
     def write(self, network: Network, path: Path, extra: Mapping[str, Any]) -> None:
         """See `to_onnx`; architecture, interface and `extra` stand in the graph's metadata."""
-        from mixnas.search_space.formats.integers import operators_of, whole_layers
+        from mixnas.search_space.formats.integers import whole_layers
         from mixnas.search_space.formats.torch_export import exported_network
         from mixnas.search_space.operators.quantization.qdq import with_qdq
 
@@ -152,12 +165,9 @@ class Onnx:
         about = {"architecture": network.architecture.to_dict(), "io": network.io.to_plain(), "extra": dict(extra)}
         for key, value in about.items():
             graph.metadata_props.add(key=key, value=json.dumps(value))
-        layers, operators = whole_layers(network), operators_of(network)
-        values = _values_of(graph.graph, set(layers), set(operators)) if layers else None
-        called = _name_units(graph.graph, [name for name, _ in network.units()])
-        if values is not None:  # so that verification can look at each layer by itself
-            renamed = {part: [[name, *(called.get(v, v) for v in of)] for name, *of in values[part]] for part in values}
-            graph.metadata_props.add(key=_VALUES, value=json.dumps(renamed))
+        _name_units(graph.graph, [name for name, _ in network.units()])
+        if layers := whole_layers(network):  # so that verification can look at each by itself
+            graph.metadata_props.add(key=_LAYERS, value=json.dumps(_layers_of(graph.graph, layers)))
         atomic_write(path, graph.SerializeToString())
 
     def weight_bytes(self, path: Path) -> int:
@@ -186,18 +196,15 @@ class Onnx:
         # The head's answer keeps the graph's name for it.
         return [(value.partition("@")[0], found[value]) for value in made] + [("head", found["output"])]
 
-    def layer_values(
-        self, path: Path, batch: np.ndarray
-    ) -> tuple[list[tuple[str, np.ndarray, np.ndarray]], list[tuple[str, np.ndarray]]]:
-        """See `Format`: of the layers that multiply whole numbers, and of operators."""
+    def layer_values(self, path: Path, batch: np.ndarray) -> list[tuple[str, np.ndarray, np.ndarray, str]]:
+        """See `integers.compared`."""
         import onnx
 
         model = onnx.load(str(path))
-        (text,) = (entry.value for entry in model.metadata_props if entry.key == _VALUES)
-        values = json.loads(text)
-        found = _run(model, {value for part in values.values() for _, *of in part for value in of}, batch)
-        layers = [(name, found[x], found[y]) for name, x, y in values["layers"]]
-        return layers, [(name, found[value]) for name, value in values["operators"]]
+        (text,) = (entry.value for entry in model.metadata_props if entry.key == _LAYERS)
+        layers = json.loads(text)
+        found = _run(model, [one[end] for one in layers for end in ("rounds", "answer")], batch)
+        return [(one["name"], found[one["rounds"]], found[one["answer"]], one["before"]) for one in layers]
 
 
 def _run(model: Any, values: Iterable[str], batch: np.ndarray) -> dict[str, np.ndarray]:
@@ -220,50 +227,82 @@ def _scopes(node: Any) -> list[str]:
     return found
 
 
-def _values_of(graph: Any, layers: set[str], operators: set[str]) -> dict[str, list[list[str]]]:
-    """Which values of a graph layers read and answer, as [name, input, output], and operators, as [name, output].
+def _layers_of(graph: Any, layers: Collection[str]) -> list[dict[str, str]]:
+    """Where layers that multiply whole numbers stand: name, values that they round and answer, what comes before.
+
+    A layer is known by its weights: in which module a node stands the exporter does not always say rightly.
 
     Args:
-        graph: An `onnx.GraphProto` that still says in which module each node stands.
-        layers: Names of layers; those that share what they make of one input have that input.
-        operators: Names of modules.
+        graph: An `onnx.GraphProto`.
+        layers: Their names.
     """
-    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info)}
-    known = {tensor.name for tensor in graph.initializer}
-    made_in: dict[str, str] = {}  # the layer that makes a value
-    reads: dict[str, str] = {}
-    answers: dict[str, str] = {}
-    last: dict[str, str] = {}
+    made = {value: node for node in graph.node for value in node.output}
+    users: dict[str, list[Any]] = {}
     for node in graph.node:
-        scopes = _scopes(node)
-        layer = next((scope for scope in reversed(scopes) if scope.partition("@")[0] in layers), "")
-        for value in node.input if layer else ():
-            maker = made_in.get(value, "")
-            if maker == layer or value in known or layer in reads:
-                continue
-            if maker:
-                reads[layer] = reads.get(maker, maker)
-            elif types.get(value) == _FLOAT:
-                reads[layer] = value
-        made_in.update(dict.fromkeys(node.output, layer))
-        if layer:
-            answers[layer] = node.output[0]
-        last.update((scope, node.output[0]) for scope in scopes if scope.partition("@")[0] in operators)
-    return {
-        "layers": [[name.partition("@")[0], reads[name], value] for name, value in answers.items() if name in reads],
-        "operators": [[name.partition("@")[0], value] for name, value in last.items()],
-    }
+        for value in node.input:
+            users.setdefault(value, []).append(node)
+    known = {tensor.name for tensor in graph.initializer}
+
+    def behind(values: Iterable[str], end: Collection[str] = ()) -> set[str]:
+        """Values that others are computed from, themselves among them."""
+        found, rest = set(), list(values)
+        while rest:
+            value = rest.pop()
+            if value not in found:
+                found.add(value)
+                rest += made[value].input if value in made and value not in end else ()
+        return found
+
+    found: list[dict[str, str]] = []
+    for node in graph.node:
+        rounded = _rounded(node, made)
+        of = {v.rpartition(".")[0] for v in behind(node.input[1:2]) & known} & set(layers) if rounded else set()
+        if rounded is None or len(of) != 1:
+            continue
+        (name,), before = of, behind([rounded], [one["answer"] for one in found])
+        inexact = [
+            n for n in graph.node if n.op_type not in _EXACT and before & set(n.output) - {o["answer"] for o in found}
+        ]
+        said = ", ".join(dict.fromkeys(_label(n, known) for n in inexact))
+        answer = _answer(node, users, {f"{name}.scale", f"{name}.bias"} & known)
+        found.append({"name": name, "rounds": rounded, "answer": answer, "before": said})
+    return found
 
 
-def _name_units(graph: Any, order: Sequence[str]) -> dict[str, str]:
+def _rounded(product: Any, made: Mapping[str, Any]) -> str | None:
+    """The floats that a product's first factor was rounded from; None where it is no product of whole numbers."""
+    if product.op_type == "MatMulInteger":
+        cast = made[product.input[0]]
+        scaled = made[made[cast.input[0]].input[0]]  # what Round is given
+        return str(scaled.input[0])
+    back = made.get(product.input[0]) if product.op_type in ("Gemm", "MatMul") else None
+    if back is None or back.op_type != "DequantizeLinear":
+        return None
+    quantized = made.get(back.input[0])
+    return None if quantized is None else str(quantized.input[0])
+
+
+def _answer(product: Any, users: Mapping[str, Sequence[Any]], constants: set[str]) -> str:
+    """The value behind a product that has been scaled and had its bias added; a fused one has already."""
+    value, left = str(product.output[0]), constants if product.op_type == "MatMulInteger" else set()
+    while left:
+        following = next(user for user in users[value] if user.op_type in ("Cast", "Mul", "Add"))
+        left, value = left - set(following.input), str(following.output[0])
+    return value
+
+
+def _label(node: Any, known: Collection[str]) -> str:
+    """An operation, and whose weights it has."""
+    own = [value.rpartition(".")[0] for value in node.input if value in known and "." in value]
+    return f"{node.op_type} ({own[0]})" if own else str(node.op_type)
+
+
+def _name_units(graph: Any, order: Sequence[str]) -> None:
     """Call the value that a unit answers as the unit is called, and forget where the exporter ran.
 
     Args:
         graph: An `onnx.GraphProto`, changed in place.
         order: The units' names in the order in which they run; "@1" and so on is added where one runs again.
-
-    Returns:
-        The new names of values that have one.
     """
     last: dict[str, str] = {}  # the last value that a unit makes
     for node in graph.node:
@@ -280,4 +319,3 @@ def _name_units(graph: Any, order: Sequence[str]) -> dict[str, str]:
     for value in graph.value_info:
         value.name = called.get(value.name, value.name)
         del value.metadata_props[:]
-    return called

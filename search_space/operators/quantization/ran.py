@@ -59,10 +59,9 @@ def what_ran(module: nn.Module, inputs: Tensor, forwards: int = 3) -> list[Ran]:
         inputs: What it reads.
         forwards: How many are looked at, after one that is not.
     """
-    activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.inference_mode():
         module(inputs)
-        with torch.profiler.profile(activities=activities) as profile:
+        with torch.autograd.profiler.profile(use_kineto=False) as profile:  # Kineto writes to stderr
             for _ in range(forwards):
                 module(inputs)
     averages = profile.key_averages()
