@@ -217,7 +217,9 @@ def _run(model: Any, values: Iterable[str], batch: np.ndarray) -> dict[str, np.n
         model.graph.output.add(name=value)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     names = [*inside, *there]
-    return {"input": batch, **dict(zip(names, session.run(names, {"input": batch}), strict=True))}
+    # Copies: what a session answers may lie in its own memory, and ends with it.
+    found = [array.copy() for array in session.run(names, {"input": batch})]
+    return {"input": batch, **dict(zip(names, found, strict=True))}
 
 
 def _scopes(node: Any) -> list[str]:

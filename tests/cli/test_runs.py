@@ -204,7 +204,8 @@ def test_what_was_asked_for_has_a_column(searched: Path, tmp_path: Path):
     assert other.asked == ("accuracy", "latency_ms", "weight_bytes", elsewhere)
     copied = tmp_path / "first"
     shutil.copytree(run.path, copied)
-    other.write(copied / "pareto.json")
+    with Run.open("first", tmp_path) as again:
+        again.write_tables((copied / "trials.csv").read_text(), other)
     printed = ok("front", "first", "--runs", tmp_path)
     first = next(line for line in printed.splitlines() if line.strip().startswith(members[0].id))
     assert "weight_bytes" in printed and f"{members[0].metrics['weight_bytes']:,.0f}" in first and " 0.123 " in first

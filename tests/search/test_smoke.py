@@ -61,6 +61,7 @@ def test_a_seed_that_numpy_does_not_take_is_refused_as_it_is_read():
 SIZES = ("train_size", "validation_size", "test_size")
 WIDE = {
     "task": {"name": "mqar", "vocab_size": 512, "length": 256, **dict.fromkeys(SIZES, 300)},
+    "objectives": {"recall": "max", "latency_ms": "min"},
     "constraints": ["params >= 2e6", "params <= 9e9"],
     "space": {
         "stem": "embedding",
