@@ -516,5 +516,5 @@ def test_a_share_has_the_error_of_wilson_s_interval() -> None:
 
 
 def test_a_metric_of_its_own_without_scatter_has_no_known_error() -> None:
-    exact = judged(_Right(squared=True), [(torch.zeros(64, 2), torch.zeros(64))], "the validation")
+    exact = judged(_Right(squared=True), [(torch.zeros(64, 2), torch.zeros(64).long())], "the validation")
     assert exact.score == 0 and exact.error is None
