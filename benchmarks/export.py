@@ -5,11 +5,12 @@
 Random networks that between them have every registered operator and policy, with norms, biases and statistics away
 from one and zero; and with --run all networks of a finished run's front, on inputs of the task's test split. Each file
 is loaded in a process in which this package cannot be imported, and compared with the deployed eager network on 64
-inputs and on one: float32 within 1e-4 of the logits, absolutely; stored integers and halves as `formats.tolerance`
-says, and it is counted which are the same to the last bit. A format that cannot hold a network has to say which unit,
-and why; where that is a policy, the same network is written once more with float32 in its place, so that the rest of it
-is shown too. `never_shown` are the operators that no file of a format agreed with. Prints one JSON; ends with 1 where
-any file neither agrees nor was refused.
+inputs and on one: float32, and weights of few bits that are widened to it, within 1e-4 of the logits, absolutely;
+halves as `formats.tolerance` says; and of a network that multiplies whole numbers every one has to be the deployed
+network's, or the file is refused with the layer where the first is not, and why. A format that cannot hold a network
+has to say which unit, and why; where that is a policy, the same network is written once more with float32 in its place,
+so that the rest of it is shown too. `never_shown` are the operators that no file of a format agreed with. Prints one
+JSON; ends with 1 where any file neither agrees nor was refused.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import sys
 import tempfile
 import time
@@ -41,10 +43,11 @@ from mixnas.search_space.errors import ConfigError, IntegrityError, NasError  # 
 from mixnas.search_space.files import write_json  # noqa: E402
 from mixnas.search_space.formats import format as formats  # noqa: E402
 from mixnas.search_space.formats.apart import Apart  # noqa: E402
-from mixnas.search_space.formats.format import Format  # noqa: E402
+from mixnas.search_space.formats.format import Format, NotIdentical  # noqa: E402
+from mixnas.search_space.formats.integers import whole_layers  # noqa: E402
 from mixnas.search_space.formats.safetensors import load_network  # noqa: E402
 from mixnas.search_space.network import Network  # noqa: E402
-from mixnas.search_space.operators.quantization.policy import uniform  # noqa: E402
+from mixnas.search_space.operators.quantization.policy import policy_of, uniform  # noqa: E402
 from mixnas.search_space.registry import Context, Knob, Value  # noqa: E402
 from mixnas.search_space.units import IOSpec  # noqa: E402
 
@@ -64,7 +67,6 @@ WIDTHS = (16, 32)
 FORMATS = ("torch-export", "onnx", "safetensors")
 ABSOLUTE = 1e-4
 INPUTS = 64
-INTEGERS = (torch.int8, torch.uint8)
 
 Axes = dict[str, set[str]]
 
@@ -170,26 +172,46 @@ def through(name: str, network: Network, inputs: torch.Tensor, folder: Path, apa
     refused = file_format.why_not(network)
     if refused:
         return {"result": "refused", "why": refused}
+    about: dict[str, Any] = {"whole": True} if whole_layers(network) else {}
     try:
         file_format.write(network, path, {})
-        agreement = formats.verify(file_format, path, network, inputs, apart.load(file_format, path))
+        answer = apart.load(file_format, path)
+        try:
+            agreement = formats.verify(file_format, path, network, inputs, answer)
+            about["result"] = "agrees"
+        except NotIdentical as error:
+            about |= {"result": "refused", "why": str(error).replace(f"{path}: ", "")}
+            agreement = formats.verify(file_format, path, network, inputs, answer, stated=math.inf)
     except IntegrityError as error:
-        return {"result": "wrong", "why": str(error)}
+        return {**about, "result": "wrong", "why": str(error)}
     except NasError as error:
-        return {"result": "refused", "why": str(error)}
-    stored = {tensor.dtype for tensor in network.state_dict().values()}
-    allowed = ABSOLUTE if stored <= {torch.float32, torch.int64} else agreement.allowed
-    result = "agrees" if agreement.difference <= allowed else "wrong"
-    seconds = round(time.perf_counter() - begun, 2)
-    found = {"result": result, "difference": agreement.difference, "allowed": allowed, "seconds": seconds}
-    return found | ({"integers": True} if stored & set(INTEGERS) else {})
+        return {**about, "result": "refused", "why": str(error)}
+    widened = formats.tolerance(network) == formats.tolerance(torch.nn.Linear(1, 1))
+    allowed = ABSOLUTE if widened else agreement.allowed
+    if about["result"] == "agrees" and agreement.difference > allowed:
+        about["result"] = "wrong"
+    about |= {"difference": agreement.difference, "identical": agreement.identical}
+    if agreement.integers is not None:
+        found = agreement.integers
+        about["integers"] = {name: getattr(found, name) for name in ("layers", "alike", "numbers", "moved")}
+    if math.isfinite(allowed):
+        about["allowed"] = allowed
+    return about | {"seconds": round(time.perf_counter() - begun, 2)}
 
 
-def without_refused(file_format: Format, architecture: Architecture, io: IOSpec) -> Architecture:
-    """The same with float32 wherever there is a policy that the format refuses."""
+def without_refused(
+    file_format: Format, architecture: Architecture, io: IOSpec, *, rounds_otherwise: bool
+) -> Architecture:
+    """The same with float32 wherever there is a policy that the format refuses, or that multiplies whole numbers where
+    its runtime rounds otherwise."""
     blocks = [block for stage in architecture.stages for block in stage.blocks]
     named = {quant for block in blocks for quant in (block.quant, block.channel_quant)}
-    refused = {quant for quant in named if file_format.why_not(Network(uniform(architecture, quant), io))}
+    refused = {
+        quant
+        for quant in named
+        if file_format.why_not(Network(uniform(architecture, quant), io))
+        or (rounds_otherwise and getattr(policy_of(quant), "whole", False))
+    }
 
     def spared(quant: Op) -> Op:
         return Op("fp32") if quant in refused else quant
@@ -201,6 +223,10 @@ def without_refused(file_format: Format, architecture: Architecture, io: IOSpec)
     return replace(architecture, stages=tuple(stages))
 
 
+def _spared(name: str, architecture: Architecture, io: IOSpec, file: dict[str, Any]) -> Architecture:
+    return without_refused(formats.get(name), architecture, io, rounds_otherwise="difference" in file)
+
+
 def tried(names: Iterable[str], network: Network, inputs: torch.Tensor, seed: int | None) -> dict[str, Any]:
     """A network through each format; with a seed, also without the policies that a format refuses."""
     found: dict[str, Any] = {}
@@ -208,13 +234,20 @@ def tried(names: Iterable[str], network: Network, inputs: torch.Tensor, seed: in
     with tempfile.TemporaryDirectory() as folder, Apart([formats.get(name) for name in names]) as apart:
         for name in names:
             found[name] = through(name, network, inputs, Path(folder), apart)
-            file_format = formats.get(name)
-            if seed is None or found[name]["result"] != "refused" or not file_format.why_not(network):
+            if seed is None or found[name]["result"] != "refused":
                 continue
-            rest = without_refused(file_format, network.architecture, network.io)
+            rest = _spared(name, network.architecture, network.io, found[name])
+            if rest == network.architecture:
+                continue
             spared = trained_looking(rest, network.io, seed)
             found[name]["with_float32_instead"] = through(name, spared, inputs, Path(folder), apart)
     return found
+
+
+def _moved(file: dict[str, Any]) -> bool:
+    """Whether a whole number is another one in a file, or can't be told to be the same."""
+    found = file.get("integers")
+    return found is None or found["moved"] > 0 or found["alike"] < found["layers"]
 
 
 def counted(rows: list[dict[str, Any]], names: Iterable[str]) -> dict[str, Any]:
@@ -223,13 +256,25 @@ def counted(rows: list[dict[str, Any]], names: Iterable[str]) -> dict[str, Any]:
     for name in names:
         files = [row[name] for row in rows]
         again = [file["with_float32_instead"] for file in files if "with_float32_instead" in file]
-        integers = [file for file in (*files, *again) if file.get("integers") and "difference" in file]
+        compared = [file for file in (*files, *again) if "difference" in file]
+        whole = [file for file in compared if file.get("whole")]
+        looked = [file["integers"] for file in whole if "integers" in file]
         counts[name] = {
             **Counter(file["result"] for file in files),
             "with_float32_instead": Counter(file["result"] for file in again),
-            "integers": len(integers),
-            "integers_identical": sum(file["difference"] == 0 for file in integers),
-            "largest_difference": max((f["difference"] for f in (*files, *again) if "difference" in f), default=None),
+            "identical": sum(file["identical"] for file in compared),
+            "of_whole_numbers": {
+                "networks": len(whole),
+                "outputs_identical": sum(file["identical"] for file in whole),
+                "whole_numbers_identical": sum(file["identical"] or not _moved(file) for file in whole),
+                "refused": sum(file["result"] == "refused" for file in whole),
+                "layers": sum(found["layers"] for found in looked),
+                "layers_alike": sum(found["alike"] for found in looked),
+            },
+            "largest_difference": max((file["difference"] for file in compared), default=None),
+            "largest_difference_of_those_that_agree": max(
+                (file["difference"] for file in compared if file["result"] == "agrees"), default=None
+            ),
         }
     return counts
 
@@ -249,7 +294,7 @@ def measure(count: int, seed: int, names: Iterable[str]) -> dict[str, Any]:
             if file["result"] == "agrees":
                 shown[name] |= used(architecture, io)
             elif file.get("with_float32_instead", {}).get("result") == "agrees":
-                shown[name] |= used(without_refused(formats.get(name), architecture, io), io)
+                shown[name] |= used(_spared(name, architecture, io, file), io)
         rows.append({"id": architecture.id, "kind": io.kind, "architecture": str(architecture), **found})
         said = [file["result"] for file in found.values()]
         print(f"{i + 1}/{count} {architecture.id} {said}", file=sys.stderr, flush=True)

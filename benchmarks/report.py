@@ -3,17 +3,20 @@
     python benchmarks/report.py [--trials 1000 10000] [--output FILE]
 
 The runs are made up: architectures of the embedded default, drawn at random, with metrics from their sizes and noise.
-Their studies are as a search writes them. Timed is `nas report` in a process of its own, from nothing.
+Their studies are as a search writes them. Timed is `nas report` in a process of its own, from nothing; and where it is
+installed, how long `optuna-dashboard` takes to open the study.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import subprocess
 import sys
 import tempfile
 import time
+import wsgiref.util
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +98,35 @@ def measure(trials: int) -> dict[str, Any]:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - begun
         size = (run.path / "report.html").stat().st_size
-    return {"trials": trials, "seconds": round(seconds, 2), "bytes": size}
+        found = {"trials": trials, "seconds": round(seconds, 2), "bytes": size}
+        if importlib.util.find_spec("optuna_dashboard") is not None:
+            found["dashboard"] = dashboard(run.journal)
+    return found
+
+
+def dashboard(journal: Path) -> dict[str, Any]:
+    """What `optuna-dashboard` answers when a browser opens the study, and after how many seconds."""
+    import optuna
+    from optuna_dashboard import wsgi
+
+    begun = time.perf_counter()
+    app = wsgi(optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(journal))))
+
+    def get(place: str) -> Any:
+        environ: dict[str, Any] = {}
+        wsgiref.util.setup_testing_defaults(environ)
+        return json.loads(b"".join(app({**environ, "PATH_INFO": place}, lambda *_: None)))
+
+    (study,) = get("/api/studies")["study_summaries"]
+    found = get(f"/api/studies/{study['study_id']}")
+    seconds = time.perf_counter() - begun
+    described = sum("architecture" in {a["key"] for a in trial["user_attrs"]} for trial in found["trials"])
+    return {
+        "seconds": round(seconds, 2),
+        "trials": len(found["trials"]),
+        "with_architecture": described,
+        "objectives": found["objective_names"],
+    }
 
 
 def main() -> int:

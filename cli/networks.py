@@ -43,6 +43,12 @@ def export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-verify", action="store_true", help="do not load the task: compare on random inputs, measure nothing"
     )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        metavar="X",
+        help="how far a file's outputs may be from the network's (default: by its types, and no whole number differs)",
+    )
     parser.add_argument("--licence", "--license", default="unknown", metavar="ID", help="SPDX identifier, for the card")
     trusting(parser)
     parser.add_argument("-o", "--output", metavar="DIR", help="where to (default: the run's exports/)")
@@ -74,8 +80,11 @@ def export(args: argparse.Namespace) -> int:
     from mixnas.search.export import export_run
     from mixnas.search.run.directory import Run
     from mixnas.search.run.progress import make_progress
+    from mixnas.search.run.trust import about_to_import
 
     run = Run.open(args.run, args.runs)
+    if not args.no_verify and (said := about_to_import(run.manifest, args.trust)):
+        print(said, file=sys.stderr)
     progress = make_progress("quiet" if args.quiet else "auto", color=colored(args))
     with progress, progress.phase("export", unit="networks") as phase:
         found = export_run(
@@ -90,6 +99,7 @@ def export(args: argparse.Namespace) -> int:
             format_names=_formats(args),
             output=args.output,
             verify=not args.no_verify,
+            tolerance=args.tolerance,
             licence=args.licence,
             trust=args.trust,
             report=phase,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,13 +18,15 @@ class Overview:
         status: Its state and its trials.
         best: The best value of each objective on the front; empty while the front is.
         errors: The standard error of each of these, where it is known.
-        hypervolume: Of the front; None until its box is fixed.
+        final: Whether that is the front of networks trained to the end, which `nas front` prints; else the search's.
+        hypervolume: Of the search's front; None until its box is fixed.
         seconds_left: Of the search, at the speed of the trials so far; None unless it is running.
     """
 
     status: RunStatus
     best: dict[str, float]
     errors: dict[str, float]
+    final: bool
     hypervolume: float | None
     seconds_left: float | None
 
@@ -31,14 +34,19 @@ class Overview:
 def overview(run: Run) -> Overview:
     """Look at a run; for one that is running, too."""
     from mixnas.search.study.objectives import parse_constraints, parse_objectives
-    from mixnas.search.study.reading import summary_of
+    from mixnas.search.study.reading import best_of, summary_of
+    from mixnas.search_space.errors import NasError
 
     status, fixed = run.status(), run.manifest["fixed"]
     objectives, constraints = parse_objectives(fixed["objectives"]), parse_constraints(fixed.get("constraints", []))
     found = summary_of(run.journal, objectives, constraints)
-    return Overview(
-        status, dict(found.best), dict(found.errors), found.hypervolume, _seconds_left(status, found.seconds)
-    )
+    best, errors, final = dict(found.best), dict(found.errors), False
+    if status.state != "running":
+        with contextlib.suppress(NasError):  # there is none yet, or it is damaged, which `problems` tells
+            front = run.front()
+            if front.final and front.members:
+                (best, errors), final = best_of([member.metrics for member in front.members], objectives), True
+    return Overview(status, best, errors, final, found.hypervolume, _seconds_left(status, found.seconds))
 
 
 def _seconds_left(status: RunStatus, seconds: float) -> float | None:

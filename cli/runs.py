@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from mixnas.cli.dry_run import dry_run
 from mixnas.cli.overview import overview
 from mixnas.cli.printing import colored, number, print_json, print_table
 from mixnas.cli.verbs import Verb, budgeted, config_name, configured, engine_settings, load_config, settings, trusting
@@ -48,18 +49,17 @@ def search_arguments(parser: argparse.ArgumentParser) -> None:
         "--smoke", action="store_true", help="this search in small: through every phase of it in under a minute"
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="check everything, say what would be done, start nothing"
+        "--dry-run",
+        action="store_true",
+        help="check and build everything, take one step, say what it would take, start nothing",
     )
 
 
 def search(args: argparse.Namespace) -> int:
     """A whole search."""
-    from mixnas.evaluators.tasks.task import recorded
     from mixnas.search.job import new_run
-    from mixnas.search.problem import Problem
     from mixnas.search.sinks import check as check_sinks
-    from mixnas.search.smoke import shrunk
-    from mixnas.search.strategies import STRATEGIES
+    from mixnas.search.smoke import lighter, shrunk
 
     if args.data is None:
         config, source = load_config(args), config_name(args)
@@ -74,30 +74,11 @@ def search(args: argparse.Namespace) -> int:
         config, omitted = shrunk(config)
         if omitted:
             print(f"--smoke: nothing is trained for long, so left out: {', '.join(omitted)}", file=sys.stderr)
+        config, said = lighter(config)
+        if said:
+            print(f"--smoke: its networks are large, so {said}", file=sys.stderr)
     if args.dry_run:
-        if args.json:
-            raise ConfigError("--dry-run --json: what a dry run says is text alone. Leave one of the two out.")
-        problem = Problem(config, source)
-        strategy = STRATEGIES.name_of(problem.strategy)
-        latency = config.latency
-        limit = "no limit of time" if config.search.time is None else f"at most {config.search.time:g} s"
-        profile = f"a profile of {latency.profile:g} s" if problem.metrics["latency_ms"].cheap else "no profile"
-        summary = recorded(problem.task).get("summary")
-        lines = [
-            *([f"data          {summary}"] if summary else []),
-            f"task          {config.task.name}: {problem.io.kind}, input {'x'.join(map(str, problem.io.size))}",
-            f"space         {problem.space.size():,} architectures, {len(problem.space.variables)} choices",
-            f"objectives    {', '.join(map(str, problem.objectives))}",
-            f"constraints   {', '.join(map(str, problem.constraints)) or 'none'}",
-            f"search        {config.search.trials} trials by {strategy}, {config.search.evaluator}, {limit}, seed "
-            f"{config.search.seed}",
-            *([f"super-network {_supernet_time(config)}"] if config.search.evaluator == "supernet" else []),
-            f"engine        {_engine(config)}",
-            f"latency       of {problem.device}, {latency.runtime}, {latency.threads} threads, batch size "
-            f"{latency.batch_size}; {profile}",
-            "nothing was started (--dry-run)",
-        ]
-        print("\n".join(lines))
+        dry_run(config, source, json=args.json)
         return 0
     prefix = f"smoke-{config.task.name}" if args.smoke else None
     run = new_run(config, root=args.runs, name=args.name, source=source, prefix=prefix)
@@ -120,23 +101,6 @@ def _take_away(run: Run) -> None:
     seconds |= {"export": exported - begun, "report": time.monotonic() - exported}
     took = ", ".join(f"{name} {spent:.1f} s" for name, spent in seconds.items())
     print(f"--smoke: every phase was gone through ({took}); the numbers of {run.path} mean nothing", file=sys.stderr)
-
-
-def _engine(config: Config) -> str:
-    """Its name, and what is not as it is by default."""
-    plain = config.search.engine.to_plain()
-    options = {} if isinstance(plain, str) else {key: value for key, value in plain.items() if key != "name"}
-    name = plain if isinstance(plain, str) else plain["name"]
-    default = type(config.search.engine)()
-    told = [f"{key} {value}" for key, value in options.items() if value != getattr(default, key)]
-    return ", ".join([name, *told])
-
-
-def _supernet_time(config: Config) -> str:
-    supernet = config.supernet
-    if supernet.seconds is not None:
-        return f"{supernet.seconds:g} s of training"
-    return f"{supernet.steps} steps" if supernet.steps else f"{supernet.epochs} epochs"
 
 
 def _execute(args: argparse.Namespace, run: Run, config: Config) -> int:
@@ -190,11 +154,15 @@ def resume(args: argparse.Namespace) -> int:
     """Go on with a run."""
     from mixnas.search.job import reopen
     from mixnas.search.run.directory import Run
+    from mixnas.search.run.trust import about_to_import
     from mixnas.search.sinks import check as check_sinks
     from mixnas.search_space.files import load_yaml
 
     check_sinks(args.log)
-    plain = Run.open(args.run, args.runs).config() if args.config is None else args.read or load_yaml(args.config)
+    opened = Run.open(args.run, args.runs)
+    plain = opened.config() if args.config is None else args.read or load_yaml(args.config)
+    if said := about_to_import(opened.manifest, args.trust):
+        print(said, file=sys.stderr)
     changed = [*engine_settings(args, plain), *settings(args)]
     run, config = reopen(args.run, args.runs, config=args.config, settings=changed, trust=args.trust, plain=args.read)
     return _execute(args, run, config)
@@ -273,12 +241,20 @@ def _one_run(args: argparse.Namespace) -> int:
     now, phases = overview(run), run.manifest["phases"]
     one, ended = now.status, IntegrityError.exit_status if wrong else 0
     if args.json:
-        plain = {**one.to_plain(), "hypervolume": now.hypervolume, "best": now.best, "best_se": now.errors}
+        plain = {
+            **one.to_plain(),
+            "hypervolume": now.hypervolume,
+            "best": now.best,
+            "best_se": now.errors,
+            "final": now.final,
+        }
         print_json({**plain, "phases": phases, "wrong": wrong, "unchecked": old})
         return ended
     print(
         f"{one.name}: {one.state}, {one.done} of {one.trials} trials done, {one.failed} failed, {one.running} running"
     )
+    if now.best:
+        print("of the front, trained to the end:" if now.final else "of the search so far, before training to the end:")
     for name in now.best:
         error = now.errors.get(name)
         print(f"best {name}: {number(now.best[name])}" + ("" if error is None else f" ±{error:.4f}"))
@@ -360,8 +336,8 @@ def _print_front(
     predicted = any(m.predicted is not None for m in members)
     latency = f"{found.latency} ms".strip()
     columns = ["id", metric, *([f"test {metric}", "in search"] if final else []), latency, "90% interval"]
-    shown = ("params", "macs", *(o for o in found.objectives if o not in (metric, "latency_ms", "params", "macs")))
-    columns += [*(["predicted ms"] if predicted else []), *shown, "architecture"]
+    asked = _other_metrics(found)
+    columns += [*(["predicted ms"] if predicted else []), *asked, "params", "macs", "architecture"]
     rows = []
     for m in members:
         values = m.values
@@ -373,7 +349,7 @@ def _print_front(
         row.append("-" if low is None or high is None else f"{low:.3f} to {high:.3f}")
         if predicted:
             row.append("-" if m.predicted is None else f"{m.predicted.ms:.3f}")
-        row += [*(number(values[name]) if name in values else "-" for name in shown)]
+        row += [_number_of(values, name) for name in (*asked, "params", "macs")]
         rows.append([*row, names[m.id]])
     device = f" on {found.device}" if found.device else ""
     title = f"{found.run}: Pareto front{device}, {len(rows)} networks (* the knee; ± one standard error)"
@@ -394,6 +370,18 @@ def _print_front(
     guessed = [m.id for m in members if m.latency is not None and m.latency.outside]
     if guessed:
         print(f"predicted outside the range that was measured: {', '.join(guessed)}", file=sys.stderr)
+
+
+def _other_metrics(found: Front) -> list[str]:
+    """What was asked for and has no column of its own: `weight_bytes`, `latency_ms@DEVICE`."""
+    own = {found.metric, f"test_{found.metric}", "latency_ms", "params", "macs"}
+    return [name for name in found.asked if name not in own]
+
+
+def _number_of(values: Mapping[str, float], name: str) -> str:
+    if name not in values:
+        return "-"
+    return _milliseconds(values[name]) if name.startswith("latency_ms") else number(values[name])
 
 
 def with_error(values: Mapping[str, float], metric: str) -> str:

@@ -94,6 +94,7 @@ _ONE_RUN = _record(
     hypervolume=_or_null(NUMBER),
     best=_by_name(NUMBER),
     best_se=_by_name(NUMBER),
+    final=FLAG,
     phases=_list(_record(name=TEXT, seconds=NUMBER, ended=TEXT)),
     wrong=_by_name(TEXT),
     unchecked=_list(TEXT),
@@ -125,8 +126,33 @@ _PREDICTED = _record(
 )
 _KNOB = _record(default={"type": ["number", "string", "boolean"]}, allowed=TEXT, doc=TEXT)
 
+_RANGE = _list(NUMBER)
+_DRY_RUN = _record(
+    task=ANY,
+    architectures=WHOLE,
+    choices=WHOLE,
+    objectives=_DIRECTIONS,
+    constraints=_list(TEXT),
+    trials=WHOLE,
+    strategy=TEXT,
+    evaluator=TEXT,
+    seed=WHOLE,
+    device=TEXT,
+    rehearsal=_or_null(
+        _record(
+            batch_size=WHOLE,
+            step_s=_RANGE,
+            judge_s=_RANGE,
+            phases_s=_by_name(_RANGE),
+            total_s=_RANGE,
+            memory_bytes=WHOLE,
+            disk_bytes=WHOLE,
+        )
+    ),
+)
+
 ANSWERS: dict[str, Schema] = {
-    "search": _FRONT,
+    "search": {"anyOf": [_FRONT, _DRY_RUN]},
     "resume": _FRONT,
     "status": {"anyOf": [_list(_record(**_RUN)), _ONE_RUN]},
     "front": _FRONT,

@@ -293,18 +293,39 @@ def judged(task: Task, answers: Iterable[tuple[Tensor, Tensor]], what: str) -> M
     score = float(metric.result())
     if not math.isfinite(score):
         raise DivergedError(f"{what} {task.metric} is {score}, with a loss of {loss / weight:.4g}.", loss=loss)
-    return Metrics(score, loss / weight, _standard_error(groups[:examples]))
+    of_share = examples if is_share(task) else None
+    return Metrics(score, loss / weight, standard_error_of(groups[:examples], of_share))
 
 
-def _standard_error(groups: Sequence[Accumulator]) -> float | None:
+def is_share(task: Task) -> bool:
+    """Whether a task's metric is a share of what was asked, from 0 to 1; what a class of its own gives nobody knows."""
+    cls = type(task)
+    return getattr(cls, "score", None) is Task.score and getattr(cls, "new_metric", None) is Task.new_metric
+
+
+def standard_error_of(groups: Sequence[Accumulator], of_share: int | None = None) -> float | None:
     """Of a metric whose examples were dealt to groups: the scatter between the groups' values.
 
     The random group method (Wolter 2007, Introduction to Variance Estimation, section 2.2): it asks nothing of the
-    metric but to be computable on a part of the examples.
+    metric but to be computable on a part of the examples. Of a share it is half of Wilson's interval for one standard
+    error (Wilson 1927, Probable Inference, the Law of Succession, and Statistical Inference), with that scatter in the
+    place of `p (1 - p) / n`: a share of 1 is not known without error because no group had a mistake.
+
+    Args:
+        groups: Each with its part of the examples.
+        of_share: How many examples, where the metric is a share; else None.
+
+    Returns:
+        Above 0; None where one group can't tell, or where groups are equal and the metric is no share.
     """
     values = [float(group.result()) for group in groups]
     values = [value for value in values if math.isfinite(value)]  # a group may have nothing that is scored
-    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    if len(values) < 2:
+        return None
+    scatter = statistics.stdev(values) / math.sqrt(len(values))
+    if of_share is None:
+        return scatter or None
+    return math.hypot(scatter, 1 / (2 * of_share)) / (1 + 1 / of_share)
 
 
 @torch.no_grad()

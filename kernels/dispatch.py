@@ -34,6 +34,7 @@ KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 INTERPRETING = HAS_TRITON and os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on")
 
 _forced: str | None = None
+_as_traced = False
 _recorder: Callable[..., None] | None = None
 _recorded_gpu = ""
 
@@ -121,7 +122,18 @@ def tracing() -> bool:
     """Say whether tensors made now belong to a trace (`torch.compile`, `torch.export`) and must not be kept."""
     from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-    return torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
+    return _as_traced or torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
+
+
+@contextlib.contextmanager
+def as_traced() -> Iterator[None]:
+    """Compute in eager mode by the operations that a trace records, not by those that are fastest on this machine."""
+    global _as_traced
+    before, _as_traced = _as_traced, True
+    try:
+        yield
+    finally:
+        _as_traced = before
 
 
 def cdiv(a: int, b: int) -> int:

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from mixnas.kernels import configs, dispatch
-from mixnas.kernels.dispatch import cdiv, choose, launch, next_power_of_2, tl, triton
+from mixnas.kernels.dispatch import cdiv, choose, launch, next_power_of_2, tl, tracing, triton
 from mixnas.kernels.tools.aot import Example
 from mixnas.kernels.work import counted
 
@@ -311,19 +311,12 @@ def _kept_bias(along_y: _Along, along_x: _Along, dtype: torch.dtype, device: tor
         return _bias(along_y, along_x, dtype, device)
 
 
-def _tracing() -> bool:
-    """Whether tensors made now belong to a trace and must not be kept."""
-    from torch.utils._python_dispatch import _get_current_dispatch_mode
-
-    return torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
-
-
 def _aten_group(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: Sequence[int], stride: Sequence[int],
                 causal: Sequence[bool], scale: float) -> torch.Tensor:  # fmt: skip
     """Attention within one dilation group, (B, N, H, W, D)."""
     H, W = q.shape[2:4]
     tile_y, tile_x = (H, W) if H * W <= _DENSE else _TILE
-    make = _bias if _tracing() else _kept_bias
+    make = _bias if tracing() else _kept_bias
     rows = []
     for y in range(0, H, tile_y):
         row = []

@@ -210,11 +210,15 @@ def scaled_linear(
 def epilogue(
     total: torch.Tensor, x_scale: torch.Tensor | None, scale: torch.Tensor, shift: torch.Tensor | None
 ) -> torch.Tensor:
-    """Scale (M, N) sums of whole numbers by `x_scale`, (M, 1), and `scale`, (N,), and add `shift`, (N,); float32."""
+    """Scale (M, N) sums of whole numbers by `x_scale`, (M, 1), and `scale`, (N,), and add `shift`, (N,); float32.
+
+    Each operation is rounded by itself, as in every runtime: `addcmul` is one rounding on some CPUs and two elsewhere.
+    """
     out = total.to(torch.float32)
-    if x_scale is not None:
-        out = out.mul_(x_scale) if out is not total else out * x_scale  # in place: memory that is new is slow to write
-    return out * scale if shift is None else torch.addcmul(shift, out, scale)
+    for factor in (x_scale, scale):
+        if factor is not None:
+            out = out.mul_(factor) if out is not total else out * factor  # in place: new memory is slow to write
+    return out if shift is None else out.add_(shift)
 
 
 def pack_int4(whole: torch.Tensor, group: int) -> torch.Tensor:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from mixnas.kernels import configs
-from mixnas.kernels.dispatch import cdiv, choose, launch, next_power_of_2, tl, triton
+from mixnas.kernels.dispatch import cdiv, choose, launch, next_power_of_2, tl, tracing, triton
 from mixnas.kernels.tools.aot import Example
 from mixnas.kernels.work import counted
 
@@ -264,13 +264,6 @@ def _in_pieces(
     return y.addcmul_(x, skip)
 
 
-def _tracing() -> bool:
-    """Whether operations are being recorded, by a compiler, an exporter or a counter."""
-    from torch.utils._python_dispatch import _get_current_dispatch_mode
-
-    return torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
-
-
 def _spans(length: int) -> tuple[int, int]:
     """Return how many tokens the ATen form takes to a span, and how many spans."""
     size = next_power_of_2(max(1, int(length**0.5)))
@@ -295,13 +288,29 @@ def _aten(
     operands = (x, step, a, b, c, skip, step_bias)
     if x.dtype not in (torch.float32, torch.float64):
         operands = (x.float(), step.float(), a.float(), b.float(), c.float(), skip.float(), step_bias.float())
-    if x.device.type == "cpu" and not _tracing():
+    if x.device.type == "cpu" and not tracing():
         needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in operands)
-        large = x.numel() * a.shape[1] > _PIECE
-        if needs_grad or large:
+        if needs_grad:
             with torch.autocast("cpu", enabled=False):
-                return (_CpuScan.apply(*operands) if needs_grad else _in_pieces(*operands)).to(x.dtype)
+                return _CpuScan.apply(*operands).to(x.dtype)
+        if x.numel() * a.shape[1] > _PIECE:
+            with torch.autocast("cpu", enabled=False):
+                return _spans_in_pieces(*operands).to(x.dtype)
     return _in_spans(*operands).to(x.dtype)
+
+
+def _spans_in_pieces(
+    x: torch.Tensor,
+    step: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    c: torch.Tensor,
+    skip: torch.Tensor,
+    step_bias: torch.Tensor,
+) -> torch.Tensor:
+    """`_in_spans` of pieces of the batch: an example's answer is that of a trace, and does not depend on the others."""
+    pieces = [_in_spans(x[p], step[p], a, b[p], c[p], skip, step_bias) for p in _pieces(x, a)]
+    return torch.cat(pieces)
 
 
 def _in_spans(

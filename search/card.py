@@ -15,6 +15,7 @@ from mixnas.search.run.front import Front, Member
 from mixnas.search.run.integrity import EXPORT_FORMAT, EXPORT_MANIFEST
 from mixnas.search.study.objectives import parse_constraints
 from mixnas.search_space.cost import unit_cost
+from mixnas.search_space.errors import exactly
 from mixnas.search_space.files import dump_yaml
 from mixnas.search_space.formats.format import Format
 from mixnas.search_space.network import Network
@@ -185,7 +186,7 @@ def budget(front: Front, member: Member) -> list[str]:
     found = []
     for constraint in parse_constraints(list(front.constraints)):
         unit = " ms" if constraint.metric.endswith("_ms") else ""
-        asked = f"{constraint.metric} {constraint.comparison} {constraint.bound:g}{unit}"
+        asked = f"{constraint.metric} {constraint.comparison} {exactly(constraint.bound)}{unit}"
         value = member.metrics.get(constraint.metric)
         if value is None:
             found.append(f"asked {asked}: not known")
@@ -272,13 +273,18 @@ def readme(plain: Mapping[str, Any], network: Network) -> str:
         "| file | format | needs | bytes | of them weights | largest difference from eager | allowed |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
+    whole = []
     for name, about in plain["files"].items():
         verified = about["verified"]
         lines.append(
             f"| {name} | {about['format']} | {', '.join(about['needs'])} | {about['bytes']:,} | "
-            f"{about['weight_bytes']:,} | {verified['difference']:.2g} | {verified['allowed']:.2g} |"
+            f"{about['weight_bytes']:,} | {_difference(verified)} | {verified['allowed']:.2g}"
+            f"{', as stated' if verified.get('stated') else ''} |"
         )
+        if "integers" in verified:
+            whole += ["", f"{name}: {verified['integers']}."]
     lines += [
+        *whole,
         "",
         "Each file was loaded in a fresh process without mixnas and compared with the trained network on "
         f"{_inputs(plain)}. SHA-256 of every file: `{MANIFEST}`.",
@@ -349,6 +355,10 @@ def _value(values: Mapping[str, float], name: str) -> str:
     error = values.get(f"{name}_se")
     text = f"{values[name]:,.6g}"
     return text if error is None else f"{text} ± {error:.2g} (one standard error)"
+
+
+def _difference(verified: Mapping[str, Any]) -> str:
+    return "none, to the last bit" if verified.get("identical") else f"{verified['difference']:.2g}"
 
 
 def _inputs(plain: Mapping[str, Any]) -> str:

@@ -32,7 +32,7 @@ from mixnas.search_space.errors import ConfigError, IntegrityError
 from mixnas.search_space.files import atomic_write, stamped, write_json
 from mixnas.search_space.formats import format as formats
 from mixnas.search_space.formats.apart import Apart
-from mixnas.search_space.formats.format import Answer, Format
+from mixnas.search_space.formats.format import Answer, Format, NotIdentical
 from mixnas.search_space.formats.safetensors import load_network
 from mixnas.search_space.network import Network
 from mixnas.search_space.operators.quantization.ran import products_that_ran
@@ -77,6 +77,7 @@ def export_run(
     format_names: Sequence[str] | str = DEFAULT_FORMATS,
     output: str | None = None,
     verify: bool = True,
+    tolerance: float | None = None,
     licence: str = "unknown",
     trust: bool = False,
     report: Report = SILENT,
@@ -95,6 +96,8 @@ def export_run(
         output: Directory; the run's `exports/` if not given.
         verify: Whether the task is loaded and judges the files. Without it, their outputs are compared on random
             inputs, and nothing is measured.
+        tolerance: How far outputs of a file may be from the network's. If not given it follows from the types that the
+            network stores, and of a network that multiplies whole numbers each has to be the same in the file.
         licence: Of the exported weights, an SPDX identifier.
         trust: Whether a task that is not of the package may be run though the run was not started here with it.
         report: Told of what is done.
@@ -104,7 +107,8 @@ def export_run(
 
     Raises:
         ConfigError: No such format or network, or a format can't hold one of the networks, or lacks a package.
-        IntegrityError: A file's outputs are not the network's, or its score is not what the front says.
+        IntegrityError: A file's outputs are not the network's, or its score is not what the front says;
+            `NotIdentical` where the file's runtime rounds otherwise.
 
     Examples:
         After the example of `mixnas.search`:
@@ -120,6 +124,8 @@ def export_run(
     wanted = [formats.get(name) for name in dict.fromkeys(one_or_more(format_names))]
     for file_format in wanted:
         formats.require(file_format)
+    if tolerance is not None and not 0 <= tolerance < float("inf"):
+        raise ConfigError(f"tolerance: {tolerance}: expected a number from 0, of the unit of the outputs.")
     choice = Choice(pick=pick, where=where, knee=knee, one_se=one_se, weights=weights, everything=everything)
     if trial is not None and choice != Choice():
         raise ConfigError("trial is one way to choose a network: give no other beside it.")
@@ -151,7 +157,7 @@ def export_run(
             for done, (member, network) in enumerate(chosen, 1):
                 folder = making / member.id
                 folder.mkdir()
-                _write(folder, wanted, run, member, network, task, load, licence)
+                _write(folder, wanted, run, member, network, task, load, licence, tolerance)
                 report(done, len(chosen))
         return [_publish(making / member.id, root / member.id) for member, _ in chosen]
     finally:
@@ -209,6 +215,7 @@ def _write(
     task: Task | None,
     load: Any,
     licence: str,
+    tolerance: float | None,
 ) -> None:
     """Fill a folder, and verify each file in it."""
     front = run.front()
@@ -220,7 +227,13 @@ def _write(
         path = folder / file_format.file_name
         file_format.write(network, path, origin)
         answers[path.name] = load(file_format, path)
-        agreement = formats.verify(file_format, path, network, inputs, answers[path.name])
+        try:
+            agreement = formats.verify(file_format, path, network, inputs, answers[path.name], stated=tolerance)
+        except NotIdentical as error:
+            raise NotIdentical(
+                f"{member.id} as {file_format.name} is {error} To take it as it is, state how far its outputs may "
+                "differ: --tolerance 0.05, say. The formats that torch loads hold it to the last bit."
+            ) from error
         files[path.name] = {
             "format": file_format.name,
             "bytes": path.stat().st_size,
@@ -231,6 +244,9 @@ def _write(
                 "of": "the test split" if task is not None else "random numbers",
                 "difference": agreement.difference,
                 "allowed": agreement.allowed,
+                "stated": tolerance is not None,
+                "identical": agreement.identical,
+                **({} if agreement.integers is None else {"integers": str(agreement.integers)}),
             },
         }
     judgement = None

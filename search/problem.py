@@ -16,6 +16,7 @@ from mixnas.evaluators.standalone import StandaloneEvaluator, StandaloneSpec
 from mixnas.evaluators.supernet.evaluator import SupernetEvaluator, SupernetSpec
 from mixnas.evaluators.tasks.loading import by_name
 from mixnas.evaluators.tasks.task import Task
+from mixnas.evaluators.training import is_share
 from mixnas.predictors.latency.lookup import check_tables
 from mixnas.predictors.latency.source import LatencySource
 from mixnas.search.config import Config
@@ -24,7 +25,7 @@ from mixnas.search.strategies.auto import Auto
 from mixnas.search.study.feasibility import Corners, check_constraints, check_latency, corners, quickest
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.enumeration import Corner, check_single, check_space
-from mixnas.search_space.errors import ConfigError, InfeasibleError, nearest
+from mixnas.search_space.errors import ConfigError, InfeasibleError, exactly, nearest
 from mixnas.search_space.memory import PEAK_MEMORY
 from mixnas.search_space.network import Network
 from mixnas.search_space.reporting import Report
@@ -102,16 +103,15 @@ class Problem:
 
     def _check_shares(self) -> None:
         """Refuse a bound in percent on a metric that is a share."""
-        cls = type(self.task)
-        if cls.score is not Task.score or cls.new_metric is not Task.new_metric:
-            return  # what it gives nobody knows
+        if not is_share(self.task):
+            return
         for constraint in self.constraints:
             least = constraint.comparison in (">", ">=", "==")
             if constraint.metric == self.task.metric and least and constraint.bound > 1:
                 raise InfeasibleError(
                     f"no architecture meets {constraint}: {constraint.metric} is a share, from 0 to 1. "
-                    f"For {constraint.bound:g}% write {constraint.metric} {constraint.comparison} "
-                    f"{constraint.bound / 100:g}."
+                    f"For {exactly(constraint.bound)}% write {constraint.metric} {constraint.comparison} "
+                    f"{exactly(constraint.bound / 100)}."
                 )
 
     def _check_batches(self) -> None:

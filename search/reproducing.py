@@ -16,7 +16,7 @@ from mixnas.search.config import Config, read_config
 from mixnas.search.finish import SHARE
 from mixnas.search.problem import Problem
 from mixnas.search.run.integrity import export_problems
-from mixnas.search.run.trust import require_trust
+from mixnas.search.run.trust import about_to_import, require_trust
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import ConfigError, IntegrityError, shown
 from mixnas.search_space.files import read_json
@@ -101,7 +101,7 @@ def reproduce(
     config = read_config(card["config"], Path(folder) / cards.CARD)
     require_trust({"fixed": {"task": config.task.to_plain()}}, Path(folder), "reproduce", trust)
     if told is not None and ":" in config.task.name:
-        told(f"importing {config.task.name}, the task that the card names")
+        told(f"{about_to_import({'fixed': {'task': config.task.to_plain()}}, trust)}, the task that the card names")
     problem = Problem(config, str(Path(folder) / cards.CARD))
     architecture = Architecture.load(Path(folder) / cards.ARCHITECTURE)
     evaluator = problem.evaluator(problem.latency())

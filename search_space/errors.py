@@ -114,6 +114,15 @@ def shown(value: object) -> str:
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}... ({len(text)} characters)"
 
 
+def exactly(value: float) -> str:
+    """A number in all the digits that a float is sure of, where `g` alone would leave out some.
+
+    >>> exactly(200_001), exactly(20e3 * 1.1), exactly(1e-6)
+    ('200001', '22000', '1e-06')
+    """
+    return str(value) if isinstance(value, int) else f"{value:.15g}"
+
+
 def listed(names: Iterable[object]) -> str:
     """Names as messages list them, separated by commas; a long list is cut and its length told."""
     texts = [str(name) for name in names]

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, TypeVar
 
-from mixnas.search_space.errors import ConfigError, NasError, listed, nearest, shown
+from mixnas.search_space.errors import ConfigError, NasError, exactly, listed, nearest, shown
 from mixnas.search_space.extensions import HINT, import_extensions
 
 KINDS = ("image", "sequence", "causal")
@@ -74,10 +74,10 @@ class Knob:
             return "true or false"
         parts = ["a whole number" if isinstance(self.default, int) else "a number"]
         if self.low is not None or self.high is not None:
-            parts.append(f"from {'-inf' if self.low is None else f'{self.low:g}'}")
-            parts.append(f"to {LARGEST if self.high is None else self.high:g}")
+            parts.append(f"from {'-inf' if self.low is None else exactly(self.low)}")
+            parts.append(f"to {exactly(LARGEST if self.high is None else self.high)}")
         if self.step is not None:
-            parts.append(f"in steps of {self.step:g}")
+            parts.append(f"in steps of {exactly(self.step)}")
         return " ".join(parts)
 
     def normalise(self, value: Any) -> Value | None:

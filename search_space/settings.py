@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from mixnas.search_space.errors import ConfigError, listed, nearest, shown
+from mixnas.search_space.errors import ConfigError, exactly, listed, nearest, shown
 from mixnas.search_space.files import parse_yaml
 
 _T = TypeVar("_T")
@@ -33,8 +33,8 @@ class Between:
     high: float | None = None
 
     def __str__(self) -> str:
-        low = "" if self.low is None else f" from {self.low:g}"
-        return low + ("" if self.high is None else f" to {self.high:g}")
+        low = "" if self.low is None else f" from {exactly(self.low)}"
+        return low + ("" if self.high is None else f" to {exactly(self.high)}")
 
 
 class Duration:

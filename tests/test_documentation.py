@@ -121,6 +121,9 @@ def carry_out(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             status = main(rest)
         assert status in ((0, 3) if "--where" in rest else (0,)), f"{words}: {err.getvalue()}"
+    elif program == "python":
+        done = subprocess.run([sys.executable, *rest], capture_output=True, text=True)
+        assert done.returncode == 0, f"{words}: {done.stderr}"
     else:
         assert words[:2] == ["source", ".venv/bin/activate"] or words[:2] == ["pip", "install"], words
 

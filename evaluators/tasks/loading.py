@@ -121,7 +121,8 @@ def by_name(spec: str | Mapping[str, Any], /, **options: Any) -> Task:
     Args:
         spec: A name ("digits"), "package.module:Class", or a mapping {name: ..., option: value} as in a
             configuration file.
-        **options: Keyword arguments of the task's class, added to those of the mapping.
+        **options: Keyword arguments of the task's class, added to those of the mapping; and `at_most`, the number of
+            examples that each split has at most.
 
     Returns:
         The task, checked for all that a task must have.
@@ -139,10 +140,16 @@ def by_name(spec: str | Mapping[str, Any], /, **options: Any) -> Task:
     from mixnas.evaluators.isolation import undisturbed
     from mixnas.evaluators.tasks import checks  # and torch with them, whose state is put back too
 
+    at_most = options.pop("at_most", None)
     with undisturbed():
         task = _made(spec, options, checks.check_class)
     with undisturbed():
-        return checks.check_task(task, spec)
+        checked = checks.check_task(task, spec)
+    if at_most is None:
+        return checked
+    from mixnas.evaluators.tasks.thinning import thinned
+
+    return thinned(checked, at_most)
 
 
 def _made(spec: str, options: Mapping[str, Any], check_class: Callable[[type, str], None]) -> object:

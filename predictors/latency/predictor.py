@@ -23,10 +23,11 @@ from mixnas.predictors.latency.model import LEAST_SHARE, Columns, Composition, U
 from mixnas.predictors.latency.stored import damaged, read_stored, write_stored
 from mixnas.predictors.latency.trees import Trees
 from mixnas.predictors.latency.unit_rows import UnitRows
+from mixnas.predictors.measuring.device import nearest_device
 from mixnas.predictors.measuring.table import profile_command, tagged
 from mixnas.predictors.measuring.value import Latency
 from mixnas.search_space.architecture import Architecture, Op
-from mixnas.search_space.errors import ConfigError, IntegrityError, listed, nearest, shown
+from mixnas.search_space.errors import ConfigError, IntegrityError, listed, shown
 from mixnas.search_space.registry import BETWEEN, Context
 from mixnas.search_space.space import SearchSpace
 from mixnas.search_space.units import IOSpec, Unit, describe, plan, registry_size_after
@@ -503,7 +504,7 @@ class LatencyPredictor:
         names = [f"{d} ({r})" for d, r, _ in there]
         raise ConfigError(
             f"no measurements of device {shown(device)} through {shown(runtime)}."
-            f"{nearest(device, [d for d, _, _ in there])} There are: {listed(names) or 'none'}. "
+            f"{nearest_device(device, [d for d, _, _ in there])} There are: {listed(names) or 'none'}. "
             f"Measure this machine with `{profile_command(device, runtime)}`"
             f"{', or have it estimated from its data sheet with `--estimate`' if sheet_of(device) else ''}."
         )

@@ -14,17 +14,26 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mixnas.search_space.errors import ConfigError
+from mixnas.search_space.errors import ConfigError, nearest
 
 DEFAULT_THREADS = 1
 """Threads inside an operator. One: small networks gain nothing from more, and a shared machine disturbs one less."""
 
+_LONGEST_NAME = 200
+
 INTERPRETER = "interpreter"
 """Device name of timings taken in Triton's interpreter: they are no device's, and no predictor is fitted on them."""
+
+
+def nearest_device(name: str, known: Iterable[str]) -> str:
+    """`nearest`, among devices with the same numbers in their names: a device of another number is another device."""
+    numbers = re.findall(r"\d+", str(name)[:_LONGEST_NAME])
+    return nearest(name, [device for device in known if re.findall(r"\d+", device) == numbers])
 
 
 def _slug(text: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mixnas.search.card import budget
+from mixnas.search.picking import within_one_error
 from mixnas.search.policies import remarks
 from mixnas.search.report.breakdown import UnitRow, breakdown, io_of, predictor_of
 from mixnas.search.run.directory import Run
@@ -96,7 +97,7 @@ def contents(run: Run) -> Contents:
     return Contents(
         front=front,
         results=results,
-        budgets=tuple(budget(front, front.members[0])) if front.members else (),
+        budgets=tuple(budget(front, within_one_error(front))) if front.members else (),
         progress=tuple(_progress(results)),
         effects=tuple(_effects(done, settings, names)[:_EFFECTS]),
         mixers=tuple(_mixers(front)),

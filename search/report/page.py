@@ -161,7 +161,9 @@ def _front_caption(found: Contents) -> str:
 def _front(found: Contents) -> str:
     front, metric = found.front, found.front.metric
     columns = ["network", metric, *([f"test {metric}"] if front.final else []), "latency ms", "90% interval"]
-    columns += ["predicted ms", "parameters", "bytes", "export", "architecture"]
+    own = {metric, f"test_{metric}", "latency_ms", "params", "weight_bytes"}
+    further = [name for name in front.asked if name not in own]
+    columns += ["predicted ms", "parameters", "bytes", *further, "export", "architecture"]
     rows = []
     for m in front.members:
         values, latency = m.metrics, m.latency
@@ -172,7 +174,8 @@ def _front(found: Contents) -> str:
         row = [f"<code>{_e(m.id)}</code>" + (" (knee)" if m.id == front.knee else ""), _with_error(values, metric)]
         row += [_with_error(values, f"test_{metric}")] if front.final else []
         row += [_number(values.get("latency_ms"), ".3f"), between, predicted, _number(values.get("params"), ",.0f")]
-        row += [_number(values.get("weight_bytes"), ",.0f"), button, f"<code>{_e(found.architectures[m.id])}</code>"]
+        row += [_number(values.get("weight_bytes"), ",.0f"), *(_number(values.get(n), ",.5g") for n in further)]
+        row += [button, f"<code>{_e(found.architectures[m.id])}</code>"]
         rows.append(row)
     numbers = frozenset(range(1, len(columns) - 2))
     said = "".join(f"<p>{_e(line)}</p>" for line in found.policies)

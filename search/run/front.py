@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mixnas.predictors.measuring.value import Latency
+from mixnas.search.study.objectives import parse_constraints
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import ConfigError, IntegrityError, shown, visible
 from mixnas.search_space.files import atomic_write, json_text, parse_json, read_bytes
@@ -134,6 +135,12 @@ class Front:
     def __repr__(self) -> str:
         what = "final" if self.final else "so far"
         return f"Front({self.run}, {what}: {len(self.members)} networks on {self.device or 'no device'})"
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The metrics that objectives and constraints name, in order."""
+        bounds = parse_constraints(list(self.constraints))
+        return tuple(dict.fromkeys([*self.objectives, *(bound.metric for bound in bounds)]))
 
     def to_plain(self) -> dict[str, Any]:
         """What the file holds; the members stand under "front"."""

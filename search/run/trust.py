@@ -95,6 +95,15 @@ def is_trusted(manifest: Mapping[str, Any]) -> bool:
     return bool(own) and hmac.compare_digest(own, str(manifest.get("mark", "")))
 
 
+def about_to_import(manifest: Mapping[str, Any], trust: bool = False) -> str:
+    """Which file is going to be imported for a run's task, in words; empty where none of the user's is, or may be."""
+    task = manifest["fixed"].get("task")
+    if is_built_in(task) or not (trust or is_trusted(manifest)):
+        return ""
+    name = task.get("name") if isinstance(task, Mapping) else task
+    return f"importing {visible(shown(name))} from {source_of(_module(task)) or 'nowhere that is found'}"
+
+
 def require_own(manifest: Mapping[str, Any], run: Path) -> None:
     """Refuse to import a run's task where a run is only looked at, unless the run was started here.
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from mixnas.search_space.errors import ConfigError, listed, nearest, shown
+from mixnas.search_space.errors import ConfigError, exactly, listed, nearest, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -140,7 +140,7 @@ class Comparison:
         return found
 
     def __str__(self) -> str:
-        return f"{self.metric} {self.comparison} {self.bound:g}"
+        return f"{self.metric} {self.comparison} {exactly(self.bound)}"
 
 
 @dataclass(frozen=True, slots=True)

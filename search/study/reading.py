@@ -352,14 +352,7 @@ def summarise(results: Results) -> Summary:
     """What trials come to."""
     members = results.front()
     counts, seconds = _tally(results.records)
-    best, errors = {}, {}
-    for objective in results.objectives if members else ():
-        name = objective.name
-        values = [member.metrics[name] for member in members]
-        member = members[values.index((max if objective.maximise else min)(values))]
-        best[name] = member.metrics[name]
-        if standard_error(name) in member.metrics:
-            errors[name] = member.metrics[standard_error(name)]
+    best, errors = best_of([member.metrics for member in members], results.objectives)
     return Summary(
         counts=counts,
         best=best,
@@ -367,6 +360,20 @@ def summarise(results: Results) -> Summary:
         hypervolume=results.hypervolume(),
         seconds=seconds,
     )
+
+
+def best_of(
+    members: Sequence[Mapping[str, float]], objectives: Sequence[Objective]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """The best value of each objective among the metrics of some networks, and its standard error where it has one."""
+    best, errors = {}, {}
+    for objective in objectives if members else ():
+        name = objective.name
+        one = (max if objective.maximise else min)(members, key=lambda metrics: metrics[name])
+        best[name] = one[name]
+        if standard_error(name) in one:
+            errors[name] = one[standard_error(name)]
+    return best, errors
 
 
 def _tally(records: Iterable[TrialRecord]) -> tuple[dict[str, int], float]:

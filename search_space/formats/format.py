@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from mixnas.search_space.formats.integers import Integers
     from mixnas.search_space.network import Network
 
-TOOLS = ("format", "apart", "source")
+TOOLS = ("format", "apart", "integers", "source")
 
 Answer = Callable[["np.ndarray"], "np.ndarray"]
 """A loaded file: a batch of inputs to outputs, both arrays."""
@@ -34,8 +35,9 @@ class Format(Protocol):
     """A format; registered by `register`.
 
     It may also have `unit_outputs(path, batch)`, what each unit answers in a file as (name, array) in the order in
-    which they run, to say where a wrong file goes wrong; `call(path, batch, threads)`, a forward to be timed; and
-    `loads_with`, the packages that a file loads with, where they are not `packages`, or torch.
+    which they run, to say where a wrong file goes wrong; `layer_values(path, batch)`, see `integers.compared`, where
+    its runtime may round otherwise than torch; `call(path, batch, threads)`, a forward to be timed; and `loads_with`,
+    the packages that a file loads with, where they are not `packages`, or torch.
 
     Attributes:
         name: As `nas export --format` takes it.
@@ -195,39 +197,72 @@ class Agreement:
         inputs: Number of inputs compared.
         difference: The largest difference of two outputs.
         allowed: How large it may be.
+        scale: The largest output.
+        identical: Whether all outputs are the same to the last bit.
+        integers: What became of whole numbers, where the network multiplies some and not all is identical.
     """
 
     inputs: int
     difference: float
     allowed: float
+    scale: float
+    identical: bool
+    integers: Integers | None = None
+
+
+class NotIdentical(IntegrityError):  # noqa: N818 - the file is as good as its runtime
+    """A file is no copy to the last whole number: its runtime rounds otherwise. The message says where, and why."""
+
+
+_FLOAT32 = 1e-4
+"""Another order of a sum changes the last digits."""
 
 
 def tolerance(network: torch.nn.Module) -> float:
     """Largest difference allowed between two ways of computing a network, as a share of its largest output.
 
-    It follows from the coarsest type that the network stores: another order of a sum changes the last digits.
+    It follows from the coarsest type that is computed with; weights of few bits that are widened are float32.
     """
     import torch
 
-    shares = {torch.bfloat16: 2e-2, torch.float16: 2e-3, torch.int8: 2e-2, torch.uint8: 2e-2}
-    return max(shares.get(tensor.dtype, 1e-4) for tensor in network.state_dict().values())
+    from mixnas.search_space.operators.quantization.projected import Stored
+
+    shares = {torch.bfloat16: 2e-2, torch.float16: 2e-3, torch.float8_e4m3fn: 2e-2}
+    shares |= {torch.int8: 2e-2, torch.uint8: 2e-2}
+    widened = {
+        id(tensor)
+        for layer in network.modules()
+        if isinstance(layer, Stored) and not layer.policy.whole
+        for tensor in layer.buffers(recurse=False)
+        if tensor.dtype in (torch.int8, torch.uint8, torch.bfloat16)
+    }
+    tensors = [*network.parameters(), *network.buffers()]
+    return max((shares.get(t.dtype, _FLOAT32) for t in tensors if id(t) not in widened), default=_FLOAT32)
 
 
-def compare(answer: Answer, network: torch.nn.Module, inputs: Tensor, what: str | Path) -> Agreement:
+def compare(
+    answer: Answer, network: torch.nn.Module, inputs: Tensor, what: str | Path, stated: float | None = None
+) -> Agreement:
     """Compare a loaded file's outputs with a network's, on all inputs at once and on the first by itself.
+
+    What torch computes fastest on this machine may be another operation than a file can hold, with other last digits:
+    the network is asked by those of a file too, and the file is compared with the nearer.
 
     Args:
         answer: The loaded file.
         network: What it was written from, in evaluation mode, on the CPU.
         inputs: (n, ...), at least two: a file with a fixed batch size shows.
         what: The file, for messages.
+        stated: The largest difference that is allowed, where `tolerance` does not decide.
 
     Raises:
-        IntegrityError: They differ by more than `tolerance` allows; the message says by how much.
+        IntegrityError: They differ by more than that; the message says by how much.
     """
     import torch
 
-    worst = Agreement(len(inputs), 0.0, 0.0)
+    from mixnas.kernels import dispatch
+
+    worst = Agreement(len(inputs), 0.0, 0.0, 0.0, True)
     for batch in (inputs, inputs[:1]):
         with torch.no_grad():
             expected = network(batch)
@@ -239,22 +274,34 @@ def compare(answer: Answer, network: torch.nn.Module, inputs: Tensor, what: str 
             shapes = tuple(found.shape), tuple(expected.shape)
             raise IntegrityError(f"{what}: answers {shapes[0]} to {len(batch)} inputs, and the network {shapes[1]}.")
         scale = expected.abs().max().item()
-        allowed = tolerance(network) * (scale or 1.0)
+        allowed = tolerance(network) * (scale or 1.0) if stated is None else stated
         difference = (found.double() - expected.double()).abs().max().item()
+        if difference > 0:
+            with torch.no_grad(), dispatch.as_traced():
+                difference = min(difference, (found.double() - network(batch).double()).abs().max().item())
         if not difference <= allowed:  # or it is NaN
             raise IntegrityError(
                 f"{what}: its outputs differ from the network's by up to {difference:.3g}, where {allowed:.3g} is "
                 f"allowed (the outputs reach {scale:.3g}; {len(batch)} inputs). The file is wrong: do not use it."
             )
         if difference >= worst.difference:
-            worst = Agreement(len(inputs), difference, allowed)
+            worst = Agreement(len(inputs), difference, allowed, scale, difference == 0)
     return worst
 
 
 def verify(
-    file_format: Format, path: str | Path, network: Network, inputs: Tensor, answer: Answer | None = None
+    file_format: Format,
+    path: str | Path,
+    network: Network,
+    inputs: Tensor,
+    answer: Answer | None = None,
+    *,
+    stated: float | None = None,
 ) -> Agreement:
     """`compare` a file with the network that it was written from; where it differs, say which unit is the first to.
+
+    A network that multiplies whole numbers has to have all of them in the file, to the last one, unless it is stated
+    how far outputs may differ.
 
     Args:
         file_format: Of the file.
@@ -262,15 +309,30 @@ def verify(
         network: What it was written from, in evaluation mode, on the CPU.
         inputs: (n, ...), at least two.
         answer: The file, loaded elsewhere; loaded here if not given.
+        stated: See `compare`.
 
     Raises:
+        NotIdentical: A whole number is another one there.
         IntegrityError: It can't be loaded, fails, or differs.
     """
+    from mixnas.search_space.formats import integers
+
+    path = Path(path)
     try:
-        return compare(answer or load(file_format, path), network, inputs, path)
+        found = compare(answer or load(file_format, path), network, inputs, path, stated)
     except IntegrityError as error:
-        blamed = first_divergence(file_format, Path(path), network, inputs)
+        blamed = first_divergence(file_format, path, network, inputs)
         raise IntegrityError(f"{error} {blamed}".rstrip()) from error
+    if found.identical or not integers.whole_layers(network):
+        return found
+    whole = integers.compared(file_format, path, network, inputs)
+    differs = f"outputs differ by up to {found.difference:.3g} (they reach {found.scale:.3g}; {found.inputs} inputs)"
+    if stated is None and (whole is None or whole.why):
+        why = "its layers cannot be looked into" if whole is None else str(whole)
+        raise NotIdentical(f"not identical to the deployed network: {differs}; {why}.")
+    if stated is None and found.difference > _FLOAT32 * (found.scale or 1.0):
+        raise NotIdentical(f"not identical to the deployed network: {differs}, and yet {whole}.")
+    return replace(found, integers=whole)
 
 
 def first_divergence(file_format: Format, path: Path, network: Network, inputs: Tensor) -> str:

@@ -10,7 +10,7 @@ import ast
 import json
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,21 @@ if TYPE_CHECKING:  # who only asks whether ONNX is there need not wait for torch
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _UINT8, _INT8, _INT32 = 2, 3, 6  # of onnx.TensorProto.DataType
+_LAYERS = "layers"
+"""Metadata of a graph with products of whole numbers: see `_layers_of`."""
+
+# fmt: off
+_EXACT = frozenset(
+    (
+        "Abs", "Add", "And", "Cast", "CastLike", "Clip", "Concat", "Constant", "ConstantOfShape", "DequantizeLinear",
+        "Div", "Equal", "Expand", "Flatten", "Floor", "Gather", "GatherElements", "GatherND", "Greater", "Identity",
+        "Less", "MatMulInteger", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Pad", "QuantizeLinear", "Range",
+        "Reciprocal", "ReduceMax", "ReduceMin", "Relu", "Reshape", "Round", "ScatterElements", "ScatterND", "Shape",
+        "Sign", "Slice", "Split", "Squeeze", "Sub", "Tile", "Transpose", "Unsqueeze", "Where"
+    )
+)
+# fmt: on
+"""Operations that every runtime computes alike, because IEEE 754 says what comes out, or nothing is computed."""
 
 
 def to_onnx(module: nn.Module, inputs: Tensor, dynamic_batch: bool) -> bytes:
@@ -138,6 +153,7 @@ class Onnx:
 
     def write(self, network: Network, path: Path, extra: Mapping[str, Any]) -> None:
         """See `to_onnx`; architecture, interface and `extra` stand in the graph's metadata."""
+        from mixnas.search_space.formats.integers import whole_layers
         from mixnas.search_space.formats.torch_export import exported_network
         from mixnas.search_space.operators.quantization.qdq import with_qdq
 
@@ -150,6 +166,8 @@ class Onnx:
         for key, value in about.items():
             graph.metadata_props.add(key=key, value=json.dumps(value))
         _name_units(graph.graph, [name for name, _ in network.units()])
+        if layers := whole_layers(network):  # so that verification can look at each by itself
+            graph.metadata_props.add(key=_LAYERS, value=json.dumps(_layers_of(graph.graph, layers)))
         atomic_write(path, graph.SerializeToString())
 
     def weight_bytes(self, path: Path) -> int:
@@ -171,16 +189,114 @@ class Onnx:
     def unit_outputs(self, path: Path, batch: np.ndarray) -> list[tuple[str, np.ndarray]]:
         """See `Format`."""
         import onnx
-        import onnxruntime
 
         model = onnx.load(str(path))
         made = [value for node in model.graph.node for value in node.output if is_unit(value.partition("@")[0])]
-        for value in made:
-            model.graph.output.add(name=value)
-        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-        found = session.run([*made, "output"], {"input": batch})
-        names = [*(value.partition("@")[0] for value in made), "head"]  # whose answer keeps the graph's name for it
-        return list(zip(names, found, strict=True))
+        found = _run(model, [*made, "output"], batch)
+        # The head's answer keeps the graph's name for it.
+        return [(value.partition("@")[0], found[value]) for value in made] + [("head", found["output"])]
+
+    def layer_values(self, path: Path, batch: np.ndarray) -> list[tuple[str, np.ndarray, np.ndarray, str]]:
+        """See `integers.compared`."""
+        import onnx
+
+        model = onnx.load(str(path))
+        (text,) = (entry.value for entry in model.metadata_props if entry.key == _LAYERS)
+        layers = json.loads(text)
+        found = _run(model, [one[end] for one in layers for end in ("rounds", "answer")], batch)
+        return [(one["name"], found[one["rounds"]], found[one["answer"]], one["before"]) for one in layers]
+
+
+def _run(model: Any, values: Iterable[str], batch: np.ndarray) -> dict[str, np.ndarray]:
+    """Values inside a graph, by their names."""
+    import onnxruntime
+
+    there = {value.name for value in model.graph.output}
+    inside = [value for value in dict.fromkeys(values) if value not in {"input", *there}]
+    for value in inside:
+        model.graph.output.add(name=value)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [*inside, *there]
+    # Copies: what a session answers may lie in its own memory, and ends with it.
+    found = [array.copy() for array in session.run(names, {"input": batch})]
+    return {"input": batch, **dict(zip(names, found, strict=True))}
+
+
+def _scopes(node: Any) -> list[str]:
+    """The modules in which a node of a graph stands, the outermost first; "@1" and so on where one runs again."""
+    about = {entry.key: entry.value for entry in node.metadata_props}
+    found: list[str] = ast.literal_eval(about.get("pkg.torch.onnx.name_scopes", "[]"))
+    return found
+
+
+def _layers_of(graph: Any, layers: Collection[str]) -> list[dict[str, str]]:
+    """Where layers that multiply whole numbers stand: name, values that they round and answer, what comes before.
+
+    A layer is known by its weights: in which module a node stands the exporter does not always say rightly.
+
+    Args:
+        graph: An `onnx.GraphProto`.
+        layers: Their names.
+    """
+    made = {value: node for node in graph.node for value in node.output}
+    users: dict[str, list[Any]] = {}
+    for node in graph.node:
+        for value in node.input:
+            users.setdefault(value, []).append(node)
+    known = {tensor.name for tensor in graph.initializer}
+
+    def behind(values: Iterable[str], end: Collection[str] = ()) -> set[str]:
+        """Values that others are computed from, themselves among them."""
+        found, rest = set(), list(values)
+        while rest:
+            value = rest.pop()
+            if value not in found:
+                found.add(value)
+                rest += made[value].input if value in made and value not in end else ()
+        return found
+
+    found: list[dict[str, str]] = []
+    for node in graph.node:
+        rounded = _rounded(node, made)
+        of = {v.rpartition(".")[0] for v in behind(node.input[1:2]) & known} & set(layers) if rounded else set()
+        if rounded is None or len(of) != 1:
+            continue
+        (name,), before = of, behind([rounded], [one["answer"] for one in found])
+        inexact = [
+            n for n in graph.node if n.op_type not in _EXACT and before & set(n.output) - {o["answer"] for o in found}
+        ]
+        said = ", ".join(dict.fromkeys(_label(n, known) for n in inexact))
+        answer = _answer(node, users, {f"{name}.scale", f"{name}.bias"} & known)
+        found.append({"name": name, "rounds": rounded, "answer": answer, "before": said})
+    return found
+
+
+def _rounded(product: Any, made: Mapping[str, Any]) -> str | None:
+    """The floats that a product's first factor was rounded from; None where it is no product of whole numbers."""
+    if product.op_type == "MatMulInteger":
+        cast = made[product.input[0]]
+        scaled = made[made[cast.input[0]].input[0]]  # what Round is given
+        return str(scaled.input[0])
+    back = made.get(product.input[0]) if product.op_type in ("Gemm", "MatMul") else None
+    if back is None or back.op_type != "DequantizeLinear":
+        return None
+    quantized = made.get(back.input[0])
+    return None if quantized is None else str(quantized.input[0])
+
+
+def _answer(product: Any, users: Mapping[str, Sequence[Any]], constants: set[str]) -> str:
+    """The value behind a product that has been scaled and had its bias added; a fused one has already."""
+    value, left = str(product.output[0]), constants if product.op_type == "MatMulInteger" else set()
+    while left:
+        following = next(user for user in users[value] if user.op_type in ("Cast", "Mul", "Add"))
+        left, value = left - set(following.input), str(following.output[0])
+    return value
+
+
+def _label(node: Any, known: Collection[str]) -> str:
+    """An operation, and whose weights it has."""
+    own = [value.rpartition(".")[0] for value in node.input if value in known and "." in value]
+    return f"{node.op_type} ({own[0]})" if own else str(node.op_type)
 
 
 def _name_units(graph: Any, order: Sequence[str]) -> None:
@@ -192,8 +308,7 @@ def _name_units(graph: Any, order: Sequence[str]) -> None:
     """
     last: dict[str, str] = {}  # the last value that a unit makes
     for node in graph.node:
-        about = {entry.key: entry.value for entry in node.metadata_props}
-        for scope in ast.literal_eval(about.get("pkg.torch.onnx.name_scopes", "[]")):
+        for scope in _scopes(node):
             if scope.partition("@")[0] in order:
                 last[scope] = node.output[0]
     outputs = {value.name for value in graph.output}

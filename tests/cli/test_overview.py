@@ -15,8 +15,12 @@ def test_the_numbers_are_those_of_the_trials(searched: Path, tmp_path: Path):
     seen = overview(run)
     rows = read_csv(run.path / "trials.csv")
     front = [row for row in rows if row["pareto"] == "True"]
-    assert seen.best["accuracy"] == max(float(row["accuracy"]) for row in front)
-    assert seen.best["params"] == min(float(row["params"]) for row in front)
+    members = run.front().members
+    assert seen.final and seen.best["accuracy"] == max(m.metrics["accuracy"] for m in members)
+    assert seen.errors["accuracy"] in [m.metrics["accuracy_se"] for m in members]
+    assert seen.best["params"] == min(m.metrics["params"] for m in members)
+    said = ok("status", "first", "--runs", tmp_path)
+    assert f"of the front, trained to the end:\nbest accuracy: {seen.best['accuracy']:.4g} ±" in said
     assert seen.hypervolume is None  # its box waits for ten trials
     assert seen.seconds_left is None and seen.status.state == "finished"
     assert "time left" not in ok("status", "first", "--runs", tmp_path)
@@ -27,5 +31,7 @@ def test_the_numbers_are_those_of_the_trials(searched: Path, tmp_path: Path):
         seen = overview(run)
         said = ok("status", "first", "--runs", tmp_path)
     mean = sum(float(row["seconds"]) for row in rows) / 6
+    assert not seen.final and seen.best["accuracy"] == max(float(row["accuracy"]) for row in front)
+    assert "of the search so far, before training to the end:" in said
     assert seen.status.state == "running" and abs(seen.seconds_left - 4 * mean) < 1e-6
     assert "first: running, 6 of 10 trials done" in said and "time left in the search: about" in said

@@ -194,6 +194,27 @@ def test_dry_run_says_the_seed_and_what_may_take_how_long(tmp_path: Path):
     assert "a profile of 30 s" in said
 
 
+def test_what_was_asked_for_has_a_column(searched: Path, tmp_path: Path):
+    """`weight_bytes`, and the latency of another device, as objective or in a constraint."""
+    run = Run.open("first", searched / "runs")
+    found, elsewhere = run.front(), "latency_ms@gpu-of-others"
+    members = tuple(replace(m, metrics={**m.metrics, elsewhere: 0.12345}) for m in found.members)
+    asked = {"accuracy": "max", "latency_ms": "min", "weight_bytes": "min"}
+    other = replace(found, members=members, objectives=asked, constraints=(f"{elsewhere} <= 2",))
+    assert other.asked == ("accuracy", "latency_ms", "weight_bytes", elsewhere)
+    copied = tmp_path / "first"
+    shutil.copytree(run.path, copied)
+    with Run.open("first", tmp_path) as again:
+        again.write_tables((copied / "trials.csv").read_text(), other)
+    printed = ok("front", "first", "--runs", tmp_path)
+    first = next(line for line in printed.splitlines() if line.strip().startswith(members[0].id))
+    assert "weight_bytes" in printed and f"{members[0].metrics['weight_bytes']:,.0f}" in first and " 0.123 " in first
+    page = tmp_path / "page.html"
+    ok("report", "first", "--runs", tmp_path, "-o", page)
+    assert f'<th class="number">{elsewhere}</th>' in page.read_text()
+    assert "weight_bytes" not in ok("front", "first", "--runs", searched / "runs")
+
+
 def test_a_damaged_run_ends_with_status_5(searched: Path, tmp_path: Path):
     shutil.copytree(searched / "runs" / "first", tmp_path / "damaged")
     pareto = tmp_path / "damaged" / "pareto.json"
@@ -210,8 +231,16 @@ def test_dry_run_says_what_would_be_done_and_starts_nothing(tmp_path: Path):
     said = ok("search", "--dry-run", "-c", tmp_path / "config.yaml", "--trials", 9, "--runs", tmp_path / "runs")
     assert "84 architectures" in said and "9 trials by predictor, standalone" in said and "nothing was started" in said
     assert not (tmp_path / "runs").exists()
-    refused = nas("search", "--dry-run", "--json", "-c", tmp_path / "config.yaml", "--runs", tmp_path / "runs")
-    assert refused.returncode == 2 and not refused.stdout and "--dry-run --json: what a dry run" in refused.stderr
+    assert "ms of the cheapest to the dearest network, 64 examples" in said or "ms to " in said
+    assert re.search(r"^time +\S.*: search ", said, flags=re.M) and re.search(r"^memory +\d+ MiB", said, flags=re.M)
+    assert re.search(r"^disk +at most \d", said, flags=re.M)
+    plain = json.loads(ok("search", "--dry-run", "--json", "-c", tmp_path / "config.yaml", "--trials", 9))
+    took = plain["rehearsal"]
+    (low, high), judge = took["step_s"], took["judge_s"]
+    assert plain["architectures"] == 84 and 0 < low <= high and took["total_s"] == took["phases_s"]["search"]
+    wanted = [9 * (20 * step + judged) for step, judged in zip((low, high), judge, strict=True)]
+    assert took["phases_s"]["search"] == pytest.approx(wanted)
+    assert took["memory_bytes"] > 2**26 and 0 < took["disk_bytes"] < 2**20
 
 
 def test_a_smoke_run_goes_through_every_phase_to_the_export_and_the_report(tmp_path: Path):

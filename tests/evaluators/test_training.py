@@ -485,3 +485,36 @@ def test_the_standard_error_of_an_accuracy_is_that_of_so_many_examples() -> None
     rms = judged(_Right(squared=True), [(outputs, targets)], "the validation")
     exact = (outputs[:, 0].square().var() / 1600).sqrt().item() / (2 * rms.score)  # the delta method
     assert rms.error is not None and 0.6 < rms.error / exact < 1.6
+
+
+class _Share(Task):
+    io = IOSpec("image", (8, 8), 1, 2)
+
+    def __init__(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_no_share_is_known_without_error(right: bool) -> None:
+    """All right or none: half of Wilson's interval for one standard error is then 1 / 2 (n + 1)."""
+    outputs = torch.tensor([[1.0, 0.0]]).expand(100, 2)
+    targets = torch.full((100,), 0 if right else 1)
+    found = judged(_Share(), [(outputs, targets)], "the validation")
+    assert found.score == float(right) and found.error == pytest.approx(1 / 202)
+    # Wilson 1927, for z = 1 and n = 100: from 1 / (1 + 1 / n) to 1
+    assert pytest.approx(1 / (1 + 1 / 100)) == 1 - 2 * 1 / 202
+
+
+def test_a_share_has_the_error_of_wilson_s_interval() -> None:
+    """sqrt(p q / n + 1 / 4 n^2) / (1 + 1 / n), and so that of `p q / n` where there are many."""
+    generator = torch.Generator().manual_seed(0)
+    targets = (torch.rand(16_000, generator=generator) < 0.05).long()
+    found = judged(_Share(), [(torch.tensor([[1.0, 0.0]]).expand(16_000, 2), targets)], "the validation")
+    n, p = 16_000, found.score
+    wilson = math.sqrt(p * (1 - p) / n + 1 / (4 * n * n)) / (1 + 1 / n)
+    assert found.error is not None and 0.6 < found.error / wilson < 1.6
+
+
+def test_a_metric_of_its_own_without_scatter_has_no_known_error() -> None:
+    exact = judged(_Right(squared=True), [(torch.zeros(64, 2), torch.zeros(64).long())], "the validation")
+    assert exact.score == 0 and exact.error is None

@@ -48,8 +48,9 @@ def test_tensorboard_holds_every_metric_of_every_trial(run: Run):
     assert [round(value, 6) for _, value in found["trial/accuracy"]] == [0.5, 0.6, 0.7, 0.8]
 
 
+@pytest.mark.filterwarnings("ignore")  # mlflow's own, about what it uses of SQLAlchemy
 @pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="mlflow is not installed")
-def test_mlflow_holds_every_metric_of_every_trial(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_mlflow_holds_every_metric_of_every_trial(run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     import mlflow
 
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
@@ -60,6 +61,8 @@ def test_mlflow_holds_every_metric_of_every_trial(run: Run, tmp_path: Path, monk
     history = mlflow.MlflowClient().get_metric_history(found.info.run_id, "accuracy")
     assert [(m.step, round(m.value, 6)) for m in history] == [(0, 0.5), (1, 0.6), (2, 0.7), (3, 0.8)]
     assert found.info.run_name == "told" and found.data.params["seed"] == "3"
+    dropped = [record.message for record in caplog.records if "is told no more" in record.message]
+    assert found.info.status == "FINISHED" and not dropped
 
 
 def test_what_there_is_not_is_said_before_any_work(monkeypatch):

@@ -98,6 +98,11 @@ def test_what_does_not_fit_is_named(text, said):
     assert said in str(error.value)
 
 
+def test_bounds_are_said_in_full():
+    assert str(Between(1, 4_294_967_295)) == " from 1 to 4294967295"
+    assert str(Between(0.01)) == " from 0.01" and str(Between(None, 1234567.5)) == " to 1234567.5"
+
+
 def test_durations():
     written = {"90s": 90, "5m": 300, "1h30m": 5400, "2d": 172800, "1.5h": 5400, 12: 12, "7": 7, 0.5: 0.5}
     assert {text: parse_duration(text) for text in written} == written

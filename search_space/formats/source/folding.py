@@ -11,8 +11,6 @@ FACTS: dict[str, Any] = {
     f"{OURS}.kernels.dispatch.choose": "aten",
     f"{OURS}.kernels.dispatch.use_triton": False,
     f"{OURS}.kernels.dispatch.tracing": False,
-    f"{OURS}.kernels.neighborhood_attention._tracing": False,
-    f"{OURS}.kernels.selective_scan._tracing": False,
     "torch.is_grad_enabled": False,
 }
 """What these functions return where the code will stand."""

@@ -41,8 +41,9 @@ class _Ready:
         weight: (N, K) int8.
         scale: (N,), of the sums.
         shift: (N,), which is added, or None.
+        steps: (N,) int32, which are added to the sums, where that is done before they are scaled.
         weight_scale: (N,), without the scale of the inputs, where `scale` has it in it.
-        bias: The layer's own, where `shift` is more.
+        bias: The layer's own, in whole steps, where `shift` is more.
         input_scale: Of the inputs' range, where it is known before them.
         input_zero_point: Likewise.
     """
@@ -50,6 +51,7 @@ class _Ready:
     weight: Tensor
     scale: Tensor
     shift: Tensor | None
+    steps: Tensor | None = None
     weight_scale: Tensor | None = None
     bias: Tensor | None = None
     input_scale: Tensor | None = None
@@ -98,6 +100,7 @@ class _DynamicRows(Projected):
     """Activations as int8, each row (token) with a scale of its own that is found when it is there."""
 
     shares: ClassVar[bool] = True
+    whole: ClassVar[bool] = True
 
     def enter(self, rows: Tensor, ready: _Ready) -> tuple[Tensor, Tensor]:
         """(M, K) int8 and (M, 1) scales."""
@@ -204,6 +207,7 @@ class W8A8Static(Projected):
     """Weights int8 per output channel, activations uint8 of one scale and zero point a layer: from calibration."""
 
     name: ClassVar[str] = "w8a8_static"
+    whole: ClassVar[bool] = True
 
     observer: str = "minmax"
 
@@ -212,19 +216,28 @@ class W8A8Static(Projected):
         return _channels(weight, 8)
 
     def ready(self, stored: State, bias: Tensor | None, inputs: int) -> _Ready:
-        """With the scale of the inputs in that of the outputs, and their zero point in what is added."""
+        """With the scale of the inputs in that of the outputs, and their zero point in what is added.
+
+        The bias is as many whole steps of the sums as are nearest to it (Jacob et al. 2018, arXiv 1712.05877, section
+        2.4): what a runtime fuses into its product, so that all compute the same.
+        """
         weight, scale, zero_point = stored["weight"], stored["input_scale"], stored["input_zero_point"]
         both = stored["scale"] * scale
         if use_triton(both):  # kernels multiply int8 by int8
             zero_point = zero_point - 128
-        shift = weight.sum(1, dtype=torch.int32) * -zero_point * both
-        return _Ready(weight, both, shift if bias is None else shift + bias, stored["scale"], bias, scale, zero_point)
+        steps = weight.sum(1, dtype=torch.int32) * -zero_point
+        if bias is not None:
+            whole = (bias / both).round()
+            steps, bias = steps + whole.to(torch.int32), whole * both
+        return _Ready(weight, both, steps * both, steps, stored["scale"], bias, scale, zero_point)
 
     def enter(self, rows: Tensor, ready: _Ready) -> Tensor:
         """(M, K) uint8, or int8 for a kernel."""
         assert ready.input_scale is not None and ready.input_zero_point is not None
         low, high = (-128, 127) if use_triton(ready.scale) else (0, 255)
-        return quantize(rows, ready.input_scale, ready.input_zero_point, low, high)
+        # Divided, not multiplied by a reciprocal as `quantize` does: so QuantizeLinear of ONNX is defined.
+        whole = (rows.float() / ready.input_scale).round_().add_(ready.input_zero_point).clamp_(low, high)
+        return whole.to(torch.int8 if low < 0 else torch.uint8)
 
     def product(self, entered: Tensor, ready: _Ready) -> Tensor:
         """See `Projected`."""
@@ -237,7 +250,9 @@ class W8A8Static(Projected):
             ranges = ready.input_scale, ready.input_zero_point
             scale = ready.weight_scale if ready.weight_scale is not None else ready.scale
             return products.onednn_linear(entered, *ranges, ready.packed(rows), scale, ready.bias)
-        return epilogue(products.SUMS[path](entered, ready.weight), None, ready.scale, ready.shift)
+        assert ready.steps is not None
+        sums = products.SUMS[path](entered, ready.weight).to(torch.int32)
+        return epilogue(sums + ready.steps, None, ready.scale, None)
 
     def fake_weight(self, weight: Tensor) -> Tensor:
         """See `Projected`."""

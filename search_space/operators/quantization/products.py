@@ -167,7 +167,8 @@ def works(path: str, inputs: int, outputs: int) -> bool:
     Tried once in a process for each size: torch's int8 product has been wrong at some sizes only.
     """
     generator = torch.Generator().manual_seed(0)
-    with _disable_current_modes(), torch.inference_mode(False), torch.no_grad():
+    # Out of any trace: torch.export would write down that gradients are switched, and lose in which module it is.
+    with torch._C.DisableTorchFunction(), _disable_current_modes(), torch.inference_mode(False), torch.no_grad():
         weight = torch.randint(-127, 128, (outputs, inputs), generator=generator, dtype=torch.int8)
         weight[0] = 127
         for dtype in (torch.uint8,) if path == "onednn" else (torch.int8, torch.uint8):

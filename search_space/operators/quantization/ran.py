@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +55,20 @@ class Ran:
         }
 
 
+@contextlib.contextmanager
+def _without_stderr() -> Iterator[None]:
+    """torch's profiler writes a line when it starts and when it stops, past Python's stream, to nobody's use."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
 def what_ran(module: nn.Module, inputs: Tensor, forwards: int = 3) -> list[Ran]:
     """The operations of a forward in eager mode, by torch's profiler, those that took longest first.
 
@@ -59,10 +77,9 @@ def what_ran(module: nn.Module, inputs: Tensor, forwards: int = 3) -> list[Ran]:
         inputs: What it reads.
         forwards: How many are looked at, after one that is not.
     """
-    activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.inference_mode():
         module(inputs)
-        with torch.profiler.profile(activities=activities) as profile:
+        with _without_stderr(), torch.autograd.profiler.profile(use_kineto=False) as profile:
             for _ in range(forwards):
                 module(inputs)
     averages = profile.key_averages()

@@ -35,6 +35,21 @@ def test_slugs(text, slug):
     assert device._slug(text) == slug
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("cpu-amd-epic-26-2-1t", "cpu-amd-epyc-26-2-1t"),  # a slip of the fingers
+        ("cpu-amd-epyc-26-2-2t", ""),  # more threads, another CPU, another GPU: other devices
+        ("cpu-amd-epyc-25-1-1t", ""),
+        ("nvidia-h200", ""),
+        ("nvidea-h100", "nvidia-h100"),
+    ],
+)
+def test_another_device_is_not_what_was_meant(given, meant):
+    known = ["cpu-amd-epyc-26-2-1t", "cpu-intel-xeon-6-167-1t", "nvidia-h100"]
+    assert device.nearest_device(given, known) == (f" Did you mean {meant!r}?" if meant else "")
+
+
 @pytest.mark.skipif(os.name != "posix" or bool(device.gpu_models()), reason="needs a machine without a GPU")
 def test_a_gpu_without_proc_is_named_by_its_driver(tmp_path, monkeypatch):
     tool = tmp_path / "nvidia-smi"

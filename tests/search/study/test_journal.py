@@ -50,11 +50,29 @@ def test_optuna_itself_reads_the_file(tmp_path, finished):
         assert architecture.id == trial.user_attrs["id"]
 
 
-def test_optuna_s_dashboard_reads_the_file(tmp_path, finished):
+def many(finished: bytes, count: int) -> bytes:
+    """The journal with so many trials, each like one of those that there are, record by record."""
+    of_study, of_trials = [], {}
+    for record in map(json.loads, finished.splitlines()):
+        if "trial_id" in record:
+            of_trials[record["trial_id"]].append(record)
+        elif record["op_code"] == JournalOperation.CREATE_TRIAL:
+            of_trials[len(of_trials)] = [record]
+        else:
+            of_study.append(record)
+    records = [*of_study]
+    for i in range(count):
+        first, *others = of_trials[i % len(of_trials)]
+        records += [first, *({**record, "trial_id": i} for record in others)]
+    return b"".join(json.dumps(record).encode() + b"\n" for record in records)
+
+
+@pytest.mark.parametrize("trials", [12, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_optuna_s_dashboard_reads_the_file(tmp_path, finished, trials):
     """What its page asks its server for."""
     dashboard = pytest.importorskip("optuna_dashboard")
     path = tmp_path / "study.journal"
-    path.write_bytes(finished)
+    path.write_bytes(finished if trials == 12 else many(finished, trials))
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
     app = dashboard.wsgi(storage)
 
@@ -66,8 +84,10 @@ def test_optuna_s_dashboard_reads_the_file(tmp_path, finished):
     (study,) = get("/api/studies")["study_summaries"]
     found = get(f"/api/studies/{study['study_id']}")
     assert found["objective_names"] == ["accuracy", "latency_ms", "params"]
-    assert len(found["trials"]) == 12 and {trial["state"] for trial in found["trials"]} == {"Complete"}
-    assert "architecture" in {attr["key"] for attr in found["trials"][0]["user_attrs"]}
+    assert len(found["trials"]) == trials and {trial["state"] for trial in found["trials"]} == {"Complete"}
+    for trial in (found["trials"][0], found["trials"][-1]):
+        assert "architecture" in {attr["key"] for attr in trial["user_attrs"]} and len(trial["values"]) == 3
+        assert [constraint["name"] for constraint in trial["constraints"]] == ["params <= 10000"]
 
 
 def test_cut_anywhere_it_opens_and_keeps_every_whole_record(tmp_path, finished, space, objectives, constraints):

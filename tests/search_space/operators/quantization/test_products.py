@@ -213,6 +213,12 @@ def test_what_ran_is_seen_and_changes_with_the_path():
     assert products_that_ran(layer, x)[0].multiplies == "float"
 
 
+def test_looking_at_what_ran_writes_nothing(capfd):
+    """torch's profiler writes lines of its own, past Python's streams."""
+    assert products_that_ran(torch.nn.Linear(8, 8), torch.ones(4, 8))
+    assert capfd.readouterr() == ("", "")
+
+
 def test_what_is_widened_says_so():
     assert "widened" in policy_of(QUANTS["fp8"]).instead("cpu", "eager")
     assert policy_of(QUANTS["fp8"]).instead("cuda", "eager") == ""

@@ -1,0 +1,123 @@
+"""Whether a file rounds as the network does: which whole numbers differ, where the first does, and why.
+
+A runtime that adds floats in another order moves their last digits. That is no matter, until a number that is midway
+between two steps is rounded the other way: then a whole number is another one, and what follows differs by a step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mixnas.kernels import dispatch
+from mixnas.search_space.formats.format import Format
+from mixnas.search_space.operators.quantization.projected import Stored
+
+
+@dataclass(frozen=True, slots=True)
+class Integers:
+    """What became of the whole numbers of a network in a file.
+
+    Attributes:
+        layers: How many layers multiply whole numbers; one that runs twice counts twice.
+        alike: How many of them answer to what reaches them in the file as the network's do, to the last bit.
+        numbers: Whole numbers that inputs were rounded to.
+        moved: How many of them are not the network's.
+        why: The first operator that makes a difference, and how; empty where every whole number is the network's.
+    """
+
+    layers: int
+    alike: int
+    numbers: int
+    moved: int
+    why: str
+
+    def __str__(self) -> str:
+        if not self.why:
+            return f"all {self.numbers:,} whole numbers in {self.layers} layers are those of the network"
+        return (
+            f"{self.moved:,} of {self.numbers:,} whole numbers are not those of the network ({self.alike} of "
+            f"{self.layers} layers answer the same inputs identically): {self.why}"
+        )
+
+
+def whole_layers(network: nn.Module) -> dict[str, Stored]:
+    """The layers of a deployed network that multiply whole numbers, by name."""
+    return {n: m for n, m in network.named_modules() if isinstance(m, Stored) and m.policy.whole}
+
+
+@torch.no_grad()
+def compared(file_format: Format, path: Path, network: nn.Module, inputs: Tensor) -> Integers | None:
+    """Compare the whole numbers of a file with a network's.
+
+    Args:
+        file_format: Of the file.
+        path: The file.
+        network: What it was written from, deployed, on the CPU.
+        inputs: (n, ...).
+
+    Returns:
+        None where the file can't be looked into: the format has no `layer_values(path, batch)`, which gives, of each
+        layer that multiplies whole numbers and each time that it runs, its name, the rows (M, K) that it rounds, its
+        answer (M, N), and which operators before it compute otherwise than torch, in words.
+    """
+    look, layers = getattr(file_format, "layer_values", None), whole_layers(network)
+    if look is None or not layers:
+        return None
+    alike = numbers = moved = count = 0
+    why = cause = ""
+    with dispatch.as_traced():
+        reached = _reached(network, inputs, layers)
+        for name, rows, answer, before in look(path, inputs.numpy()):
+            there, answered = torch.from_numpy(rows), torch.from_numpy(answer)
+            if not reached.get(name) or reached[name][0].shape != there.shape:
+                return None
+            layer, here, count = layers[name], reached[name].pop(0), count + 1
+            ready = layer.policy.ready(dict(layer.named_buffers(recurse=False)), layer.bias, layer.inputs)
+            entered = layer.policy.enter(there, ready)
+            expected = layer.policy.product(entered, ready)
+            whole = _whole(layer.policy.enter(here, ready))
+            differing = int((whole != _whole(entered)).sum())
+            same = torch.equal(expected, answered)
+            numbers, moved, alike = numbers + whole.numel(), moved + differing, alike + same
+            if not cause and not torch.equal(here, there):
+                cause = before or "a layer"
+            if differing and not why:
+                why = (
+                    f"{name} ({layer.policy.name}) is the first where they differ: what is before it ({cause}) adds "
+                    "floats in another order, and a number midway between two steps is then rounded the other way"
+                )
+            if not same and not why:
+                off = (expected.double() - answered.double()).abs().max().item()
+                why = f"{name} ({layer.policy.name}) answers the same inputs with numbers that are up to {off:.2g} off"
+    if any(reached.values()):
+        return None
+    return Integers(count, alike, numbers, moved, why)
+
+
+def _whole(entered: Any) -> Tensor:
+    """The whole numbers of what a policy makes of rows."""
+    found: Tensor = entered[0] if isinstance(entered, tuple) else entered
+    return found.int()
+
+
+def _reached(network: nn.Module, inputs: Tensor, layers: dict[str, Stored]) -> dict[str, list[Tensor]]:
+    """The rows that layers are given, each time that they run."""
+    found: dict[str, list[Tensor]] = {name: [] for name in layers}
+    hooks = []
+    for name, layer in layers.items():
+
+        def came(module: Any, given: tuple[Tensor, ...], name: str = name) -> None:
+            found[name].append(module.rows(given[0]).clone())
+
+        hooks.append(layer.register_forward_pre_hook(came))
+    try:
+        network(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found

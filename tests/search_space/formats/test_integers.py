@@ -1,0 +1,117 @@
+"""Whole numbers in files: each layer by itself, all of a network, and what is said where one is another."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mixnas.kernels import dispatch
+from mixnas.search_space.architecture import Architecture
+from mixnas.search_space.errors import ConfigError, IntegrityError
+from mixnas.search_space.formats import format as formats
+from mixnas.search_space.formats.format import NotIdentical
+from mixnas.search_space.formats.integers import compared, whole_layers
+from mixnas.search_space.network import Network
+
+from ...contracts.format import FEATURES, network_of
+
+X = FEATURES.example(8, generator=torch.Generator().manual_seed(1))
+
+
+def network_with(quant: str, **more: object) -> Network:
+    block = {"mixer": "attention", "channel_mixer": "mlp", "quant": quant, **more}
+    plain = {"stem": {"name": "conv", "stride": 2}, "norm": "layer", "stages": [{"width": 32, "blocks": [block]}]}
+    return network_of(Architecture.from_dict(plain), FEATURES)
+
+
+@functools.cache
+def written(quant: str) -> bytes:
+    """An ONNX file, which takes a second or more."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        formats.get("onnx").write(network_with(quant), path, {})
+        return path.read_bytes()
+
+
+@pytest.fixture
+def onnx():
+    try:
+        formats.require(formats.get("onnx"))
+    except ConfigError as error:
+        pytest.skip(str(error))
+    import onnx
+
+    return onnx
+
+
+@pytest.mark.parametrize("quant", ["w8a8", "w4a8", "w8a8_static"])
+def test_layers_of_an_onnx_file_answer_the_same_inputs_to_the_last_bit(onnx, quant, tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(written(quant))
+    network = network_with(quant)
+    found = compared(formats.get("onnx"), path, network, X)
+    assert found is not None and found.layers == found.alike == 6 == len(whole_layers(network))
+    assert found.numbers == 8 * (2 * 4) * 32 * (5 + 4)  # inputs, tokens, channels; one layer reads 4 x 32
+
+
+def moved(onnx, path: Path, weight: str, by: float) -> None:
+    """Change all of a weight of a float operator a little, as another order of its sums might."""
+    model = onnx.load(str(path))
+    (tensor,) = (t for t in model.graph.initializer if t.name == weight)
+    array = onnx.numpy_helper.to_array(tensor) + np.float32(by)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(array, weight))
+    onnx.save(model, str(path))
+
+
+def test_a_number_that_is_rounded_otherwise_is_refused_with_the_operator_and_the_reason(onnx, tmp_path):
+    path, network, file_format = tmp_path / "model.onnx", network_with("w8a8"), formats.get("onnx")
+    path.write_bytes(written("w8a8"))
+    moved(onnx, path, "stages.0.blocks.0.channel.norm.layer.bias", 2e-3)
+    with pytest.raises(NotIdentical) as caught:
+        formats.verify(file_format, path, network, X)
+    said = str(caught.value)
+    assert "whole numbers are not those of the network (6 of 6 layers answer the same inputs identically)" in said
+    assert "stages.0.blocks.0.channel.channel_mixer" in said and "(w8a8) is the first where they differ" in said
+    assert "LayerNormalization (stages.0.blocks.0.token.norm" in said and ") adds floats in another order" in said
+    stated = formats.verify(file_format, path, network, X, stated=0.5)
+    assert 0 < stated.difference <= 0.5 == stated.allowed and not stated.identical
+    assert stated.integers is not None and 0 < stated.integers.moved < stated.integers.numbers
+    with pytest.raises(IntegrityError, match=r"by up to .*, where 1e-06 is allowed"):
+        formats.verify(file_format, path, network, X, stated=1e-6)
+
+
+@pytest.mark.parametrize("name", ["torch-export", "safetensors"])
+@pytest.mark.parametrize("quant", ["w8a8", "w8a8_static", "w4a8", "w4a16"])
+def test_what_torch_loads_is_the_network_to_the_last_bit(name, quant, tmp_path):
+    """Also where eager mode takes another path, chosen by the batch's size: the scan in pieces, fused products."""
+    network = network_with(quant, channel_mixer={"name": "mlp", "expansion": 4}, mixer="ssm")
+    file_format = formats.get(name)
+    path = tmp_path / file_format.file_name
+    file_format.write(network, path, {})
+    inputs = FEATURES.example(48, generator=torch.Generator().manual_seed(2))
+    found = formats.verify(file_format, path, network, inputs)
+    assert found.identical and found.difference == 0
+
+
+def test_eager_mode_computes_as_a_trace_where_it_is_told_to():
+    network = network_with("w8a8_static", mixer="ssm")
+    with torch.no_grad():
+        fast = network(X)
+        assert not dispatch.tracing()
+        with dispatch.as_traced():
+            assert dispatch.tracing()
+            plain = network(X)
+    assert not dispatch.tracing()
+    torch.testing.assert_close(fast, plain, rtol=1e-3, atol=1e-3)
+
+
+def test_widened_weights_are_held_to_what_float32_is():
+    few, whole = (formats.tolerance(network_with(quant)) for quant in ("w4a16", "w8a8"))
+    assert few == formats.tolerance(torch.nn.Linear(2, 2)) == 1e-4 and whole == 2e-2
+    assert formats.tolerance(network_with("fp8")) == 2e-2 == formats.tolerance(network_with("bf16"))
