@@ -327,8 +327,8 @@ def tiny() -> Iterator[Point]:
     yield _conv1d(2, 7, 5, 4)
     yield _norm(9, 12, "layer")
     yield _glu(3, 5, "silu")
-    yield _gla(1, 9, 1, 16, both=False)
-    yield _scan(1, 3, 2, 2)
+    yield _gla(1, 66, 1, 16, both=False)  # more than a chunk
+    yield _scan(1, 66, 2, 2)  # more than a segment
     yield _neighborhood(1, 5, 1, 16, 3, 1)
     yield _block(1, 2, 16, 3, 1)
 

@@ -12,10 +12,11 @@ two passes, per split and then over splits, without atomics, so that it is deter
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 
 from mixnas.kernels import configs
 from mixnas.kernels.dispatch import cdiv, launch, tl, triton
@@ -35,7 +36,9 @@ def depthwise_forward_kernel(
     height,
     width,
     channels,
-    DOWN: tl.constexpr,  # taps down
+    FIRST: tl.constexpr,  # the first tap that is used
+    PITCH: tl.constexpr,  # taps from one row of the kernel to the next
+    DOWN: tl.constexpr,  # taps down, of those that are used
     ACROSS: tl.constexpr,  # taps across
     TOP: tl.constexpr,  # rows of padding above
     LEFT: tl.constexpr,  # columns of padding on the left
@@ -48,7 +51,6 @@ def depthwise_forward_kernel(
     BLOCK_C: tl.constexpr,
 ):
     STEP: tl.constexpr = -1 if FLIP else 1
-    FIRST: tl.constexpr = DOWN * ACROSS - 1 if FLIP else 0
     pid = tl.program_id(0)
     blocks_c = tl.cdiv(channels, BLOCK_C)
     blocks_h = tl.cdiv(height, ROWS)
@@ -61,15 +63,15 @@ def depthwise_forward_kernel(
     x0 = column % width
     column_ok = (column < columns)[:, None]
     first = (b.to(tl.int64) * height + y0) * width + x0
-    in_ptrs = x_ptr + (first - TOP * width - LEFT)[:, None] * channels + c
-    tap_ptrs = weight_ptr + FIRST * channels + c
-    left = tl.where(column_ok, (x0 - LEFT)[:, None], -ACROSS - INNER)
+    # Only rows inside the image: of a kernel larger than the map most are not.
+    low = tl.maximum(TOP - y0, 0)
+    high = tl.minimum(ROWS + DOWN - 1, height + TOP - y0)
+    in_ptrs = x_ptr + (first + (low - TOP) * width - LEFT)[:, None] * channels + c
+    tap_ptrs = weight_ptr + (FIRST + STEP * PITCH * low) * channels + c
+    col = tl.where(column_ok, (x0 - LEFT)[:, None], -ACROSS - INNER)
     acc0 = tl.zeros([BLOCK_W, BLOCK_C], dtype=tl.float32)
     acc1 = tl.zeros([BLOCK_W, BLOCK_C], dtype=tl.float32)
-    for row in range(ROWS + DOWN - 1):
-        y = y0 + row - TOP
-        # A row outside the image puts every column out of range.
-        col = tl.where((left * 0 + y >= 0) & (left * 0 + y < height), left, -ACROSS - INNER)
+    for row in range(low, high):
         for j0 in range(0, ACROSS, INNER):
             for inner in tl.static_range(INNER):
                 j = j0 + inner
@@ -86,10 +88,10 @@ def depthwise_forward_kernel(
                     tap_ok = c_ok & (zero_c + row > 0)
                     if ACROSS % INNER != 0:
                         tap_ok = tap_ok & (zero_c + j < ACROSS)
-                    tap = tl.load(tap_ptrs + STEP * (j - ACROSS) * channels, mask=tap_ok, other=0.0).to(tl.float32)
+                    tap = tl.load(tap_ptrs + STEP * (j - PITCH) * channels, mask=tap_ok, other=0.0).to(tl.float32)
                     acc1 += value * tap
         in_ptrs += width * channels
-        tap_ptrs += STEP * ACROSS * channels
+        tap_ptrs += STEP * PITCH * channels
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + c, mask=c_ok, other=0.0).to(tl.float32)
         acc0 += bias
@@ -168,8 +170,41 @@ def depthwise_weight_kernel(
 
 
 def taps_of(weight_C1IJ: torch.Tensor) -> torch.Tensor:
-    """Return the weight as (I*J, C), contiguous: free when it is laid out so in memory, else a small copy."""
-    return weight_C1IJ.permute(2, 3, 1, 0).reshape(-1, weight_C1IJ.shape[0]).contiguous()
+    """Return the weight as (I*J, C), contiguous: free when it is laid out so in memory, else a small copy.
+
+    A copy is in float32, whatever the weight is in: it saves the kernel a conversion of each tap for each position.
+    """
+    taps = weight_C1IJ.permute(2, 3, 1, 0).flatten(0, 2)
+    if taps.is_contiguous():
+        return taps
+    return taps.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+
+
+def laid_out(weight_C1IJ: torch.Tensor) -> torch.Tensor:
+    """Return the weight with the memory order that the kernels read, so that `taps_of` copies nothing."""
+    return weight_C1IJ.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)
+
+
+def reached(size: int, taps: int, before: int) -> tuple[int, int]:
+    """Return the first and the end of the taps that fall inside a dimension for at least one of its positions.
+
+    Args:
+        size: Positions along the dimension.
+        taps: Of the kernel along it.
+        before: Padding before the first position.
+    """
+    first = max(0, before - size + 1)
+    return first, max(min(taps, before + size), first)
+
+
+def cropped(
+    shape: Sequence[int], geometry: tuple[int, int, int, int]
+) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Return the first tap that is used, the number of taps and the padding, down and across (see `reached`)."""
+    down, across, top, left = geometry
+    i0, i1 = reached(shape[1], down, top)
+    j0, j1 = reached(shape[2], across, left)
+    return (i0, i1 - i0, top - i0), (j0, j1 - j0, left - j0)
 
 
 def convolve(
@@ -195,7 +230,8 @@ def convolve(
         flip: Run the taps backwards: the gradient of the input of the convolution with this geometry.
     """
     batch, height, width, channels = x.shape
-    down, across, top, left = geometry
+    pitch = geometry[1]
+    (i0, down, top), (j0, across, left) = cropped(x.shape, geometry)
     out = torch.empty_like(x)
     pre = torch.empty_like(x) if keep_pre else None
     features = {"taps_down": down, "taps_across": across, "channels": channels, "positions": batch * height * width}
@@ -203,6 +239,8 @@ def convolve(
     blocks = cdiv(channels, config["BLOCK_C"]) * cdiv(height, config["ROWS"]) * cdiv(batch * width, config["BLOCK_W"])
     operands = (x, taps, bias, gate, out, pre, batch * width, height, width, channels)
     constants = {
+        "FIRST": (i0 + down - 1) * pitch + j0 + across - 1 if flip else i0 * pitch + j0,
+        "PITCH": pitch,
         "DOWN": down,
         "ACROSS": across,
         "TOP": down - 1 - top if flip else top,
@@ -246,7 +284,7 @@ def weight_gradient(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the gradients of the weight (C, 1, I, J) and of the bias (C,), in float32."""
     batch, height, width, channels = x.shape
-    down, across, top, left = geometry
+    (i0, down, top), (j0, across, left) = cropped(x.shape, geometry)
     taps, positions = down * across, batch * height * width
     config = configs.pick("depthwise_weight", x, taps=taps, channels=channels, positions=positions)
     splits = cdiv(positions, config["STEPS"] * config["UNROLL"])
@@ -255,7 +293,11 @@ def weight_gradient(
     grid = (cdiv(channels, config["BLOCK_C"]) * cdiv(taps + 1, config["BLOCK_K"]) * splits,)
     launch(depthwise_weight_kernel, grid, *operands, DOWN=down, ACROSS=across, TOP=top, LEFT=left, **config)
     total = sums.sum(0)
-    return total[:-1].t().reshape(channels, 1, down, across), total[-1]
+    gradient = total[:-1].t().reshape(channels, 1, down, across)
+    if (down, across) != geometry[:2]:  # taps that never meet the map
+        after = (geometry[1] - j0 - across, geometry[0] - i0 - down)
+        gradient = F.pad(gradient, (j0, after[0], i0, after[1]))
+    return gradient, total[-1]
 
 
 def _backward(

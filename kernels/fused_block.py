@@ -262,15 +262,6 @@ def _differentiate(ctx, grad):
 _operator.register_autograd(_differentiate, setup_context=_setup_context)
 
 
-def _as_autocast(x: torch.Tensor, products: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-    """Return the input and the operands of the pointwise layers as autocast would have ATen's: it can't see inside."""
-    device = x.device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):
-        return x, products
-    dtype = torch.get_autocast_dtype(device)
-    return x.to(dtype), tuple(product.to(dtype) for product in products)
-
-
 def _macs(x, weight, conv_bias, norm_weight, norm_bias, up, *_, **__) -> int:
     """The convolution and the two pointwise layers."""
     return x.numel() * (weight.shape[-1] ** 2 + 2 * up.shape[0])
@@ -327,7 +318,7 @@ def fused_conv_block(
     backend = choose(x_BHWC, *tensors)
     size = weight_C1KK.shape[-1]
     if backend == "triton" and channels <= MAX_CHANNELS and size <= MAX_KERNEL_SIZE and size % 2:
-        x, products = _as_autocast(x_BHWC, tensors[4:])
+        x, *products = dispatch.as_autocast(x_BHWC, *tensors[4:])
         if all(product.dtype == x.dtype for product in products):
             skip_inside = skip and x.dtype == x_BHWC.dtype  # the skip keeps the digits that x came with
             out = _operator(x, *tensors[:4], *products, norm == "layer", activation, eps, skip_inside)
