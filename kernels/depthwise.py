@@ -115,12 +115,13 @@ def depthwise_forward_kernel(
         tl.store(out_ptr + offsets, acc1.to(out_ptr.dtype.element_ty), mask=ok)
 
 
-@triton.jit(do_not_specialize=["positions"])
+@triton.jit(do_not_specialize=["strips", "strips_each"])
 def depthwise_weight_kernel(
     grad_ptr,  # (B, H, W, C)
     x_ptr,  # (B, H, W, C)
-    partial_ptr,  # (splits, I*J + 1, C) float32; the last is the bias's
-    positions,  # B*H*W
+    partial_ptr,  # (splits, ROWS, (I + ROWS - 1)*J + 1, C) float32; the last is the bias's
+    strips,  # B * cdiv(H, ROWS)
+    strips_each,  # that a program goes through
     height,
     width,
     channels,
@@ -128,45 +129,51 @@ def depthwise_weight_kernel(
     ACROSS: tl.constexpr,
     TOP: tl.constexpr,
     LEFT: tl.constexpr,
-    STEPS: tl.constexpr,  # a program goes through STEPS * UNROLL positions
+    ROWS: tl.constexpr,  # rows of the gradient in a strip, 1 or 2: what is read of x serves as many
     UNROLL: tl.constexpr,
-    BLOCK_K: tl.constexpr,  # taps
+    BLOCK_K: tl.constexpr,  # offsets between a strip and a row of x, times taps across
     BLOCK_C: tl.constexpr,
 ):
-    TAPS: tl.constexpr = DOWN * ACROSS
+    OFFSETS: tl.constexpr = (DOWN + ROWS - 1) * ACROSS
     pid = tl.program_id(0)
     blocks_c = tl.cdiv(channels, BLOCK_C)
-    blocks_k = tl.cdiv(TAPS + 1, BLOCK_K)
+    blocks_k = tl.cdiv(OFFSETS + 1, BLOCK_K)
     c = ((pid % blocks_c) * BLOCK_C + tl.arange(0, BLOCK_C))[None, :]
-    tap = (((pid // blocks_c) % blocks_k) * BLOCK_K + tl.arange(0, BLOCK_K))[:, None]
+    offset = (((pid // blocks_c) % blocks_k) * BLOCK_K + tl.arange(0, BLOCK_K))[:, None]
     split = pid // (blocks_c * blocks_k)
     c_ok = c < channels
-    ok = (tap < TAPS) & c_ok
-    # The tap after the last multiplies by one: its sum is the bias's gradient.
-    other = tl.where(tap + c * 0 == TAPS, 1.0, 0.0).to(x_ptr.dtype.element_ty)
-    i = tap // ACROSS - TOP
-    j = tap % ACROSS - LEFT
-    position = split * (STEPS * UNROLL)
-    x = position % width
-    y = (position // width) % height
-    start = position.to(tl.int64) * channels
-    grad_ptrs = grad_ptr + start + c
-    x_ptrs = x_ptr + start + (i * width + j) * channels + c
-    acc = tl.zeros([BLOCK_K, BLOCK_C], dtype=tl.float32)
-    for _ in range(STEPS):
-        for _ in tl.static_range(UNROLL):
-            grad = tl.load(grad_ptrs, mask=c_ok & (c * 0 + position < positions), other=0.0).to(tl.float32)
-            inside = (i + y >= 0) & (i + y < height) & (j + x >= 0) & (j + x < width) & (i * 0 + position < positions)
-            acc += grad * tl.load(x_ptrs, mask=ok & inside, other=other).to(tl.float32)
-            grad_ptrs += channels
-            x_ptrs += channels
-            position += 1
-            x += 1
-            y = tl.where(x == width, y + 1, y)
-            y = tl.where(y == height, 0, y)
-            x = tl.where(x == width, 0, x)
-    target = partial_ptr + (split * (TAPS + 1) + tap).to(tl.int64) * channels + c
-    tl.store(target, acc, mask=(tap <= TAPS) & c_ok)
+    # The offset after the last multiplies by one: its sum is the bias's gradient.
+    other = tl.where(offset + c * 0 == OFFSETS, 1.0, 0.0).to(x_ptr.dtype.element_ty)
+    i = offset // ACROSS - TOP
+    j = offset % ACROSS - LEFT
+    pairs = tl.cdiv(height, ROWS)
+    acc0 = tl.zeros([BLOCK_K, BLOCK_C], dtype=tl.float32)
+    acc1 = tl.zeros([BLOCK_K, BLOCK_C], dtype=tl.float32)
+    for step in range(strips_each):
+        strip = split * strips_each + step
+        y = (strip % pairs) * ROWS
+        start = ((strip // pairs).to(tl.int64) * height + y) * width * channels
+        grad_ptrs = grad_ptr + start + c
+        x_ptrs = x_ptr + start + (i * width + j) * channels + c
+        here = c_ok & (c * 0 + strip < strips)
+        row_ok = (offset < OFFSETS) & here & ((i + y).to(tl.uint32, bitcast=True) < (i * 0 + height).to(tl.uint32))
+        for x0 in range(0, width, UNROLL):
+            for inner in tl.static_range(UNROLL):
+                column = x0 + inner
+                ok = here & (c * 0 + column < width)
+                inside = row_ok & ((j + column).to(tl.uint32, bitcast=True) < (j * 0 + width).to(tl.uint32))
+                value = tl.load(x_ptrs, mask=inside, other=other).to(tl.float32)
+                acc0 += tl.load(grad_ptrs, mask=ok, other=0.0).to(tl.float32) * value
+                if ROWS == 2:
+                    below = ok & (c * 0 + (y + 1) < height)
+                    acc1 += tl.load(grad_ptrs + width * channels, mask=below, other=0.0).to(tl.float32) * value
+                grad_ptrs += channels
+                x_ptrs += channels
+    target = partial_ptr + (split * ROWS * (OFFSETS + 1) + offset).to(tl.int64) * channels + c
+    stored = (offset <= OFFSETS) & c_ok
+    tl.store(target, acc0, mask=stored)
+    if ROWS == 2:
+        tl.store(target + (OFFSETS + 1) * channels, acc1, mask=stored)
 
 
 def taps_of(weight_C1IJ: torch.Tensor) -> torch.Tensor:
@@ -285,19 +292,25 @@ def weight_gradient(
     """Return the gradients of the weight (C, 1, I, J) and of the bias (C,), in float32."""
     batch, height, width, channels = x.shape
     (i0, down, top), (j0, across, left) = cropped(x.shape, geometry)
-    taps, positions = down * across, batch * height * width
-    config = configs.pick("depthwise_weight", x, taps=taps, channels=channels, positions=positions)
-    splits = cdiv(positions, config["STEPS"] * config["UNROLL"])
-    sums = torch.empty(splits, taps + 1, channels, dtype=torch.float32, device=x.device)
-    operands = (grad, x, sums, positions, height, width, channels)
-    grid = (cdiv(channels, config["BLOCK_C"]) * cdiv(taps + 1, config["BLOCK_K"]) * splits,)
-    launch(depthwise_weight_kernel, grid, *operands, DOWN=down, ACROSS=across, TOP=top, LEFT=left, **config)
+    positions, rows = batch * height * width, 1 if height == 1 else 2
+    features = {"taps": down * across, "channels": channels, "positions": positions}
+    config = dict(configs.pick("depthwise_weight", x, **features))
+    strips, offsets = batch * cdiv(height, rows), (down + rows - 1) * across
+    each = cdiv(config.pop("STEPS") * config["UNROLL"], width)
+    splits = cdiv(strips, each)
+    sums = torch.empty(splits, rows, offsets + 1, channels, dtype=torch.float32, device=x.device)
+    operands = (grad, x, sums, strips, each, height, width, channels)
+    grid = (cdiv(channels, config["BLOCK_C"]) * cdiv(offsets + 1, config["BLOCK_K"]) * splits,)
+    shape = {"DOWN": down, "ACROSS": across, "TOP": top, "LEFT": left, "ROWS": rows}
+    launch(depthwise_weight_kernel, grid, *operands, **shape, **config)
     total = sums.sum(0)
-    gradient = total[:-1].t().reshape(channels, 1, down, across)
+    by_row = total[:, :-1].view(rows, down + rows - 1, across, channels)
+    taps = by_row[0, :down] if rows == 1 else by_row[0, :down] + by_row[1, 1:]  # a row below meets x one row earlier
+    gradient = taps.permute(2, 0, 1).unsqueeze(1)
     if (down, across) != geometry[:2]:  # taps that never meet the map
         after = (geometry[1] - j0 - across, geometry[0] - i0 - down)
         gradient = F.pad(gradient, (j0, after[0], i0, after[1]))
-    return gradient, total[-1]
+    return gradient, total[:, -1].sum(0)
 
 
 def _backward(

@@ -167,6 +167,10 @@ def _mean_trips(launch: aot.Launch) -> Callable[[int], float]:
         spans = [min(rows + down - 1, height + top - y) - max(top - y, 0) for y in starts]
         return lambda _: sum(spans) / len(spans)
 
+    if launch.name == "depthwise_weight":
+        strips_each, width, unroll = launch.arguments[4], launch.arguments[6], launch.options["UNROLL"]
+        return lambda loop: strips_each if loop == 0 else -(-width // unroll)
+
     def unknown(number: int) -> float:
         raise ValueError(f"{launch.name}: loop {number} has no constant bounds, and nobody says how often it runs")
 
