@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from mixnas.kernels import configs
 from mixnas.kernels.tools import aot, sass
@@ -95,7 +96,7 @@ class Row:
     """A point with its launches, its predicted time and its floor.
 
     Attributes:
-        other_us: Of operations that are no kernels of ours: their bytes over the copy bandwidth.
+        other_us: Of operations that are no kernels of ours: their bytes over the copy bandwidth, or a launch each.
         us: Sum over launches and others, at least the floor of the call's bytes.
         bound_by: What most of it is spent on.
     """
@@ -143,18 +144,19 @@ def _time(blocks: int, num_warps: int, resident: int, counted: sass.Counts) -> t
 
 
 class _Others(torch.utils._python_dispatch.TorchDispatchMode):
-    """Adds up the bytes of operations that read or write memory."""
+    """Adds up the time of operations that read or write memory: that of their bytes, and of a launch at least."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.bytes = 0
+        self.us = 0.0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         makes = any(word in func.name() for word in ("empty", "view", "detach", "alias", "new_"))
-        if not func.is_view and not makes:
+        if func.namespace == "aten" and not func.is_view and not makes:
             tensors = [t for t in torch.utils._pytree.tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor)]
-            self.bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+            moved = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+            self.us += max(LAUNCH_US, moved / aot.COPY_BYTES_PER_S * 1e6)
         return out
 
 
@@ -221,7 +223,7 @@ def predict(point: Point, gpu: str = configs.ANY_GPU) -> Row:
             )
         )
     floors = point.floors_us()
-    other_us = others.bytes / aot.COPY_BYTES_PER_S * 1e6
+    other_us = others.us
     parts = {item.kernel + " " + item.bound_by: item.us for item in predicted} | {"other operations": other_us}
     total = sum(item.us for item in predicted) + other_us
     binding = max(parts, key=lambda part: parts[part]).split(" ")[-1]
@@ -390,15 +392,29 @@ def _block(batch: int, size: int, channels: int, taps: int) -> Point:
     up, down, hidden = _empty(4 * channels, channels), _empty(channels, 4 * channels), _empty(4 * channels)
     operands = (x, _weight(channels, (taps, taps)), row, row, row, up, hidden, down, row)
     valid = depthwise.valid_taps(size, taps, taps // 2) ** 2
+    one_kernel = batch * size * size >= fused_block.ENOUGH_POSITIONS
     return Point(
         family="fused_block",
         label=f"{batch}x{size}x{size}x{channels} k{taps} expansion 4 gelu",
-        call=partial(fused_block._forward, *operands, True, "gelu", 1e-5, True),
+        call=partial(fused_block._forward, *operands, True, "gelu", 1e-5, True)
+        if one_kernel
+        else partial(_by_operators, *operands),
         bytes=2 * x.numel() * 2,
         fp32=2 * batch * channels * valid + 30 * x.numel(),
         matrix=2 * 2 * x.numel() * 4 * channels,
         special=4 * x.numel(),
     )
+
+
+def _by_operators(x: torch.Tensor, weight: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+    """What the block runs where it is too small for one kernel."""
+    from mixnas.kernels import depthwise, norm
+
+    bias, norm_weight, norm_bias, up, up_bias, down, down_bias = rest
+    pad = weight.shape[-1] // 2
+    z, _ = depthwise._forward(x, weight, bias, None, "none", pad, pad, False)
+    z = norm.forward(z, None, norm_weight, norm_bias, 1e-5, True)[0]
+    return x + F.linear(F.gelu(F.linear(z, up, up_bias)), down, down_bias)
 
 
 def points() -> list[Point]:

@@ -43,11 +43,10 @@ class Loop:
                 return [self, *loop.innermost(place)]
         return [self]
 
-    def walk(self) -> Iterable["Loop"]:
-        """All loops inside it."""
-        for loop in self.inner:
-            yield loop
-            yield from loop.walk()
+    def has(self, place: int) -> bool:
+        """Whether a place is in the loop, and in none inside it."""
+        inside = self.first <= place <= self.last
+        return inside and not any(loop.first <= place <= loop.last for loop in self.inner)
 
 
 def _nested(spans: Iterable[tuple[int, int]], end: int) -> Loop:
@@ -121,11 +120,11 @@ def _ttir(text: str, mean: Callable[[int], float]) -> Loop:
 
 
 def _count(ptx: Sequence[tuple[int, str]], found: Sequence[Instruction], of: Loop, also: Loop) -> float:
-    """How many copies of a loop's body in PTX its machine code holds."""
+    """How many copies of a loop's body in PTX its machine code holds, by what stands in no loop within it."""
     ratios = []
     for in_ptx, in_sass in _ANCHORS.values():
-        written = sum(bool(in_ptx.search(line)) for at, line in ptx if of.first <= at <= of.last)
-        compiled = sum(in_sass(item.name) for item in found if also.first <= item.place <= also.last)
+        written = sum(bool(in_ptx.search(line)) for at, line in ptx if of.has(at))
+        compiled = sum(in_sass(item.name) for item in found if also.has(item.place))
         if written:
             ratios.append(compiled / written)
     ratios.sort()

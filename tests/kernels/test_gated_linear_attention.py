@@ -27,6 +27,8 @@ class TestGatedLinearAttention(KernelContract):
     function = staticmethod(gated_linear_attention)
     reference = staticmethod(gated_linear_attention_reference)
     operator = "mixnas::gated_linear_attention"
+    # Factors of bfloat16 are rounded before they are multiplied, and the interpreter cuts off what a GPU rounds.
+    limits: ClassVar = dict.fromkeys(("gradient of v", "gradient of log_decay", "gradient of reverse_log_decay"), 1.5)
     cases: ClassVar = {
         "causal": _case(2, 37, 1, 5, 7, both=False),
         "both directions": _case(1, 63, 2, 8, 16, both=True),
@@ -48,7 +50,7 @@ def test_chunks_of_64_as_on_a_gpu(dtype):
             stack.enter_context(configs.override(f"gated_linear_attention_{kernel}", launch))
         stack.enter_context(dispatch.backend("triton"))
         errors = compare(gated_linear_attention, gated_linear_attention_reference, case, dtype)
-    assert max(errors.values()) < LIMITS[dtype], errors
+    assert max(errors.values()) < 1.5 * LIMITS[dtype], errors
 
 
 def test_operands_of_several_types_are_multiplied_in_float32():
