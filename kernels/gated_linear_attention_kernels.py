@@ -45,33 +45,32 @@ def _to_border(BLOCK_C: tl.constexpr, BEFORE: tl.constexpr, OWN: tl.constexpr):
 
 
 @triton.jit
-def _to_middle(BLOCK_C: tl.constexpr, HALF: tl.constexpr, DIRECTION: tl.constexpr):
-    """Which tokens lie between a token and the middle of its block of two halves; which are in a second half."""
+def _to_middle(level, BLOCK_C: tl.constexpr, DIRECTION: tl.constexpr):
+    """Which tokens lie between one and the middle of its block, 2^level in each half; which are in second halves."""
     i = tl.arange(0, BLOCK_C)
-    second = (i // HALF) % 2 == 1
-    same = (i // HALF)[:, None] == (i // HALF)[None, :]
+    half = i >> level
+    second = half % 2 == 1
+    same = half[:, None] == half[None, :]
     # Queries count their own decay; in direction 0 they are in second halves.
     beyond = i[None, :] > i[:, None] if DIRECTION == 0 else i[None, :] >= i[:, None]
     return same & (second[:, None] ^ beyond), second
 
 
 @triton.jit
-def _within(x, BLOCK_C: tl.constexpr, BLOCK: tl.constexpr):
+def _within(x, level, BLOCK_C: tl.constexpr):
     """Pairs (C, C) whose tokens are in one block of the tree; others become 0."""
-    if BLOCK < BLOCK_C:
-        i = tl.arange(0, BLOCK_C)
-        x = tl.where((i // BLOCK)[:, None] == (i // BLOCK)[None, :], x, 0.0)
-    return x
+    block = tl.arange(0, BLOCK_C) >> (level + 1)
+    return tl.where(block[:, None] == block[None, :], x, 0.0)
 
 
 @triton.jit
 def _pairs(
-    scores, to, source, g,
-    HALF: tl.constexpr, DIRECTION: tl.constexpr, SECOND: tl.constexpr,
+    scores, to, source, g, level,
+    DIRECTION: tl.constexpr, SECOND: tl.constexpr,
     PRECISION: tl.constexpr, DECAY_PRECISION: tl.constexpr, WIDEN: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Add the products of `to` (rows, in second halves if SECOND) and `source` between the halves of blocks."""
-    reach, second = _to_middle(BLOCK_C, HALF, DIRECTION)
+    reach, second = _to_middle(level, BLOCK_C, DIRECTION)
     decay = _decay(reach, g, DECAY_PRECISION, WIDEN)
     if SECOND:
         left = tl.where(second[:, None], to.to(tl.float32) * decay, 0.0)
@@ -80,7 +79,7 @@ def _pairs(
         left = tl.where(second[:, None], 0.0, to.to(tl.float32) * decay)
         right = tl.where(second[:, None], source.to(tl.float32) * decay, 0.0)
     between = _product(left.to(to.dtype), tl.trans(right.to(to.dtype)), PRECISION, WIDEN)
-    return scores + _within(between, BLOCK_C, 2 * HALF)
+    return scores + _within(between, level, BLOCK_C)
 
 
 @triton.jit(do_not_specialize=["L", "CHUNKS"])
@@ -166,9 +165,9 @@ def gated_linear_attention_forward_kernel(
                 g = tl.load(decay_ptr + at_d, mask=in_d, other=0.0)
             else:
                 g = tl.load(reverse_ptr + at_d, mask=in_d, other=0.0)
-            for level in tl.static_range(LEVELS):
+            for level in range(LEVELS):
                 scores = _pairs(
-                    scores, to, source, g, 2**level, direction, (direction == 0) == OWN,
+                    scores, to, source, g, level, direction, (direction == 0) == OWN,
                     PRECISION, DECAY_PRECISION, WIDEN, BLOCK_C,
                 )  # fmt: skip
             if state_ptr is not None:
@@ -185,12 +184,12 @@ def gated_linear_attention_forward_kernel(
 
 @triton.jit
 def _pair_gradients(
-    grad_q, grad_k, pairs, q, k, g,
-    HALF: tl.constexpr, DIRECTION: tl.constexpr,
+    grad_q, grad_k, pairs, q, k, g, level,
+    DIRECTION: tl.constexpr,
     PRECISION: tl.constexpr, DECAY_PRECISION: tl.constexpr, WIDEN: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Add the gradients of q and k through the pairs between the halves of blocks."""
-    reach, second = _to_middle(BLOCK_C, HALF, DIRECTION)
+    reach, second = _to_middle(level, BLOCK_C, DIRECTION)
     decay = _decay(reach, g, DECAY_PRECISION, WIDEN)
     if DIRECTION == 0:
         of_queries = tl.where(second[:, None], decay, 0.0)
@@ -198,7 +197,7 @@ def _pair_gradients(
     else:
         of_queries = tl.where(second[:, None], 0.0, decay)
         of_keys = tl.where(second[:, None], decay, 0.0)
-    here = _within(pairs, BLOCK_C, 2 * HALF).to(q.dtype)
+    here = _within(pairs, level, BLOCK_C).to(q.dtype)
     grad_q += of_queries * _product(here, (k.to(tl.float32) * of_keys).to(k.dtype), PRECISION, WIDEN)
     grad_k += of_keys * _product(tl.trans(here), (q.to(tl.float32) * of_queries).to(q.dtype), PRECISION, WIDEN)
     return grad_q, grad_k
@@ -236,9 +235,9 @@ def gated_linear_attention_gradient_kernel(
                 g = tl.load(reverse_ptr + at_d, mask=in_d, other=0.0)
             grad_q = tl.zeros((BLOCK_C, BLOCK_D), dtype=tl.float32)
             grad_k = tl.zeros((BLOCK_C, BLOCK_D), dtype=tl.float32)
-            for level in tl.static_range(LEVELS):
+            for level in range(LEVELS):
                 grad_q, grad_k = _pair_gradients(
-                    grad_q, grad_k, pairs, q, k, g, 2**level, direction, PRECISION, DECAY_PRECISION, WIDEN, BLOCK_C
+                    grad_q, grad_k, pairs, q, k, g, level, direction, PRECISION, DECAY_PRECISION, WIDEN, BLOCK_C
                 )
             beyond = tl.zeros((BLOCK_D,), dtype=tl.float32)
             if state_ptr is not None:

@@ -234,16 +234,19 @@ def _compile(launch: Launch) -> tuple[dict[str, Any], bool]:
     return kept([__file__], launch, compiled)
 
 
-def kept(files: Iterable[str], launch: Launch, make: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], bool]:
+def kept(
+    files: Iterable[str], launch: Launch, make: Callable[[], dict[str, Any]], also: str = ""
+) -> tuple[dict[str, Any], bool]:
     """Return what `make` finds of a launch, from the cache where it was found before, and whether it was.
 
     Args:
         files: The sources that find it: another source is another result.
         launch: What is compiled; its source, types, constants, options and Triton's version are the rest of the key.
         make: Called where nothing is in the cache; plain data.
+        also: What the result depends on besides.
     """
     source, options = _specialise(launch.kernel, launch.arguments, launch.options)
-    key_parts = [source.hash(), json.dumps(options, sort_keys=True), dispatch.triton.__version__, str(ARCH)]
+    key_parts = [source.hash(), json.dumps(options, sort_keys=True), dispatch.triton.__version__, str(ARCH), also]
     key_parts += [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
     path = cache_dir() / f"{hashlib.sha256('|'.join(key_parts).encode()).hexdigest()[:32]}.json"
     if path.exists():

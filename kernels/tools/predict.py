@@ -202,7 +202,8 @@ def predict(point: Point, gpu: str = configs.ANY_GPU) -> Row:
         launches = aot.launches_of(point.call, gpu)
     predicted = []
     for launch in launches:
-        found, _ = aot.kept([sass.__file__, __file__], launch, partial(_kept, launch))
+        numbers = [argument for argument in launch.arguments if isinstance(argument, int)]  # trips may depend on them
+        found, _ = aot.kept([sass.__file__, __file__], launch, partial(_kept, launch), str(numbers))
         counted = sass.Counts(**found["counts"])
         num_warps, blocks = launch.options["num_warps"], math.prod(launch.grid)
         resident = resident_blocks(num_warps, found["registers"], found["shared_bytes"])
@@ -278,8 +279,8 @@ def _depthwise(batch: int, size: tuple[int, int], channels: int, taps: tuple[int
 
 
 def _weight(channels: int, taps: tuple[int, int]) -> torch.Tensor:
-    """As a deployed network keeps it: in memory, channels last."""
-    return _empty(*taps, channels).permute(2, 0, 1).unsqueeze(1)
+    """As a deployed network keeps it on a GPU: float32, in memory channels last."""
+    return _empty(*taps, channels, dtype=torch.float32).permute(2, 0, 1).unsqueeze(1)
 
 
 def _weight_gradient(batch: int, size: int, channels: int, taps: int) -> Point:
