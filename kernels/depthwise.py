@@ -254,7 +254,8 @@ def convolve(
         "LEFT": across - 1 - left if flip else left,
         "FLIP": flip,
         "ACTIVATION": activation,
-        "INNER": across if across <= 9 else 8,
+        # More than 9 taps in a row are unrolled in equal parts; those past the last are zeros.
+        "INNER": across if across <= 9 else min((9, 8, 7), key=lambda part: cdiv(across, part) * part),
         "EVEN_C": channels % config["BLOCK_C"] == 0,
     }
     launch(depthwise_forward_kernel, (blocks,), *operands, **constants, **config)

@@ -265,16 +265,17 @@ def _backward(
     causal: list[bool],
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    grad, q, k, v = (x.contiguous() for x in (grad, q, k, v))
-    delta = (grad.float() * out.float()).sum(-1)
+    grad, q, k, v, out = (x.contiguous() for x in (grad, q, k, v, out))
+    delta = torch.empty_like(lse)
     grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-    tensors = (grad, q, k, v, lse, delta)
     scale = scale * _LOG2_E
     options = (window, stride, dilation, causal)
     grid, integers, constants = _geometry("neighborhood_attention_query_gradient", q, *options)
-    launch(neighborhood_attention_query_gradient_kernel, grid, *tensors, grad_q, scale, *integers, **constants)
+    tensors = (grad, q, k, v, out, lse, delta, grad_q)
+    launch(neighborhood_attention_query_gradient_kernel, grid, *tensors, scale, *integers, **constants)
     grid, integers, constants = _geometry("neighborhood_attention_key_gradient", q, *options)
-    launch(neighborhood_attention_key_gradient_kernel, grid, *tensors, grad_k, grad_v, scale, *integers, **constants)
+    tensors = (grad, q, k, v, lse, delta, grad_k, grad_v)
+    launch(neighborhood_attention_key_gradient_kernel, grid, *tensors, scale, *integers, **constants)
     return grad_q, grad_k, grad_v
 
 

@@ -110,7 +110,7 @@ def neighborhood_attention_forward_kernel(
 
 @triton.jit
 def neighborhood_attention_query_gradient_kernel(
-    grad_ptr, q_ptr, k_ptr, v_ptr, lse_ptr, delta_ptr, grad_q_ptr, scale,
+    grad_ptr, q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, delta_ptr, grad_q_ptr, scale,
     H, W, N, D, TILES_X, TILES,
     WINDOW_Y: tl.constexpr, WINDOW_X: tl.constexpr, STRIDE_Y: tl.constexpr, STRIDE_X: tl.constexpr,
     DILATION_Y: tl.constexpr, DILATION_X: tl.constexpr, CAUSAL_Y: tl.constexpr, CAUSAL_X: tl.constexpr,
@@ -132,7 +132,9 @@ def neighborhood_attention_query_gradient_kernel(
     q = tl.load(q_ptr + at_q[:, None] * D + d[None, :], mask=mask_q, other=0.0)
     grad = tl.load(grad_ptr + at_q[:, None] * D + d[None, :], mask=mask_q, other=0.0)
     lse = tl.load(lse_ptr + at_q, mask=in_q, other=0.0)
-    delta = tl.load(delta_ptr + at_q, mask=in_q, other=0.0)
+    out = tl.load(out_ptr + at_q[:, None] * D + d[None, :], mask=mask_q, other=0.0)
+    delta = tl.sum(grad.to(tl.float32) * out.to(tl.float32), 1)
+    tl.store(delta_ptr + at_q, delta, mask=in_q)  # for the gradients of keys and values
     box_y = tl.maximum(_first_key(start_y, size_y, WINDOW_Y, STRIDE_Y, CAUSAL_Y), 0)
     box_x = tl.maximum(_first_key(start_x, size_x, WINDOW_X, STRIDE_X, CAUSAL_X), 0)
     first_y = _first_key(qy, size_y, WINDOW_Y, STRIDE_Y, CAUSAL_Y)

@@ -218,19 +218,19 @@ def selective_scan_backward_kernel(
             c = tl.load(c_ptr + row * N + n, mask=here_n, other=0.0).to(tl.float32)
             delta = softplus(step)
             decay = exp2(delta[:, None] * a)
-            kept = decay * tl.load(scratch_ptr + within * BLOCK_E * BLOCK_N + at_scratch)
+            before = tl.load(scratch_ptr + within * BLOCK_E * BLOCK_N + at_scratch)
             input = delta * x
-            grad_c = tl.sum(grad[:, None] * (kept + input[:, None] * b[None, :]), 0)
+            grad_c = tl.sum(grad[:, None] * (decay * before + input[:, None] * b[None, :]), 0)
             grad_state += grad[:, None] * c[None, :]
             grad_b = tl.sum(grad_state * input[:, None], 0)
             grad_input = tl.sum(grad_state * b[None, :], 1)
-            grad_kept = grad_state * kept  # times d(delta a)
+            grad_state *= decay
+            grad_kept = grad_state * before  # times d(delta a)
             grad_delta = tl.sum(grad_kept * a, 1) * LN_2 + grad_input * x
             grad_a += grad_kept * delta[:, None]
             grad_step = grad_delta * sigmoid(step)
             grad_skip += grad * x
             grad_bias += tl.where(here_e, grad_step, 0.0)
-            grad_state *= decay
             grad_x = grad * skip + grad_input * delta
             tl.store(grad_x_ptr + row * E + e, grad_x.to(grad_x_ptr.dtype.element_ty), mask=here_e)
             tl.store(grad_step_ptr + row * E + e, grad_step.to(grad_step_ptr.dtype.element_ty), mask=here_e)
