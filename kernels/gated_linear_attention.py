@@ -144,13 +144,13 @@ class _Call:
         """The launch's constants and options that all kernels but `chain` have."""
         row = self.pick(kernel)
         return {
-            "BLOCK_E": max(16, next_power_of_2(self.E)),
             # Three passes of the tensor cores' tf32 are as exact as float32; 16-bit operands need one.
             "PRECISION": "tf32x3" if self.q.dtype == torch.float32 else "tf32",
             "DECAY_PRECISION": "tf32x3" if self.decay.dtype == torch.float32 else "tf32",
             "WIDEN": INTERPRETING,
             **row,
             "BLOCK_D": min(row["BLOCK_D"], max(16, next_power_of_2(self.D))),
+            "BLOCK_E": min(row["BLOCK_E"], max(16, next_power_of_2(self.E))),
         }
 
     def pick(self, kernel: str) -> dict[str, int]:
@@ -181,7 +181,8 @@ class _Call:
         shape = (self.directions, sequences, chunks)
         states = torch.empty((*shape, self.D, self.E), dtype=dtype, device=keys.device)
         kept = torch.empty((*shape, self.D), dtype=torch.float32, device=keys.device)
-        grid = (sequences * chunks, self.directions, cdiv(self.D, int(options["BLOCK_D"])))
+        parts = cdiv(self.D, int(options["BLOCK_D"])) * cdiv(self.E, int(options["BLOCK_E"]))
+        grid: tuple[int, ...] = (sequences * chunks, self.directions, parts)
         tensors = (keys, values, self.decay, self.reverse, states, kept)
         sizes = (self.L, self.H, self.D, self.E, chunks)
         launch(gated_linear_attention_states_kernel, grid, *tensors, *sizes, OWN=own, **options)
@@ -201,7 +202,7 @@ class _Call:
         tensors = (to, source, values, self.decay, self.reverse, states, out)
         constants = self._constants(options) | {"OWN": own}
         sizes = (self.L, self.H, self.D, self.E, chunks)
-        grid = (self.B * self.H * chunks,)
+        grid = (self.B * self.H * chunks, cdiv(self.E, int(options["BLOCK_E"])))
         launch(gated_linear_attention_forward_kernel, grid, *tensors, scale, *sizes, **constants, **options)
         return out
 
@@ -217,7 +218,7 @@ class _Call:
         outputs = (grad_q, grad_k, grad_decay[0], grad_decay[-1])
         sizes = (self.L, self.H, self.D, self.E, chunks)
         grid = (self.B * self.H * chunks,)
-        constants = self._constants(options)
+        constants = self._constants(options) | {"PARTS_E": cdiv(self.E, int(options["BLOCK_E"]))}
         launch(gated_linear_attention_gradient_kernel, grid, *tensors, *outputs, scale, *sizes, **constants, **options)
         return grad_q, grad_k, grad_decay
 

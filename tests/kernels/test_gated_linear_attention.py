@@ -42,7 +42,7 @@ class TestGatedLinearAttention(KernelContract):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_chunks_of_64_as_on_a_gpu(dtype):
-    launch = {"BLOCK_C": 64, "BLOCK_D": 32, "num_warps": 1, "num_stages": 1}
+    launch = {"BLOCK_C": 64, "BLOCK_D": 32, "BLOCK_E": 32, "num_warps": 1, "num_stages": 1}
     kernels = ("states", "forward", "gradient")
     case = _case(1, 150, 1, 40, 24, both=True, sharpness=4.0)
     with contextlib.ExitStack() as stack:
