@@ -188,8 +188,8 @@ class _Call:
         launch(gated_linear_attention_states_kernel, grid, *tensors, *sizes, OWN=own, **options)
         row = self.pick("gated_linear_attention_chain")
         grid = (sequences, self.directions, cdiv(self.D * self.E, row["BLOCK"]))
-        sizes = (self.D, self.E, self.D * self.E)
-        launch(gated_linear_attention_chain_kernel, grid, states, kept, *sizes, CHUNKS=chunks, OWN=own, **row)
+        shape = (self.D, self.E, self.D * self.E)
+        launch(gated_linear_attention_chain_kernel, grid, states, kept, *shape, CHUNKS=chunks, OWN=own, **row)
         return states
 
     def mix(

@@ -172,7 +172,7 @@ def _pair_gradients(
     decay = _decay(reach, g, DECAY_PRECISION, WIDEN)
     of_queries = tl.where(query[:, None], decay, 0.0)
     of_keys = tl.where(query[:, None], 0.0, decay)
-    here = _within(pairs, level, BLOCK_C).to(q.dtype)
+    here = _within(pairs, level, BLOCK_C)
     grad_q += of_queries * _product(here, (k.to(tl.float32) * of_keys).to(k.dtype), PRECISION, WIDEN)
     grad_k += of_keys * _product(tl.trans(here), (q.to(tl.float32) * of_queries).to(q.dtype), PRECISION, WIDEN)
     return grad_q, grad_k
@@ -199,6 +199,7 @@ def gated_linear_attention_gradient_kernel(
         grad = tl.load(grad_ptr + at_e, mask=in_e, other=0.0)
         pairs += _product(grad, tl.trans(v), PRECISION, WIDEN)
     own = tl.sum(tl.where(i[:, None] == i[None, :], pairs, 0.0), 1)[:, None] * DIRECTIONS
+    pairs = pairs.to(q_ptr.dtype.element_ty)
     for part in range(PARTS):
         d = part * BLOCK_D + tl.arange(0, BLOCK_D)
         at_d, in_d = row[:, None] * D + d[None, :], (t < L)[:, None] & (d < D)[None, :]

@@ -247,7 +247,7 @@ def _outside(
     ends = torch.empty(B, segments, E, N, dtype=torch.float32, device=x.device)
     deltas = torch.empty(B, segments, E, dtype=torch.float32, device=x.device)
     config = _pick("selective_scan_ends", x, N)
-    grid = (B, cdiv(E, config["BLOCK_E"]), segments)
+    grid: tuple[int, ...] = (B, cdiv(E, config["BLOCK_E"]), segments)
     shape = {"LENGTH": L, "SEGMENT": segment, "BACKWARDS": backwards}
     launch(selective_scan_ends_kernel, grid, x, step, a, b, step_bias, ends, deltas, E, N, **shape, **config)
     config = configs.pick("selective_scan_chain", x, states=N)

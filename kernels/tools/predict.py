@@ -188,7 +188,7 @@ def _counted(launch: aot.Launch) -> tuple[sass.Counts, dict[str, Any]]:
         binary = triton.compile(source, target=aot._PretendedGPU().get_current_target(), options=options)
         code = Path(folder) / "kernel.cubin"
         code.write_bytes(binary.asm["cubin"])
-        command = [aot._tool("cuobjdump"), "-sass", code]
+        command = [aot._tool("cuobjdump"), "-sass", str(code)]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         uses = aot._inspect(binary.asm["cubin"], Path(folder)) | {"shared_bytes": binary.metadata.shared}
     counted = sass.counts(text, binary.asm["ptx"], binary.asm["ttir"], _mean_trips(launch), launch.name)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 _INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(@!?U?P[0-9T]+\s+)?([A-Z][A-Z0-9_.]*)([^;]*);")
+MMA = ("HMMA", "HGMMA", "IMMA", "IGMMA", "QGMMA")
 _ANCHORS = {  # in PTX and in machine code: what the assembler neither merges nor splits
     "exponentials": (re.compile(r"\bex2\.approx"), lambda name: name.startswith("MUFU.EX2")),
     "products": (re.compile(r"\b(?:mma\.sync|wgmma\.mma_async)"), lambda name: name.split(".")[0] in MMA),
@@ -18,7 +19,6 @@ _ANCHORS = {  # in PTX and in machine code: what the assembler neither merges no
     "loads": (re.compile(r"\bld\.global"), lambda name: name.startswith("LDG.")),
     "stores": (re.compile(r"\bst\.global"), lambda name: name.startswith("STG.")),
 }
-MMA = ("HMMA", "HGMMA", "IMMA", "IGMMA", "QGMMA")
 
 
 @dataclass
