@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ from _gpu_results import CAPTURED, COMPILED
 from _kernel_grid import Point, Product, grid, odd, products, tiny
 from torch import Tensor, nn
 
-from mixnas.kernels import configs, dispatch
+from mixnas.kernels import dispatch
 from mixnas.kernels.testing import Case, compare, relative_error
 from mixnas.search_space import registry
 from mixnas.search_space.architecture import Op
@@ -27,13 +28,6 @@ Check = tuple[str, Callable[[], dict[str, Any]]]
 ALLOWED = {torch.bfloat16: 2e-2, torch.float32: 1e-4}
 _OPERATOR = 5e-4  # of a whole operator in float32
 _POLICY = 4e-2  # of an operator in bfloat16
-# Launches without wgmma, for the compiler that gets it wrong (triton-lang/triton issue 11366): tried where a family is.
-FALLBACKS = {
-    "neighborhood_attention_forward": {"BLOCK_OUTER": 32},
-    "neighborhood_attention_query_gradient": {"BLOCK_OUTER": 32},
-    "neighborhood_attention_key_gradient": {"BLOCK_OUTER": 32},
-    "fused_block_forward": {"BLOCK_M": 32},
-}
 
 
 def families(dry: bool) -> list[str]:
@@ -130,17 +124,16 @@ def _eager(point: Point, dtype: torch.dtype, context: Context) -> dict[str, Any]
 
 
 def _fallback(point: Point, dtype: torch.dtype, context: Context) -> dict[str, Any]:
-    """Whether the launches without wgmma are right, where there are any: each kernel's in turn for all shapes."""
-    plain = configs.pick
-
-    def pick(kernel: str, tensor: Tensor, **features: int) -> dict[str, int]:
-        return plain(kernel, tensor, **features) | FALLBACKS.get(kernel, {})
-
-    configs.pick = pick
+    """Whether the launches without wgmma are right, for the compiler that gets it wrong (`kernels.configs`)."""
+    before = os.environ.get("MIXNAS_NO_WGMMA")
+    os.environ["MIXNAS_NO_WGMMA"] = "1"
     try:
         errors = compare(_triton(point), point.reference, point.case, dtype, context.torch_device)
     finally:
-        configs.pick = plain
+        if before is None:
+            del os.environ["MIXNAS_NO_WGMMA"]
+        else:
+            os.environ["MIXNAS_NO_WGMMA"] = before
     return _verdict(errors, ALLOWED[dtype])
 
 

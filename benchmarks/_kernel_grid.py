@@ -319,6 +319,7 @@ def odd() -> Iterator[Point]:
     yield _block(2, 7, 24, 5, 3)
     yield _block(1, 9, 63, 7, 2)
     yield _block(2, 14, 128, 7, 4)
+    yield _block(1, 83, 24, 3, 2)  # enough positions for one kernel on a GPU
 
 
 def tiny() -> Iterator[Point]:
@@ -327,10 +328,10 @@ def tiny() -> Iterator[Point]:
     yield _conv1d(2, 7, 5, 4)
     yield _norm(9, 12, "layer")
     yield _glu(3, 5, "silu")
-    yield _gla(1, 9, 1, 16, both=False)
-    yield _scan(1, 3, 2, 2)
+    yield _gla(1, 66, 1, 16, both=False)  # more than a chunk
+    yield _scan(1, 66, 2, 2)  # more than a segment
     yield _neighborhood(1, 5, 1, 16, 3, 1)
-    yield _block(1, 2, 16, 3, 1)
+    yield _block(1, 80, 4, 3, 1)  # enough positions for one kernel on a GPU
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,8 @@ Conventions of a family file (`glu.py` is the short one to copy):
 * `from mixnas.kernels.dispatch import launch, tl, triton`: never `import triton`, which may be absent. Kernels are
   `@triton.jit`, end in `_kernel`, and keep to what Triton 3.6 and 3.7 both compile and interpret: window loops are an
   outer `range` over a `tl.constexpr` and an inner `tl.static_range`, no `scalar & block`, no `tl.dot` below 16.
+* Long kernels stand in `<family>_kernels.py`, their launches in `<family>.py`. Exponentials come from `fast_math`,
+  scaled by log2(e) outside loops.
 * Every launch goes through `launch(kernel, grid, *tensors_and_integers, **constants_and_options)`, so that the
   ahead-of-time compiler (`aot.py`) can record what would have been launched; block sizes, `num_warps` and `num_stages`
   come from `configs.pick("<kernel name without _kernel>", x, feature=value, ...)`, the table `<family>.json`.

@@ -4,11 +4,16 @@ Autotuning at run time would make a network's latency depend on what ran before 
 Here the same shape on the same GPU always launches the same way. A kernel's rows are read in order, and the first whose
 bounds (`up_to`, inclusive) hold the shape is taken; the last row has no bounds. `python -m mixnas.kernels.tools.retune`
 measures the candidates on a GPU and writes its rows.
+
+``MIXNAS_NO_WGMMA=1`` takes the rows "no-wgmma" of the kernels that have some, whatever the GPU: blocks too small for
+the matrix instructions of Hopper's warp groups, which the assembler that Triton 3.6 and 3.7 bring is reported to get
+wrong (triton-lang/triton issue 11366).
 """
 
 import contextlib
 import functools
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +25,7 @@ from mixnas.kernels import dispatch
 
 TABLES = Path(__file__).parent
 ANY_GPU = "any"  # rows for a GPU that has none of its own
+NO_WGMMA = "no-wgmma"  # rows whose code has none of Hopper's matrix instructions for warp groups
 INTERPRETER = "interpreter"  # rows for the interpreter, where a few large blocks are the fast form
 
 
@@ -59,7 +65,14 @@ def rows(kernel: str, gpu: str) -> tuple[Row, ...]:
     if kernel not in kernels():
         raise KeyError(f"no table has a kernel {kernel!r}; there are {', '.join(sorted(kernels()))}")
     by_gpu = kernels()[kernel]
+    if gpu != INTERPRETER and NO_WGMMA in by_gpu and without_wgmma():
+        return by_gpu[NO_WGMMA]
     return by_gpu.get(gpu) or by_gpu[ANY_GPU]
+
+
+def without_wgmma() -> bool:
+    """Say whether ``MIXNAS_NO_WGMMA`` asks for the rows without Hopper's matrix instructions for warp groups."""
+    return os.environ.get("MIXNAS_NO_WGMMA", "").lower() in ("1", "true", "yes", "on")
 
 
 def gpus(kernel: str) -> tuple[str, ...]:
@@ -82,7 +95,7 @@ def gpu_of(tensor: torch.Tensor) -> str:
 
 
 @functools.lru_cache(maxsize=4096)
-def _pick(kernel: str, gpu: str, features: tuple[tuple[str, int], ...]) -> dict[str, int]:
+def _pick(kernel: str, gpu: str, features: tuple[tuple[str, int], ...], _without_wgmma: bool) -> dict[str, int]:
     values = dict(features)
     for row in rows(kernel, gpu):
         if all(values[name] <= bound for name, bound in row.up_to.items()):
@@ -99,7 +112,8 @@ def pick(kernel: str, tensor: torch.Tensor, **features: int) -> dict[str, int]:
         features: The shape's features that the rows are bounded by, such as `channels=64`. How large the launch is
             belongs to them (`positions`, or `sequences` where programs walk whole sequences).
     """
-    return _overrides.get(kernel) or _pick(kernel, gpu_of(tensor), tuple(sorted(features.items())))
+    chosen = _overrides.get(kernel)
+    return chosen or _pick(kernel, gpu_of(tensor), tuple(sorted(features.items())), without_wgmma())
 
 
 _overrides: dict[str, dict[str, int]] = {}

@@ -12,10 +12,11 @@ two passes, per split and then over splits, without atomics, so that it is deter
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 
 from mixnas.kernels import configs
 from mixnas.kernels.dispatch import cdiv, launch, tl, triton
@@ -35,7 +36,9 @@ def depthwise_forward_kernel(
     height,
     width,
     channels,
-    DOWN: tl.constexpr,  # taps down
+    FIRST: tl.constexpr,  # the first tap that is used
+    PITCH: tl.constexpr,  # taps from one row of the kernel to the next
+    DOWN: tl.constexpr,  # taps down, of those that are used
     ACROSS: tl.constexpr,  # taps across
     TOP: tl.constexpr,  # rows of padding above
     LEFT: tl.constexpr,  # columns of padding on the left
@@ -48,7 +51,6 @@ def depthwise_forward_kernel(
     BLOCK_C: tl.constexpr,
 ):
     STEP: tl.constexpr = -1 if FLIP else 1
-    FIRST: tl.constexpr = DOWN * ACROSS - 1 if FLIP else 0
     pid = tl.program_id(0)
     blocks_c = tl.cdiv(channels, BLOCK_C)
     blocks_h = tl.cdiv(height, ROWS)
@@ -61,15 +63,15 @@ def depthwise_forward_kernel(
     x0 = column % width
     column_ok = (column < columns)[:, None]
     first = (b.to(tl.int64) * height + y0) * width + x0
-    in_ptrs = x_ptr + (first - TOP * width - LEFT)[:, None] * channels + c
-    tap_ptrs = weight_ptr + FIRST * channels + c
-    left = tl.where(column_ok, (x0 - LEFT)[:, None], -ACROSS - INNER)
+    # Only rows inside the image: of a kernel larger than the map most are not.
+    low = tl.maximum(TOP - y0, 0)
+    high = tl.minimum(ROWS + DOWN - 1, height + TOP - y0)
+    in_ptrs = x_ptr + (first + (low - TOP) * width - LEFT)[:, None] * channels + c
+    tap_ptrs = weight_ptr + (FIRST + STEP * PITCH * low) * channels + c
+    col = tl.where(column_ok, (x0 - LEFT)[:, None], -ACROSS - INNER)
     acc0 = tl.zeros([BLOCK_W, BLOCK_C], dtype=tl.float32)
     acc1 = tl.zeros([BLOCK_W, BLOCK_C], dtype=tl.float32)
-    for row in range(ROWS + DOWN - 1):
-        y = y0 + row - TOP
-        # A row outside the image puts every column out of range.
-        col = tl.where((left * 0 + y >= 0) & (left * 0 + y < height), left, -ACROSS - INNER)
+    for row in range(low, high):
         for j0 in range(0, ACROSS, INNER):
             for inner in tl.static_range(INNER):
                 j = j0 + inner
@@ -86,10 +88,10 @@ def depthwise_forward_kernel(
                     tap_ok = c_ok & (zero_c + row > 0)
                     if ACROSS % INNER != 0:
                         tap_ok = tap_ok & (zero_c + j < ACROSS)
-                    tap = tl.load(tap_ptrs + STEP * (j - ACROSS) * channels, mask=tap_ok, other=0.0).to(tl.float32)
+                    tap = tl.load(tap_ptrs + STEP * (j - PITCH) * channels, mask=tap_ok, other=0.0).to(tl.float32)
                     acc1 += value * tap
         in_ptrs += width * channels
-        tap_ptrs += STEP * ACROSS * channels
+        tap_ptrs += STEP * PITCH * channels
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + c, mask=c_ok, other=0.0).to(tl.float32)
         acc0 += bias
@@ -113,12 +115,13 @@ def depthwise_forward_kernel(
         tl.store(out_ptr + offsets, acc1.to(out_ptr.dtype.element_ty), mask=ok)
 
 
-@triton.jit(do_not_specialize=["positions"])
+@triton.jit(do_not_specialize=["strips", "strips_each"])
 def depthwise_weight_kernel(
     grad_ptr,  # (B, H, W, C)
     x_ptr,  # (B, H, W, C)
-    partial_ptr,  # (splits, I*J + 1, C) float32; the last is the bias's
-    positions,  # B*H*W
+    partial_ptr,  # (splits, ROWS, (I + ROWS - 1)*J + 1, C) float32; the last is the bias's
+    strips,  # B * cdiv(H, ROWS)
+    strips_each,  # that a program goes through
     height,
     width,
     channels,
@@ -126,50 +129,89 @@ def depthwise_weight_kernel(
     ACROSS: tl.constexpr,
     TOP: tl.constexpr,
     LEFT: tl.constexpr,
-    STEPS: tl.constexpr,  # a program goes through STEPS * UNROLL positions
+    ROWS: tl.constexpr,  # rows of the gradient in a strip, 1 or 2: what is read of x serves as many
     UNROLL: tl.constexpr,
-    BLOCK_K: tl.constexpr,  # taps
+    BLOCK_K: tl.constexpr,  # offsets between a strip and a row of x, times taps across
     BLOCK_C: tl.constexpr,
 ):
-    TAPS: tl.constexpr = DOWN * ACROSS
+    OFFSETS: tl.constexpr = (DOWN + ROWS - 1) * ACROSS
     pid = tl.program_id(0)
     blocks_c = tl.cdiv(channels, BLOCK_C)
-    blocks_k = tl.cdiv(TAPS + 1, BLOCK_K)
+    blocks_k = tl.cdiv(OFFSETS + 1, BLOCK_K)
     c = ((pid % blocks_c) * BLOCK_C + tl.arange(0, BLOCK_C))[None, :]
-    tap = (((pid // blocks_c) % blocks_k) * BLOCK_K + tl.arange(0, BLOCK_K))[:, None]
+    offset = (((pid // blocks_c) % blocks_k) * BLOCK_K + tl.arange(0, BLOCK_K))[:, None]
     split = pid // (blocks_c * blocks_k)
     c_ok = c < channels
-    ok = (tap < TAPS) & c_ok
-    # The tap after the last multiplies by one: its sum is the bias's gradient.
-    other = tl.where(tap + c * 0 == TAPS, 1.0, 0.0).to(x_ptr.dtype.element_ty)
-    i = tap // ACROSS - TOP
-    j = tap % ACROSS - LEFT
-    position = split * (STEPS * UNROLL)
-    x = position % width
-    y = (position // width) % height
-    start = position.to(tl.int64) * channels
-    grad_ptrs = grad_ptr + start + c
-    x_ptrs = x_ptr + start + (i * width + j) * channels + c
-    acc = tl.zeros([BLOCK_K, BLOCK_C], dtype=tl.float32)
-    for _ in range(STEPS):
-        for _ in tl.static_range(UNROLL):
-            grad = tl.load(grad_ptrs, mask=c_ok & (c * 0 + position < positions), other=0.0).to(tl.float32)
-            inside = (i + y >= 0) & (i + y < height) & (j + x >= 0) & (j + x < width) & (i * 0 + position < positions)
-            acc += grad * tl.load(x_ptrs, mask=ok & inside, other=other).to(tl.float32)
-            grad_ptrs += channels
-            x_ptrs += channels
-            position += 1
-            x += 1
-            y = tl.where(x == width, y + 1, y)
-            y = tl.where(y == height, 0, y)
-            x = tl.where(x == width, 0, x)
-    target = partial_ptr + (split * (TAPS + 1) + tap).to(tl.int64) * channels + c
-    tl.store(target, acc, mask=(tap <= TAPS) & c_ok)
+    # The offset after the last multiplies by one: its sum is the bias's gradient.
+    other = tl.where(offset + c * 0 == OFFSETS, 1.0, 0.0).to(x_ptr.dtype.element_ty)
+    i = offset // ACROSS - TOP
+    j = offset % ACROSS - LEFT
+    pairs = tl.cdiv(height, ROWS)
+    acc0 = tl.zeros([BLOCK_K, BLOCK_C], dtype=tl.float32)
+    acc1 = tl.zeros([BLOCK_K, BLOCK_C], dtype=tl.float32)
+    for step in range(strips_each):
+        strip = split * strips_each + step
+        y = (strip % pairs) * ROWS
+        start = ((strip // pairs).to(tl.int64) * height + y) * width * channels
+        grad_ptrs = grad_ptr + start + c
+        x_ptrs = x_ptr + start + (i * width + j) * channels + c
+        here = c_ok & (c * 0 + strip < strips)
+        row_ok = (offset < OFFSETS) & here & ((i + y).to(tl.uint32, bitcast=True) < (i * 0 + height).to(tl.uint32))
+        for x0 in range(0, width, UNROLL):
+            for inner in tl.static_range(UNROLL):
+                column = x0 + inner
+                ok = here & (c * 0 + column < width)
+                inside = row_ok & ((j + column).to(tl.uint32, bitcast=True) < (j * 0 + width).to(tl.uint32))
+                value = tl.load(x_ptrs, mask=inside, other=other).to(tl.float32)
+                acc0 += tl.load(grad_ptrs, mask=ok, other=0.0).to(tl.float32) * value
+                if ROWS == 2:
+                    below = ok & (c * 0 + (y + 1) < height)
+                    acc1 += tl.load(grad_ptrs + width * channels, mask=below, other=0.0).to(tl.float32) * value
+                grad_ptrs += channels
+                x_ptrs += channels
+    target = partial_ptr + (split * ROWS * (OFFSETS + 1) + offset).to(tl.int64) * channels + c
+    stored = (offset <= OFFSETS) & c_ok
+    tl.store(target, acc0, mask=stored)
+    if ROWS == 2:
+        tl.store(target + (OFFSETS + 1) * channels, acc1, mask=stored)
 
 
 def taps_of(weight_C1IJ: torch.Tensor) -> torch.Tensor:
-    """Return the weight as (I*J, C), contiguous: free when it is laid out so in memory, else a small copy."""
-    return weight_C1IJ.permute(2, 3, 1, 0).reshape(-1, weight_C1IJ.shape[0]).contiguous()
+    """Return the weight as (I*J, C), contiguous: free when it is laid out so in memory, else a small copy.
+
+    A copy is in float32, whatever the weight is in: it saves the kernel a conversion of each tap for each position.
+    """
+    taps = weight_C1IJ.permute(2, 3, 1, 0).flatten(0, 2)
+    if taps.is_contiguous():
+        return taps
+    return taps.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+
+
+def laid_out(weight_C1IJ: torch.Tensor) -> torch.Tensor:
+    """Return the weight with the memory order that the kernels read, so that `taps_of` copies nothing."""
+    return weight_C1IJ.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)
+
+
+def reached(size: int, taps: int, before: int) -> tuple[int, int]:
+    """Return the first and the end of the taps that fall inside a dimension for at least one of its positions.
+
+    Args:
+        size: Positions along the dimension.
+        taps: Of the kernel along it.
+        before: Padding before the first position.
+    """
+    first = max(0, before - size + 1)
+    return first, max(min(taps, before + size), first)
+
+
+def cropped(
+    shape: Sequence[int], geometry: tuple[int, int, int, int]
+) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Return the first tap that is used, the number of taps and the padding, down and across (see `reached`)."""
+    down, across, top, left = geometry
+    i0, i1 = reached(shape[1], down, top)
+    j0, j1 = reached(shape[2], across, left)
+    return (i0, i1 - i0, top - i0), (j0, j1 - j0, left - j0)
 
 
 def convolve(
@@ -195,7 +237,8 @@ def convolve(
         flip: Run the taps backwards: the gradient of the input of the convolution with this geometry.
     """
     batch, height, width, channels = x.shape
-    down, across, top, left = geometry
+    pitch = geometry[1]
+    (i0, down, top), (j0, across, left) = cropped(x.shape, geometry)
     out = torch.empty_like(x)
     pre = torch.empty_like(x) if keep_pre else None
     features = {"taps_down": down, "taps_across": across, "channels": channels, "positions": batch * height * width}
@@ -203,13 +246,16 @@ def convolve(
     blocks = cdiv(channels, config["BLOCK_C"]) * cdiv(height, config["ROWS"]) * cdiv(batch * width, config["BLOCK_W"])
     operands = (x, taps, bias, gate, out, pre, batch * width, height, width, channels)
     constants = {
+        "FIRST": (i0 + down - 1) * pitch + j0 + across - 1 if flip else i0 * pitch + j0,
+        "PITCH": pitch,
         "DOWN": down,
         "ACROSS": across,
         "TOP": down - 1 - top if flip else top,
         "LEFT": across - 1 - left if flip else left,
         "FLIP": flip,
         "ACTIVATION": activation,
-        "INNER": across if across <= 9 else 8,
+        # More than 9 taps in a row are unrolled in equal parts; those past the last are zeros.
+        "INNER": across if across <= 9 else min((9, 8, 7), key=lambda part: cdiv(across, part) * part),
         "EVEN_C": channels % config["BLOCK_C"] == 0,
     }
     launch(depthwise_forward_kernel, (blocks,), *operands, **constants, **config)
@@ -246,16 +292,26 @@ def weight_gradient(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the gradients of the weight (C, 1, I, J) and of the bias (C,), in float32."""
     batch, height, width, channels = x.shape
-    down, across, top, left = geometry
-    taps, positions = down * across, batch * height * width
-    config = configs.pick("depthwise_weight", x, taps=taps, channels=channels, positions=positions)
-    splits = cdiv(positions, config["STEPS"] * config["UNROLL"])
-    sums = torch.empty(splits, taps + 1, channels, dtype=torch.float32, device=x.device)
-    operands = (grad, x, sums, positions, height, width, channels)
-    grid = (cdiv(channels, config["BLOCK_C"]) * cdiv(taps + 1, config["BLOCK_K"]) * splits,)
-    launch(depthwise_weight_kernel, grid, *operands, DOWN=down, ACROSS=across, TOP=top, LEFT=left, **config)
+    (i0, down, top), (j0, across, left) = cropped(x.shape, geometry)
+    positions, rows = batch * height * width, 1 if height == 1 else 2
+    features = {"taps": down * across, "channels": channels, "positions": positions}
+    config = dict(configs.pick("depthwise_weight", x, **features))
+    strips, offsets = batch * cdiv(height, rows), (down + rows - 1) * across
+    each = cdiv(config.pop("STEPS") * config["UNROLL"], width)
+    splits = cdiv(strips, each)
+    sums = torch.empty(splits, rows, offsets + 1, channels, dtype=torch.float32, device=x.device)
+    operands = (grad, x, sums, strips, each, height, width, channels)
+    grid = (cdiv(channels, config["BLOCK_C"]) * cdiv(offsets + 1, config["BLOCK_K"]) * splits,)
+    shape = {"DOWN": down, "ACROSS": across, "TOP": top, "LEFT": left, "ROWS": rows}
+    launch(depthwise_weight_kernel, grid, *operands, **shape, **config)
     total = sums.sum(0)
-    return total[:-1].t().reshape(channels, 1, down, across), total[-1]
+    by_row = total[:, :-1].view(rows, down + rows - 1, across, channels)
+    taps = by_row[0, :down] if rows == 1 else by_row[0, :down] + by_row[1, 1:]  # a row below meets x one row earlier
+    gradient = taps.permute(2, 0, 1).unsqueeze(1)
+    if (down, across) != geometry[:2]:  # taps that never meet the map
+        after = (geometry[1] - j0 - across, geometry[0] - i0 - down)
+        gradient = F.pad(gradient, (j0, after[0], i0, after[1]))
+    return gradient, total[:, -1].sum(0)
 
 
 def _backward(

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from mixnas.kernels.depthwise import depthwise_conv
-from mixnas.kernels.dispatch import choose
+from mixnas.kernels.dispatch import as_autocast, choose
 from mixnas.kernels.epilogue import ACTIVATIONS, activation_function, epilogue_reference
 from mixnas.kernels.work import counted
 
@@ -77,6 +77,8 @@ def depthwise_conv1d(
         raise ValueError(f"activation {activation!r}: expected one of {', '.join(ACTIVATIONS)}")
     backend, before = choose(x_BLC, weight_C1K, bias, gate), _padding(size, causal)
     if backend == "triton":
+        # Taps and bias are read as they are and multiplied in float32.
+        (x_BLC,), (gate,) = as_autocast(x_BLC), as_autocast(gate)
         gate_B1LC = None if gate is None else gate.unsqueeze(1)
         out = depthwise_conv(x_BLC.unsqueeze(1), weight_C1K.unsqueeze(2), bias, gate_B1LC, activation, 0, before)
         return out.squeeze(1)

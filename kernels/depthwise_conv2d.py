@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from mixnas.kernels.depthwise import depthwise_conv
-from mixnas.kernels.dispatch import cdiv, choose, tracing
+from mixnas.kernels.dispatch import as_autocast, cdiv, choose, tracing
 from mixnas.kernels.epilogue import ACTIVATIONS, activation_function, epilogue_reference
 from mixnas.kernels.work import counted
 
@@ -162,6 +162,8 @@ def depthwise_conv2d(
         raise ValueError(f"activation {activation!r}: expected one of {', '.join(ACTIVATIONS)}")
     backend = choose(x_BHWC, weight_C1KK, bias, gate)
     if backend == "triton" and size <= MAX_KERNEL_SIZE:
+        # Taps and bias are read as they are and multiplied in float32.
+        (x_BHWC,), (gate,) = as_autocast(x_BHWC), as_autocast(gate)
         return depthwise_conv(x_BHWC, weight_C1KK, bias, gate, activation, size // 2, size // 2)
     if backend == "reference":
         return depthwise_conv2d_reference(x_BHWC, weight_C1KK, bias, gate, activation)

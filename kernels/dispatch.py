@@ -4,7 +4,7 @@ import contextlib
 import importlib.util
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -32,6 +32,8 @@ KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 # Read once, as Triton does: `@triton.jit` decides at import between the compiler and the interpreter.
 INTERPRETING = HAS_TRITON and os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on")
+
+_Operand = TypeVar("_Operand", torch.Tensor, torch.Tensor | None)
 
 _forced: str | None = None
 _as_traced = False
@@ -80,7 +82,7 @@ def backend(name: str | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def recording(recorder: Callable[..., None], gpu: str) -> Iterator[None]:
-    """Hand each launch to `recorder(kernel, arguments, options)` instead of a device, configured as for `gpu`."""
+    """Hand each launch to `recorder(kernel, grid, arguments, options)`, not to a device, configured as for `gpu`."""
     global _recorder, _recorded_gpu
     before = _recorder, _recorded_gpu
     _recorder, _recorded_gpu = recorder, gpu
@@ -103,7 +105,7 @@ def recorded_gpu() -> str:
 def launch(kernel: Any, grid: Sequence[int], *arguments: Any, **options: Any) -> None:
     """Launch `kernel` on `grid`: tensors and integers by position, constants, `num_warps`, `num_stages` by name."""
     if _recorder is not None:
-        _recorder(kernel, arguments, options)
+        _recorder(kernel, tuple(grid), arguments, options)
         return
     device = next(argument.device for argument in arguments if isinstance(argument, torch.Tensor))
     if device.type == "cuda":
@@ -116,6 +118,23 @@ def launch(kernel: Any, grid: Sequence[int], *arguments: Any, **options: Any) ->
             "process with TRITON_INTERPRET=1 to interpret it, or leave the choice to the device"
         )
     kernel[tuple(grid)](*arguments, **options)
+
+
+def as_autocast(*tensors: _Operand) -> tuple[_Operand, ...]:
+    """Return floating-point operands as autocast would have ATen's: it can't see inside an operator of our own.
+
+    Tensors on a device for which autocast is off are returned as they are.
+    """
+    return tuple(_as_autocast(tensor) for tensor in tensors)
+
+
+def _as_autocast(tensor: _Operand) -> _Operand:
+    if tensor is None or not tensor.is_floating_point():
+        return tensor
+    device = tensor.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(device))
 
 
 def tracing() -> bool:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from mixnas.kernels import configs
 from mixnas.kernels.dispatch import cdiv, launch, tl, triton
+from mixnas.kernels.fast_math import normal_tail, sigmoid
 from mixnas.kernels.tools.aot import Example
 
 ACTIVATIONS = ("none", "relu", "silu", "gelu", "sigmoid")
@@ -19,15 +20,16 @@ ACTIVATIONS = ("none", "relu", "silu", "gelu", "sigmoid")
 
 @triton.jit
 def activate(z, ACTIVATION: tl.constexpr):
-    """Apply the activation in float32 ("gelu" is the exact one, with erf)."""
+    """Apply the activation in float32 ("gelu" is the exact one, not the one with tanh)."""
     if ACTIVATION == "relu":
         z = tl.maximum(z, 0.0)
     elif ACTIVATION == "silu":
-        z = z * tl.sigmoid(z)
+        z = z * sigmoid(z)
     elif ACTIVATION == "gelu":
-        z = 0.5 * z * (1.0 + tl.erf(z * 0.7071067811865476))
+        tail, _ = normal_tail(z)
+        z = z * tl.where(z > 0.0, 1.0 - tail, tail)
     elif ACTIVATION == "sigmoid":
-        z = tl.sigmoid(z)
+        z = sigmoid(z)
     return z
 
 
@@ -37,13 +39,14 @@ def activation_slope(z, ACTIVATION: tl.constexpr):
     if ACTIVATION == "relu":
         slope = tl.where(z > 0.0, 1.0, 0.0)
     elif ACTIVATION == "silu":
-        sigmoid = tl.sigmoid(z)
-        slope = sigmoid * (1.0 + z * (1.0 - sigmoid))
+        share = sigmoid(z)
+        slope = share * (1.0 + z * (1.0 - share))
     elif ACTIVATION == "gelu":
-        slope = 0.5 * (1.0 + tl.erf(z * 0.7071067811865476)) + z * 0.3989422804014327 * tl.exp(-0.5 * z * z)
+        tail, density = normal_tail(z)
+        slope = tl.where(z > 0.0, 1.0 - tail, tail) + z * 0.3989422804014327 * density
     elif ACTIVATION == "sigmoid":
-        sigmoid = tl.sigmoid(z)
-        slope = sigmoid * (1.0 - sigmoid)
+        share = sigmoid(z)
+        slope = share * (1.0 - share)
     else:
         slope = z * 0.0 + 1.0
     return slope

@@ -35,6 +35,7 @@ from mixnas.kernels.work import counted
 
 MAX_CHANNELS = 128
 MAX_KERNEL_SIZE = 9
+ENOUGH_POSITIONS = 6400  # a hundred tiles of 64: with fewer most of a large GPU would wait for a few blocks
 NORMS = ("layer", "rms")
 
 
@@ -262,13 +263,10 @@ def _differentiate(ctx, grad):
 _operator.register_autograd(_differentiate, setup_context=_setup_context)
 
 
-def _as_autocast(x: torch.Tensor, products: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-    """Return the input and the operands of the pointwise layers as autocast would have ATen's: it can't see inside."""
-    device = x.device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):
-        return x, products
-    dtype = torch.get_autocast_dtype(device)
-    return x.to(dtype), tuple(product.to(dtype) for product in products)
+def worth_one_kernel(x_BHWC: torch.Tensor) -> bool:
+    """Whether a GPU has enough to do with one kernel for the block, or is sooner done operator by operator."""
+    on_gpu = x_BHWC.is_cuda or dispatch.is_recording()  # the interpreter always takes the kernel: it is for tests
+    return not on_gpu or x_BHWC.shape[:-1].numel() >= ENOUGH_POSITIONS
 
 
 def _macs(x, weight, conv_bias, norm_weight, norm_bias, up, *_, **__) -> int:
@@ -326,8 +324,9 @@ def fused_conv_block(
     tensors = (weight_C1KK, conv_bias, norm_weight, norm_bias, up_EC, up_bias, down_CE, down_bias)
     backend = choose(x_BHWC, *tensors)
     size = weight_C1KK.shape[-1]
-    if backend == "triton" and channels <= MAX_CHANNELS and size <= MAX_KERNEL_SIZE and size % 2:
-        x, products = _as_autocast(x_BHWC, tensors[4:])
+    fits = channels <= MAX_CHANNELS and size <= MAX_KERNEL_SIZE and size % 2
+    if backend == "triton" and fits and worth_one_kernel(x_BHWC):
+        x, *products = dispatch.as_autocast(x_BHWC, *tensors[4:])
         if all(product.dtype == x.dtype for product in products):
             skip_inside = skip and x.dtype == x_BHWC.dtype  # the skip keeps the digits that x came with
             out = _operator(x, *tensors[:4], *products, norm == "layer", activation, eps, skip_inside)

@@ -9,165 +9,30 @@ Within a chunk, with b the running sum of log alpha and S the state before the c
 
     o_i = (q_i e^{b_i}) S + sum_{j <= i} (sum_d q_id k_jd e^{b_id - b_jd}) v_j.
 
-The kernels form e^{b_i - b_j} itself, not e^{b_i} times e^{-b_j}: no exponent is positive, so no decay overflows.
-One program walks the chunks of one (example, head, block of key channels, direction) with its part of S in registers;
-parts over key channels and directions are added outside.
+Nowhere e^{b_i} is multiplied by e^{-b_j}: no exponent is positive, so no decay overflows. On a GPU all chunks run side
+by side, after the states between them were found (`gated_linear_attention_kernels.py`).
 
 Shapes: B examples, L tokens, H heads, D key channels, E value channels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 
 from mixnas.kernels import configs
-from mixnas.kernels.dispatch import cdiv, choose, launch, next_power_of_2, tl, triton
+from mixnas.kernels.dispatch import INTERPRETING, as_autocast, cdiv, choose, launch, next_power_of_2
+from mixnas.kernels.gated_linear_attention_kernels import (
+    gated_linear_attention_chain_kernel,
+    gated_linear_attention_forward_kernel,
+    gated_linear_attention_gradient_kernel,
+    gated_linear_attention_states_kernel,
+)
 from mixnas.kernels.tools.aot import Example
 from mixnas.kernels.work import counted
 
 MAX_VALUE_CHANNELS = 128  # of a head: what a program holds of S in registers; wider heads run the ATen form
-
-
-@triton.jit(do_not_specialize=["B", "L", "H"])
-def gated_linear_attention_forward_kernel(
-    q_ptr, k_ptr, v_ptr, decay_ptr, reverse_ptr, out_ptr, scale,
-    B, L, H, D, E,
-    NUM_CHUNKS: tl.constexpr, BLOCK_E: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    b, h = tl.program_id(0) // H, tl.program_id(0) % H
-    direction, part = tl.program_id(1), tl.program_id(2)
-    i = tl.arange(0, BLOCK_C)
-    d = part * BLOCK_D + tl.arange(0, BLOCK_D)
-    e = tl.arange(0, BLOCK_E)
-    earlier = i[:, None] >= i[None, :]
-    if direction == 1:
-        decay_ptr = reverse_ptr
-    out_ptr += (direction * tl.num_programs(2) + part).to(tl.int64) * B * L * H * E
-    state = tl.zeros((BLOCK_D, BLOCK_E), dtype=tl.float32)
-    for chunk in range(NUM_CHUNKS):
-        t = chunk * BLOCK_C + i
-        position = tl.where(direction == 1, L - 1 - t, t)
-        row = (b * L + position).to(tl.int64) * H + h
-        in_d = (t < L)[:, None] & (d < D)[None, :]
-        in_e = (t < L)[:, None] & (e < E)[None, :]
-        at_d = row[:, None] * D + d[None, :]
-        at_e = row[:, None] * E + e[None, :]
-        q = tl.load(q_ptr + at_d, mask=in_d, other=0.0).to(tl.float32) * scale
-        k = tl.load(k_ptr + at_d, mask=in_d, other=0.0).to(tl.float32)
-        g = tl.load(decay_ptr + at_d, mask=in_d, other=0.0).to(tl.float32)
-        v = tl.load(v_ptr + at_e, mask=in_e, other=0.0).to(tl.float32)
-        cum = tl.cumsum(g, 0)
-        last = tl.sum(g, 0)
-        gap = tl.where(earlier[:, :, None], cum[:, None, :] - cum[None, :, :], 0.0)
-        scores = tl.sum(q[:, None, :] * k[None, :, :] * tl.exp(gap), 2)
-        scores = tl.where(earlier, scores, 0.0)
-        out = tl.dot(q * tl.exp(cum), state, input_precision=PRECISION)
-        out += tl.dot(scores, v, input_precision=PRECISION)
-        tl.store(out_ptr + at_e, out.to(out_ptr.dtype.element_ty), mask=in_e)
-        state *= tl.exp(last)[:, None]
-        state += tl.dot(tl.trans(k * tl.exp(last[None, :] - cum)), v, input_precision=PRECISION)
-
-
-@triton.jit(do_not_specialize=["B", "L", "H"])
-def gated_linear_attention_query_gradient_kernel(
-    grad_ptr, k_ptr, v_ptr, decay_ptr, reverse_ptr, grad_q_ptr, scale,
-    B, L, H, D, E,
-    NUM_CHUNKS: tl.constexpr, BLOCK_E: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    b, h = tl.program_id(0) // H, tl.program_id(0) % H
-    direction, part = tl.program_id(1), tl.program_id(2)
-    i = tl.arange(0, BLOCK_C)
-    d = part * BLOCK_D + tl.arange(0, BLOCK_D)
-    e = tl.arange(0, BLOCK_E)
-    earlier = i[:, None] >= i[None, :]
-    if direction == 1:
-        decay_ptr = reverse_ptr
-    grad_q_ptr += direction.to(tl.int64) * B * L * H * D
-    state = tl.zeros((BLOCK_D, BLOCK_E), dtype=tl.float32)
-    for chunk in range(NUM_CHUNKS):
-        t = chunk * BLOCK_C + i
-        position = tl.where(direction == 1, L - 1 - t, t)
-        row = (b * L + position).to(tl.int64) * H + h
-        in_d = (t < L)[:, None] & (d < D)[None, :]
-        in_e = (t < L)[:, None] & (e < E)[None, :]
-        at_d = row[:, None] * D + d[None, :]
-        at_e = row[:, None] * E + e[None, :]
-        k = tl.load(k_ptr + at_d, mask=in_d, other=0.0).to(tl.float32)
-        g = tl.load(decay_ptr + at_d, mask=in_d, other=0.0).to(tl.float32)
-        v = tl.load(v_ptr + at_e, mask=in_e, other=0.0).to(tl.float32)
-        grad = tl.load(grad_ptr + at_e, mask=in_e, other=0.0).to(tl.float32)
-        cum = tl.cumsum(g, 0)
-        last = tl.sum(g, 0)
-        pairs = tl.where(earlier, tl.dot(grad, tl.trans(v), input_precision=PRECISION), 0.0)
-        gap = tl.where(earlier[:, :, None], cum[:, None, :] - cum[None, :, :], 0.0)
-        # The state transposed and last: with S[E, D] or the other order, Triton 3.6 spills in float32 at E = 128.
-        grad_q = tl.sum(pairs[:, :, None] * k[None, :, :] * tl.exp(gap), 1)
-        grad_q += tl.exp(cum) * tl.dot(grad, tl.trans(state), input_precision=PRECISION)
-        tl.store(grad_q_ptr + at_d, grad_q * scale, mask=in_d)
-        state *= tl.exp(last)[:, None]
-        state += tl.dot(tl.trans(k * tl.exp(last[None, :] - cum)), v, input_precision=PRECISION)
-
-
-@triton.jit(do_not_specialize=["B", "L", "H"])
-def gated_linear_attention_backward_kernel(
-    grad_ptr, q_ptr, k_ptr, v_ptr, decay_ptr, reverse_ptr, grad_q_ptr, grad_k_ptr, grad_v_ptr, grad_decay_ptr, scale,
-    B, L, H, D, E,
-    NUM_CHUNKS: tl.constexpr, BLOCK_E: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    b, h = tl.program_id(0) // H, tl.program_id(0) % H
-    direction, part = tl.program_id(1), tl.program_id(2)
-    i = tl.arange(0, BLOCK_C)
-    d = part * BLOCK_D + tl.arange(0, BLOCK_D)
-    e = tl.arange(0, BLOCK_E)
-    later = i[:, None] <= i[None, :]  # [key, query]
-    if direction == 1:
-        decay_ptr = reverse_ptr
-    grad_q_ptr += direction.to(tl.int64) * B * L * H * D
-    grad_k_ptr += direction.to(tl.int64) * B * L * H * D
-    grad_decay_ptr += direction.to(tl.int64) * B * L * H * D
-    grad_v_ptr += (direction * tl.num_programs(2) + part).to(tl.int64) * B * L * H * E
-    grad_state = tl.zeros((BLOCK_D, BLOCK_E), dtype=tl.float32)
-    after = tl.zeros((BLOCK_D,), dtype=tl.float32)  # sum over later chunks of q dq - k dk
-    for back in range(NUM_CHUNKS):
-        t = (NUM_CHUNKS - 1 - back) * BLOCK_C + i
-        position = tl.where(direction == 1, L - 1 - t, t)
-        row = (b * L + position).to(tl.int64) * H + h
-        in_d = (t < L)[:, None] & (d < D)[None, :]
-        in_e = (t < L)[:, None] & (e < E)[None, :]
-        at_d = row[:, None] * D + d[None, :]
-        at_e = row[:, None] * E + e[None, :]
-        q = tl.load(q_ptr + at_d, mask=in_d, other=0.0).to(tl.float32)
-        k = tl.load(k_ptr + at_d, mask=in_d, other=0.0).to(tl.float32)
-        g = tl.load(decay_ptr + at_d, mask=in_d, other=0.0).to(tl.float32)
-        grad_q = tl.load(grad_q_ptr + at_d, mask=in_d, other=0.0)
-        v = tl.load(v_ptr + at_e, mask=in_e, other=0.0).to(tl.float32)
-        grad = tl.load(grad_ptr + at_e, mask=in_e, other=0.0).to(tl.float32) * scale
-        cum = tl.cumsum(g, 0)
-        last = tl.sum(g, 0)
-        to_end = tl.exp(last[None, :] - cum)
-        gap = tl.where(later[:, :, None], cum[None, :, :] - cum[:, None, :], 0.0)
-        q_decayed = q[None, :, :] * tl.exp(gap)
-        scores = tl.where(later, tl.sum(q_decayed * k[:, None, :], 2), 0.0)
-        grad_v = tl.dot(k * to_end, grad_state, input_precision=PRECISION)
-        grad_v += tl.dot(scores, grad, input_precision=PRECISION)
-        tl.store(grad_v_ptr + at_e, grad_v.to(grad_v_ptr.dtype.element_ty), mask=in_e)
-        pairs = tl.where(later, tl.dot(v, tl.trans(grad), input_precision=PRECISION), 0.0)
-        grad_k = to_end * tl.dot(v, tl.trans(grad_state), input_precision=PRECISION)
-        grad_k += tl.sum(pairs[:, :, None] * q_decayed, 1)
-        tl.store(grad_k_ptr + at_d, grad_k.to(grad_k_ptr.dtype.element_ty), mask=in_d)
-        # Decays act through e^{b_i - b_j} alone: d/db_t is q_t dq_t - k_t dk_t, and a decay moves all later b.
-        moved = q * grad_q - k * grad_k
-        total = tl.sum(moved, 0)
-        grad_decay = (after + total)[None, :] - tl.cumsum(moved, 0) + moved
-        tl.store(grad_decay_ptr + at_d, grad_decay.to(grad_decay_ptr.dtype.element_ty), mask=in_d)
-        after += total
-        grad_state *= tl.exp(last)[:, None]
-        grad_state += tl.dot(tl.trans(q * tl.exp(cum)), grad, input_precision=PRECISION)
 
 
 def gated_linear_attention_reference(
@@ -255,18 +120,121 @@ def _aten(
     return (forward + backward.flip(1)).to(dtype)
 
 
-def _launch_options(kernel: str, q: torch.Tensor, v: torch.Tensor) -> tuple[int, dict[str, int | str]]:
-    """Return the number of parts that the key channels are cut into, and the launch's constants and options."""
-    D, E = q.shape[3], v.shape[3]
-    config = configs.pick(kernel, q, key_channels=D, value_channels=E, sequences=q.shape[0] * q.shape[2])
-    options: dict[str, int | str] = {
-        "NUM_CHUNKS": cdiv(q.shape[1], config["BLOCK_C"]),
-        "BLOCK_E": max(16, next_power_of_2(E)),
-        # Products of 16-bit operands lose nothing that they had in tf32; float32 has to keep its 1e-5.
-        "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
-        **config,
-    }
-    return cdiv(D, config["BLOCK_D"]), options
+# -- Triton -----------------------------------------------------------------------------------------------------------
+
+
+class _Call:
+    """One call's operands, contiguous and of one type, and what its launches have in common."""
+
+    def __init__(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        log_decay: torch.Tensor,
+        reverse_log_decay: torch.Tensor | None,
+    ) -> None:
+        self.q, self.k, self.v = (x.contiguous() for x in of_one_type(q, k, v))
+        self.decay = log_decay.contiguous()
+        self.reverse = self.decay if reverse_log_decay is None else reverse_log_decay.to(log_decay.dtype).contiguous()
+        self.directions = 1 if reverse_log_decay is None else 2
+        (self.B, self.L, self.H, self.D), self.E = q.shape, v.shape[3]
+
+    def options(self, kernel: str) -> dict[str, int | str]:
+        """The launch's constants and options that all kernels but `chain` have."""
+        row = self.pick(kernel)
+        return {
+            # Three passes of the tensor cores' tf32 are as exact as float32; 16-bit operands need one.
+            "PRECISION": "tf32x3" if self.q.dtype == torch.float32 else "tf32",
+            "DECAY_PRECISION": "tf32x3" if self.decay.dtype == torch.float32 else "tf32",
+            "WIDEN": INTERPRETING,
+            **row,
+            "BLOCK_D": min(row["BLOCK_D"], max(16, next_power_of_2(self.D))),
+            "BLOCK_E": min(row["BLOCK_E"], max(16, next_power_of_2(self.E))),
+        }
+
+    def pick(self, kernel: str) -> dict[str, int]:
+        """The launch's row of the table."""
+        features = {"key_channels": self.D, "value_channels": self.E, "bits": 8 * self.q.element_size()}
+        return configs.pick(kernel, self.q, **features, sequences=self.B * self.H)
+
+    def chunks(self, options: Mapping[str, int | str]) -> int:
+        """How many chunks a sequence has."""
+        return cdiv(self.L, int(options["BLOCK_C"]))
+
+    def states(self, keys: torch.Tensor, values: torch.Tensor, size: int, own: bool) -> torch.Tensor | None:
+        """S as it comes to each chunk of `size` tokens, (directions, B * H, chunks, D, E); None where there is one.
+
+        Args:
+            keys: q where the gradient of S is asked for (`own`).
+            values: The gradient of the output then.
+            size: Tokens of a chunk.
+            own: A decay counts its own token, as of queries.
+        """
+        options = self.options("gated_linear_attention_states")
+        options["BLOCK_C"] = size
+        chunks, sequences = self.chunks(options), self.B * self.H
+        if chunks == 1:
+            return None
+        # As exact as what it is multiplied with; fp16 could overflow.
+        dtype = torch.bfloat16 if values.dtype == torch.bfloat16 else torch.float32
+        shape = (self.directions, sequences, chunks)
+        states = torch.empty((*shape, self.D, self.E), dtype=dtype, device=keys.device)
+        kept = torch.empty((*shape, self.D), dtype=torch.float32, device=keys.device)
+        parts = cdiv(self.D, int(options["BLOCK_D"])) * cdiv(self.E, int(options["BLOCK_E"]))
+        grid: tuple[int, ...] = (sequences * chunks, self.directions, parts)
+        tensors = (keys, values, self.decay, self.reverse, states, kept)
+        sizes = (self.L, self.H, self.D, self.E, chunks)
+        launch(gated_linear_attention_states_kernel, grid, *tensors, *sizes, OWN=own, **options)
+        row = self.pick("gated_linear_attention_chain")
+        grid = (sequences, self.directions, cdiv(self.D * self.E, row["BLOCK"]))
+        shape = (self.D, self.E, self.D * self.E)
+        launch(gated_linear_attention_chain_kernel, grid, states, kept, *shape, CHUNKS=chunks, OWN=own, **row)
+        return states
+
+    def mix(
+        self, to: torch.Tensor, source: torch.Tensor, values: torch.Tensor, states: torch.Tensor | None, scale: float,
+        own: bool, options: dict[str, int | str],
+    ) -> torch.Tensor:  # fmt: skip
+        """Launch the forward kernel: the output, or with the roles of queries and keys exchanged v's gradient."""
+        out = torch.empty_like(self.v)
+        chunks = self.chunks(options)
+        tensors = (to, source, values, self.decay, self.reverse, states, out)
+        constants = self._constants(options) | {"OWN": own}
+        sizes = (self.L, self.H, self.D, self.E, chunks)
+        grid = (self.B * self.H * chunks, cdiv(self.E, int(options["BLOCK_E"])))
+        launch(gated_linear_attention_forward_kernel, grid, *tensors, scale, *sizes, **constants, **options)
+        return out
+
+    def gradients(
+        self, grad: torch.Tensor, states: torch.Tensor | None, grad_states: torch.Tensor | None, scale: float,
+        options: dict[str, int | str],
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+        """Launch the gradient kernel: of q, k and the decays, (directions, B, L, H, D)."""
+        grad_q, grad_k = torch.empty_like(self.q), torch.empty_like(self.k)
+        grad_decay = torch.empty((self.directions, *self.q.shape), dtype=self.decay.dtype, device=self.q.device)
+        chunks = self.chunks(options)
+        tensors = (grad, self.q, self.k, self.v, self.decay, self.reverse, states, grad_states)
+        outputs = (grad_q, grad_k, grad_decay[0], grad_decay[-1])
+        sizes = (self.L, self.H, self.D, self.E, chunks)
+        grid = (self.B * self.H * chunks,)
+        constants = self._constants(options) | {"PARTS_E": cdiv(self.E, int(options["BLOCK_E"]))}
+        launch(gated_linear_attention_gradient_kernel, grid, *tensors, *outputs, scale, *sizes, **constants, **options)
+        return grad_q, grad_k, grad_decay
+
+    def _constants(self, options: Mapping[str, int | str]) -> dict[str, int]:
+        return {
+            "DIRECTIONS": self.directions,
+            "PARTS": cdiv(self.D, int(options["BLOCK_D"])),
+            "LEVELS": int(options["BLOCK_C"]).bit_length() - 1,
+        }
+
+
+def of_one_type(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return the tensors in their type, or in float32 where they have several: the tensor cores take one."""
+    if len({tensor.dtype for tensor in tensors}) == 1:
+        return tensors
+    return tuple(tensor.float() for tensor in tensors)
 
 
 def _forward(
@@ -277,17 +245,10 @@ def _forward(
     reverse_log_decay: torch.Tensor | None,
     scale: float,
 ) -> torch.Tensor:
-    q, k, v, log_decay = (x.contiguous() for x in (q, k, v, log_decay))
-    (B, L, H, D), E = q.shape, v.shape[3]
-    directions = 1 if reverse_log_decay is None else 2
-    reverse = log_decay if reverse_log_decay is None else reverse_log_decay.contiguous()
-    parts, options = _launch_options("gated_linear_attention_forward", q, v)
-    copies = directions * parts
-    out = torch.empty((copies, *v.shape), dtype=v.dtype if copies == 1 else torch.float32, device=v.device)
-    grid = (B * H, directions, parts)
-    arguments = (q, k, v, log_decay, reverse, out, scale / directions, B, L, H, D, E)
-    launch(gated_linear_attention_forward_kernel, grid, *arguments, **options)
-    return out[0] if copies == 1 else out.sum(0).to(v.dtype)
+    call = _Call(q, k, v, log_decay, reverse_log_decay)
+    options = call.options("gated_linear_attention_forward")
+    states = call.states(call.k, call.v, int(options["BLOCK_C"]), own=False)
+    return call.mix(call.q, call.k, call.v, states, scale / call.directions, True, options).to(v.dtype)
 
 
 _gla = torch.library.custom_op("mixnas::gated_linear_attention", _forward, mutates_args=())
@@ -307,28 +268,17 @@ def _backward(
     reverse_log_decay: torch.Tensor | None,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    grad, q, k, v, log_decay = (x.contiguous() for x in (grad, q, k, v, log_decay))
-    (B, L, H, D), E = q.shape, v.shape[3]
-    directions = 1 if reverse_log_decay is None else 2
-    reverse = log_decay if reverse_log_decay is None else reverse_log_decay.contiguous()
-    scale = scale / directions
-
-    parts, options = _launch_options("gated_linear_attention_query_gradient", q, v)
-    grad_q = torch.empty((directions, *q.shape), dtype=torch.float32, device=q.device)
-    integers = (B, L, H, D, E)
-    tensors: tuple[torch.Tensor, ...] = (grad, k, v, log_decay, reverse, grad_q)
-    grid = (B * H, directions, parts)
-    launch(gated_linear_attention_query_gradient_kernel, grid, *tensors, scale, *integers, **options)
-
-    parts, options = _launch_options("gated_linear_attention_backward", q, v)
-    copies = directions * parts
-    grad_k = torch.empty((directions, *k.shape), dtype=k.dtype if directions == 1 else torch.float32, device=k.device)
-    grad_v = torch.empty((copies, *v.shape), dtype=v.dtype if copies == 1 else torch.float32, device=v.device)
-    grad_decay = torch.empty((directions, *q.shape), dtype=log_decay.dtype, device=q.device)
-    tensors = (grad, q, k, v, log_decay, reverse, grad_q, grad_k, grad_v, grad_decay)
-    grid = (B * H, directions, parts)
-    launch(gated_linear_attention_backward_kernel, grid, *tensors, scale, *integers, **options)
-    return grad_q.sum(0).to(q.dtype), grad_k.sum(0).to(k.dtype), grad_v.sum(0).to(v.dtype), grad_decay
+    call = _Call(q, k, v, log_decay, reverse_log_decay)
+    grad = grad.to(call.v.dtype).contiguous()
+    scale = scale / call.directions
+    options = call.options("gated_linear_attention_gradient")
+    size = int(options["BLOCK_C"])
+    states = call.states(call.k, call.v, size, own=False)
+    grad_states = call.states(call.q, grad, size, own=True)
+    grad_q, grad_k, grad_decay = call.gradients(grad, states, grad_states, scale, options)
+    options = call.options("gated_linear_attention_forward") | {"BLOCK_C": size}
+    grad_v = call.mix(call.k, call.q, grad, grad_states, scale, False, options)
+    return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), grad_decay
 
 
 _gla_backward = torch.library.custom_op("mixnas::gated_linear_attention_backward", _backward, mutates_args=())
@@ -390,6 +340,7 @@ def gated_linear_attention(
     if backend == "reference":
         return gated_linear_attention_reference(q, k, v, log_decay, reverse_log_decay, scale)
     if backend == "triton" and v.shape[-1] <= MAX_VALUE_CHANNELS:
+        q, k, v = as_autocast(q, k, v)
         return _gla(q, k, v, log_decay, reverse_log_decay, scale)
     return _aten(q, k, v, log_decay, reverse_log_decay, scale)
 
@@ -401,20 +352,22 @@ def aot_examples(kernel: str, bounds: dict[str, int]) -> Iterator[Example]:
     """Yield what the ahead-of-time compiler compiles for one row of the table (see `aot.py`)."""
     D, E = bounds.get("key_channels", 64), bounds.get("value_channels", MAX_VALUE_CHANNELS)
     B, L, H = (1, 4096, min(16, bounds["sequences"])) if "sequences" in bounds else (64, 196, 4)
-    for dtype, name in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
-        q = torch.empty(B, L, H, D, dtype=dtype, device="meta")
-        v = torch.empty(B, L, H, E, dtype=dtype, device="meta")
-        tensors = (q, q, v, q, q, D**-0.5)
-        forward = kernel == "gated_linear_attention_forward"
-        keys, values = {
-            "gated_linear_attention_forward": (4, 2),
-            "gated_linear_attention_query_gradient": (5, 2),
-            "gated_linear_attention_backward": (9, 3),
-        }[kernel]
-        yield Example(
-            label=f"{name} {B}x{L}x{H} D{D} E{E} both directions",
-            call=partial(_forward, *tensors) if forward else partial(_backward, v, *tensors),
-            bytes=(keys * q.numel() + values * v.numel()) * q.element_size(),
-            operations=2 * 2 * q.numel() * E * 2,
-            unit="matrix",
-        )
+    dtype, name = (torch.bfloat16, "bf16") if bounds.get("bits", 32) == 16 else (torch.float32, "fp32")
+    q = torch.empty(B, L, H, D, dtype=dtype, device="meta")
+    v = torch.empty(B, L, H, E, dtype=dtype, device="meta")
+    tensors = (q, q, v, q, q, D**-0.5)
+    forward = kernel != "gated_linear_attention_gradient"
+    keys, values, products = {
+        "gated_linear_attention_states": (3, 1, 1),
+        "gated_linear_attention_chain": (0, 0, 0),
+        "gated_linear_attention_forward": (4, 2, 2),
+        "gated_linear_attention_gradient": (8, 2, 4),
+    }[kernel]
+    yield Example(
+        label=f"{name} {B}x{L}x{H} D{D} E{E} both directions",
+        call=partial(_forward, *tensors) if forward else partial(_backward, v, *tensors),
+        bytes=(keys * q.numel() + values * v.numel()) * q.element_size(),
+        operations=2 * 2 * q.numel() * E * products,
+        unit="matrix",
+        special=2 * 2 * q.numel(),
+    )

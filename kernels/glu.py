@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from mixnas.kernels import configs
-from mixnas.kernels.dispatch import cdiv, choose, launch, tl, triton
+from mixnas.kernels.dispatch import as_autocast, cdiv, choose, launch, tl, triton
 from mixnas.kernels.tools.aot import Example
 
 ACTIVATIONS = ("silu", "sigmoid")
@@ -125,6 +125,7 @@ def glu(gate: torch.Tensor, up: torch.Tensor, activation: str = "silu") -> torch
         raise ValueError(f"gate {tuple(gate.shape)} and up {tuple(up.shape)} must have the same shape")
     backend = choose(gate, up)
     if backend == "triton":
+        gate, up = as_autocast(gate, up)
         return _glu(gate, up, activation)
     if backend == "reference":
         return glu_reference(gate, up, activation)

@@ -6,9 +6,6 @@ dilation form a group; within one of n tokens, query i has the leader l = min(i 
 the w keys around l, moved inwards at the borders: always w keys. Causal dimensions: l = min(i // s * s + s - 1, n - 1),
 and the keys j <= i with l - j < w. Stride 1 slides; stride w is attention in blocks; w = n is full attention.
 
-A program takes a tile of queries of one group and walks the box of keys that any of them attends, a block at a time on
-the tensor cores, masking as flash attention does; for the gradients of keys and values the roles are exchanged.
-
 Shapes: B examples, H x W positions (sequences: 1 x L), N heads, D channels of a head.
 """
 
@@ -21,192 +18,17 @@ import torch
 import torch.nn.functional as F
 
 from mixnas.kernels import configs, dispatch
-from mixnas.kernels.dispatch import cdiv, choose, launch, next_power_of_2, tl, tracing, triton
+from mixnas.kernels.dispatch import as_autocast, cdiv, choose, launch, next_power_of_2, tracing
+from mixnas.kernels.neighborhood_attention_kernels import (
+    neighborhood_attention_forward_kernel,
+    neighborhood_attention_key_gradient_kernel,
+    neighborhood_attention_query_gradient_kernel,
+)
 from mixnas.kernels.tools.aot import Example
 from mixnas.kernels.work import counted
 
 MAX_HEAD_CHANNELS = 128
 _LOG2_E = math.log2(math.e)
-
-
-@triton.jit
-def _first_key(i, n, WINDOW: tl.constexpr, STRIDE: tl.constexpr, CAUSAL: tl.constexpr):
-    """The first key of query i in a group of n; negative where a causal window begins before the group."""
-    if CAUSAL:
-        return tl.minimum(i // STRIDE * STRIDE + STRIDE - 1, n - 1) - WINDOW + 1
-    leader = tl.minimum(i // STRIDE * STRIDE + STRIDE // 2, n - 1)
-    return tl.maximum(tl.minimum(leader - WINDOW // 2, n - WINDOW), 0)
-
-
-@triton.jit
-def _first_query(j, WINDOW: tl.constexpr, STRIDE: tl.constexpr, CAUSAL: tl.constexpr):
-    """The first query that attends key j."""
-    if CAUSAL:
-        return j
-    least = tl.maximum(j - WINDOW + 1 + WINDOW // 2 - STRIDE // 2, 0)  # of leader - STRIDE // 2
-    return tl.where(j < WINDOW, 0, (least + STRIDE - 1) // STRIDE * STRIDE)
-
-
-@triton.jit
-def _seen(q, k, n, WINDOW: tl.constexpr, STRIDE: tl.constexpr, CAUSAL: tl.constexpr):
-    """Whether queries attend keys along one dimension (shapes that broadcast)."""
-    first = _first_key(q, n, WINDOW, STRIDE, CAUSAL)
-    seen = (k >= first) & (k < first + WINDOW) & (k >= 0) & (k < n) & (q < n)
-    if CAUSAL:
-        seen = seen & (k <= q)
-    return seen
-
-
-@triton.jit
-def _product(x, y, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
-    if WIDEN:  # the interpreter would multiply the bits of bfloat16
-        x, y = x.to(tl.float32), y.to(tl.float32)
-    return tl.dot(x, y, input_precision=PRECISION)
-
-
-@triton.jit
-def neighborhood_attention_forward_kernel(
-    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, scale,
-    H, W, N, D, TILES_X, TILES,
-    WINDOW_Y: tl.constexpr, WINDOW_X: tl.constexpr, STRIDE_Y: tl.constexpr, STRIDE_X: tl.constexpr,
-    DILATION_Y: tl.constexpr, DILATION_X: tl.constexpr, CAUSAL_Y: tl.constexpr, CAUSAL_X: tl.constexpr,
-    TILE_Y: tl.constexpr, TILE_X: tl.constexpr, BOX_X: tl.constexpr, NUM_BLOCKS: tl.constexpr,
-    BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr, BLOCK_INNER: tl.constexpr,
-):  # fmt: skip
-    group, tile = tl.program_id(0) // TILES, tl.program_id(0) % TILES
-    group_y, group_x = group // DILATION_X, group % DILATION_X
-    size_y, size_x = (H - group_y + DILATION_Y - 1) // DILATION_Y, (W - group_x + DILATION_X - 1) // DILATION_X
-    start_y, start_x = tile // TILES_X * TILE_Y, tile % TILES_X * TILE_X
-    example, head = (tl.program_id(1) // N).to(tl.int64), tl.program_id(1) % N
-    d = tl.arange(0, BLOCK_D)
-    i = tl.arange(0, TILE_Y * TILE_X)
-    qy, qx = start_y + i // TILE_X, start_x + i % TILE_X
-    in_q = (qy < size_y) & (qx < size_x)
-    at_q = ((example * H + qy * DILATION_Y + group_y) * W + qx * DILATION_X + group_x) * N + head
-    mask_q = in_q[:, None] & (d < D)[None, :]
-    q = tl.load(q_ptr + at_q[:, None] * D + d[None, :], mask=mask_q, other=0.0)
-    box_y = tl.maximum(_first_key(start_y, size_y, WINDOW_Y, STRIDE_Y, CAUSAL_Y), 0)
-    box_x = tl.maximum(_first_key(start_x, size_x, WINDOW_X, STRIDE_X, CAUSAL_X), 0)
-    top = tl.full((TILE_Y * TILE_X,), -1e30, dtype=tl.float32)
-    total = tl.zeros((TILE_Y * TILE_X,), dtype=tl.float32)
-    out = tl.zeros((TILE_Y * TILE_X, BLOCK_D), dtype=tl.float32)
-    for block in range(NUM_BLOCKS):
-        j = block * BLOCK_INNER + tl.arange(0, BLOCK_INNER)
-        ky, kx = box_y + j // BOX_X, box_x + j % BOX_X
-        in_k = (ky < size_y) & (kx < size_x)
-        at_k = ((example * H + ky * DILATION_Y + group_y) * W + kx * DILATION_X + group_x) * N + head
-        mask_k = in_k[:, None] & (d < D)[None, :]
-        k = tl.load(k_ptr + at_k[:, None] * D + d[None, :], mask=mask_k, other=0.0)
-        v = tl.load(v_ptr + at_k[:, None] * D + d[None, :], mask=mask_k, other=0.0)
-        seen = _seen(qy[:, None], ky[None, :], size_y, WINDOW_Y, STRIDE_Y, CAUSAL_Y)
-        seen = seen & _seen(qx[:, None], kx[None, :], size_x, WINDOW_X, STRIDE_X, CAUSAL_X)
-        scores = _product(q, tl.trans(k), PRECISION, WIDEN) * scale
-        scores = tl.where(seen, scores, -1e30)
-        new_top = tl.maximum(top, tl.max(scores, 1))
-        weights = tl.where(seen, tl.exp2(scores - new_top[:, None]), 0.0)
-        shrink = tl.exp2(top - new_top)
-        total = total * shrink + tl.sum(weights, 1)
-        out = out * shrink[:, None] + _product(weights.to(v.dtype), v, PRECISION, WIDEN)
-        top = new_top
-    total = tl.where(in_q, total, 1.0)
-    out = out / total[:, None]
-    tl.store(out_ptr + at_q[:, None] * D + d[None, :], out.to(out_ptr.dtype.element_ty), mask=mask_q)
-    tl.store(lse_ptr + at_q, top + tl.log2(total), mask=in_q)
-
-
-@triton.jit
-def neighborhood_attention_query_gradient_kernel(
-    grad_ptr, q_ptr, k_ptr, v_ptr, lse_ptr, delta_ptr, grad_q_ptr, scale,
-    H, W, N, D, TILES_X, TILES,
-    WINDOW_Y: tl.constexpr, WINDOW_X: tl.constexpr, STRIDE_Y: tl.constexpr, STRIDE_X: tl.constexpr,
-    DILATION_Y: tl.constexpr, DILATION_X: tl.constexpr, CAUSAL_Y: tl.constexpr, CAUSAL_X: tl.constexpr,
-    TILE_Y: tl.constexpr, TILE_X: tl.constexpr, BOX_X: tl.constexpr, NUM_BLOCKS: tl.constexpr,
-    BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr, BLOCK_INNER: tl.constexpr,
-):  # fmt: skip
-    group, tile = tl.program_id(0) // TILES, tl.program_id(0) % TILES
-    group_y, group_x = group // DILATION_X, group % DILATION_X
-    size_y, size_x = (H - group_y + DILATION_Y - 1) // DILATION_Y, (W - group_x + DILATION_X - 1) // DILATION_X
-    start_y, start_x = tile // TILES_X * TILE_Y, tile % TILES_X * TILE_X
-    example, head = (tl.program_id(1) // N).to(tl.int64), tl.program_id(1) % N
-    d = tl.arange(0, BLOCK_D)
-    i = tl.arange(0, TILE_Y * TILE_X)
-    qy, qx = start_y + i // TILE_X, start_x + i % TILE_X
-    in_q = (qy < size_y) & (qx < size_x)
-    at_q = ((example * H + qy * DILATION_Y + group_y) * W + qx * DILATION_X + group_x) * N + head
-    mask_q = in_q[:, None] & (d < D)[None, :]
-    q = tl.load(q_ptr + at_q[:, None] * D + d[None, :], mask=mask_q, other=0.0)
-    grad = tl.load(grad_ptr + at_q[:, None] * D + d[None, :], mask=mask_q, other=0.0)
-    lse = tl.load(lse_ptr + at_q, mask=in_q, other=0.0)
-    delta = tl.load(delta_ptr + at_q, mask=in_q, other=0.0)
-    box_y = tl.maximum(_first_key(start_y, size_y, WINDOW_Y, STRIDE_Y, CAUSAL_Y), 0)
-    box_x = tl.maximum(_first_key(start_x, size_x, WINDOW_X, STRIDE_X, CAUSAL_X), 0)
-    grad_q = tl.zeros((TILE_Y * TILE_X, BLOCK_D), dtype=tl.float32)
-    for block in range(NUM_BLOCKS):
-        j = block * BLOCK_INNER + tl.arange(0, BLOCK_INNER)
-        ky, kx = box_y + j // BOX_X, box_x + j % BOX_X
-        in_k = (ky < size_y) & (kx < size_x)
-        at_k = ((example * H + ky * DILATION_Y + group_y) * W + kx * DILATION_X + group_x) * N + head
-        mask_k = in_k[:, None] & (d < D)[None, :]
-        k = tl.load(k_ptr + at_k[:, None] * D + d[None, :], mask=mask_k, other=0.0)
-        v = tl.load(v_ptr + at_k[:, None] * D + d[None, :], mask=mask_k, other=0.0)
-        seen = _seen(qy[:, None], ky[None, :], size_y, WINDOW_Y, STRIDE_Y, CAUSAL_Y)
-        seen = seen & _seen(qx[:, None], kx[None, :], size_x, WINDOW_X, STRIDE_X, CAUSAL_X)
-        scores = _product(q, tl.trans(k), PRECISION, WIDEN) * scale
-        weights = tl.exp2(tl.where(seen, scores - lse[:, None], -1e30))
-        grad_weights = _product(grad, tl.trans(v), PRECISION, WIDEN)
-        grad_scores = weights * (grad_weights - delta[:, None])
-        grad_q += _product(grad_scores.to(k.dtype), k, PRECISION, WIDEN)
-    grad_q *= scale * 0.6931471805599453
-    tl.store(grad_q_ptr + at_q[:, None] * D + d[None, :], grad_q.to(grad_q_ptr.dtype.element_ty), mask=mask_q)
-
-
-@triton.jit
-def neighborhood_attention_key_gradient_kernel(
-    grad_ptr, q_ptr, k_ptr, v_ptr, lse_ptr, delta_ptr, grad_k_ptr, grad_v_ptr, scale,
-    H, W, N, D, TILES_X, TILES,
-    WINDOW_Y: tl.constexpr, WINDOW_X: tl.constexpr, STRIDE_Y: tl.constexpr, STRIDE_X: tl.constexpr,
-    DILATION_Y: tl.constexpr, DILATION_X: tl.constexpr, CAUSAL_Y: tl.constexpr, CAUSAL_X: tl.constexpr,
-    TILE_Y: tl.constexpr, TILE_X: tl.constexpr, BOX_X: tl.constexpr, NUM_BLOCKS: tl.constexpr,
-    BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr, BLOCK_INNER: tl.constexpr,
-):  # fmt: skip
-    group, tile = tl.program_id(0) // TILES, tl.program_id(0) % TILES
-    group_y, group_x = group // DILATION_X, group % DILATION_X
-    size_y, size_x = (H - group_y + DILATION_Y - 1) // DILATION_Y, (W - group_x + DILATION_X - 1) // DILATION_X
-    start_y, start_x = tile // TILES_X * TILE_Y, tile % TILES_X * TILE_X
-    example, head = (tl.program_id(1) // N).to(tl.int64), tl.program_id(1) % N
-    d = tl.arange(0, BLOCK_D)
-    i = tl.arange(0, TILE_Y * TILE_X)
-    ky, kx = start_y + i // TILE_X, start_x + i % TILE_X
-    in_k = (ky < size_y) & (kx < size_x)
-    at_k = ((example * H + ky * DILATION_Y + group_y) * W + kx * DILATION_X + group_x) * N + head
-    mask_k = in_k[:, None] & (d < D)[None, :]
-    k = tl.load(k_ptr + at_k[:, None] * D + d[None, :], mask=mask_k, other=0.0)
-    v = tl.load(v_ptr + at_k[:, None] * D + d[None, :], mask=mask_k, other=0.0)
-    box_y = _first_query(start_y, WINDOW_Y, STRIDE_Y, CAUSAL_Y)
-    box_x = _first_query(start_x, WINDOW_X, STRIDE_X, CAUSAL_X)
-    grad_k = tl.zeros((TILE_Y * TILE_X, BLOCK_D), dtype=tl.float32)
-    grad_v = tl.zeros((TILE_Y * TILE_X, BLOCK_D), dtype=tl.float32)
-    for block in range(NUM_BLOCKS):
-        j = block * BLOCK_INNER + tl.arange(0, BLOCK_INNER)
-        qy, qx = box_y + j // BOX_X, box_x + j % BOX_X
-        in_q = (qy < size_y) & (qx < size_x)
-        at_q = ((example * H + qy * DILATION_Y + group_y) * W + qx * DILATION_X + group_x) * N + head
-        mask_q = in_q[:, None] & (d < D)[None, :]
-        q = tl.load(q_ptr + at_q[:, None] * D + d[None, :], mask=mask_q, other=0.0)
-        grad = tl.load(grad_ptr + at_q[:, None] * D + d[None, :], mask=mask_q, other=0.0)
-        lse = tl.load(lse_ptr + at_q, mask=in_q, other=0.0)
-        delta = tl.load(delta_ptr + at_q, mask=in_q, other=0.0)
-        seen = _seen(qy[None, :], ky[:, None], size_y, WINDOW_Y, STRIDE_Y, CAUSAL_Y)
-        seen = seen & _seen(qx[None, :], kx[:, None], size_x, WINDOW_X, STRIDE_X, CAUSAL_X)
-        scores = _product(k, tl.trans(q), PRECISION, WIDEN) * scale
-        weights = tl.exp2(tl.where(seen, scores - lse[None, :], -1e30))
-        grad_v += _product(weights.to(grad.dtype), grad, PRECISION, WIDEN)
-        grad_weights = _product(v, tl.trans(grad), PRECISION, WIDEN)
-        grad_scores = weights * (grad_weights - delta[None, :])
-        grad_k += _product(grad_scores.to(q.dtype), q, PRECISION, WIDEN)
-    grad_k *= scale * 0.6931471805599453
-    tl.store(grad_k_ptr + at_k[:, None] * D + d[None, :], grad_k.to(grad_k_ptr.dtype.element_ty), mask=mask_k)
-    tl.store(grad_v_ptr + at_k[:, None] * D + d[None, :], grad_v.to(grad_v_ptr.dtype.element_ty), mask=mask_k)
 
 
 # -- which keys: plain integers ---------------------------------------------------------------------------------------
@@ -358,6 +180,11 @@ def _aten(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: Sequence[in
 # -- Triton -----------------------------------------------------------------------------------------------------------
 
 
+def _box_width(needed: int, block: int) -> int:
+    """Return how wide a box is walked: so that a block holds whole rows of it, or a row whole blocks."""
+    return next_power_of_2(needed) if needed <= block else cdiv(needed, block) * block
+
+
 def _geometry(kernel: str, q: torch.Tensor, window: Sequence[int], stride: Sequence[int], dilation: Sequence[int],
               causal: Sequence[bool]) -> tuple[tuple[int, int], tuple[int, ...], dict[str, int | str]]:  # fmt: skip
     """Return the grid, the integers after the tensors, and the constants and options of a launch."""
@@ -377,8 +204,8 @@ def _geometry(kernel: str, q: torch.Tensor, window: Sequence[int], stride: Seque
     options: dict[str, int | str] = {
         "TILE_Y": tiles[0],
         "TILE_X": tiles[1],
-        "BOX_X": box[1],
-        "NUM_BLOCKS": cdiv(box[0] * box[1], config["BLOCK_INNER"]),
+        "BOX_X": (width := _box_width(box[1], config["BLOCK_INNER"])),
+        "NUM_BLOCKS": cdiv(box[0] * width, config["BLOCK_INNER"]),
         "BLOCK_D": max(16, next_power_of_2(D)),
         "PRECISION": "tf32x3" if q.dtype == torch.float32 else "tf32",
         "WIDEN": dispatch.INTERPRETING,
@@ -431,16 +258,17 @@ def _backward(
     causal: list[bool],
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    grad, q, k, v = (x.contiguous() for x in (grad, q, k, v))
-    delta = (grad.float() * out.float()).sum(-1)
+    grad, q, k, v, out = (x.contiguous() for x in (grad, q, k, v, out))
+    delta = torch.empty_like(lse)
     grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-    tensors = (grad, q, k, v, lse, delta)
     scale = scale * _LOG2_E
     options = (window, stride, dilation, causal)
     grid, integers, constants = _geometry("neighborhood_attention_query_gradient", q, *options)
-    launch(neighborhood_attention_query_gradient_kernel, grid, *tensors, grad_q, scale, *integers, **constants)
+    tensors = (grad, q, k, v, out, lse, delta, grad_q)
+    launch(neighborhood_attention_query_gradient_kernel, grid, *tensors, scale, *integers, **constants)
     grid, integers, constants = _geometry("neighborhood_attention_key_gradient", q, *options)
-    launch(neighborhood_attention_key_gradient_kernel, grid, *tensors, grad_k, grad_v, scale, *integers, **constants)
+    tensors = (grad, q, k, v, lse, delta, grad_k, grad_v)
+    launch(neighborhood_attention_key_gradient_kernel, grid, *tensors, scale, *integers, **constants)
     return grad_q, grad_k, grad_v
 
 
@@ -530,6 +358,7 @@ def neighborhood_attention(
         q, k, v = (x.unsqueeze(1) for x in (q, k, v))
         window, stride, dilation, causal = [1, *window], [1, *stride], [1, *dilation], [False, *causal]
     if backend == "triton" and q.shape[-1] <= MAX_HEAD_CHANNELS:
+        q, k, v = as_autocast(q, k, v)
         out, _ = _attention(q, k, v, window, stride, dilation, causal, scale)
     else:
         out = _aten(q, k, v, window, stride, dilation, causal, scale)

@@ -5,9 +5,10 @@ delta_t = softplus(step_t + step_bias), for each channel e and state n:
 
     h_t = exp(delta_t a) h_{t-1} + delta_t b_t x_t,    y_t = c_t . h_t + skip x_t.
 
-A program walks the tokens of one example and a block of channels with the states in registers. The backward pass keeps
-no states from the forward pass: it scans once more to write every SPAN-th state, then goes backwards span by span,
-recomputing the states within one into a scratch that the L2 cache holds.
+A program walks the tokens of one example and a block of channels with the states in registers; where such programs are
+too few for a GPU, the sequences are cut into segments (`selective_scan_kernels.py`). The backward pass keeps no states
+from the forward pass: it scans once more to write every SPAN-th state, then goes backwards span by span, recomputing
+the states within one into a scratch that the L2 cache holds.
 
 Shapes: B examples, L tokens, E channels, N states of a channel.
 """
@@ -19,152 +20,21 @@ import torch
 import torch.nn.functional as F
 
 from mixnas.kernels import configs
-from mixnas.kernels.dispatch import cdiv, choose, launch, next_power_of_2, tl, tracing, triton
+from mixnas.kernels.dispatch import as_autocast, cdiv, choose, launch, next_power_of_2, tracing
+from mixnas.kernels.selective_scan_kernels import (
+    selective_scan_backward_kernel,
+    selective_scan_chain_kernel,
+    selective_scan_ends_kernel,
+    selective_scan_forward_kernel,
+    selective_scan_states_kernel,
+)
 from mixnas.kernels.tools.aot import Example
 from mixnas.kernels.work import counted
 
 SPAN = 16  # tokens between two kept states
+ENOUGH_WARPS = 528  # of a launch: four for each multiprocessor of a large GPU
+WANTED_WARPS = 2048  # of a launch whose sequences are split
 MAX_STATES = 64
-
-
-@triton.jit
-def _softplus(x):
-    y = tl.exp(tl.minimum(x, 20.0))
-    small = y * (1.0 - y * (0.5 - y * (0.33333334 - y * 0.25)))  # 1 + y would round y away: steps start near e^-7
-    return tl.where(x > 20.0, x, tl.where(x < -4.0, small, tl.log(1.0 + y)))
-
-
-@triton.jit
-def selective_scan_forward_kernel(
-    x_ptr, step_ptr, a_ptr, b_ptr, c_ptr, skip_ptr, bias_ptr, y_ptr,
-    E, N,
-    LENGTH: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
-    example = tl.program_id(0).to(tl.int64)
-    e = tl.program_id(1) * BLOCK_E + tl.arange(0, BLOCK_E)
-    n = tl.arange(0, BLOCK_N)
-    in_e, in_n = e < E, n < N
-    in_en = in_e[:, None] & in_n[None, :]
-    a = tl.load(a_ptr + e[:, None] * N + n[None, :], mask=in_en, other=0.0).to(tl.float32)
-    skip = tl.load(skip_ptr + e, mask=in_e, other=0.0).to(tl.float32)
-    bias = tl.load(bias_ptr + e, mask=in_e, other=0.0).to(tl.float32)
-    state = tl.zeros((BLOCK_E, BLOCK_N), dtype=tl.float32)
-    # Two bytes a thread are too narrow for the asynchronous copies of `num_stages`: these run one token ahead instead.
-    next_x = tl.load(x_ptr + example * LENGTH * E + e, mask=in_e, other=0.0)
-    next_step = tl.load(step_ptr + example * LENGTH * E + e, mask=in_e, other=0.0)
-    for t in tl.range(0, LENGTH, num_stages=STAGES):
-        row = example * LENGTH + t
-        x, step = next_x.to(tl.float32), next_step.to(tl.float32)
-        ahead = in_e & (t + 1 < LENGTH)
-        next_x = tl.load(x_ptr + (row + 1) * E + e, mask=ahead, other=0.0)
-        next_step = tl.load(step_ptr + (row + 1) * E + e, mask=ahead, other=0.0)
-        b = tl.load(b_ptr + row * N + n, mask=in_n, other=0.0).to(tl.float32)
-        c = tl.load(c_ptr + row * N + n, mask=in_n, other=0.0).to(tl.float32)
-        delta = _softplus(step + bias)
-        state = tl.exp(delta[:, None] * a) * state + (delta * x)[:, None] * b[None, :]
-        y = tl.sum(state * c[None, :], 1) + skip * x
-        tl.store(y_ptr + row * E + e, y.to(y_ptr.dtype.element_ty), mask=in_e)
-
-
-@triton.jit
-def selective_scan_states_kernel(
-    x_ptr, step_ptr, a_ptr, b_ptr, bias_ptr, kept_ptr,
-    E, N,
-    LENGTH: tl.constexpr, SPAN: tl.constexpr, NUM_SPANS: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_E: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
-    example = tl.program_id(0).to(tl.int64)
-    e = tl.program_id(1) * BLOCK_E + tl.arange(0, BLOCK_E)
-    n = tl.arange(0, BLOCK_N)
-    in_e, in_n = e < E, n < N
-    at_en, in_en = e[:, None] * N + n[None, :], in_e[:, None] & in_n[None, :]
-    a = tl.load(a_ptr + at_en, mask=in_en, other=0.0).to(tl.float32)
-    bias = tl.load(bias_ptr + e, mask=in_e, other=0.0).to(tl.float32)
-    state = tl.zeros((BLOCK_E, BLOCK_N), dtype=tl.float32)
-    next_x = tl.load(x_ptr + example * LENGTH * E + e, mask=in_e, other=0.0)
-    next_step = tl.load(step_ptr + example * LENGTH * E + e, mask=in_e, other=0.0)
-    for span in range(NUM_SPANS):
-        tl.store(kept_ptr + (example * NUM_SPANS + span) * E * N + at_en, state, mask=in_en)
-        for within in tl.range(0, SPAN, num_stages=STAGES):
-            t = span * SPAN + within
-            row = example * LENGTH + t
-            x, step = next_x.to(tl.float32), next_step.to(tl.float32)
-            ahead = in_e & (t + 1 < LENGTH)
-            next_x = tl.load(x_ptr + (row + 1) * E + e, mask=ahead, other=0.0)
-            next_step = tl.load(step_ptr + (row + 1) * E + e, mask=ahead, other=0.0)
-            b = tl.load(b_ptr + row * N + n, mask=in_n & (t < LENGTH), other=0.0).to(tl.float32)
-            delta = _softplus(step + bias)
-            state = tl.exp(delta[:, None] * a) * state + (delta * x)[:, None] * b[None, :]
-
-
-@triton.jit
-def selective_scan_backward_kernel(
-    grad_ptr, x_ptr, step_ptr, a_ptr, b_ptr, c_ptr, skip_ptr, bias_ptr, kept_ptr, scratch_ptr,
-    grad_x_ptr, grad_step_ptr, grad_a_ptr, grad_b_ptr, grad_c_ptr, grad_skip_ptr, grad_bias_ptr,
-    E, N,
-    LENGTH: tl.constexpr, SPAN: tl.constexpr, NUM_SPANS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
-):  # fmt: skip
-    example, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    e = part * BLOCK_E + tl.arange(0, BLOCK_E)
-    n = tl.arange(0, BLOCK_N)
-    in_e, in_n = e < E, n < N
-    at_en, in_en = e[:, None] * N + n[None, :], in_e[:, None] & in_n[None, :]
-    a = tl.load(a_ptr + at_en, mask=in_en, other=0.0).to(tl.float32)
-    skip = tl.load(skip_ptr + e, mask=in_e, other=0.0).to(tl.float32)
-    bias = tl.load(bias_ptr + e, mask=in_e, other=0.0).to(tl.float32)
-    scratch_ptr += (example * tl.num_programs(1) + part) * SPAN * BLOCK_E * BLOCK_N
-    at_scratch = tl.arange(0, BLOCK_E)[:, None] * BLOCK_N + n[None, :]
-    rows_before = part.to(tl.int64) * tl.num_programs(0) * LENGTH  # of the sums over this part's channels
-    grad_state = tl.zeros((BLOCK_E, BLOCK_N), dtype=tl.float32)
-    grad_a = tl.zeros((BLOCK_E, BLOCK_N), dtype=tl.float32)
-    grad_skip = tl.zeros((BLOCK_E,), dtype=tl.float32)
-    grad_bias = tl.zeros((BLOCK_E,), dtype=tl.float32)
-    for back in range(NUM_SPANS):
-        span = NUM_SPANS - 1 - back
-        state = tl.load(kept_ptr + (example * NUM_SPANS + span) * E * N + at_en, mask=in_en, other=0.0)
-        tl.debug_barrier()  # the span before may still be reading the scratch
-        for within in range(SPAN):
-            t = span * SPAN + within
-            row = example * LENGTH + t
-            tl.store(scratch_ptr + within * BLOCK_E * BLOCK_N + at_scratch, state)
-            x = tl.load(x_ptr + row * E + e, mask=in_e & (t < LENGTH), other=0.0).to(tl.float32)
-            step = tl.load(step_ptr + row * E + e, mask=in_e & (t < LENGTH), other=0.0).to(tl.float32)
-            b = tl.load(b_ptr + row * N + n, mask=in_n & (t < LENGTH), other=0.0).to(tl.float32)
-            delta = _softplus(step + bias)
-            state = tl.exp(delta[:, None] * a) * state + (delta * x)[:, None] * b[None, :]
-        tl.debug_barrier()
-        for later in range(SPAN):
-            within = SPAN - 1 - later
-            t = span * SPAN + within
-            row = example * LENGTH + t
-            here_e, here_n = in_e & (t < LENGTH), in_n & (t < LENGTH)
-            x = tl.load(x_ptr + row * E + e, mask=here_e, other=0.0).to(tl.float32)
-            step = tl.load(step_ptr + row * E + e, mask=here_e, other=0.0).to(tl.float32) + bias
-            grad = tl.load(grad_ptr + row * E + e, mask=here_e, other=0.0).to(tl.float32)
-            b = tl.load(b_ptr + row * N + n, mask=here_n, other=0.0).to(tl.float32)
-            c = tl.load(c_ptr + row * N + n, mask=here_n, other=0.0).to(tl.float32)
-            delta = _softplus(step)
-            kept = tl.exp(delta[:, None] * a) * tl.load(scratch_ptr + within * BLOCK_E * BLOCK_N + at_scratch)
-            input = delta * x
-            grad_c = tl.sum(grad[:, None] * (kept + input[:, None] * b[None, :]), 0)
-            grad_state += grad[:, None] * c[None, :]
-            grad_b = tl.sum(grad_state * input[:, None], 0)
-            grad_input = tl.sum(grad_state * b[None, :], 1)
-            grad_kept = grad_state * kept  # times d(delta a)
-            grad_delta = tl.sum(grad_kept * a, 1) + grad_input * x
-            grad_a += grad_kept * delta[:, None]
-            grad_step = grad_delta * tl.sigmoid(step)
-            grad_skip += grad * x
-            grad_bias += tl.where(here_e, grad_step, 0.0)
-            grad_state *= tl.exp(delta[:, None] * a)
-            grad_x = grad * skip + grad_input * delta
-            tl.store(grad_x_ptr + row * E + e, grad_x.to(grad_x_ptr.dtype.element_ty), mask=here_e)
-            tl.store(grad_step_ptr + row * E + e, grad_step.to(grad_step_ptr.dtype.element_ty), mask=here_e)
-            tl.store(grad_b_ptr + (rows_before + row) * N + n, grad_b, mask=here_n)
-            tl.store(grad_c_ptr + (rows_before + row) * N + n, grad_c, mask=here_n)
-    tl.store(grad_a_ptr + example * E * N + at_en, grad_a, mask=in_en)
-    tl.store(grad_skip_ptr + example * E + e, grad_skip, mask=in_e)
-    tl.store(grad_bias_ptr + example * E + e, grad_bias, mask=in_e)
 
 
 def selective_scan_reference(
@@ -354,9 +224,45 @@ def _in_spans(
     return y.permute(1, 2, 0, 3).reshape(B, spans * S, E)[:, :L] + skip * x
 
 
+# -- Triton -----------------------------------------------------------------------------------------------------------
+
+
 def _pick(kernel: str, x: torch.Tensor, N: int) -> dict[str, int]:
     sequences = x.shape[0] * x.shape[2]  # a channel of an example is walked by itself
     return {"BLOCK_N": max(2, next_power_of_2(N)), **configs.pick(kernel, x, states=N, sequences=sequences)}
+
+
+def segment_length(length: int, warps: int) -> int:
+    """Return how many tokens a program walks: all, or a multiple of SPAN where unsplit the warps would be too few.
+
+    A split sequence is walked twice, so that it is worth less than four warps a multiprocessor.
+
+    Args:
+        length: Tokens of a sequence.
+        warps: Of the launch if no sequence is split.
+    """
+    if warps >= ENOUGH_WARPS or length < 4 * SPAN:
+        return length
+    return SPAN * max(2, cdiv(length, SPAN * cdiv(WANTED_WARPS, warps)))
+
+
+def _outside(
+    x: torch.Tensor, step: torch.Tensor, a: torch.Tensor, b: torch.Tensor, step_bias: torch.Tensor, segment: int,
+    backwards: bool = False,
+) -> torch.Tensor:  # fmt: skip
+    """Return the states at which the segments begin, (B, segments, E, N); backwards the gradients after their ends."""
+    (B, L, E), N = x.shape, a.shape[1]
+    segments = cdiv(L, segment)
+    ends = torch.empty(B, segments, E, N, dtype=torch.float32, device=x.device)
+    deltas = torch.empty(B, segments, E, dtype=torch.float32, device=x.device)
+    config = _pick("selective_scan_ends", x, N)
+    grid: tuple[int, ...] = (B, cdiv(E, config["BLOCK_E"]), segments)
+    shape = {"LENGTH": L, "SEGMENT": segment, "BACKWARDS": backwards}
+    launch(selective_scan_ends_kernel, grid, x, step, a, b, step_bias, ends, deltas, E, N, **shape, **config)
+    config = configs.pick("selective_scan_chain", x, states=N)
+    grid = (B, cdiv(E * N, config["BLOCK"]))
+    launch(selective_scan_chain_kernel, grid, ends, deltas, a, E, N, SEGMENTS=segments, BACKWARDS=backwards, **config)
+    return ends
 
 
 def _forward(
@@ -368,12 +274,16 @@ def _forward(
     skip: torch.Tensor,
     step_bias: torch.Tensor,
 ) -> torch.Tensor:
-    operands = tuple(tensor.contiguous() for tensor in (x, step, a, b, c, skip, step_bias))
+    x, step, a, b, c, skip, step_bias = (tensor.contiguous() for tensor in (x, step, a, b, c, skip, step_bias))
     (B, L, E), N = x.shape, a.shape[1]
-    y = torch.empty_like(operands[0])
+    y = torch.empty_like(x)
     config = _pick("selective_scan_forward", x, N)
-    grid = (B, cdiv(E, config["BLOCK_E"]))
-    launch(selective_scan_forward_kernel, grid, *operands, y, E, N, LENGTH=L, **config)
+    parts = cdiv(E, config["BLOCK_E"])
+    segment = segment_length(L, B * parts * config["num_warps"])
+    start = None if segment == L else _outside(x, step, a, b, step_bias, segment)
+    operands = (x, step, a, b, c, skip, step_bias, start, y)
+    grid = (B, parts, cdiv(L, segment))
+    launch(selective_scan_forward_kernel, grid, *operands, E, N, LENGTH=L, SEGMENT=segment, **config)
     return y
 
 
@@ -398,25 +308,32 @@ def _backward(
     grad, x, step, a, b, c, skip, step_bias = (t.contiguous() for t in (grad, x, step, a, b, c, skip, step_bias))
     (B, L, E), N = x.shape, a.shape[1]
     spans = cdiv(L, SPAN)
-    shape = {"LENGTH": L, "SPAN": SPAN, "NUM_SPANS": spans}
 
     def sums(*size: int) -> torch.Tensor:
         return torch.empty(size, dtype=torch.float32, device=x.device)
 
-    kept = sums(B, spans, E, N)
-    config = _pick("selective_scan_states", x, N)
-    grid = (B, cdiv(E, config["BLOCK_E"]))
-    launch(selective_scan_states_kernel, grid, x, step, a, b, step_bias, kept, E, N, **shape, **config)
-
     config = _pick("selective_scan_backward", x, N)
     parts = cdiv(E, config["BLOCK_E"])
-    scratch = sums(B * parts, SPAN, config["BLOCK_E"], config["BLOCK_N"])
+    segment = segment_length(L, B * parts * config["num_warps"])
+    start = last = None
+    if segment != L:
+        start = _outside(x, step, a, b, step_bias, segment)
+        last = _outside(grad, step, a, c, step_bias, segment, backwards=True)
+    segments = cdiv(L, segment)
+    shape = {"LENGTH": L, "SEGMENT": SPAN * cdiv(segment, SPAN), "SPAN": SPAN, "NUM_SPANS": spans}
+
+    kept = sums(B, spans, E, N)
+    states = _pick("selective_scan_states", x, N)
+    grid = (B, cdiv(E, states["BLOCK_E"]), segments)
+    launch(selective_scan_states_kernel, grid, x, step, a, b, step_bias, start, kept, E, N, **shape, **states)
+
+    scratch = sums(B * segments * parts, SPAN, config["BLOCK_E"], config["BLOCK_N"])
     grad_x, grad_step = torch.empty_like(x), torch.empty_like(step)
-    grad_a, grad_skip, grad_bias = sums(B, E, N), sums(B, E), sums(B, E)
+    grad_a, grad_skip, grad_bias = sums(B * segments, E, N), sums(B * segments, E), sums(B * segments, E)
     grad_b, grad_c = sums(parts, B, L, N), sums(parts, B, L, N)
     outputs = (grad_x, grad_step, grad_a, grad_b, grad_c, grad_skip, grad_bias)
-    arguments = (grad, x, step, a, b, c, skip, step_bias, kept, scratch, *outputs, E, N)
-    launch(selective_scan_backward_kernel, (B, parts), *arguments, **shape, **config)
+    arguments = (grad, x, step, a, b, c, skip, step_bias, kept, last, scratch, *outputs, E, N)
+    launch(selective_scan_backward_kernel, (B, parts, segments), *arguments, **shape, **config)
     like = (a, b, c, skip, step_bias)
     summed = (part.sum(0).to(tensor.dtype) for part, tensor in zip(outputs[2:], like, strict=True))
     grad_a, grad_b, grad_c, grad_skip, grad_bias = summed
@@ -480,6 +397,7 @@ def selective_scan(
     if backend == "reference":
         return selective_scan_reference(x, step, a, b, c, skip, step_bias)
     if backend == "triton" and N <= MAX_STATES:
+        x, step, b, c = as_autocast(x, step, b, c)  # decays keep their digits
         return _scan(x, step, a, b, c, skip, step_bias)
     return _aten(x, step, a, b, c, skip, step_bias)
 
@@ -490,19 +408,23 @@ SMALL = {"sequences": 4096}
 def aot_examples(kernel: str, bounds: dict[str, int]) -> Iterator[Example]:
     """Yield what the ahead-of-time compiler compiles for one row of the table (see `aot.py`)."""
     N = bounds.get("states", MAX_STATES)
-    B, L, E = (1, 4096, min(2048, bounds["sequences"])) if "sequences" in bounds else (64, 196, 384)
+    split = kernel in ("selective_scan_ends", "selective_scan_chain")
+    small = split or "sequences" in bounds
+    B, L, E = (1, 4096, min(2048, bounds.get("sequences", 2048))) if small else (64, 196, 384)
     for dtype, name in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
         x, b = (torch.empty(B, L, width, dtype=dtype, device="meta") for width in (E, N))
         a, skip = torch.empty(E, N, device="meta"), torch.empty(E, device="meta")
         operands = (x, x, a, b, b, skip, skip)
-        forward = kernel == "selective_scan_forward"
-        maps = {"selective_scan_forward": 3, "selective_scan_states": 2, "selective_scan_backward": 5}[kernel]
-        kept = 0 if forward else B * cdiv(L, SPAN) * E * N * 4
-        operations = {"selective_scan_forward": 6, "selective_scan_states": 4, "selective_scan_backward": 22}[kernel]
+        back = kernel in ("selective_scan_states", "selective_scan_backward")
+        maps = {"selective_scan_backward": 5, "selective_scan_forward": 3, "selective_scan_chain": 0}.get(kernel, 2)
+        kept = B * cdiv(L, SPAN) * E * N * 4 if back else 0
+        operations = {"selective_scan_backward": 22, "selective_scan_forward": 6, "selective_scan_chain": 0}.get(
+            kernel, 4
+        )
         yield Example(
             label=f"{name} {B}x{L}x{E} N{N}",
-            call=partial(_forward, *operands) if forward else partial(_backward, x, *operands),
+            call=partial(_backward, x, *operands) if back else partial(_forward, *operands),
             bytes=(maps * x.numel() + 2 * b.numel()) * x.element_size() + kept,
             operations=operations * x.numel() * N,
-            special=x.numel() * N,
+            special=x.numel() * N if operations else 0,
         )

@@ -60,8 +60,9 @@ class Example:
 class Compiled:
     """What the machine code of one kernel, at one row of its table and one example, uses.
 
-    `instructions` counts the machine instructions by what matters: total, ffma, mma, special (exponentials, roots),
-    load_16 (bytes a thread), load_8, load_4, load_narrow, store_16 ..., shared, local (spills).
+    `instructions` counts the machine instructions by what matters: total, ffma, mma, wgmma (those of the mma that take
+    a warp group), special (exponentials, roots), load_16 (bytes a thread), load_8, load_4, load_narrow, store_16 ...,
+    shared, local (spills).
     """
 
     family: str
@@ -80,6 +81,21 @@ class Compiled:
     special: int
     spills_because: str
     cached: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One launch, as it was recorded."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The kernel's name in the tables."""
+        return str(self.kernel.__name__).removesuffix("_kernel")
 
 
 def floors_us(work: Example | Compiled) -> dict[str, float]:
@@ -181,7 +197,7 @@ def _inspect(cubin: bytes, folder: Path) -> dict[str, Any]:
     code = subprocess.run([cuobjdump, "-sass", path], capture_output=True, text=True, check=True).stdout
     counts = dict.fromkeys(
         (
-            *("total", "ffma", "mma", "special", "shared", "local"),
+            *("total", "ffma", "mma", "wgmma", "special", "shared", "local"),
             *(f"{kind}_{width}" for kind in ("load", "store") for width in ("16", "8", "4", "narrow")),
         ),
         0,
@@ -191,6 +207,7 @@ def _inspect(cubin: bytes, folder: Path) -> dict[str, Any]:
         counts["total"] += name != "NOP"
         counts["ffma"] += name in ("FFMA", "FFMA2")
         counts["mma"] += name in ("HMMA", "HGMMA", "IMMA", "IGMMA", "QGMMA")
+        counts["wgmma"] += name.endswith("GMMA")
         counts["special"] += name == "MUFU"
         counts["shared"] += name in ("LDS", "STS", "LDSM", "STSM")
         counts["local"] += name in ("LDL", "STL")
@@ -203,24 +220,42 @@ def _inspect(cubin: bytes, folder: Path) -> dict[str, Any]:
     return {"registers": int(registers[1]), "stack_bytes": int(stack[1]), "instructions": counts}
 
 
-def _compile(kernel: Any, arguments: tuple[Any, ...], options: dict[str, int]) -> tuple[dict[str, Any], bool]:
+def _compile(launch: Launch) -> tuple[dict[str, Any], bool]:
     """Compile one launch, or find its result in the cache; return the resources and whether they were found."""
     import triton
 
-    source, compiler_options = _specialise(kernel, arguments, options)
-    key_parts = [source.hash(), json.dumps(compiler_options, sort_keys=True), triton.__version__, str(ARCH)]
-    key_parts.append(hashlib.sha256(Path(__file__).read_bytes()).hexdigest())
-    kept = cache_dir() / f"{hashlib.sha256('|'.join(key_parts).encode()).hexdigest()[:32]}.json"
-    if kept.exists():
-        return json.loads(kept.read_text(encoding="utf-8")), True
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["TRITON_CACHE_DIR"] = folder
-        binary = triton.compile(source, target=_PretendedGPU().get_current_target(), options=compiler_options)
-        found = _inspect(binary.asm["cubin"], Path(folder)) | {"shared_bytes": binary.metadata.shared}
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    partial = kept.with_suffix(f".{os.getpid()}")
+    def compiled() -> dict[str, Any]:
+        source, options = _specialise(launch.kernel, launch.arguments, launch.options)
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ["TRITON_CACHE_DIR"] = folder
+            binary = triton.compile(source, target=_PretendedGPU().get_current_target(), options=options)
+            return _inspect(binary.asm["cubin"], Path(folder)) | {"shared_bytes": binary.metadata.shared}
+
+    return kept([__file__], launch, compiled)
+
+
+def kept(
+    files: Iterable[str], launch: Launch, make: Callable[[], dict[str, Any]], also: str = ""
+) -> tuple[dict[str, Any], bool]:
+    """Return what `make` finds of a launch, from the cache where it was found before, and whether it was.
+
+    Args:
+        files: The sources that find it: another source is another result.
+        launch: What is compiled; its source, types, constants, options and Triton's version are the rest of the key.
+        make: Called where nothing is in the cache; plain data.
+        also: What the result depends on besides.
+    """
+    source, options = _specialise(launch.kernel, launch.arguments, launch.options)
+    key_parts = [source.hash(), json.dumps(options, sort_keys=True), dispatch.triton.__version__, str(ARCH), also]
+    key_parts += [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
+    path = cache_dir() / f"{hashlib.sha256('|'.join(key_parts).encode()).hexdigest()[:32]}.json"
+    if path.exists():
+        return json.loads(path.read_text(encoding="utf-8")), True
+    found = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}")
     partial.write_text(json.dumps(found), encoding="utf-8")
-    partial.replace(kept)
+    partial.replace(path)
     return found, False
 
 
@@ -252,15 +287,27 @@ def _launches(families: Iterable[str]) -> Iterator[tuple[str, str, str, int, con
                         yield family, kernel, gpu, index, row, example
 
 
-def _record(kernel: str, gpu: str, example: Example) -> tuple[Any, tuple[Any, ...], dict[str, int]]:
+def launches_of(call: Callable[[], Any], gpu: str) -> list[Launch]:
+    """Run `call` on "meta" tensors and return what it would launch on `gpu`."""
+    seen: list[Launch] = []
+    with dispatch.backend("triton"), dispatch.recording(lambda *launch: seen.append(Launch(*launch)), gpu):
+        call()
+    return seen
+
+
+def _launch(kernel: str, gpu: str, example: Example) -> Launch:
     """Run the example and return its launch of `kernel`."""
-    seen: list[tuple[Any, tuple[Any, ...], dict[str, int]]] = []
-    with dispatch.backend("triton"), dispatch.recording(lambda *launch: seen.append(launch), gpu):
-        example.call()
-    wanted = [launch for launch in seen if launch[0].__name__ == f"{kernel}_kernel"]
+    seen = launches_of(example.call, gpu)
+    wanted = [launch for launch in seen if launch.name == kernel]
     if not wanted:
-        raise AssertionError(f"{example.label}: launched {[s[0].__name__ for s in seen]}, not {kernel}_kernel")
+        raise AssertionError(f"{example.label}: launched {[launch.name for launch in seen]}, not {kernel}")
     return wanted[0]
+
+
+def _record(kernel: str, gpu: str, example: Example) -> tuple[Any, tuple[Any, ...], dict[str, int]]:
+    """Run the example and return what its launch of `kernel` passes."""
+    launch = _launch(kernel, gpu, example)
+    return launch.kernel, launch.arguments, launch.options
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -278,11 +325,12 @@ def main(argv: list[str] | None = None) -> None:
             continue
         done.add((kernel, gpu, index))
         started = time.perf_counter()
-        function, operands, options = _record(kernel, gpu, example)
-        missed = {name: value for name, value in row.launch.items() if options.get(name, value) != value}
+        launch = _launch(kernel, gpu, example)
+        missed = {name: value for name, value in row.launch.items() if launch.options.get(name, value) != value}
         if missed:
-            raise SystemExit(f"{kernel}, row {index} for {gpu}: {example.label} launched with {options}, not {missed}")
-        found, cached = _compile(function, operands, options)
+            taken = launch.options
+            raise SystemExit(f"{kernel}, row {index} for {gpu}: {example.label} launched with {taken}, not {missed}")
+        found, cached = _compile(launch)
         compiled = Compiled(
             family=family,
             kernel=kernel,

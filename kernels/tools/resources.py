@@ -1,8 +1,9 @@
 """Registers and shared memory of the launches in the tables, without a compiler; and which launches a call makes.
 
-`resources.csv` holds what the ahead-of-time compiler finds for every example of every row. `python -m
-mixnas.kernels.tools.resources` writes it anew: after a change to a kernel, to a launch table or to Triton's version.
-It has no provenance of its own but the columns `arch` and `triton`: it follows from the sources.
+`resources.csv` holds what the ahead-of-time compiler finds for every example of every row, for each Triton that it was
+written with. `python -m mixnas.kernels.tools.resources` writes the rows of the Triton that runs it anew: after a change
+to a kernel or to a launch table, and for another Triton. Those of others stay while they are of the same launches. It
+has no provenance of its own but the columns `arch` and `triton`: it follows from the sources.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import functools
 import importlib
 import io
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,16 +66,37 @@ def _columns(options: Mapping[str, Any], arguments: Sequence[Any]) -> dict[str, 
     return {"dtype": _dtype(arguments), "options": text}
 
 
-@functools.cache
-def load() -> dict[str, list[Resources]]:
-    """Return what was compiled, by kernel."""
-    found: dict[str, list[Resources]] = {}
+def read() -> dict[str, list[dict[str, str]]]:
+    """Return the rows of `resources.csv` by Triton's version, the newest last."""
+    found: dict[str, list[dict[str, str]]] = {}
     with open(PATH, encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
-            pairs = (item.split("=", 1) for item in row["options"].split())
-            options = {name: _value(value) for name, value in pairs}
-            compiled = Resources(row["dtype"], options, int(row["registers"]), int(row["shared_bytes"]))
-            found.setdefault(row["kernel"], []).append(compiled)
+            found.setdefault(row["triton"], []).append(row)
+    return dict(sorted(found.items(), key=lambda item: _version(item[0])))
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text))
+
+
+def version_taken() -> str:
+    """Return the Triton whose resources are taken: the one that is here, or the nearest below, or the lowest."""
+    known = list(read())
+    if not dispatch.HAS_TRITON:
+        return known[-1]
+    here = _version(dispatch.triton.__version__)
+    return max((version for version in known if _version(version) <= here), key=_version, default=known[0])
+
+
+@functools.cache
+def load() -> dict[str, list[Resources]]:
+    """Return what was compiled, by kernel, with the Triton of `version_taken`."""
+    found: dict[str, list[Resources]] = {}
+    for row in read()[version_taken()]:
+        pairs = (item.split("=", 1) for item in row["options"].split())
+        options = {name: _value(value) for name, value in pairs}
+        compiled = Resources(row["dtype"], options, int(row["registers"]), int(row["shared_bytes"]))
+        found.setdefault(row["kernel"], []).append(compiled)
     return found
 
 
@@ -137,15 +160,26 @@ def launches() -> Iterator[dict[str, str]]:
 
 
 def table_text() -> str:
-    """Compile everything and return the text of `resources.csv`."""
+    """Compile everything and return the text of `resources.csv`, other Tritons' rows of the same launches included."""
+    here, asked = dispatch.triton.__version__, list(launches())
+    compiled_here = []
+    for columns, compiled in zip(asked, aot.compile_table(), strict=True):
+        assert (columns["kernel"], columns["example"]) == (compiled.kernel, compiled.label)
+        counts = {name: str(getattr(compiled, name)) for name in ("registers", "stack_bytes", "shared_bytes")}
+        compiled_here.append(columns | counts | {"arch": f"sm_{aot.ARCH}", "triton": here})
+    tables = {version: rows for version, rows in read().items() if version != here and launches_in(rows) == asked}
+    tables[here] = compiled_here
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    for columns, compiled in zip(launches(), aot.compile_table(), strict=True):
-        assert (columns["kernel"], columns["example"]) == (compiled.kernel, compiled.label)
-        counts = {name: getattr(compiled, name) for name in ("registers", "stack_bytes", "shared_bytes")}
-        writer.writerow(columns | counts | {"arch": f"sm_{aot.ARCH}", "triton": dispatch.triton.__version__})
+    for version in sorted(tables, key=_version):
+        writer.writerows(tables[version])
     return text.getvalue()
+
+
+def launches_in(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """Return the columns of rows of `resources.csv` that say what was launched."""
+    return [{name: row[name] for name in ("kernel", "gpu", "example", "dtype", "options")} for row in rows]
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -60,8 +60,10 @@ def jobs(families: Iterable[str] = FAMILIES) -> list[Job]:
 def sources(family: str) -> str:
     """12 hexadecimal digits of what a family's timings depend on beside its table: its source and what all share."""
     digest = hashlib.sha256(dispatch.triton.__version__.encode())
-    for name in (family, "dispatch", "epilogue", "depthwise", "norm"):  # the fused block is made of the last three
-        digest.update((configs.TABLES / f"{name}.py").read_bytes())
+    shared = ("dispatch", "fast_math", "epilogue", "depthwise", "norm")  # the fused block is made of the last three
+    for name in (family, f"{family}_kernels", *shared):
+        path = configs.TABLES / f"{name}.py"
+        digest.update(path.read_bytes() if path.exists() else b"")
     return digest.hexdigest()[:12]
 
 

@@ -7,14 +7,16 @@ A projection goes through `Linear` or `Conv`, so that a quantization policy can 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixnas.kernels.depthwise import laid_out
 from mixnas.kernels.depthwise_conv1d import depthwise_conv1d
 from mixnas.kernels.depthwise_conv2d import depthwise_conv2d
+from mixnas.kernels.dispatch import use_triton
 from mixnas.kernels.epilogue import activation_function
 from mixnas.search_space.registry import Context
 
@@ -122,16 +124,29 @@ class DepthwiseConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(context.width)) if bias else None
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DepthwiseConv:
+        """Move or cast it; a deployed one that comes to a GPU gets its taps in the order that the kernels read."""
+        super()._apply(fn, recurse)
+        if self.weight.is_cuda and not self.weight.requires_grad:
+            self.lay_out()
+        return self
+
+    def lay_out(self) -> None:
+        """Put the taps into the memory order of the GPU's kernels, which else copy them in every call."""
+        taps = self.weight.data
+        self.weight.data = laid_out(taps) if taps.dim() == 4 else laid_out(taps.unsqueeze(2)).squeeze(2)
+
     def forward(self, x: Tensor, activation: str = "none", gate: Tensor | None = None) -> Tensor:
         """See the class; activation(conv(x)) * gate, as in `kernels.depthwise_conv2d`, fused on a GPU."""
         weight: Tensor = self.weight
         bias: Tensor | None = self.bias
-        if weight.dtype != x.dtype:
+        if weight.dtype != x.dtype and not use_triton(x, weight):  # the kernels read taps of another type
             weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
         if x.dim() == 3:
             return depthwise_conv1d(x, weight, bias, gate, activation, self.causal)
         if weight.shape[-1] == weight.shape[-2]:
             return depthwise_conv2d(x, weight, bias, gate, activation)
+        weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
         y = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=self.padding, groups=x.shape[-1])
         y = activation_function(y.permute(0, 2, 3, 1), activation)
         return y if gate is None else y * gate

@@ -34,6 +34,16 @@ def test_the_first_row_that_holds_the_shape_is_picked():
     assert configs.pick("depthwise_forward", x, taps_down=3, taps_across=3, channels=8) != narrow
 
 
+def test_rows_without_wgmma_are_taken_where_asked_for(monkeypatch):
+    kernel = "neighborhood_attention_forward"
+    monkeypatch.setenv("MIXNAS_NO_WGMMA", "1")
+    assert configs.rows(kernel, "nvidia-h200") == configs.rows(kernel, configs.NO_WGMMA)
+    assert configs.rows(kernel, configs.INTERPRETER) == configs.kernels()[kernel][configs.INTERPRETER]
+    assert configs.rows("glu_forward", "nvidia-h200") == configs.kernels()["glu_forward"][configs.ANY_GPU]
+    monkeypatch.delenv("MIXNAS_NO_WGMMA")
+    assert configs.rows(kernel, "nvidia-h200") == configs.kernels()[kernel][configs.ANY_GPU]
+
+
 def test_an_unknown_kernel_names_the_known():
     with pytest.raises(KeyError, match="depthwise_forward"):
         configs.pick("convolution", torch.zeros(1))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mixnas.kernels import dispatch
-from mixnas.kernels.depthwise import valid_taps
+from mixnas.kernels.depthwise import cropped, laid_out, taps_of, valid_taps
 from mixnas.kernels.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_reference
 from mixnas.kernels.testing import Case, KernelContract, compare
 
@@ -30,7 +30,22 @@ class TestDepthwiseConv2d(KernelContract):
         "k7 sigmoid gate": _case(1, 3, 8, 3, 7, "sigmoid", gate=True),
         "k13": _case(1, 2, 9, 4, 13, bias=True),
         "one pixel": _case(1, 1, 1, 1, 3),
+        "k9 of which a map reaches 5 by 7": _case(2, 3, 4, 5, 9, bias=True),
     }
+
+
+def test_taps_that_no_position_reaches_are_cropped():
+    assert cropped((1, 3, 40, 8), (31, 31, 15, 15)) == ((13, 5, 2), (0, 31, 15))
+    assert cropped((1, 1, 2, 8), (1, 4, 0, 3)) == ((0, 1, 0), (2, 2, 1)), "causal: its own and one before"
+
+
+def test_taps_in_the_order_of_the_kernels_are_not_copied():
+    weight = torch.randn(5, 1, 3, 3)
+    kept = laid_out(weight)
+    assert torch.equal(kept, weight) and taps_of(kept).data_ptr() == kept.data_ptr()
+    copied, half = taps_of(weight.bfloat16()), weight.bfloat16()
+    assert torch.equal(copied, half[:, 0].permute(1, 2, 0).reshape(9, 5).float())
+    assert copied.dtype == torch.float32 and copied.is_contiguous()
 
 
 @pytest.mark.slow

@@ -6,6 +6,9 @@ import pytest
 import torch
 
 from mixnas.kernels import dispatch
+from mixnas.kernels.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_reference
+from mixnas.kernels.selective_scan import selective_scan
+from mixnas.kernels.testing import relative_error
 
 _HIDE_TRITON = """
 import importlib.util
@@ -57,3 +60,21 @@ def test_an_unknown_backend_names_the_known():
 def test_dtypes_that_no_kernel_takes_run_on_aten():
     assert dispatch.choose(torch.zeros(1, dtype=torch.float64)) == "aten"
     assert dispatch.choose(torch.zeros(1), torch.zeros(1, dtype=torch.int64)) == "aten"
+
+
+def test_autocast_reaches_the_kernels():
+    """Activations in autocast's type, taps, biases and decays as they are; gradients in the operands' types."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 4, 4, 3, generator=generator, requires_grad=True)
+    weight = torch.randn(3, 1, 3, 3, generator=generator, requires_grad=True)
+    with dispatch.backend("triton"), torch.autocast("cpu", torch.bfloat16):
+        out = depthwise_conv2d(x, weight)
+        tokens, row = x.flatten(1, 2), torch.zeros(3)
+        b_c = torch.ones(2, 1, 16, 2)
+        narrow = selective_scan(tokens, tokens, -torch.ones(3, 2), *b_c, row, row)
+    assert out.dtype == narrow.dtype == torch.bfloat16
+    exact = depthwise_conv2d_reference(x.detach().bfloat16().double(), weight.detach().double())
+    assert relative_error(out, exact) < 4e-3
+    gradients = torch.autograd.grad(out.float().sum(), (x, weight))
+    assert [gradient.dtype for gradient in gradients] == [torch.float32, torch.float32]
+    assert dispatch.as_autocast(x, None) == (x, None)

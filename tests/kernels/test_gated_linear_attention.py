@@ -1,12 +1,13 @@
+import contextlib
 from typing import ClassVar
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from mixnas.kernels import dispatch
+from mixnas.kernels import configs, dispatch
 from mixnas.kernels.gated_linear_attention import gated_linear_attention, gated_linear_attention_reference
-from mixnas.kernels.testing import Case, KernelContract, relative_error
+from mixnas.kernels.testing import LIMITS, Case, KernelContract, compare, relative_error
 
 
 def _decay(sharpness):
@@ -26,6 +27,8 @@ class TestGatedLinearAttention(KernelContract):
     function = staticmethod(gated_linear_attention)
     reference = staticmethod(gated_linear_attention_reference)
     operator = "mixnas::gated_linear_attention"
+    # Factors of bfloat16 are rounded before they are multiplied, and the interpreter cuts off what a GPU rounds.
+    limits: ClassVar = dict.fromkeys(("gradient of v", "gradient of log_decay", "gradient of reverse_log_decay"), 1.5)
     cases: ClassVar = {
         "causal": _case(2, 37, 1, 5, 7, both=False),
         "both directions": _case(1, 63, 2, 8, 16, both=True),
@@ -33,7 +36,30 @@ class TestGatedLinearAttention(KernelContract):
         "strong decays": _case(1, 33, 1, 4, 8, both=True, sharpness=300.0),  # e^{-b} of a chunk overflows float32
         "one token": _case(1, 1, 1, 1, 1, both=True),
         "a chunk exactly": _case(1, 16, 1, 16, 16, both=False),
+        "many chunks": _case(1, 100, 1, 4, 5, both=True),
     }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_chunks_of_64_as_on_a_gpu(dtype):
+    launch = {"BLOCK_C": 64, "BLOCK_D": 32, "BLOCK_E": 32, "num_warps": 1, "num_stages": 1}
+    kernels = ("states", "forward", "gradient")
+    case = _case(1, 150, 1, 40, 24, both=True, sharpness=4.0)
+    with contextlib.ExitStack() as stack:
+        for kernel in kernels:
+            stack.enter_context(configs.override(f"gated_linear_attention_{kernel}", launch))
+        stack.enter_context(dispatch.backend("triton"))
+        errors = compare(gated_linear_attention, gated_linear_attention_reference, case, dtype)
+    assert max(errors.values()) < 1.5 * LIMITS[dtype], errors
+
+
+def test_operands_of_several_types_are_multiplied_in_float32():
+    tensors = _case(1, 20, 1, 5, 6, both=False).draw(torch.bfloat16)
+    tensors["v"] = tensors["v"].float()
+    with dispatch.backend("triton"):
+        actual = gated_linear_attention(**tensors)
+    expected = gated_linear_attention_reference(**{name: x.double() for name, x in tensors.items()})
+    assert actual.dtype == torch.float32 and relative_error(actual, expected) < 1e-5
 
 
 @pytest.mark.parametrize("length", [300, 64])

@@ -27,7 +27,16 @@ class TestSelectiveScan(KernelContract):
         "sixteen states": _case(1, 37, 24, 16),
         "small steps": _case(1, 9, 4, 2, bias=-8.0),
         "one token": _case(1, 1, 1, 1),
+        "in segments, the last one short": _case(1, 67, 5, 3),
     }
+
+
+def test_sequences_are_split_only_where_programs_are_few():
+    assert module.segment_length(8192, module.ENOUGH_WARPS) == 8192
+    assert module.segment_length(63, 1) == 63, "a short one is soon done"
+    assert module.segment_length(8192, 64) == 256
+    assert module.segment_length(196, 12) == 32, "of two spans at least"
+    assert module.segment_length(83, 3) % module.SPAN == 0
 
 
 @pytest.mark.parametrize("length", [1, 3, 64, 65, 131])

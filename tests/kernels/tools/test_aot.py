@@ -32,6 +32,8 @@ def test_every_row_compiles_without_spills(family):
         if (item.stack_bytes or item.instructions["local"]) and not item.spills_because
     ]
     assert not spilled
+    warp_groups = [item.label for item in found if item.gpu == configs.NO_WGMMA and item.instructions["wgmma"]]
+    assert not warp_groups
     assert all(item.shared_bytes <= 227 * 1024 for item in found)
 
 

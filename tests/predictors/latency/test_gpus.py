@@ -112,18 +112,14 @@ def test_a_gpus_numbers_travel_with_its_predictor(tmp_path, monkeypatch):
 @pytest.mark.skipif(not dispatch.HAS_TRITON, reason="Triton isn't installed")
 def test_every_launch_of_the_tables_has_its_resources():
     """Whatever changes a launch needs `python -m mixnas.kernels.tools.resources`; see the slow test for the counts."""
-    with open(resources.PATH, newline="") as file:
-        kept = [
-            {name: row[name] for name in ("kernel", "gpu", "example", "dtype", "options")}
-            for row in csv.DictReader(file)
-        ]
-    assert kept == list(resources.launches())
+    asked = list(resources.launches())
+    for version, rows in resources.read().items():
+        assert resources.launches_in(rows) == asked, f"Triton {version}"
     assert set(resources.load()) == {k for k in configs.kernels() if set(configs.gpus(k)) != {configs.INTERPRETER}}
 
 
 def test_the_most_similar_launch_is_taken():
-    with open(resources.PATH, newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = resources.read()[resources.version_taken()]
     row = random.Random(0).choice([row for row in rows if row["kernel"] == "norm_forward"])
     options = {name: int(value) for name, value in (item.split("=") for item in row["options"].split())}
     exact = resources.resources_of("norm_forward", row["dtype"], options)
@@ -133,14 +129,26 @@ def test_the_most_similar_launch_is_taken():
     assert resources.resources_of("no_such_kernel", "float32", {}) is None
 
 
+def test_resources_are_those_of_the_triton_that_runs(monkeypatch):
+    monkeypatch.setattr(resources, "read", lambda: {"3.6.0": [], "3.7.1": []})
+    monkeypatch.setattr(dispatch, "HAS_TRITON", True)
+    taken = {}
+    for here in ("3.6.0", "3.6.1", "3.7.1", "3.10.0", "3.5.0"):
+        monkeypatch.setattr(dispatch.triton, "__version__", here, raising=False)
+        taken[here] = resources.version_taken()
+    assert taken == {"3.6.0": "3.6.0", "3.6.1": "3.6.0", "3.7.1": "3.7.1", "3.10.0": "3.7.1", "3.5.0": "3.6.0"}
+    monkeypatch.setattr(dispatch, "HAS_TRITON", False)
+    assert resources.version_taken() == "3.7.1"
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not dispatch.HAS_TRITON, reason="Triton isn't installed")
 def test_the_resource_counts_are_those_of_the_compiler():
-    kept = resources.PATH.read_text()
-    version = kept.splitlines()[1].rsplit(",", 1)[1]
-    if dispatch.triton.__version__ != version:
-        pytest.skip(f"resources.csv is of Triton {version}, here is {dispatch.triton.__version__}")
-    assert kept == resources.table_text(), "write it anew with `python -m mixnas.kernels.tools.resources`"
+    if dispatch.triton.__version__ not in resources.read():
+        pytest.skip(f"resources.csv is of Triton {', '.join(resources.read())}, here is {dispatch.triton.__version__}")
+    assert resources.PATH.read_text() == resources.table_text(), (
+        "write it anew with `python -m mixnas.kernels.tools.resources`"
+    )
 
 
 def test_the_form_recovers_a_made_up_gpu():
