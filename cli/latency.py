@@ -85,8 +85,8 @@ def profile(args: argparse.Namespace) -> int:
 
         latency = dataclasses.replace(config.latency, profile=budget, runtime=runtime)
         source = MeteredLatency(latency.spec(device, config.search.seed, None, None), args.address)
-        with progress:
-            predictor = source.profile(space, io, Path(args.tables or user_directory()), plain=plain, report=progress)
+        with progress, progress.phase("profile", budget, unit="s", seconds=budget):
+            predictor = source.profile(space, io, Path(args.tables or user_directory()), plain=plain)
     else:
         with progress, progress.phase("profile", budget, unit="s", seconds=budget) as phase:
             predictor = profiling.profile(
