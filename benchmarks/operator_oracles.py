@@ -38,7 +38,6 @@ def modules() -> dict[str, Callable[[], Tensor]]:
     from timm.layers.grn import GlobalResponseNorm
     from timm.layers.halo_attn import HaloAttn
     from timm.layers.mlp import Mlp
-    from timm.layers.norm import LayerNorm2d
     from timm.layers.patch_embed import PatchEmbed
     from timm.models._efficientnet_blocks import UniversalInvertedResidual
     from timm.models.gcvit import Downsample2d
@@ -47,7 +46,6 @@ def modules() -> dict[str, Callable[[], Tensor]]:
     from timm.models.shvit import SHSA
     from timm.models.swin_transformer import SwinTransformerBlock
 
-    norm = functools.partial(LayerNorm2d, eps=1e-5)  # of GC ViT
     picture, image, tokens = drawn(2, 3, 32, 32), drawn(2, 16, 8, 8), drawn(2, 64, 16).view(2, 8, 8, 16)
 
     def swin(shift: int) -> Tensor:
@@ -71,7 +69,7 @@ def modules() -> dict[str, Callable[[], Tensor]]:
         **{f"PatchEmbed(patch {size})": functools.partial(patches, size) for size in (2, 4, 16)},
         "OverlapPatchEmbed(7, 4)": lambda: overlapping(7, 4, picture, 16),
         "OverlapPatchEmbed(3, 2)": lambda: overlapping(3, 2, image, 24),
-        "gcvit Downsample2d(32, 48)": lambda: fill(Downsample2d(32, 48, norm_layer=norm))(drawn(2, 32, 8, 8)),
+        "gcvit Downsample2d(32, 48)": lambda: fill(Downsample2d(32, 48))(drawn(2, 32, 8, 8)),
         "HaloAttn(16, heads 2, block 4, halo 1)": lambda: fill(HaloAttn(16, num_heads=2, block_size=4, halo_size=1))(
             image
         ),

@@ -31,7 +31,7 @@ from mixnas.search.engines.on_ray.driver import plain_error, refuse_other_code, 
 from mixnas.search_space.errors import ConfigError, MachineError, NasError, StoppedEarly
 from mixnas.search_space.extensions import name_extensions
 from mixnas.search_space.files import atomic_write
-from mixnas.search_space.reporting import SILENT, Report
+from mixnas.search_space.reporting import Report
 from mixnas.search_space.space import SearchSpace
 
 if TYPE_CHECKING:
@@ -198,18 +198,29 @@ class MeteredLatency(LatencySource):
         self._meter.call("require", self._spec.runtime)
 
     def profile(
-        self, space: SearchSpace, io: IOSpec, directory: Path, *, plain: Any = None, report: Report = SILENT
+        self,
+        space: SearchSpace,
+        io: IOSpec,
+        directory: Path,
+        *,
+        plain: Any = None,
+        should_stop: Callable[[], bool] | None = None,
     ) -> LatencyPredictor:
-        """Measure the device anew; the profile is kept in a directory of this machine.
+        """Measure the device anew.
 
         Args:
             space: Whose networks are to be predicted.
             io: The task's input.
-            directory: Where its files are kept.
+            directory: Of this machine, where its files are kept.
             plain: See `LatencySource.prepare`.
-            report: Told of it, as a phase.
+            should_stop: Asked meanwhile.
         """
-        return self._profile(space, io, directory, plain, report, None)
+        spec = replace(self.spec, directory=None)
+        files: dict[str, bytes] = self._meter.call("profile", spec, space, io, plain, should_stop=should_stop)
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            atomic_write(directory / name, content)
+        return LatencyPredictor.load(self.device, self.tag, directory)
 
     def _profile(
         self,
@@ -220,13 +231,9 @@ class MeteredLatency(LatencySource):
         report: Report,
         should_stop: Callable[[], bool] | None,
     ) -> LatencyPredictor:
-        spec = replace(self.spec, directory=None)
-        with report.phase("profile", spec.profile_s, unit="s", seconds=spec.profile_s):
-            files: dict[str, bytes] = self._meter.call("profile", spec, space, io, plain, should_stop=should_stop)
-        directory.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            atomic_write(directory / name, content)
-        return LatencyPredictor.load(self.device, self.tag, directory)
+        budget = self.spec.profile_s
+        with report.phase("profile", budget, unit="s", seconds=budget):
+            return self.profile(space, io, directory, plain=plain, should_stop=should_stop)
 
     @property
     def reference_ms(self) -> float:

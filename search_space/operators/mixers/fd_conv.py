@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixnas.search_space.operators.layers import Linear, normed, window_conv
+from mixnas.search_space.operators.layers import normed, window_conv
 from mixnas.search_space.operators.norms import BatchNorm
 from mixnas.search_space.operators.windows import own_dense
 from mixnas.search_space.registry import Context, Knob, register
@@ -66,7 +66,7 @@ class FDConv(nn.Module):
     A slice of the spectrum is that of no smaller kernel: widths share numbers in a super-network, but a narrower one is
     not part of a wider. Cells of equal radius go to bands row by row (`bands_of`), where the authors leave the order
     open. Channel counts up to 16 are dynamic here; the authors take a plain convolution there. A batch of one has no
-    statistics to train the norm on: it takes those that are kept.
+    statistics to train the norm on: it takes those that are kept. It has no projections: policies leave it as it is.
     """
 
     slicing: ClassVar = {"spectrum": ("lead", "lead", "lead"), "along": ("lead", "center", "center", "center")}
@@ -85,10 +85,11 @@ class FDConv(nn.Module):
         nn.init.kaiming_uniform_(kernel, a=5**0.5)
         spectrum = torch.fft.rfft2(kernel.transpose(1, 2).reshape(side, side)) / max(1, width // 2)
         self.spectrum = nn.Parameter(torch.stack([spectrum.real, spectrum.imag], dim=-1))
-        self.squeeze, self.norm = Linear(width, inside.width, bias=False), BatchNorm(inside)
+        # Layers of one token an image, whose outputs are near zero at first: no projections that policies take.
+        self.squeeze, self.norm = nn.Linear(width, inside.width, bias=False), BatchNorm(inside)
         self.scale, self.bias = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(1))
-        self.inputs, self.outputs = Linear(inside.width, width), Linear(inside.width, width)
-        self.taps, self.weights = Linear(inside.width, _TAPS**2), Linear(inside.width, bands)
+        self.inputs, self.outputs = nn.Linear(inside.width, width), nn.Linear(inside.width, width)
+        self.taps, self.weights = nn.Linear(inside.width, _TAPS**2), nn.Linear(inside.width, bands)
         for gate in (self.inputs, self.outputs, self.taps, self.weights):
             nn.init.normal_(gate.weight, std=1e-6)
             nn.init.zeros_(gate.bias)

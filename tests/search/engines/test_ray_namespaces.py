@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,21 @@ class Nodes:
         ip("addr", "add", f"{self.net}.1/24", "dev", f"nasb{self.tag}")
         ip("link", "set", f"nasb{self.tag}", "up")
         self._ray([], 1, "--head", "--port=6379", "--num-cpus=0", "--include-dashboard=false")
+        self.wait_for(lambda: answers(self.address))
         return self
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        until = time.monotonic() + 300
+        while not condition():
+            assert time.monotonic() < until, [(self.folder / f"log{i}").read_text() for i in range(len(self.sessions))]
+            time.sleep(0.5)
+
+    def joined(self) -> bool:
+        """Whether two nodes that work are there, as another process sees it."""
+        code = "import sys, ray; ray.init(sys.argv[1]); print('CPUs', ray.cluster_resources().get('CPU', 0))"
+        command = [sys.executable, "-P", "-c", code, self.address]
+        said = subprocess.run(command, env=self.environment, capture_output=True, text=True).stdout
+        return "CPUs 2" in said
 
     def plug(self, number: int) -> None:
         """A namespace on the bridge."""
@@ -99,6 +114,10 @@ class Nodes:
         self.sessions.append(process)
 
     def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """May be done twice: entering may fail half-way."""
         for process in reversed(self.sessions):
             _head.end_session(process.pid)
             process.wait()
@@ -111,8 +130,9 @@ class Nodes:
 def nodes(monkeypatch):
     folder = Path("/tmp") / f"ns{time.monotonic_ns() % 10**8}"  # short: sockets lie in it
     folder.mkdir()
+    nodes = Nodes(folder)
     try:
-        with Nodes(folder) as nodes:
+        with nodes:
             for name in set(on_ray.environment(own=True)) | set(HEALTH):
                 if name in nodes.environment:
                     monkeypatch.setenv(name, nodes.environment[name])
@@ -121,6 +141,7 @@ def nodes(monkeypatch):
                 nodes.start(number)
             yield nodes
     finally:
+        nodes.end()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -145,10 +166,7 @@ def test_a_node_is_cut_off_and_comes_back(nodes, tmp_path):
         elif before is not None and evaluator.pids - before:  # only the node that came back has room for another
             stop.request()
 
-    until = time.monotonic() + 300
-    while not answers(nodes.address):
-        assert time.monotonic() < until, (nodes.folder / "log0").read_text()
-        time.sleep(0.5)
+    nodes.wait_for(nodes.joined)
     with study_at(tmp_path / "j") as study:
         with pytest.raises(StoppedEarly, match="stopped after"):
             carry_out(engine, study, evaluator, Budget(trials=1000), on_trial=on_trial, stop=stop)
