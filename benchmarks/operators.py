@@ -29,13 +29,15 @@ from tests.search_space.operators.proofs import (  # noqa: E402
     PROOFS,
     attention,
     channel_mixers,
+    coarse_attention,
     convolutions,
     earlier,
     gates,
     global_mixers,
+    mixtures,
 )
 
-FAMILIES = (attention, channel_mixers, convolutions, earlier, gates, global_mixers)  # they register their proofs
+FAMILIES = (attention, channel_mixers, coarse_attention, convolutions, earlier, gates, global_mixers, mixtures)
 AXES = {"mixer": "Mixers", "gate": "Gates", "channel_mixer": "Channel mixers", "norm": "Norms", "head": "Heads"}
 SHAPES = {"image": (56, 56), "sequence": (1024,), "causal": (1024,)}
 WIDTH = 64

@@ -16,13 +16,16 @@ from .proofs import (
     Proof,
     attention,
     channel_mixers,
+    coarse_attention,
     convolutions,
     earlier,
     gates,
     global_mixers,
+    mixtures,
 )
 
-assert all((attention, channel_mixers, convolutions, earlier, gates, global_mixers))  # they register their proofs
+assert all((attention, channel_mixers, coarse_attention, convolutions))  # they register their proofs
+assert all((earlier, gates, global_mixers, mixtures))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["single", "double"])
