@@ -78,9 +78,11 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ..., C) to the same."""
-        grid = x if x.dim() == 4 else x.flatten(1, -2).unsqueeze(1)
-        y = F.group_norm(grid.permute(0, 3, 1, 2), self.num_groups, self.weight, self.bias, self.eps)
-        return y.permute(0, 2, 3, 1).reshape(x.shape).contiguous()
+        # As a layer norm over a group's numbers: with channels last torch 2.13's own ends the process on its way back
+        # where its input needs no gradient.
+        grouped = x.flatten(1, -2).unflatten(-1, (self.num_groups, -1)).transpose(1, 2)
+        normal = F.layer_norm(grouped, list(grouped.shape[2:]), eps=self.eps).transpose(1, 2).flatten(-2)
+        return torch.addcmul(self.bias, normal, self.weight).view(x.shape)
 
 
 # As of the batch norm.

@@ -96,9 +96,9 @@ class FIT(nn.Module):
         if down or right:
             grid = F.pad(grid, (0, 0, 0, right, 0, down))
         groups = tiles(grid, self.extents)  # (B, groups, tokens, C)
-        own = self.latents.unflatten(0, (-1, self.count)).to(x.dtype).expand(x.shape[0], -1, -1, -1)
         # Groups beside examples.
-        tokens, z = groups.flatten(0, 1), own.flatten(0, 1)
+        tokens = groups.flatten(0, 1)
+        z = self.latents.unflatten(0, (-1, self.count)).to(x.dtype).repeat(x.shape[0], 1, 1)
         z = (z + self.write(z, tokens)).unflatten(0, (-1, groups.shape[1])).flatten(1, 2)
         for layer in self.encoder:
             z = layer(z)
