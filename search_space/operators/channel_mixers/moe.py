@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixnas.kernels.dispatch import tracing
 from mixnas.search_space.operators.auxiliary import add_loss
 from mixnas.search_space.operators.channel_mixers.mlp import MLP
 from mixnas.search_space.operators.layers import Linear
@@ -119,15 +120,23 @@ class _Convolutions(nn.Module):
             bound = weight[0, 0].numel() ** -0.5
             nn.init.uniform_(weight, -bound, bound)
 
-    def _convolved(self, x_BHWC: Tensor, weight: Tensor, bias: Tensor, dims: int) -> Tensor:
-        kernel, padding = ((3, 3), (1, 1)) if dims == 2 else ((1, 3), (0, 1))
-        patches = F.unfold(x_BHWC.permute(0, 3, 1, 2), kernel, padding=padding).transpose(1, 2)
-        y = torch.baddbmm(bias.unsqueeze(1).to(x_BHWC.dtype), patches, weight.flatten(2).mT.to(x_BHWC.dtype))
-        return y.unflatten(1, x_BHWC.shape[1:3])
+    def _convolved(self, x_BHWC: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        weight, bias = weight.to(x_BHWC.dtype), bias.to(x_BHWC.dtype)
+        padding = [extent // 2 for extent in weight.shape[-2:]]
+        B, H, W = x_BHWC.shape[:3]
+        channels_first = x_BHWC.permute(0, 3, 1, 2)
+        if tracing():  # the number of groups is fixed in a graph, that of examples is not
+            patches = F.unfold(channels_first, weight.shape[-2:], padding=padding).transpose(1, 2)
+            return torch.baddbmm(bias.unsqueeze(1), patches, weight.flatten(2).mT).unflatten(1, (H, W))
+        # Examples beside channels.
+        beside = channels_first.reshape(1, -1, H, W)
+        y = F.conv2d(beside, weight.flatten(0, 1), bias.flatten(), padding=padding, groups=B)
+        return y.view(B, -1, H, W).permute(0, 2, 3, 1)
 
     def forward(self, x: Tensor, experts: Tensor) -> Tensor:
         """(B, ..., C) and (B,) to (B, ..., C)."""
-        dims = x.dim() - 2
-        y = x if dims == 2 else x.unsqueeze(1)
-        y = self._convolved(y, self.up[experts], self.up_bias[experts], dims).relu()
-        return self._convolved(y, self.down[experts], self.down_bias[experts], dims).reshape(x.shape)
+        grid, up, down = x, self.up[experts], self.down[experts]
+        if x.dim() == 3:
+            grid, up, down = x.unsqueeze(1), up.unsqueeze(-2), down.unsqueeze(-2)
+        y = self._convolved(grid, up, self.up_bias[experts]).relu()
+        return self._convolved(y, down, self.down_bias[experts]).reshape(x.shape).contiguous()
