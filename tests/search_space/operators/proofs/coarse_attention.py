@@ -54,6 +54,19 @@ def _low_res(dtype, *, fused, stride):
     return mixer(channels_last(x)), channels_last(back(y)[:, :, : size[0], : size[1]])
 
 
+@proof("mixer", "low_res_attention", "timm 1.0.31 ConvAttention, fingerprint (benchmarks/operator_oracles.py)")
+def low_res_timm(dtype):
+    """Two heads; there queries, keys and values of a head lie together."""
+    parts = filled(192, 128).view(2, 3, 32, 128).transpose(0, 1).flatten(1, 2)
+    state = {f"{name}.weight": part for name, part in zip(("query", "key", "value"), parts, strict=True)}
+    state |= {"reduce.weight": filled(128, 1, 5, 5), "norm.weight": filled(128), "norm.bias": filled(128, bias=True)}
+    state |= {"out.weight": filled(128, 64), "out.bias": filled(128, bias=True)}
+    state |= {"restore.weight": filled(128, 1, 4, 4), "restore.bias": filled(128, bias=True)}
+    mixer = loaded(make("mixer", "low_res_attention", 128, (7, 6)), state, dtype)
+    expected = [-58.4493851620, 11.8652295003, -0.0476478575, -0.1090442967, 0.0040396946]
+    return fingerprints(channels_first(mixer(channels_last(drawn(2, 128, 7, 6)).to(dtype))), expected)
+
+
 for _fused, _stride in ((False, 2), (True, 2), (False, 1), (False, 4)):
     proof("mixer", "low_res_attention", "formula of catalogue c, D21, from torch's layers")(
         functools.partial(_low_res, fused=_fused, stride=_stride)
