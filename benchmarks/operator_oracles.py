@@ -41,6 +41,7 @@ def modules() -> dict[str, Callable[[], Tensor]]:
     from timm.layers.patch_embed import PatchEmbed
     from timm.models._efficientnet_blocks import UniversalInvertedResidual
     from timm.models.gcvit import Downsample2d
+    from timm.models.lowformer import ConvAttention
     from timm.models.metaformer import StarReLU
     from timm.models.pvt_v2 import OverlapPatchEmbed
     from timm.models.shvit import SHSA
@@ -77,6 +78,9 @@ def modules() -> dict[str, Callable[[], Tensor]]:
         "Swin window 4, heads 2": lambda: swin(0),
         "Swin window 4, heads 2, shifted by 2": lambda: swin(2),
         "UIB(16, start 3, mid 5, expansion 2)": uib,
+        "LowFormer ConvAttention(128, stride 2), 7 x 6": lambda: fill(ConvAttention(128, 0.5, 2, 5))(
+            drawn(2, 128, 7, 6)
+        ),
         "GlobalResponseNorm(16)": lambda: fill(GlobalResponseNorm(16))(tokens),
         "metaformer Mlp(16, 64, StarReLU)": lambda: fill(Mlp(16, 64, act_layer=StarReLU, bias=False))(tokens),
     }

@@ -17,6 +17,7 @@ from mixnas.evaluators.batches import Batches, gather, in_order
 from mixnas.evaluators.protocol import standard_error
 from mixnas.evaluators.tasks.task import Accumulator, Task, asked
 from mixnas.search_space.errors import ConfigError, NasError, StoppedEarly
+from mixnas.search_space.operators.auxiliary import collected
 from mixnas.search_space.operators.norms import norms_with_running_statistics, reset_running_statistics
 from mixnas.search_space.operators.quantization.projected import calibrated_layers, calibrating
 from mixnas.search_space.reporting import SILENT, Report
@@ -198,8 +199,9 @@ def train(
             optimizer.zero_grad()
             loss = torch.zeros((), device=device)
             for some_x, some_y in _in_parts(x, y, parts):
-                with precision_of(config, device):
-                    share = task.training_loss(network(some_x), some_y) * (len(some_x) / len(x))
+                with precision_of(config, device), collected() as added:
+                    outputs = network(some_x)
+                    share = (task.training_loss(outputs, some_y) + sum(added)) * (len(some_x) / len(x))
                 share.backward()
                 loss = loss + share.detach()
             if config.clip:

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mixnas.kernels import work
 from mixnas.search_space.architecture import Architecture, Op
 from mixnas.search_space.network import build_op, on_shapes, policy_of
-from mixnas.search_space.operators.folding import declared, takes_norm
+from mixnas.search_space.operators.folding import declared, merge, takes_norm
 from mixnas.search_space.operators.layers import Conv, Linear, projections
 from mixnas.search_space.operators.quantization.policy import stored_bytes
 from mixnas.search_space.registry import BETWEEN, Context
@@ -230,7 +230,8 @@ def _plain(axis: str, op: Op, before: Context, after: Context, tokens: bool) -> 
     params = sum(parameter.numel() for parameter in module.parameters())
     layers = tuple(_Layer.of(layer) for _, layer in projections(module))
     folds = tuple(_Fold.of(module.get_submodule(norm), module.get_submodule(layer)) for norm, layer in declared(module))
-    return _Plain(Cost(params, shapes.macs, stored_bytes(module)), layers, folds)
+    with torch.device("meta"):
+        return _Plain(Cost(params, shapes.macs, stored_bytes(merge(module))), layers, folds)
 
 
 @lru_cache(maxsize=1 << 16)

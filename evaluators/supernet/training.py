@@ -43,6 +43,7 @@ from mixnas.evaluators.training import (
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import ConfigError, IntegrityError, StoppedEarly
 from mixnas.search_space.formats.safetensors import load_tensors, save_tensors
+from mixnas.search_space.operators.auxiliary import collected
 from mixnas.search_space.reporting import SILENT, Report
 from mixnas.search_space.space import SearchSpace
 from mixnas.search_space.supernet import Supernet
@@ -368,9 +369,9 @@ class _Training:
         first = 0.0
         for architecture in architectures:
             network = self.supernet.subnet(architecture).train()
-            with precision_of(self.config, self.device):
+            with precision_of(self.config, self.device), collected() as added:
                 outputs = network(x)
-                loss = self._loss(outputs, teacher, y)
+                loss = self._loss(outputs, teacher, y) + sum(added)
             (loss / len(architectures)).backward()
             if teacher is None:
                 teacher, first = outputs.detach(), loss.item()

@@ -3,6 +3,8 @@
 An operator says which norm reads which layer's output, where nobody else reads it, as pairs of names of its own
 submodules: `folds = (("norm", "conv"),)`. A layer that a policy has put something else in the place of keeps its norm:
 what it stores was trained without the norm's factors.
+
+What has a smaller form of its own in inference says how to take it: a method `merge()`, which does so in place.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ class Folded(nn.Module):
 
 def takes_norm(layer: nn.Module) -> bool:
     """Whether a layer is stored and computed as it stands, so that it can take a norm in."""
-    return type(layer) in _LAYERS and getattr(layer, "compute", None) is None
+    # No policy takes the place of a depthwise window, whatever stride it has; of the others it puts a class of its own.
+    stands = type(layer) in _LAYERS or isinstance(layer, DepthwiseConv)
+    return stands and getattr(layer, "compute", None) is None
 
 
 def declared(operator: nn.Module) -> Iterator[tuple[str, str]]:
@@ -50,9 +54,24 @@ def foldable(operator: nn.Module) -> dict[str, str]:
     }
 
 
+def merges(operator: nn.Module) -> bool:
+    """Whether anything inside has a form of its own in inference."""
+    return any(hasattr(module, "merge") for module in operator.modules())
+
+
+@torch.no_grad()
+def merge(operator: nn.Module) -> nn.Module:
+    """Put everything inside that has a form of its own in inference into it, in place; returns the operator."""
+    for module in list(operator.modules()):
+        if hasattr(module, "merge"):
+            module.merge()
+    return operator
+
+
 @torch.no_grad()
 def fold(operator: nn.Module) -> nn.Module:
-    """Fold what can be folded, in place; returns the operator, which computes the same but for rounding."""
+    """Fold and merge what can be, in place; returns the operator, which computes the same but for rounding."""
+    merge(operator)
     for norm_path, layer_path in foldable(operator).items():
         norm, layer = operator.get_submodule(norm_path), operator.get_submodule(layer_path)
         assert isinstance(norm, nn.modules.batchnorm._BatchNorm)

@@ -25,6 +25,7 @@ from mixnas.search.config import Config, load_config
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import ConfigError, StoppedEarly
 from mixnas.search_space.network import Network
+from mixnas.search_space.operators.auxiliary import add_loss
 from mixnas.search_space.reporting import SILENT
 from mixnas.search_space.settings import build
 from mixnas.search_space.units import IOSpec
@@ -421,6 +422,24 @@ def test_a_loss_of_ones_own_is_trained_on(digits: Task) -> None:
     x, _ = task.train.gather(torch.arange(50))
     assert network(x).square().mean() < 0.5 * small_network()(x).square().mean()
     assert result.loss < 1
+
+
+class Adds(nn.Module):
+    """Answers that nothing trained has a part in, and a loss of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        add_loss(self.weight.square().sum())
+        return x.flatten(1)[:, :10] + 0 * self.weight
+
+
+def test_a_loss_that_an_operator_adds_is_minimised_too(digits: Task) -> None:
+    network, result = train_small(digits, TrainConfig(steps=20, lr=5e-2), network=Adds())
+    assert network.weight.abs().max() < 0.6
+    assert result.loss > evaluate(network, digits).loss
 
 
 class SwitchesOff(Digits):

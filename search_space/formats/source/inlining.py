@@ -16,7 +16,7 @@ from functools import cached_property
 from mixnas.search_space.formats.source.folding import Folding
 from mixnas.search_space.formats.source.reading import OURS, Names, Part, Symbol, file_of, resolve, stands_outside
 
-ENTRIES = ("forward", "prepare", "deploy")
+ENTRIES = ("forward", "prepare", "deploy", "merge")
 """Methods that are called from outside."""
 
 

@@ -21,7 +21,7 @@ from mixnas.search_space.errors import NasError
 from mixnas.search_space.formats.source.inlining import Standalone
 from mixnas.search_space.formats.source.reading import Symbol
 from mixnas.search_space.network import Network, build_op, checked_plan
-from mixnas.search_space.operators.folding import foldable
+from mixnas.search_space.operators.folding import foldable, merges
 from mixnas.search_space.operators.layers import Standardise
 from mixnas.search_space.operators.quantization.policy import policy_of
 from mixnas.search_space.registry import BETWEEN, Context
@@ -133,6 +133,16 @@ def folded(operator: nn.Module, norms: dict[str, str]) -> nn.Module:
     return operator
 '''
 
+_MERGED = '''
+@torch.no_grad()
+def merged(operator: nn.Module) -> nn.Module:
+    """The operator in its own form for inference, which has fewer tensors."""
+    for module in list(operator.modules()):
+        if hasattr(module, "merge"):
+            module.merge()
+    return operator
+'''
+
 _NETWORK = '''
 class Network(nn.Module):
     """{what}."""
@@ -171,6 +181,7 @@ _FRAME_NAMES = (
     "quantized",
     "Folded",
     "folded",
+    "merged",
     "load",
     "Network",
 )
@@ -227,6 +238,9 @@ class _Writer:
         quant = None if axis == "norm" else unit.quant
         return dict(_foldable(quant, axis, op, unit.before, unit.after if axis in BETWEEN else unit.before))
 
+    def _is_merged(self, axis: str, op: Op, unit: Unit) -> bool:
+        return self._network.folded and _merges(axis, op, unit.before, unit.after if axis in BETWEEN else unit.before)
+
     def _op(self, axis: str, op: Op, unit: Unit) -> str:
         """The expression that makes an operator under its name."""
         contexts = [unit.before, unit.after] if axis in BETWEEN else [unit.before]
@@ -234,6 +248,8 @@ class _Writer:
         made = _call(self._code.names[Symbol.of(registry.get(axis, op.name).build)], arguments)
         if norms := self._folds(axis, op, unit):
             made = _call("folded", [made, json.dumps(norms)])
+        if self._is_merged(axis, op, unit):
+            made = _call("merged", [made])
         quant = None if axis in ("norm", *BETWEEN) else unit.quant
         if quant is not None and _is_changed(quant, axis, op, unit.before):
             policy = self._code.names[Symbol.of(registry.get("quant", quant.name).build)]
@@ -290,7 +306,8 @@ class _Writer:
         example = self._network.io.example(1)
         made = f"torch.zeros({tuple(example.shape)}, dtype={example.dtype})"
         any_quantized = any(map(self._quantized, self._units.values()))
-        any_folded = any(self._folds(axis, op, unit) for unit in self._units.values() for axis, op in unit.ops)
+        every = [(axis, op, unit) for unit in self._units.values() for axis, op in unit.ops]
+        any_folded, any_merged = any(self._folds(*one) for one in every), any(self._is_merged(*one) for one in every)
         needed: list[tuple[str, tuple[str, str | None]]] = [
             ("OrderedDict", ("collections", "OrderedDict")),
             ("Path", ("pathlib", "Path")),
@@ -312,6 +329,7 @@ class _Writer:
             self._code.text(),
             *([_QUANTIZED] if any_quantized else []),
             *([_FOLDED] if any_folded else []),
+            *([_MERGED] if any_merged else []),
             _FRAME,
             self._class(),
             _LOAD.format(weights=weights, example=made),
@@ -354,6 +372,12 @@ def _is_changed(quant: Op, axis: str, op: Op, context: Context) -> bool:
 def _foldable(quant: Op | None, axis: str, op: Op, before: Context, after: Context) -> tuple[tuple[str, str], ...]:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         return tuple(foldable(build_op(axis, op, before, after, quant)).items())
+
+
+@functools.lru_cache(maxsize=4096)
+def _merges(axis: str, op: Op, before: Context, after: Context) -> bool:
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        return merges(build_op(axis, op, before, after))
 
 
 def _described(module: nn.Module) -> list[Any]:

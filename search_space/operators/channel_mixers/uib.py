@@ -38,6 +38,8 @@ class UIB(nn.Module):
         self.depthwise = DepthwiseConv(inside, kernel_size, bias=False) if kernel_size else None
         self.depthwise_norm = BatchNorm(inside) if kernel_size else None
         self.down, self.down_norm = Linear(inside.width, context.width, bias=False), BatchNorm(context)
+        layers = [name for name in ("start", "up", "depthwise", "down") if getattr(self, name) is not None]
+        self.folds = tuple((f"{name}_norm", name) for name in layers)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ..., C) to the same."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixnas.search_space.operators.layers import Linear, normed
+from mixnas.search_space.operators.layers import DepthwiseConv, Linear, normed
 from mixnas.search_space.operators.mixers.attention import _heads_divide
 from mixnas.search_space.operators.mixers.window_attention import WindowAttention
 from mixnas.search_space.operators.norms import BatchNorm
@@ -15,21 +14,20 @@ from mixnas.search_space.registry import Context, Knob, register
 _HEADS = Knob(4, low=1, high=64, doc="heads; divides the width")
 
 
-class _Window(nn.Module):
+class _Window(DepthwiseConv):
     """A depthwise window of 3 without bias, of some stride, and its batch norm."""
 
     def __init__(self, context: Context, stride: int) -> None:
-        super().__init__()
+        super().__init__(context, 3, bias=False)
         self.stride = stride
-        self.weight = nn.Parameter(torch.empty(context.width, 1, *(3,) * len(context.size)))
-        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
         self.norm = BatchNorm(context)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, activation: str = "none", gate: Tensor | None = None) -> Tensor:
         """(B, ..., C) to (B, tokens, C)."""
+        assert activation == "none" and gate is None
         convolve = F.conv2d if x.dim() == 4 else F.conv1d
-        weight = self.weight.to(x.dtype)
-        y = convolve(x.movedim(-1, 1), weight, None, self.stride, 1, 1, x.shape[-1])
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        y = convolve(x.movedim(-1, 1), self.weight.to(x.dtype), bias, self.stride, self.padding, 1, x.shape[-1])
         z: Tensor = normed(self.norm, y.flatten(2).transpose(1, 2))
         return z
 
@@ -48,6 +46,8 @@ class ConvProjectionAttention(nn.Module):
 
     The scale is of the whole width, as in the authors' code. The windows' taps are no projection.
     """
+
+    folds = tuple((f"{name}_window.norm", f"{name}_window") for name in ("query", "key", "value"))
 
     def __init__(self, context: Context, *, heads: int, stride: int) -> None:
         super().__init__()

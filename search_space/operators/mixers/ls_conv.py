@@ -40,6 +40,8 @@ class LSConv(nn.Module):
     norms and one group of the last norm for each kernel, over its taps and all positions.
     """
 
+    folds = (("narrow_norm", "narrow"), ("window_norm", "window"), ("mix_norm", "mix"))
+
     def __init__(self, context: Context, *, kernel_size: int, sharing: int) -> None:
         super().__init__()
         inside = Context(max(1, context.width // 2), context.size, context.kind)

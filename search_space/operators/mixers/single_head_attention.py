@@ -31,6 +31,8 @@ class SingleHeadAttention(nn.Module):
     positions and channels. The last batch norm's weight is 0 at first: the operator begins as nothing.
     """
 
+    folds = (("query_norm", "query"), ("key_norm", "key"), ("value_norm", "value"), ("out_norm", "out"))
+
     def __init__(self, context: Context, *, ratio: float, key_width: int) -> None:
         super().__init__()
         attended = max(1, int(context.width * ratio))

@@ -115,3 +115,18 @@ def test_a_deployed_network_is_folded_counted_and_comes_back(tmp_path, quant):
         save_network(tmp_path / name, one)
         with torch.no_grad():
             assert torch.equal(load_network(tmp_path / name)(x), one(x))
+
+
+def test_a_norm_that_merges_leaves_one_factor_and_one_summand():
+    context = Context(8, (5,), "sequence")
+    operator = nn.Sequential(registry.get("norm", "prep_batch").build(context, steps=3), Linear(8, 4)).eval()
+    with torch.no_grad():
+        for tensor in operator[0].state_dict().values():
+            if tensor.is_floating_point():
+                tensor.add_(torch.rand(tensor.shape, generator=torch.Generator().manual_seed(0)))
+    x = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(1))
+    after = fold(copy.deepcopy(operator))
+    assert set(after.state_dict()) == {"0.scale", "0.shift", "1.weight", "1.bias"}
+    with torch.no_grad():
+        torch.testing.assert_close(after(x), operator(x), rtol=1e-6, atol=1e-6)
+        assert torch.equal(fold(copy.deepcopy(after))(x), after(x))
