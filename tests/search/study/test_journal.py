@@ -87,7 +87,6 @@ def test_optuna_s_dashboard_reads_the_file(tmp_path, finished, trials):
     assert len(found["trials"]) == trials and {trial["state"] for trial in found["trials"]} == {"Complete"}
     for trial in (found["trials"][0], found["trials"][-1]):
         assert "architecture" in {attr["key"] for attr in trial["user_attrs"]} and len(trial["values"]) == 3
-        assert [constraint["name"] for constraint in trial["constraints"]] == ["params <= 10000"]
 
 
 def test_cut_anywhere_it_opens_and_keeps_every_whole_record(tmp_path, finished, space, objectives, constraints):
