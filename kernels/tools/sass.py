@@ -150,7 +150,9 @@ def _unrolled(of: Loop, ptx: Loop, sass: Loop, lines: Sequence[tuple[int, str]],
 def _match(
     of: Loop, ptx: Loop, sass: Loop, lines: Sequence[tuple[int, str]], found: Sequence[Instruction], name: str
 ) -> None:
-    if of.inner and not sass.inner and _unrolled(of, ptx, sass, lines, found):
+    if not ptx.inner and not sass.inner:  # short ones are written out before there is PTX
+        return
+    if not sass.inner and _unrolled(of, ptx, sass, lines, found):
         return
     if not len(of.inner) == len(ptx.inner) == len(sass.inner):
         counts = f"{len(of.inner)} in Triton's form, {len(ptx.inner)} in PTX, {len(sass.inner)} in machine code"
