@@ -215,7 +215,10 @@ def _run(model: Any, values: Iterable[str], batch: np.ndarray) -> dict[str, np.n
     inside = [value for value in dict.fromkeys(values) if value not in {"input", *there}]
     for value in inside:
         model.graph.output.add(name=value)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.enable_mem_reuse = options.enable_mem_pattern = False  # a value inside would be written over by later ones
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     names = [*inside, *there]
     # Copies: what a session answers may lie in its own memory, and ends with it.
     found = [array.copy() for array in session.run(names, {"input": batch})]
