@@ -104,7 +104,7 @@ class AggregatedAttention(nn.Module):
         products of all heads at once would take the heads' number times the memory.
         """
         inner, outer = self.distance_in, self.distance_out
-        hidden = inner.bias
+        hidden: Tensor = inner.bias
         for axis, weight in zip(distances.unbind(-1), inner.weight.unbind(1), strict=True):
             hidden = hidden + axis.unsqueeze(-1) * weight
         hidden = hidden.relu()
