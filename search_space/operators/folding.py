@@ -63,8 +63,9 @@ def merges(operator: nn.Module) -> bool:
 def merge(operator: nn.Module) -> nn.Module:
     """Put everything inside that has a form of its own in inference into it, in place; returns the operator."""
     for module in list(operator.modules()):
-        if hasattr(module, "merge"):
-            module.merge()
+        take_form = getattr(module, "merge", None)
+        if take_form is not None:
+            take_form()
     return operator
 
 

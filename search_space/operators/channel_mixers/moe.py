@@ -122,7 +122,7 @@ class _Convolutions(nn.Module):
 
     def _convolved(self, x_BHWC: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         weight, bias = weight.to(x_BHWC.dtype), bias.to(x_BHWC.dtype)
-        padding = [extent // 2 for extent in weight.shape[-2:]]
+        padding = tuple(extent // 2 for extent in weight.shape[-2:])
         B, H, W = x_BHWC.shape[:3]
         channels_first = x_BHWC.permute(0, 3, 1, 2)
         if tracing():  # the number of groups is fixed in a graph, that of examples is not

@@ -97,6 +97,20 @@ class AggregatedAttention(nn.Module):
         """(B, heads, N, d)."""
         return x_BNC.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
+    def _table(self, distances: Tensor) -> Tensor:
+        """(..., axes) distances to (..., heads) biases.
+
+        Elementwise and not by matrix products: made of parameters alone, it is no example's work. Head by head, as the
+        products of all heads at once would take the heads' number times the memory.
+        """
+        inner, outer = self.distance_in, self.distance_out
+        hidden: Tensor = inner.bias
+        for axis, weight in zip(distances.unbind(-1), inner.weight.unbind(1), strict=True):
+            hidden = hidden + axis.unsqueeze(-1) * weight
+        hidden = hidden.relu()
+        heads = [(hidden * weight).sum(-1) for weight in outer.weight.unbind(0)]
+        return torch.stack(heads, dim=-1) + outer.bias
+
     def _distance_bias(self) -> Tensor:
         """(heads, tokens, pooled tokens)."""
         weight = self.distance_in.weight
@@ -105,11 +119,11 @@ class AggregatedAttention(nn.Module):
             t = self.get_buffer(f"apart{axis}").to(weight.dtype) * (4 / max(1, n - 1))
             axes.append(t.sign() * (t.abs() + 1).log2() / 3)
         if len(axes) == 1:
-            table = self.distance_out(self.distance_in(axes[0].unsqueeze(-1)).relu())
+            table = self._table(axes[0].unsqueeze(-1))
             return table[self.get_buffer("places0")].movedim(-1, 0)
         down, right = axes
         pairs = torch.stack([down[:, None].expand(-1, len(right)), right.expand(len(down), -1)], dim=-1)
-        table = self.distance_out(self.distance_in(pairs).relu())
+        table = self._table(pairs)
         rows, columns = self.get_buffer("places0"), self.get_buffer("places1")
         every = table[rows[:, None, :, None], columns[None, :, None, :]]
         return every.flatten(2, 3).flatten(0, 1).movedim(-1, 0)
@@ -128,7 +142,8 @@ class AggregatedAttention(nn.Module):
     def _pool(self, x: Tensor) -> Tensor:
         """(B, pooled tokens, C)."""
         mixed = as_grid(F.gelu(self.mix(x))).permute(0, 3, 1, 2)
-        pooled = F.adaptive_avg_pool2d(mixed, [1, *self._pooled][-2:])
+        rows, columns = (1, *self._pooled)[-2:]
+        pooled = F.adaptive_avg_pool2d(mixed, (rows, columns))
         return normed(self.norm, pooled.flatten(2).transpose(1, 2))
 
     def forward(self, x: Tensor) -> Tensor:

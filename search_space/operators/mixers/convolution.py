@@ -46,10 +46,10 @@ class Pooling(nn.Module):
         elif not self.causal:
             y = F.avg_pool1d(x.transpose(1, 2), k, 1, k // 2, count_include_pad=False).transpose(1, 2)
         else:
-            padded = F.pad(x.transpose(1, 2), (k - 1, 0))
+            padded = F.pad(x, (0, 0, k - 1, 0)).transpose(1, 2)
             counted = torch.arange(1, x.shape[1] + 1, device=x.device, dtype=x.dtype).clamp(max=k)
             y = (F.avg_pool1d(padded, k, 1) * (k / counted)).transpose(1, 2)
-        return y - x
+        return (y - x).contiguous()  # torch's pooling answers in layouts of its own
 
 
 @register(

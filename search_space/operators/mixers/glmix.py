@@ -49,8 +49,8 @@ class GLMix(nn.Module):
     def pooled(self, x: Tensor) -> Tensor:
         """(B, ..., C) to (B, slots, C): means over cells."""
         grid = as_grid(x)
-        cells = [min(n, cells) for n, cells in zip(grid.shape[1:3], self.cells, strict=True)]
-        return F.adaptive_avg_pool2d(grid.permute(0, 3, 1, 2), cells).flatten(2).transpose(1, 2)
+        rows, columns = (min(n, cells) for n, cells in zip(grid.shape[1:3], self.cells, strict=True))
+        return F.adaptive_avg_pool2d(grid.permute(0, 3, 1, 2), (rows, columns)).flatten(2).transpose(1, 2)
 
     def _updated(self, slots: Tensor) -> Tensor:
         q, k, v = (p(slots).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.query, self.key, self.value))

@@ -72,7 +72,8 @@ class GlobalContextAttention(WindowAttention):
                 x = grid if x.dim() == 4 else grid.squeeze(1)
         y = as_grid(x).permute(0, 3, 1, 2)
         if tuple(y.shape[2:]) != self._tile:
-            y = F.adaptive_avg_pool2d(y, list(self._tile))
+            rows, columns = self._tile
+            y = F.adaptive_avg_pool2d(y, (rows, columns))
         return y.flatten(2).transpose(1, 2)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -37,13 +37,13 @@ class ParameterFree(nn.Module):
             return F.max_pool2d(x.permute(0, 3, 1, 2), k, 1, k // 2).permute(0, 2, 3, 1)
         channels_first = x.transpose(1, 2)
         if self.causal:
-            padded = F.pad(channels_first, (k - 1, 0), value=float("-inf"))
-            return F.max_pool1d(padded, k, 1).transpose(1, 2)
+            padded = F.pad(x, (0, 0, k - 1, 0), value=float("-inf"))
+            return F.max_pool1d(padded.transpose(1, 2), k, 1).transpose(1, 2)
         return F.max_pool1d(channels_first, k, 1, k // 2).transpose(1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ..., C) to the same."""
         if not self.projects:
-            return self._pooled(x)
+            return self._pooled(x).contiguous()  # torch's pooling answers in layouts of its own
         y: Tensor = self.out(F.gelu(self._pooled(F.gelu(self.up(x)))))
         return y
