@@ -33,6 +33,10 @@ from mixnas.search_space.units import IOSpec, Unit, plan
 PEAK_MEMORY = "peak_memory_bytes"
 """What the metric is called."""
 
+_IN_THE_INPUTS_PLACE = {torch.ops.aten.col2im.default, torch.ops.aten.im2col.default}
+"""Their kernels on a CPU ask for as much as their input has, and then for what their output needs, if that is more.
+Shapes alone do not show it: `fold`'s output is smaller than what it stands in."""
+
 _BY_SHAPES_MACS = 20_000_000  # from so many on shapes alone are quicker, which take some 10 ms whatever the size
 
 
@@ -64,11 +68,11 @@ class LiveTensors(TorchDispatchMode):
         for key in [key for key, (storage, _) in self._live.items() if storage.expired()]:
             del self._live[key]
 
-    def _add(self, tensors: Iterable[Tensor]) -> None:
+    def _add(self, tensors: Iterable[Tensor], least: int = 0) -> None:
         for tensor in tensors:
             storage = tensor.untyped_storage()
             if storage._cdata not in self._live:
-                self._live[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+                self._live[storage._cdata] = StorageWeakRef(storage), max(storage.nbytes(), least)
         self.peak = max(self.peak, sum(size for _, size in self._live.values()))
 
     def __torch_dispatch__(
@@ -78,7 +82,8 @@ class LiveTensors(TorchDispatchMode):
         given = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
         output = func(*args, **(kwargs or {}))
         self._sweep()
-        self._add(t for t in _tensors(output) if t.untyped_storage()._cdata not in given)
+        least = args[0].nbytes if func in _IN_THE_INPUTS_PLACE else 0
+        self._add((t for t in _tensors(output) if t.untyped_storage()._cdata not in given), least)
         return output
 
 
