@@ -24,6 +24,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mixnas.kernels.dispatch import eager_alone
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.cost import cost, unit_cost
 from mixnas.search_space.network import build_unit, deploy_unit, seeded
@@ -48,6 +49,8 @@ class LiveTensors(TorchDispatchMode):
     Attributes:
         peak: The most bytes that lived together.
     """
+
+    observes = True  # what runs is eager mode's (`dispatch.tracing`)
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,15 +101,17 @@ def unit_peak(unit: Unit) -> int:
     """Bytes that live together at most while a unit works on one example: its input, and all that it makes of it."""
     plain = unit.quant is None or unit.quant.name == "fp32"  # what is stored otherwise depends on the values
     if plain and unit_cost(unit).macs >= _BY_SHAPES_MACS:
-        with contextlib.suppress(Exception):  # of an operator that looks at values, too
+        with contextlib.suppress(Exception):  # of an operator that looks at values, or runs otherwise in a trace, too
             return _peak(unit, shapes=True)
     return _peak(unit, shapes=False)
 
 
 @torch.no_grad()
 def _peak(unit: Unit, *, shapes: bool) -> int:
-    fake: contextlib.AbstractContextManager[object] = FakeTensorMode() if shapes else contextlib.nullcontext()
-    with seeded(torch.Generator().manual_seed(0)), fake:
+    with seeded(torch.Generator().manual_seed(0)), contextlib.ExitStack() as stack:
+        if shapes:
+            stack.enter_context(FakeTensorMode())
+            stack.enter_context(eager_alone())
         module = deploy_unit(build_unit(unit).eval())
         example = torch.zeros(1, *unit.before.size, dtype=torch.long) if unit.tokens else _features(unit.before)
         module(example)  # what a layer makes once and keeps is there from now on

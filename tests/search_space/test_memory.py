@@ -9,6 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.profiler import ProfilerActivity, profile
 
+from mixnas.kernels.dispatch import TracedOtherwiseError
 from mixnas.search_space.architecture import Architecture, Op
 from mixnas.search_space.cost import cost
 from mixnas.search_space.memory import LiveTensors, _peak, input_bytes, peak_memory_bytes, unit_peak
@@ -100,7 +101,7 @@ def test_shapes_alone_give_the_same_as_running():
     }
     same = 0
     for unit in [units[name] for name in sorted(units)][::3]:
-        with contextlib.suppress(DataDependentOutputException):  # such are run for real, whatever their size
+        with contextlib.suppress(DataDependentOutputException, TracedOtherwiseError):  # such are run for real, whatever their size
             assert _peak(unit, shapes=True) == _peak(unit, shapes=False) == unit_peak(unit), str(unit)
             same += 1
     assert same > 0.9 * len(units) / 3
