@@ -114,9 +114,8 @@ def test_shapes_alone_give_the_same_as_running():
     }
     same = 0
     for unit in [units[name] for name in sorted(units)][::3]:
-        with contextlib.suppress(
-            DataDependentOutputException, TracedOtherwiseError
-        ):  # such are run for real, whatever their size
+        # Such are run for real, whatever their size.
+        with contextlib.suppress(DataDependentOutputException, TracedOtherwiseError):
             assert _peak(unit, shapes=True) == _peak(unit, shapes=False), str(unit)
             same += 1
     assert same > 0.9 * len(units) / 3
