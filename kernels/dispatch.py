@@ -37,6 +37,7 @@ _Operand = TypeVar("_Operand", torch.Tensor, torch.Tensor | None)
 
 _forced: str | None = None
 _as_traced = False
+_eager_alone = False
 _recorder: Callable[..., None] | None = None
 _recorded_gpu = ""
 
@@ -139,9 +140,28 @@ def _as_autocast(tensor: _Operand) -> _Operand:
 
 def tracing() -> bool:
     """Say whether tensors made now belong to a trace (`torch.compile`, `torch.export`) and must not be kept."""
-    from torch.utils._python_dispatch import _get_current_dispatch_mode
+    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-    return _as_traced or torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
+    if _eager_alone:
+        raise TracedOtherwiseError("what runs here is not what a trace would hold")
+    # A mode that only looks on (`observes`) leaves eager mode as it is.
+    modes = _get_current_dispatch_mode_stack()
+    return _as_traced or torch.compiler.is_compiling() or any(not getattr(m, "observes", False) for m in modes)
+
+
+class TracedOtherwiseError(RuntimeError):
+    """Something asked whether it is traced, where the answer would show other operations than eager mode's."""
+
+
+@contextlib.contextmanager
+def eager_alone() -> Iterator[None]:
+    """Within it, whoever asks `tracing` gets `TracedOtherwiseError`: shapes alone would not show what runs for real."""
+    global _eager_alone
+    before, _eager_alone = _eager_alone, True
+    try:
+        yield
+    finally:
+        _eager_alone = before
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mixnas.kernels.dispatch import eager_alone
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.cost import cost, unit_cost
 from mixnas.search_space.network import build_unit, deploy_unit, seeded
@@ -32,6 +33,10 @@ from mixnas.search_space.units import IOSpec, Unit, plan
 
 PEAK_MEMORY = "peak_memory_bytes"
 """What the metric is called."""
+
+_IN_THE_INPUTS_PLACE = {torch.ops.aten.col2im.default, torch.ops.aten.im2col.default}
+"""Their kernels on a CPU ask for as much as their input has, and then for what their output needs, if that is more.
+Shapes alone do not show it: `fold`'s output is smaller than what it stands in."""
 
 _BY_SHAPES_MACS = 20_000_000  # from so many on shapes alone are quicker, which take some 10 ms whatever the size
 
@@ -44,6 +49,8 @@ class LiveTensors(TorchDispatchMode):
     Attributes:
         peak: The most bytes that lived together.
     """
+
+    observes = True  # what runs is eager mode's (`dispatch.tracing`)
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,11 +71,11 @@ class LiveTensors(TorchDispatchMode):
         for key in [key for key, (storage, _) in self._live.items() if storage.expired()]:
             del self._live[key]
 
-    def _add(self, tensors: Iterable[Tensor]) -> None:
+    def _add(self, tensors: Iterable[Tensor], least: int = 0) -> None:
         for tensor in tensors:
             storage = tensor.untyped_storage()
             if storage._cdata not in self._live:
-                self._live[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+                self._live[storage._cdata] = StorageWeakRef(storage), max(storage.nbytes(), least)
         self.peak = max(self.peak, sum(size for _, size in self._live.values()))
 
     def __torch_dispatch__(
@@ -78,7 +85,8 @@ class LiveTensors(TorchDispatchMode):
         given = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
         output = func(*args, **(kwargs or {}))
         self._sweep()
-        self._add(t for t in _tensors(output) if t.untyped_storage()._cdata not in given)
+        least = args[0].nbytes if func in _IN_THE_INPUTS_PLACE else 0
+        self._add((t for t in _tensors(output) if t.untyped_storage()._cdata not in given), least)
         return output
 
 
@@ -93,15 +101,17 @@ def unit_peak(unit: Unit) -> int:
     """Bytes that live together at most while a unit works on one example: its input, and all that it makes of it."""
     plain = unit.quant is None or unit.quant.name == "fp32"  # what is stored otherwise depends on the values
     if plain and unit_cost(unit).macs >= _BY_SHAPES_MACS:
-        with contextlib.suppress(Exception):  # of an operator that looks at values, too
+        with contextlib.suppress(Exception):  # of an operator that looks at values, or runs otherwise in a trace, too
             return _peak(unit, shapes=True)
     return _peak(unit, shapes=False)
 
 
 @torch.no_grad()
 def _peak(unit: Unit, *, shapes: bool) -> int:
-    fake: contextlib.AbstractContextManager[object] = FakeTensorMode() if shapes else contextlib.nullcontext()
-    with seeded(torch.Generator().manual_seed(0)), fake:
+    with seeded(torch.Generator().manual_seed(0)), contextlib.ExitStack() as stack:
+        if shapes:
+            stack.enter_context(FakeTensorMode())
+            stack.enter_context(eager_alone())
         module = deploy_unit(build_unit(unit).eval())
         example = torch.zeros(1, *unit.before.size, dtype=torch.long) if unit.tokens else _features(unit.before)
         module(example)  # what a layer makes once and keeps is there from now on
