@@ -91,8 +91,8 @@ def _op(axis: str, context: Context, rng: np.random.Generator, wanted: set[str],
     """An operator that can stand there; one that is still wanted, where one of those can: first of the fewest kinds."""
     names = [n for n in registry.names(axis) if context.kind in registry.get(axis, n).kinds]
     names = [n for n in names if all(getattr(registry.get(axis, n).build, k, False) == v for k, v in needs.items())]
-    kinds = {name: len(registry.get(axis, name).kinds) for name in names}
-    order = sorted(rng.permutation(names).tolist(), key=lambda name: (name not in wanted, kinds[name] * (name in wanted)))
+    scarce = {name: len(registry.get(axis, name).kinds) if name in wanted else math.inf for name in names}
+    order = sorted(rng.permutation(names).tolist(), key=scarce.__getitem__)
     for name, _ in itertools.product(order, range(20)):
         operator = registry.get(axis, name)
         values = {knob: _drawn(allowed, rng) for knob, allowed in operator.knobs.items()}
