@@ -63,8 +63,9 @@ def merges(operator: nn.Module) -> bool:
 def merge(operator: nn.Module) -> nn.Module:
     """Put everything inside that has a form of its own in inference into it, in place; returns the operator."""
     for module in list(operator.modules()):
-        if hasattr(module, "merge"):
-            module.merge()
+        own = getattr(module, "merge", None)
+        if own is not None:
+            own()
     return operator
 
 

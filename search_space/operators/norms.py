@@ -102,6 +102,8 @@ class PRepBatchNorm(nn.Module):
     """
 
     taken: Tensor
+    scale: nn.Parameter | None
+    shift: nn.Parameter | None
 
     def __init__(self, context: Context, *, steps: int) -> None:
         super().__init__()
