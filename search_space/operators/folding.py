@@ -63,9 +63,9 @@ def merges(operator: nn.Module) -> bool:
 def merge(operator: nn.Module) -> nn.Module:
     """Put everything inside that has a form of its own in inference into it, in place; returns the operator."""
     for module in list(operator.modules()):
-        own = getattr(module, "merge", None)
-        if own is not None:
-            own()
+        take_form = getattr(module, "merge", None)
+        if take_form is not None:
+            take_form()
     return operator
 
 
