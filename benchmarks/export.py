@@ -61,9 +61,14 @@ IOS = {
         IOSpec("sequence", (24,), 3, 4, head="attsets", out_size=()),
         IOSpec("sequence", (17,), 12, 3, tokens=True),
     ],
-    "causal": [IOSpec("causal", (16,), 11, 11, head="token", tokens=True)],
+    "causal": [
+        IOSpec("causal", (16,), 11, 11, head="token", tokens=True),
+        IOSpec("causal", (12,), 11, 5, head="unrolled", tokens=True),
+    ],
 }
 WIDTHS = (16, 32)
+BLOCKS = 5
+"""Of a first stage at most: so many that thirty networks have room for every mixer."""
 FORMATS = ("torch-export", "onnx", "safetensors")
 ABSOLUTE = 1e-4
 INPUTS = 64
@@ -83,10 +88,11 @@ def _drawn(knob: Knob, rng: np.random.Generator) -> Value:
 
 
 def _op(axis: str, context: Context, rng: np.random.Generator, wanted: set[str], **needs: Any) -> Op:
-    """An operator that can stand there; one that is still wanted, where one of those can."""
+    """An operator that can stand there; one that is still wanted, where one of those can: first of the fewest kinds."""
     names = [n for n in registry.names(axis) if context.kind in registry.get(axis, n).kinds]
     names = [n for n in names if all(getattr(registry.get(axis, n).build, k, False) == v for k, v in needs.items())]
-    order = sorted(rng.permutation(names).tolist(), key=lambda name: name not in wanted)
+    scarce = {name: len(registry.get(axis, name).kinds) if name in wanted else math.inf for name in names}
+    order = sorted(rng.permutation(names).tolist(), key=scarce.__getitem__)
     for name, _ in itertools.product(order, range(20)):
         operator = registry.get(axis, name)
         values = {knob: _drawn(allowed, rng) for knob, allowed in operator.knobs.items()}
@@ -133,8 +139,10 @@ def _plain(io: IOSpec, rng: np.random.Generator, wanted: Axes) -> dict[str, Any]
     if dense or rng.integers(2):  # keeps the grid
         kept = {knob: 1 if knob in ("stride", "patch_size") else value for knob, value in stem.knobs}
         stem = Op(stem.name, tuple(kept.items()))
-    stages: list[dict[str, Any]] = [{"width": width, "blocks": [block() for _ in range(int(rng.integers(1, 4)))]}]
-    if rng.integers(2):
+    blocks = [block() for _ in range(int(rng.integers(1, BLOCKS + 1)))]
+    stages: list[dict[str, Any]] = [{"width": width, "blocks": blocks}]
+    missed = any(io.kind in registry.get("downsample", name).kinds for name in wanted["downsample"])
+    if rng.integers(2) or (missed and not dense):
         down = Op("none") if dense else _op("downsample", context, rng, wanted["downsample"])
         last = {"mixer": "identity", "channel_mixer": "mlp"}
         stages.append({"width": int(rng.choice(WIDTHS)), "downsample": down.to_plain(), "blocks": [last]})

@@ -57,19 +57,39 @@ def test_only_the_policies_that_a_format_refuses_are_replaced(export):
     block = {"mixer": "pooling", "channel_mixer": "mlp", "quant": {"mixer": "bf16", "channel_mixer": "w8a8"}}
     plain = {
         "stem": "conv",
-        "stages": [{"width": 16, "block": block}, {"width": 16, "block": block | {"quant": "fp32"}}],
+        "stages": [{"width": 16, "block": block}, {"width": 16, "block": block | {"quant": "w8a16"}}],
     }
     architecture, io = Architecture.from_dict(plain), export.IOS["image"][0]
-    spared = export.without_refused(formats.get("onnx"), architecture, io)
-    quants = [(b.quant.name, b.channel_quant.name) for stage in spared.stages for b in stage.blocks]
-    assert quants == [("fp32", "w8a8"), ("fp32", "fp32")]
-    assert export.without_refused(formats.get("torch-export"), architecture, io) == architecture
+
+    def quants(name: str, *, rounds_otherwise: bool) -> list[tuple[str, str]]:
+        spared = export.without_refused(formats.get(name), architecture, io, rounds_otherwise=rounds_otherwise)
+        return [(b.quant.name, b.channel_quant.name) for stage in spared.stages for b in stage.blocks]
+
+    assert quants("onnx", rounds_otherwise=False) == [("fp32", "w8a8"), ("w8a16", "w8a16")]
+    assert quants("onnx", rounds_otherwise=True) == [("fp32", "fp32"), ("w8a16", "w8a16")]
+    assert quants("torch-export", rounds_otherwise=False) == [("bf16", "w8a8"), ("w8a16", "w8a16")]
 
 
 def test_counts_tell_what_is_the_same_to_the_bit(export):
-    agrees = {"result": "agrees", "difference": 0.0, "integers": True}
-    near = {"result": "agrees", "difference": 1e-3, "integers": True}
-    refused = {"result": "refused", "why": "bf16", "with_float32_instead": {"result": "agrees", "difference": 2e-6}}
-    counts = export.counted([{"onnx": agrees}, {"onnx": near}, {"onnx": refused}], ["onnx"])["onnx"]
-    assert (counts["agrees"], counts["refused"], counts["with_float32_instead"]["agrees"]) == (2, 1, 1)
-    assert (counts["integers"], counts["integers_identical"], counts["largest_difference"]) == (2, 1, 1e-3)
+    """Four files: the same; the same whole numbers, other last digits; one that rounds otherwise; one that can't be."""
+    kept = {"layers": 3, "alike": 3, "numbers": 50, "moved": 0}
+    files = [
+        {"result": "agrees", "whole": True, "difference": 0.0, "identical": True},
+        {"result": "agrees", "whole": True, "difference": 1e-6, "identical": False, "integers": kept},
+        {"result": "refused", "whole": True, "difference": 1e-3, "identical": False}
+        | {"integers": kept | {"alike": 2, "moved": 1}},
+        {"result": "refused", "why": "bf16"}
+        | {"with_float32_instead": {"result": "agrees", "difference": 2e-6, "identical": False}},
+    ]
+    counts = export.counted([{"onnx": file} for file in files], ["onnx"])["onnx"]
+    assert (counts["agrees"], counts["refused"], counts["with_float32_instead"]) == (2, 2, {"agrees": 1})
+    assert (counts["identical"], counts["largest_difference"]) == (1, 1e-3)
+    assert counts["largest_difference_of_those_that_agree"] == 2e-6
+    assert counts["of_whole_numbers"] == {
+        "networks": 3,
+        "outputs_identical": 1,
+        "whole_numbers_identical": 2,
+        "refused": 1,
+        "layers": 6,
+        "layers_alike": 5,
+    }

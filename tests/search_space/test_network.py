@@ -158,7 +158,8 @@ def test_every_operator_answers_alike_before_and_after_it_is_deployed(kind):
         x = io.example(2)
         with torch.no_grad():
             before, after = network(x), network.deploy()(x)
-        torch.testing.assert_close(before, after, rtol=1e-5, atol=1e-5)
+        # Of the largest: statistics of no data normalise nothing, and a sum of large numbers may be near zero.
+        torch.testing.assert_close(before, after, rtol=0, atol=1e-5 * max(1.0, before.abs().max().item()))
         stored = sum(t.numel() * t.element_size() for t in network.state_dict().values())
         assert stored == cost(architecture, io).weight_bytes, str(architecture)
 

@@ -150,6 +150,7 @@ class Network(nn.Module):
     def __init__(self) -> None:
         super().__init__()
 {body}
+        self.requires_grad_(False)  # to be run: for weights that are trained, torch adds some sums in another order
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.stages(self.stem(x)))

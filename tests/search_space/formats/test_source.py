@@ -60,7 +60,7 @@ def test_every_operator_and_policy_computes_the_same(kind):
         network = network_of(architecture, IOS[kind])
         text, found = outputs_by_source(network, x)
         with torch.no_grad():
-            torch.testing.assert_close(found, network(x), rtol=0, atol=1e-5)
+            torch.testing.assert_close(found, network(x), rtol=0, atol=0)
         for node in ast.walk(ast.parse(text)):
             assert not isinstance(node, ast.Name) or node.id not in ("triton", "tl", "mixnas")
             imported = [a.name for a in node.names] if isinstance(node, ast.Import) else []
