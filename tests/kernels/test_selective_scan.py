@@ -21,6 +21,7 @@ class TestSelectiveScan(KernelContract):
     function = staticmethod(selective_scan)
     reference = staticmethod(selective_scan_reference)
     operator = "mixnas::selective_scan"
+    registered = _case(2, 3, 4, 2)
     cases: ClassVar = {
         "two parts": _case(2, 19, 37, 5),
         "a span exactly": _case(1, 16, 3, 16),
