@@ -144,9 +144,10 @@ def tracing() -> bool:
 
     if _eager_alone:
         raise TracedOtherwiseError("what runs here is not what a trace would hold")
+    if _as_traced or torch.compiler.is_compiling():  # which cannot look at the modes
+        return True
     # A mode that only looks on (`observes`) leaves eager mode as it is.
-    modes = _get_current_dispatch_mode_stack()
-    return _as_traced or torch.compiler.is_compiling() or any(not getattr(m, "observes", False) for m in modes)
+    return any(not getattr(mode, "observes", False) for mode in _get_current_dispatch_mode_stack())
 
 
 class TracedOtherwiseError(RuntimeError):

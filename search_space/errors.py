@@ -102,7 +102,7 @@ def _fault(error: BaseException) -> str:
 
 
 _LONGEST_SHOWN = 60
-_LONGEST_LIST = 160
+_LONGEST_LIST = 110
 
 
 def shown(value: object) -> str:

@@ -27,6 +27,8 @@ EXACT = 1 << 53
 """Whole numbers below are each a number of its own."""
 
 _MOST_CELLS = 1 << 26
+_LONGEST_WORD = 1000
+"""Characters: an array of words has room for the longest in each of its places."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +93,13 @@ def read_parquet(path: Path, *, target: str | None, id: str | None, time: str | 
         ConfigError: It is damaged, unpacks to too much, or has a column of something else; and see `read_csv`.
     """
     import pyarrow
-    from pyarrow import parquet, types
+    from pyarrow import compute, parquet, types
 
     where = visible(str(path))
     check_file(path)
     try:
-        with parquet.ParquetFile(path) as file:
+        words = [field.name for field in parquet.read_schema(path) if not types.is_nested(field.type)]
+        with parquet.ParquetFile(path, read_dictionary=words) as file:  # a word that comes again is unpacked once
             schema, count = file.schema_arrow, file.metadata.num_rows
             if count * max(len(schema), 1) > _MOST_CELLS:
                 raise ConfigError(
@@ -111,7 +114,15 @@ def read_parquet(path: Path, *, target: str | None, id: str | None, time: str | 
                         f"{where}: column {visible(field.name)} is of type {field.type}; numbers and words are read. "
                         "Bring it into one of them, or take the column out."
                     )
-            values = [column.to_pylist() for column in file.read().columns]
+            table = file.read()
+            for name, column in zip(table.column_names, table.columns, strict=True):
+                for chunk in column.chunks:
+                    own = chunk.dictionary if types.is_dictionary(chunk.type) else chunk
+                    if types.is_string(own.type) or types.is_large_string(own.type):
+                        _check_longest(where, name, compute.max(compute.utf8_length(own)).as_py() or 0)
+            values = [column.to_pylist() for column in table.columns]
+    except ConfigError:
+        raise
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         reason = visible(" ".join(str(error).split()))[:150]
         raise ConfigError(f"{where}: cannot be read as Parquet ({reason}). Save it again.") from error
@@ -134,6 +145,14 @@ def _with_points(where: str, rows: Sequence[Sequence[str]]) -> list[list[str]]:
     return [[cell.replace(",", ".") if _COMMA.fullmatch(cell.strip()) else cell for cell in row] for row in rows]
 
 
+def _check_longest(where: str, column: str, characters: int) -> None:
+    if characters > _LONGEST_WORD:
+        raise ConfigError(
+            f"{where}: column {visible(column)[:100]} has a value of {characters:,} characters; at most "
+            f"{_LONGEST_WORD:,} are read. Shorten it, or take the column out."
+        )
+
+
 def _as_table(
     where: str,
     columns: Sequence[str],
@@ -151,6 +170,8 @@ def _as_table(
     for number, row in enumerate(rows, 2):
         if len(row) != len(columns):
             raise ConfigError(f"{where}, line {number}: has {len(row)} values for {len(columns)} columns.")
+        for name, cell in zip(columns, row, strict=True):
+            _check_longest(f"{where}, line {number}", name, len(cell))
     found = {
         "target": _column(where, columns, "target", target, _TARGETS),
         "id": _column(where, columns, "id", id, _IDS),
@@ -228,8 +249,10 @@ def _numbers(
             except ValueError:
                 found[number, at] = math.nan
             if not abs(found[number, at]) <= _LARGEST:
+                large = math.isfinite(found[number, at])
+                what = f"larger than a float32 holds ({_LARGEST:.2g})" if large else "no finite number"
                 raise ConfigError(
-                    f"{where}, line {number + 2}: {names[at]} is {row[column][:50]!r}, no finite number. Fill it in, "
+                    f"{where}, line {number + 2}: {names[at]} is {row[column][:50]!r}, {what}. Fill it in, "
                     "or leave the series out."
                 )
     return found.astype(np.float32)

@@ -275,3 +275,36 @@ def test_rare_classes_count_the_more_where_that_is_asked(tmp_path):
     np.savez(tmp_path / "n.npz", x=x, y=np.linspace(0, 1, 60))
     with pytest.raises(ConfigError, match="weighted is of classes"):
         by_name("series", path=str(tmp_path / "n.npz"), weighted=True)
+
+
+def test_a_word_without_end_is_refused_before_it_is_spread_over_all_places(tmp_path):
+    """An array of words has room for the longest in each place: 26 kilobytes of Parquet took 21 gigabytes."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    options = {"target": None, "id": None, "time": None, "length": None}
+    for label, refused in (("x" * 1001, True), ("x" * 1000, False)):
+        columns = {"target": [label] * 5 + ["b"] * 5, "c0": [1.0] * 10, "c1": [2.0] * 10}
+        parquet.write_table(pyarrow.table(columns), tmp_path / "d.parquet", compression="zstd")
+        lines = [",".join(columns), *(",".join(map(str, row)) for row in zip(*columns.values(), strict=True))]
+        (tmp_path / "d.csv").write_text("\n".join(lines) + "\n")
+        for read, name in ((read_parquet, "d.parquet"), (read_csv, "d.csv")):
+            if refused:
+                with pytest.raises(ConfigError, match="column target has a value of 1,001 characters; at most 1,000"):
+                    read(tmp_path / name, **options)
+            else:
+                assert read(tmp_path / name, **options).targets[0] == label
+
+
+def test_what_a_float32_does_not_hold_is_called_that(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    columns = {"target": ["a", "b"] * 5, "c0": [1.0] * 10, "c1": [1e300] * 10}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "d.parquet")
+    with pytest.raises(ConfigError, match=r"line 2: c1 is '1e\+300', larger than a float32 holds"):
+        read_parquet(tmp_path / "d.parquet", target=None, id=None, time=None, length=None)
+    parquet.write_table(pyarrow.table({**columns, "c1": [[1.0]] * 10}), tmp_path / "d.parquet")
+    with pytest.raises(ConfigError, match=r"column c1 is of type list<.*>; numbers and words are read") as caught:
+        read_parquet(tmp_path / "d.parquet", target=None, id=None, time=None, length=None)
+    assert "cannot be read as Parquet" not in str(caught.value)

@@ -70,7 +70,10 @@ def test_policies_of_few_bits_keep_their_bytes_and_multiply_integers(quant, tmp_
     network = network_of(Architecture.from_dict(plain), FEATURES)
     file_format, path = formats.get("onnx"), tmp_path / "model.onnx"
     file_format.write(network, path, {})
-    formats.verify(file_format, path, network, FEATURES.example(4, generator=torch.Generator().manual_seed(1)))
+    x = FEATURES.example(4, generator=torch.Generator().manual_seed(1))
+    # How many whole numbers a runtime rounds otherwise depends on the CPU that it runs on; see test_integers.
+    found = formats.verify(file_format, path, network, x, stated=None if quant == "w4a16" else 0.01)
+    assert found.integers is None or found.integers.moved < 0.01 * found.integers.numbers
     assert file_format.weight_bytes(path) == stored_bytes(network)
     operations = [node.op_type for node in onnx.load(str(path)).graph.node]
     assert operations.count("MatMulInteger") == (6 if quant == "w8a8" else 0)
