@@ -88,7 +88,7 @@ def _times(seconds: Range) -> str:
 def _time(seconds: float) -> str:
     from mixnas.search.run.progress import format_seconds
 
-    return f"{1000 * seconds:.2g} ms" if seconds < 1 else format_seconds(seconds)
+    return f"{1000 * seconds:.{1 if seconds < 0.01 else 0}f} ms" if seconds < 0.9995 else format_seconds(seconds)
 
 
 def _engine(config: Config) -> str:
