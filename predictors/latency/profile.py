@@ -375,7 +375,9 @@ class Profiler:
 
         def add(matrix: np.ndarray, work: Mapping[str, float], limit: int) -> None:
             size = self._size_of(matrix)
-            for vector in matrix[np.isfinite(size) & (size <= largest)]:
+            # Those that are small enough as they come; where these are too few, the smallest of the others.
+            matrix, size = matrix[np.isfinite(size)], size[np.isfinite(size)]
+            for vector in matrix[np.argsort(np.maximum(size, largest), kind="stable")]:
                 if len(found) >= limit:
                     break
                 what = self.network_subject(self.space.decode(vector), work)

@@ -102,6 +102,25 @@ def test_what_is_measured_is_planned_from_the_first_timings(tmp_path, monkeypatc
         assert expected <= max(1.2 * left, 3 * network_s)
 
 
+def test_where_too_few_networks_are_small_enough_the_smallest_of_the_others_are_measured(tmp_path):
+    """A busy machine: a profile went on with the smallest alone, had soon measured all of these, and could not fit."""
+    profiler = Profiler(
+        space(), IMAGE, device="cpu", runtime="eager", directory=tmp_path, config=ProfileConfig(measure=QUICK)
+    )
+
+    def sizes(subjects):
+        found = [Architecture.from_canonical(what.config["architecture"]) for what in subjects]
+        return profiler._size_of(profiler.space.encode_many(found))
+
+    whole = np.sort(np.unique(profiler._size_of(profiler.space.sample_many(2000, np.random.default_rng(0)))))
+    chosen = profiler.choose_networks(20, largest=float(whole[2]))
+    small = sizes(chosen) <= whole[2]
+    others = sizes(chosen)[~small].tolist()
+    assert len(chosen) == 20 and small[0] and others and others == sorted(others)
+    assert small.tolist() == sorted(small.tolist(), reverse=True)
+    assert sizes(chosen).max() < np.median(whole)
+
+
 def test_the_largest_networks_that_there_is_time_for():
     sizes = np.array([1.0, 2.0, math.nan, 3.0, 10.0])
     assert largest_affordable(sizes, 1.0, 4, 16.0) == math.inf  # four of the mean size, 4
