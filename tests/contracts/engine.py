@@ -47,7 +47,8 @@ class Kill:
     def __call__(self) -> None:
         for i in range(self._times):
             os.kill(self._pid, self._number)
-            if i + 1 < self._times and self._pid != os.getpid():
+            elsewhere = self._pid != os.getpid() or threading.current_thread() is not threading.main_thread()
+            if i + 1 < self._times and elsewhere:
                 time.sleep(0.5)  # signals are not queued: one that comes before the first is delivered is lost
         if self._times > 1:
             threading.Event().wait(0.2)  # a worker's thread: the main thread hears it
