@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import threading
@@ -46,7 +47,10 @@ class Kill:
 
     def __call__(self) -> None:
         for i in range(self._times):
-            os.kill(self._pid, self._number)
+            if self._pid == os.getpid():  # a thread that is sent one does not wake the main thread, which hears it
+                signal.pthread_kill(threading.main_thread().ident, self._number)
+            else:
+                os.kill(self._pid, self._number)
             elsewhere = self._pid != os.getpid() or threading.current_thread() is not threading.main_thread()
             if i + 1 < self._times and elsewhere:
                 time.sleep(0.5)  # signals are not queued: one that comes before the first is delivered is lost
@@ -78,11 +82,12 @@ class Counted:
 
     def __call__(self, architecture):
         with open(self._path, "a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # two that both count two more would leave out the n-th
             file.write(f"{architecture.id}\n")
-        if self._then is not None:
+            file.flush()
             count = len(self.ids)
-            if count == self._n or (self._later and count > self._n):
-                self._then()
+        if self._then is not None and (count == self._n or (self._later and count > self._n)):
+            self._then()
         return analytic(architecture)
 
 
