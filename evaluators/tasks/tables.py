@@ -170,8 +170,10 @@ def _as_table(
     for number, row in enumerate(rows, 2):
         if len(row) != len(columns):
             raise ConfigError(f"{where}, line {number}: has {len(row)} values for {len(columns)} columns.")
-        for name, cell in zip(columns, row, strict=True):
-            _check_longest(f"{where}, line {number}", name, len(cell))
+        longest = max(map(len, row))  # for each row of many: what is said of it is made where it is refused
+        if longest > _LONGEST_WORD:
+            column = columns[[len(cell) for cell in row].index(longest)]
+            _check_longest(f"{where}, line {number}", column, longest)
     found = {
         "target": _column(where, columns, "target", target, _TARGETS),
         "id": _column(where, columns, "id", id, _IDS),

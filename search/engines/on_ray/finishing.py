@@ -82,7 +82,7 @@ class _Finishing:
 
     def __init__(self, requests: Sequence[Request], total: int, should_stop: Callable[[], bool]) -> None:
         self._waiting = deque(_Finalist(i, request) for i, request in enumerate(requests))
-        self._total, self._should_stop = total, should_stop
+        self._should_stop = should_stop
         self.ended = total - len(requests)
         self.ready: deque[tuple[int, Outcome]] = deque()
 
