@@ -15,21 +15,25 @@ class MaskedEncoding:
     """Integer vectors to real ones: a column per category, one per numeric choice, all zero where inactive.
 
     Two different categories are at squared distance 1, the ends of a numeric choice likewise.
+
+    Attributes:
+        group: Of each column, its variable.
+        levels: Per variable, the column's value for each option of a numeric choice; None for categories.
     """
 
     def __init__(self, values: Sequence[Sequence[Any]]) -> None:
         """Args: values: per variable, what may be chosen; numbers are ordered, anything else is a category."""
         self.group: list[int] = []
-        self._numeric: list[np.ndarray | None] = []
+        self.levels: list[np.ndarray | None] = []
         for v, options in enumerate(values):
             numeric = len(options) > 2 and all(isinstance(o, int | float) and not isinstance(o, bool) for o in options)
             if numeric:
                 # Ordered by size, evenly spaced: expansions of 1, 2 and 4 are steps of one.
                 rank = np.argsort(np.argsort(np.array(options, dtype=float)))
-                self._numeric.append(rank / (len(options) - 1) - 0.5)
+                self.levels.append(rank / (len(options) - 1) - 0.5)
                 self.group.append(v)
             else:
-                self._numeric.append(None)
+                self.levels.append(None)
                 self.group += [v] * len(options)
         self._counts = [len(options) for options in values]
 
@@ -39,7 +43,7 @@ class MaskedEncoding:
         if encoded.ndim != 2 or encoded.shape[1] != len(self._counts):
             raise ConfigError(f"vectors of shape {encoded.shape}; expected (rows, {len(self._counts)}).")
         columns = []
-        for v, (count, levels) in enumerate(zip(self._counts, self._numeric, strict=True)):
+        for v, (count, levels) in enumerate(zip(self._counts, self.levels, strict=True)):
             chosen = encoded[:, v]
             if ((chosen < -1) | (chosen >= count)).any():
                 raise ConfigError(f"variable {v}: a value outside -1 to {count - 1}.")
@@ -55,8 +59,10 @@ class ChoiceEncoding:
 
     `choices` are the columns of `MaskedEncoding`, with a further one for each choice that may be inactive: to be there
     is as far from not being there as one value from another. `counts` are, for choices of one kind, the share of them
-    that stands at each value: two architectures of the same operators in another order have the same counts. A kind's
-    counts of two random architectures are at squared distance 1 on average.
+    that stands at each value: two architectures of the same operators in another order have the same counts. Of
+    numbers with more values than there are choices of the kind it is their mean level: shares would be noughts and
+    ones, and tell no more than the choices do. A kind's counts of two random architectures are at squared distance 1
+    on average.
 
     Attributes:
         variables: How many there are.
@@ -87,8 +93,12 @@ class ChoiceEncoding:
         members: dict[Hashable, list[int]] = {}
         for v, options in enumerate(values):
             members.setdefault((tuple(options), None if kinds is None else kinds[v]), []).append(v)
-        self._kinds = [(np.array(m), len(values[m[0]])) for m in members.values() if len(m) > 1]
-        sizes = [count for _, count in self._kinds]
+        self._kinds = [
+            (np.array(m), len(values[m[0]]), masked.levels[m[0]] if len(values[m[0]]) > len(m) else None)
+            for m in members.values()
+            if len(m) > 1
+        ]
+        sizes = [count if levels is None else 1 for _, count, levels in self._kinds]
         self.count_group = np.repeat(np.arange(len(sizes)), sizes)
 
     def check(self, encoded: np.ndarray) -> None:
@@ -105,8 +115,12 @@ class ChoiceEncoding:
         """(rows, variables) integers, -1 inactive, to (rows, columns)."""
         encoded = np.asarray(encoded)
         found = []
-        for members, count in self._kinds:
+        for members, count, levels in self._kinds:
             chosen = encoded[:, members]
+            if levels is not None:
+                mean = np.where(chosen >= 0, levels[np.maximum(chosen, 0)], 0.0).mean(axis=1, keepdims=True)
+                found.append(mean / (math.sqrt(2 / len(members)) * levels.std()))
+                continue
             share = np.stack([(chosen == position).sum(axis=1) for position in range(count)], axis=1) / len(members)
             found.append(share / math.sqrt(2 * (1 - 1 / count) / len(members)))
         return np.hstack(found) if found else np.zeros((len(encoded), 0))

@@ -19,6 +19,7 @@ from mixnas.search_space.errors import ConfigError
 
 MODELS = ("gp", "svr", "ridge")
 _CLOSE = 0.05  # models whose cross-validated rank correlation is so near to the best are averaged with it, at least
+_RANKS_GAIN = 0.05  # by so many standard errors of a rank correlation ranks have to be better to be fitted instead
 _FEW = 200  # rows up to which settings are chosen on all rows, each held out once, rather than on a quarter of them
 
 
@@ -280,7 +281,8 @@ class Surrogate:
             close = max(_CLOSE, 1 / math.sqrt(len(rows)))
             near = {name: one for name, one in found.items() if scores[f"{name}{suffix}"] >= best - close}
             mean = np.mean([means for _, means, _ in near.values()], axis=0)
-            tried.append((rank_correlation(mean, y), suffix, scale, near))
+            gain = rank_correlation(mean, y) - (_RANKS_GAIN / math.sqrt(len(rows)) if ranks else 0.0)
+            tried.append((gain, suffix, scale, near))
         _, suffix, scale, near = max(tried, key=lambda one: one[0])
         y = scale.forward(metric)
         mean = np.mean([means for _, means, _ in near.values()], axis=0)

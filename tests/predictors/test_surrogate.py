@@ -53,6 +53,15 @@ def test_what_is_there_and_what_is_counted():
     assert ((random[::2] - random[1::2]) ** 2).sum(1).mean() == pytest.approx(1, abs=0.1)
 
 
+def test_of_many_numbers_the_mean_is_counted():
+    encoding = ChoiceEncoding([tuple(range(10))] * 3)
+    rows = np.random.default_rng(0).integers(0, 10, (4000, 3))
+    counts = encoding.counts(rows)
+    assert counts.shape == (4000, 1)
+    assert np.corrcoef(counts[:, 0], rows.mean(axis=1))[0, 1] == pytest.approx(1)
+    assert ((counts[::2] - counts[1::2]) ** 2).mean() == pytest.approx(1, abs=0.1)
+
+
 @pytest.fixture(scope="module")
 def conditional():
     plain = {
