@@ -4,10 +4,11 @@
     python benchmarks/search.py nsga2         this project's NSGA-II beside Optuna's own, on the same tables
     python benchmarks/search.py surrogate     rank correlation and coverage of `predictors.surrogate` and plain models
     python benchmarks/search.py constraint    20 searches with a budget on latency: fronts within it, by measurement
+    python benchmarks/search.py clock         all strategies on the digits: hypervolume by the clock, with --seeds 3
 
 The tables are not part of this repository: `--data` says where they are (default: ../shared/data). The first three
 do not depend on how busy the machine is, but for the time of a proposal; `growth` counts the processor's seconds, and
-`constraint` measures.
+`constraint` and `clock` measure.
 """
 
 from __future__ import annotations
@@ -410,10 +411,24 @@ def constraint(args: argparse.Namespace) -> None:
     )
 
 
+def clock(args: argparse.Namespace) -> None:
+    """See `_strategies.py`."""
+    import _strategies
+
+    write("clock", _strategies.run(RESULTS, ROOT / "configs" / "digits.yaml", args.seeds, 1, say))
+
+
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = {"table": table, "nsga2": nsga2, "surrogate": surrogate, "growth": growth, "constraint": constraint}
+    parts = {
+        "table": table,
+        "nsga2": nsga2,
+        "surrogate": surrogate,
+        "growth": growth,
+        "constraint": constraint,
+        "clock": clock,
+    }
     parser.add_argument("part", choices=parts)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="where the tables are")
     parser.add_argument("--seeds", type=int, default=20)

@@ -46,7 +46,7 @@ class Point:
     metrics: dict[str, float]
 
 
-def _run(config: Config, source: Path, folder: Path, name: str) -> tuple[list[Point], float, dict[str, float]]:
+def searched(config: Config, source: Path, folder: Path, name: str) -> tuple[list[Point], float, dict[str, float]]:
     """One search: its networks, how long it took, and seconds by phase."""
     started = time.time()
     points: list[Point] = []
@@ -70,7 +70,7 @@ def _run(config: Config, source: Path, folder: Path, name: str) -> tuple[list[Po
     return sorted(points, key=lambda point: point.seconds), seconds, phases
 
 
-def _ever_on_front(points: list[Point], objectives: tuple[Objective, ...]) -> list[Point]:
+def ever_on_front(points: list[Point], objectives: tuple[Objective, ...]) -> list[Point]:
     """Points that nothing earlier dominates."""
     kept: list[Point] = []
     for point in points:
@@ -80,7 +80,7 @@ def _ever_on_front(points: list[Point], objectives: tuple[Objective, ...]) -> li
     return kept
 
 
-def _measure(points: list[Point], threads: int) -> None:
+def measure(points: list[Point], threads: int) -> None:
     """Give all points latencies that compare."""
     torch.set_num_threads(threads)
     unique = {point.architecture.id: point.architecture for point in points}
@@ -100,7 +100,7 @@ def _measure(points: list[Point], threads: int) -> None:
         point.metrics["latency_ms"] = latencies[point.architecture.id].latency.ms
 
 
-def _curve(
+def curve(
     points: list[Point], times: np.ndarray, reference: Reference, objectives: tuple[Objective, ...]
 ) -> list[float]:
     values = np.array([[point.metrics[o.name] for o in objectives] for point in points])
@@ -116,27 +116,27 @@ def run(args: argparse.Namespace, results: Path, say: Callable[[str], None]) -> 
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(args.seeds):
             supernet = load_config(source, settings=[f"search.seed={seed}"])
-            points, seconds, phases = _run(supernet, source, Path(folder), f"supernet-{seed}")
+            points, seconds, phases = searched(supernet, source, Path(folder), f"supernet-{seed}")
             runs.append({"kind": "super-network", "seed": seed, "points": points, "seconds": seconds, "phases": phases})
             say(f"seed {seed}: super-network {seconds:.0f} s, {len(points)} networks")
             settings = [f"search.seed={seed}", "search.evaluator=standalone", "search.strategy=nsga2",
                         "search.trials=100000", f"search.time={seconds:.1f}"]  # fmt: skip
-            points, seconds, phases = _run(
+            points, seconds, phases = searched(
                 load_config(source, settings=settings), source, Path(folder), f"standalone-{seed}"
             )
             runs.append({"kind": "stand-alone", "seed": seed, "points": points, "seconds": seconds, "phases": phases})
             say(f"seed {seed}: stand-alone {seconds:.0f} s, {len(points)} networks")
     for r in runs:
         r["networks"] = len(r["points"])
-        r["points"] = _ever_on_front(r["points"], objectives)
+        r["points"] = ever_on_front(r["points"], objectives)
     everything = [point for r in runs for point in r["points"]]
-    _measure(everything, args.threads)
+    measure(everything, args.threads)
     values = np.array([[point.metrics[o.name] for o in objectives] for point in everything])
     reference = Reference.of(values, objectives)
     times = np.linspace(0, max(r["seconds"] for r in runs), 150)
     series, curves_by_kind, summary = [], {}, {}
     for kind in ("stand-alone", "super-network"):
-        curves = np.array([_curve(r["points"], times, reference, objectives) for r in runs if r["kind"] == kind])
+        curves = np.array([curve(r["points"], times, reference, objectives) for r in runs if r["kind"] == kind])
         low, mean, high = curves.min(axis=0).tolist(), curves.mean(axis=0).tolist(), curves.max(axis=0).tolist()
         points, band = list(zip(times, mean, strict=True)), list(zip(times, low, high, strict=True))
         series.append(Series(f"{kind} search", points, line=True, marks=False, band=band))
