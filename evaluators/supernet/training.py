@@ -57,7 +57,8 @@ _MOST = 256  # sub-networks a step, and processes
 _PROBE_SHARE = 0.03  # of the time budget is spent on measuring how long a step takes
 _MIN_PROBES = 4
 _LOOKS = 40  # at the time, over the planned steps
-_LATE = 0.1  # of the time budget by which the steps may be late before there are fewer of them
+_LATE = 0.1  # of the time budget by which the steps may be late, or early, before there are fewer of them, or more
+_EARLY = 0.5  # share of the steps until which there may be more: later the learning rate has come down
 _LEAST_END = 0.05  # of the steps so far are taken in any case: the learning rate has to come down
 
 
@@ -270,21 +271,23 @@ class _Training:
             self.steps = self._planned_steps()
         if self.config.ema and not self.average and self.step < self.steps:
             self.average = [p.detach().clone() for p in self.parameters]
-        started = saved = time.perf_counter()
+        started = saved = now = time.perf_counter()
         before = self.seconds
         losses: list[float] = []
+        times: list[float] = []
         stop = False
         epoch = self.batches.per_epoch
-        first, look = self.step, max(1, self.steps // _LOOKS)
+        look = max(1, self.steps // _LOOKS)
         with unchanged_globals(0, self.device):
             data = self._data(self.step)
             while self.step < self.steps and not stop:
                 loss, stop = self._step(*next(data), asked=should_stop is not None and should_stop())
                 losses = [*losses[1 - epoch :], loss] if epoch > 1 else [loss]
-                now = time.perf_counter()
+                last, now = now, time.perf_counter()
                 self.seconds = before + now - started
+                times.append(now - last)
                 if self.config.seconds is not None and self.step % look == 0:
-                    self._replan((now - started) / (self.step - first))
+                    self._replan(float(np.mean(times[len(times) // 2 :])))
                 report(self.step, self.steps, loss=loss)
                 if now - saved >= self.config.checkpoint_every and self.step < self.steps:
                     self._save()
@@ -416,14 +419,19 @@ class _Training:
     def _replan(self, step_s: float) -> None:
         """Fewer steps, where those that are left take longer than there is time: the machine is slower than it was.
 
+        Or more, where they take less: the first steps are the slowest, since an operator's first call prepares much,
+        and of a space with many operators there are many first calls.
+
         Args:
-            step_s: Seconds of a step so far.
+            step_s: Seconds of a step, of the latter half of those so far.
         """
         assert self.steps is not None and self.config.seconds is not None
-        left_s, steps = self.config.seconds - self.seconds, self.steps
-        if (steps - self.step) * step_s > left_s + _LATE * self.config.seconds:
+        left_s, late_s, steps = self.config.seconds - self.seconds, _LATE * self.config.seconds, self.steps
+        if (steps - self.step) * step_s > left_s + late_s:
             least = math.ceil(_LEAST_END * self.step)
             steps = min(steps, self.step + max(round(max(left_s, 0.0) / step_s), least))
+        elif self.step <= _EARLY * steps and (steps - self.step) * step_s < left_s - late_s:
+            steps = self.step + round(left_s / step_s)
         self.steps = self.group.agree(steps)
 
     # -- checkpoints ------------------------------------------------------------------------------------------------

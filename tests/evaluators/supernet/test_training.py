@@ -196,7 +196,7 @@ def test_a_checkpoint_of_an_earlier_version_is_refused(digits):
 
 
 def test_a_time_budget_decides_the_steps_once(digits, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "_LATE", float("inf"))  # whatever the machine does meanwhile
+    clocked(monkeypatch, Clock(0.1, 0.1, 0))
     path = tmp_path / "supernet.safetensors"
     config = dataclasses.replace(CONFIG, steps=None, seconds=1.5)
     untouched, supernet = weights(tiny_supernet(digits)), tiny_supernet(digits)
@@ -339,10 +339,9 @@ class Clock:
         self.now += self._fast if self.steps <= self._quick else self._slow
 
 
-@pytest.mark.parametrize(("slow", "taken"), [(0.1, 100), (0.2, 67), (0.5, 47)])
-def test_a_machine_that_becomes_slower_gets_fewer_steps(digits, tmp_path, monkeypatch, slow, taken):
-    """40 s were 77 where a neighbour came; the steps that were planned were all taken."""
-    clock, moved = Clock(0.1, slow, 40), []
+def clocked(monkeypatch, clock: Clock) -> list[float]:
+    """Let trainings go by this clock; the learning rate of each step that they take, those of probes being 0."""
+    moved: list[float] = []
     train = training._Training._train
 
     def timed(self, *args: object, **kwargs: object) -> object:
@@ -352,6 +351,14 @@ def test_a_machine_that_becomes_slower_gets_fewer_steps(digits, tmp_path, monkey
 
     monkeypatch.setattr(training._Training, "_train", timed)
     monkeypatch.setattr(training, "time", clock)
+    return moved
+
+
+@pytest.mark.parametrize(("slow", "taken"), [(0.1, 100), (0.2, 67), (0.5, 47)])
+def test_a_machine_that_becomes_slower_gets_fewer_steps(digits, tmp_path, monkeypatch, slow, taken):
+    """40 s were 77 where a neighbour came; the steps that were planned were all taken."""
+    clock = Clock(0.1, slow, 40)
+    moved = clocked(monkeypatch, clock)
     config = dataclasses.replace(CONFIG, steps=None, seconds=10.0)
     watch = Watch()
     result = train_supernet(tiny_supernet(digits), digits, config, seed=0, report=watch, checkpoint=tmp_path / "store")
@@ -360,3 +367,16 @@ def test_a_machine_that_becomes_slower_gets_fewer_steps(digits, tmp_path, monkey
     assert clock.now <= 10.0 * 1.2
     assert moved[-1] < 0.05 * max(moved)  # the learning rate came down all the same
     assert training.is_trained(tmp_path / "store")
+
+
+def test_a_training_whose_first_steps_were_slow_gets_more(digits, tmp_path, monkeypatch):
+    """Of a space with 60 mixers 25 steps were planned for 200 s, and took 39."""
+    clock = Clock(1.0, 0.1, 8)
+    moved = clocked(monkeypatch, clock)
+    config = dataclasses.replace(CONFIG, steps=None, seconds=20.0)
+    watch = Watch()
+    result = train_supernet(tiny_supernet(digits), digits, config, seed=0, report=watch, checkpoint=tmp_path / "store")
+    assert watch.seen[0][1] == pytest.approx(16, abs=1)  # 20 s less four probes, at 1 s
+    assert result.steps == len(watch.seen) and 100 <= result.steps <= 124  # 12 s at 0.1 s, after four more at 1 s
+    assert 18 <= clock.now <= 22
+    assert moved[-1] < 0.05 * max(moved)  # the learning rate came down at the new end
