@@ -1,4 +1,4 @@
-"""The tours have every operator there is: a new one is one line in a configuration, or has a reason why it is in none."""
+"""The tours have every operator there is: a new one is one line in a configuration, or has a reason."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_what_serves_a_tours_task_is_on_it_or_has_a_reason(tours, tour):
     assert not missing, f"configs/{tour}-tour.yaml lacks {', '.join(missing)}; or benchmarks/tours.py a reason"
     stale = sorted(f"{axis} {name}" for axis, name in set(reasons) - (serving - here))
     assert not stale, (
-        f"benchmarks/tours.py says why these are not on the {tour} tour, and they are or are none: {stale}"
+        f"benchmarks/tours.py says why these are not on the {tour} tour, and they are: {stale}"
     )
 
 
