@@ -137,7 +137,7 @@ class Segmentation(Task):
         check_flags(where, weighted=weighted, flip=flip, crop=crop, offsets=offsets)
         if offsets and stride > 1:
             raise ConfigError(
-                f"{where}: offsets is true and stride is {stride}. Its head answers each token: stride=1."
+                f"{where}: offsets is true and stride is {stride}. Its head answers each token: 1."
             )
         check_shares(where, validation, test, seed)
         check_share(where, label_smoothing=label_smoothing)
