@@ -4,6 +4,7 @@
     python benchmarks/tours.py operators             # nas search -c configs/operators-tour.yaml, and what follows it
     python benchmarks/tours.py sequence              # nas search -c configs/sequence-tour.yaml, likewise
     python benchmarks/tours.py operators --run RUN   # what follows the search, of a finished run
+    python benchmarks/tours.py sequence --set search.trials=4 --set train.steps=5 -o FOLDER   # a short one, to try it
 
 A front has the best operators only. For those that stand in none of its networks, nor in another finalist,
 architectures of the space are drawn that have them; these are trained and measured as the finalists were. Writes
@@ -46,12 +47,32 @@ from mixnas.search_space.files import atomic_write, write_json  # noqa: E402
 from mixnas.search_space.space import SearchSpace  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
-AXES = ("stem", "norm", "downsample", "mixer", "gate", "channel_mixer")
+AXES = ("stem", "norm", "downsample", "mixer", "gate", "channel_mixer", "head")
 DRAWN = 4000
 """Architectures among which those are looked for that have the operators that are left."""
 
 Names = set[tuple[str, str]]
 """Operators: (axis, name)."""
+
+TOURS = {"operators": "image", "sequence": "causal"}
+"""The kind of task that each is of."""
+
+_HEAD = "a head is the task's and not the space's: {} ends in `{}`"
+ELSEWHERE: dict[str, dict[tuple[str, str], str]] = {
+    "operators": {
+        ("head", "attsets"): _HEAD.format("digits", "pool"),
+        ("head", "offset_learning"): _HEAD.format("digits", "pool") + "; segmentation may end in it (`offsets`)",
+        ("head", "sub_pixel"): _HEAD.format("digits", "pool") + "; configs/super_resolution.yaml ends in it",
+        ("head", "token"): _HEAD.format("digits", "pool") + "; configs/segmentation.yaml and the other tour end in it",
+    },
+    "sequence": {
+        ("stem", "linear"): "tokens are embedded; it is on the other tour",
+        ("head", "attsets"): _HEAD.format("mqar", "token"),
+        ("head", "pool"): _HEAD.format("mqar", "token") + "; the other tour ends in it",
+        ("head", "unrolled"): _HEAD.format("mqar", "token"),
+    },
+}
+"""Of each tour the operators that serve its kind of task and cannot stand in its networks, and why."""
 
 
 def say(text: str) -> None:
@@ -59,12 +80,13 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def operators_of(architecture: Architecture) -> Names:
-    """What stands in an architecture; what does nothing ("none") is no operator."""
+def operators_of(architecture: Architecture, head: str) -> Names:
+    """What stands in an architecture, and its task's head; what does nothing ("none") is no operator."""
 
     def all_ops() -> Iterator[tuple[str, Op]]:
         yield "stem", architecture.stem
         yield "norm", architecture.norm
+        yield "head", Op(head)
         for stage in architecture.stages:
             yield "downsample", stage.downsample
             for block in stage.blocks:
@@ -73,28 +95,33 @@ def operators_of(architecture: Architecture) -> Names:
     return {(axis, op.name) for axis, op in all_ops() if op.name != "none"}
 
 
-def registered(kind: str) -> Names:
-    """The operators that serve a kind of task, but for those that do nothing."""
+def serving(tour: str) -> Names:
+    """The operators that serve a tour's kind of task, but for those that do nothing."""
     return {
         (axis, name)
         for axis in AXES
         for name in registry.names(axis)
-        if name != "none" and kind in registry.get(axis, name).kinds
+        if name != "none" and TOURS[tour] in registry.get(axis, name).kinds
     }
 
 
-def cover(space: SearchSpace, wanted: Names) -> tuple[list[Architecture], Names]:
+def wanted(tour: str) -> Names:
+    """Those that must come to stand in a trained and measured network: all but those of `ELSEWHERE`."""
+    return serving(tour) - set(ELSEWHERE[tour])
+
+
+def cover(space: SearchSpace, head: str, left: Names, count: int = DRAWN) -> tuple[list[Architecture], Names]:
     """Architectures of the space that together have the operators, and those that none of the drawn has.
 
     Greedy: of random ones the one that has most of what is left, until nothing is left.
     """
     rng = np.random.default_rng(0)
-    drawn = [space.sample(rng) for _ in range(DRAWN)]
-    has = [operators_of(architecture) & wanted for architecture in drawn]
+    drawn = [space.sample(rng) for _ in range(count)]
+    has = [operators_of(architecture, head) & left for architecture in drawn]
     chosen: list[Architecture] = []
-    left = set(wanted)
+    left = set(left)
     while left:
-        best = max(range(DRAWN), key=lambda i: len(has[i] & left))
+        best = max(range(count), key=lambda i: len(has[i] & left))
         if not has[best] & left:
             break
         chosen.append(drawn[best])
@@ -129,17 +156,17 @@ def finished(run: Run, architectures: Sequence[Architecture]) -> list[dict[str, 
     return [found[i] for i in sorted(found)]
 
 
-def measured_names(front: Front) -> dict[str, Names]:
+def measured_names(front: Front, head: str) -> dict[str, Names]:
     """Of each final network with a measured latency, its operators, by the architecture's id."""
     members = [m for m in (*front.members, *front.others) if m.latency is not None and m.latency.kind == "measured"]
-    return {m.id: operators_of(Architecture.from_canonical(m.architecture)) for m in members}
+    return {m.id: operators_of(Architecture.from_canonical(m.architecture), head) for m in members}
 
 
-def tally(kind: str, finalists: Mapping[str, Names], others: Sequence[Names]) -> dict[str, Any]:
+def tally(tour: str, finalists: Mapping[str, Names], others: Sequence[Names]) -> dict[str, Any]:
     """By axis: each operator with the trained and measured networks that have it, and those that no network has."""
     table: dict[str, Any] = {}
     for axis in AXES:
-        names = sorted(name for a, name in registered(kind) if a == axis)
+        names = sorted(name for a, name in wanted(tour) if a == axis)
         rows = {}
         for name in names:
             key = (axis, name)
@@ -148,35 +175,37 @@ def tally(kind: str, finalists: Mapping[str, Names], others: Sequence[Names]) ->
                 "others": sum(key in had for had in others),
             }
         missing = [name for name, row in rows.items() if not row["finalists"] + row["others"]]
-        table[axis] = {"registered": len(names), "in_a_network": len(names) - len(missing), "missing": missing}
+        table[axis] = {"wanted": len(names), "in_a_network": len(names) - len(missing), "missing": missing}
+        table[axis]["elsewhere"] = {name: why for (a, name), why in ELSEWHERE[tour].items() if a == axis}
         table[axis]["networks"] = rows
     return table
 
 
-def tour(name: str, path: Path | None, folder: Path) -> dict[str, Any]:
+def tour(name: str, path: Path | None, settings: Sequence[str], folder: Path) -> dict[str, Any]:
     """Search (or open a run), bring the rest into networks, write both files; returns the record."""
     config = ROOT / "configs" / f"{name}-tour.yaml"
     begun = time.monotonic()
-    run = mixnas.search(config, progress="lines") if path is None else Run.open(path)
+    run = mixnas.search(config, settings=settings, progress="lines") if path is None else Run.open(path)
     seconds = None if path is not None else round(time.monotonic() - begun, 1)
     front = run.front()
     space = SearchSpace.from_dict(run.config()["space"], str(run.path))
     task = Problem(read_config(run.config(), run.path / "config.yaml")).task
-    finalists = measured_names(front)
-    left = registered(task.io.kind) - set().union(*finalists.values())
-    architectures, nowhere = cover(space, left)
+    head = task.io.head
+    finalists = measured_names(front, head)
+    left = wanted(name) - set().union(*finalists.values())
+    architectures, nowhere = cover(space, head, left)
     say(f"{len(left)} operators are in none of {len(finalists)} finalists; {len(architectures)} networks have them")
     begun = time.monotonic()
     covering = finished(run, architectures)
     good = [each for each in covering if not each["failure"]]
-    others = [operators_of(Architecture.from_canonical(each["architecture"])) for each in good]
+    others = [operators_of(Architecture.from_canonical(each["architecture"]), head) for each in good]
     record = {
-        "command": f"python benchmarks/tours.py {name}",
+        "command": " ".join(["python benchmarks/tours.py", name, *(f"--set {each}" for each in settings)]),
         "config": f"configs/{name}-tour.yaml",
         "seconds": {"search": seconds, "networks of the rest": round(time.monotonic() - begun, 1)},
         "phases": run.manifest["phases"],
         "architectures": space.size(),
-        "operators": tally(task.io.kind, finalists, others),
+        "operators": tally(name, finalists, others),
         "in_no_architecture_drawn": sorted(f"{axis} {op}" for axis, op in nowhere),
         "front": front.to_plain(),
         "networks_of_the_rest": covering,
@@ -192,14 +221,18 @@ def tour(name: str, path: Path | None, folder: Path) -> dict[str, Any]:
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tour", choices=("operators", "sequence"))
+    parser.add_argument("tour", choices=tuple(TOURS))
     parser.add_argument("--run", type=Path, metavar="RUN", help="a finished run of the configuration")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a change of the configuration")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS, metavar="FOLDER", help="where the files go")
     args = parser.parse_args()
-    record = tour(args.tour, args.run, args.output)
+    if args.run and args.set:
+        parser.error("--run is of a search that has ended, and --set changes one that is to come: give one of them.")
+    args.output.mkdir(parents=True, exist_ok=True)
+    record = tour(args.tour, args.run, args.set, args.output)
     for axis, row in record["operators"].items():
         missing = f"; not {', '.join(row['missing'])}" if row["missing"] else ""
-        print(f"{axis}: {row['in_a_network']} of {row['registered']} in a trained and measured network{missing}")
+        print(f"{axis}: {row['in_a_network']} of {row['wanted']} in a trained and measured network{missing}")
     return 0
 
 

@@ -94,6 +94,7 @@ class Segmentation(Task):
         size: Extent of what networks read, one number or [height, width]; by default as of `folder`, 32 for drawn ones.
         stride: How many pixels of each extent a token of the last stage has: the head is `sub_pixel` with this scale,
             `token` where it is 1.
+        offsets: Whether the head is `offset_learning`: classes attend to tokens and tokens to classes. Of stride 1.
         channels: 1 or 3.
         weighted: Whether a class counts the more in training the fewer pixels it has.
         flip: Whether training pictures are mirrored left to right.
@@ -117,6 +118,7 @@ class Segmentation(Task):
         labels: Sequence[str] | None = None,
         size: int | Sequence[int] | None = None,
         stride: int = 2,
+        offsets: bool = False,
         channels: int = 3,
         weighted: bool = False,
         flip: bool = True,
@@ -132,7 +134,11 @@ class Segmentation(Task):
         check_whole(where, low=1, high=16, stride=stride)
         if channels not in (1, 3) or isinstance(channels, bool):
             raise ConfigError(f"{where}: channels is {channels!r}. Allowed: 1, 3.")
-        check_flags(where, weighted=weighted, flip=flip, crop=crop)
+        check_flags(where, weighted=weighted, flip=flip, crop=crop, offsets=offsets)
+        if offsets and stride > 1:
+            raise ConfigError(
+                f"{where}: offsets is true and stride is {stride}. Its head answers each token: 1."
+            )
         check_shares(where, validation, test, seed)
         check_share(where, label_smoothing=label_smoothing)
         check_memory(where, memory_gib)
@@ -149,7 +155,8 @@ class Segmentation(Task):
             extents = extents or (suited(_median_extent(pairs)),) * 2
             _check_room(where, pairs, extents, channels, memory_gib)
             found = {name: _decoded(pairs[name], extents, channels, names) for name in SPLITS}
-        self._set_up(found, names, stride, weighted)
+        head = "sub_pixel" if stride > 1 else "offset_learning" if offsets else "token"
+        self._set_up(found, names, stride, head, weighted)
         self._flip, self._shift = flip, max(1, min(self.io.size) // 8) if crop else 0
         height, width = self.io.size
         self._about = {
@@ -163,6 +170,7 @@ class Segmentation(Task):
         found: Mapping[str, tuple[NDArray[np.uint8], NDArray[np.uint8]]],
         names: tuple[str, ...] | None,
         stride: int,
+        head: str,
         weighted: bool,
     ) -> None:
         counted = {name: np.bincount(masks.ravel(), minlength=256)[:UNLABELLED] for name, (_, masks) in found.items()}
@@ -187,7 +195,7 @@ class Segmentation(Task):
         spread = np.sqrt(np.maximum(second - first**2, 0.25))
         self.io = IOSpec(
             "image", (height, width), channels, count,
-            head="token" if stride == 1 else "sub_pixel", head_knobs=() if stride == 1 else (("scale", stride),),
+            head=head, head_knobs=(("scale", stride),) if head == "sub_pixel" else (),
             out_size=(height, width),
             mean=tuple(round(float(v), 4) for v in first), std=tuple(round(float(v), 4) for v in spread),
         )  # fmt: skip

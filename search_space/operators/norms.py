@@ -78,6 +78,11 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ..., C) to the same."""
+        if not torch.is_grad_enabled() and not torch.compiler.is_exporting():
+            # A sequence as an image of one row: for images alone torch reads channels last as they are.
+            image = x.flatten(1, -2).unsqueeze(1).permute(0, 3, 1, 2)
+            y = F.group_norm(image, self.num_groups, self.weight, self.bias, self.eps)
+            return y.permute(0, 2, 3, 1).reshape(x.shape)
         # As a layer norm over a group's numbers: with channels last torch 2.13's own ends the process on its way back
         # where its input needs no gradient.
         grouped = x.flatten(1, -2).unflatten(-1, (self.num_groups, -1)).transpose(1, 2)

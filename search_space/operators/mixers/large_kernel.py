@@ -50,7 +50,8 @@ class _Branch(nn.Module):
 class Reparameterised(nn.Module):
     """norm(depthwise(x)) + sum over branches of norm_j(dilated depthwise_j(x)): trained so, and one convolution after.
 
-    In evaluation the branches are one depthwise kernel with a bias (`merged`), which computes the same.
+    In evaluation the branches are one depthwise kernel with a bias (`merged`), which computes the same; what is deployed
+    has that alone.
 
     Args:
         context: Where it stands.
@@ -58,15 +59,22 @@ class Reparameterised(nn.Module):
         branches: Extent and dilation of each that is trained beside it; none reaches further.
     """
 
+    kernel: nn.Parameter | None
+    offset: nn.Parameter | None
+
     def __init__(self, context: Context, kernel_size: int, branches: tuple[tuple[int, int], ...]) -> None:
         super().__init__()
         self.large = _Branch(context, kernel_size, 1)
         self.branches = nn.ModuleDict()
         for extent, dilation in branches:
             self.branches[f"{extent}x{dilation}"] = _Branch(context, extent, dilation)
+        self.register_parameter("kernel", None)
+        self.register_parameter("offset", None)
 
     def merged(self) -> tuple[Tensor, Tensor]:
         """The one kernel, (C, 1, K, K) or (C, 1, K), and its bias (C,)."""
+        if self.kernel is not None and self.offset is not None:
+            return self.kernel, self.offset
         weight, bias = self.large.merged()
         size = weight.shape[-1]
         for branch in self.branches.values():
@@ -77,6 +85,13 @@ class Reparameterised(nn.Module):
             weight[(slice(None), slice(None)) + (around,) * (weight.dim() - 2)] += taps
             bias = bias + offset
         return weight, bias
+
+    def merge(self) -> None:
+        """Keep these two alone, in place; see `folding.merge`."""
+        if self.kernel is None:
+            kernel, offset = self.merged()
+            del self.large, self.branches
+            self.kernel, self.offset = nn.Parameter(kernel), nn.Parameter(offset)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ..., C) to the same."""

@@ -15,7 +15,10 @@ from mixnas.evaluators.tasks.choosing import task_of
 from mixnas.evaluators.tasks.loading import by_name
 from mixnas.evaluators.tasks.segmentation import Pairs
 from mixnas.evaluators.tasks.task import IGNORE, SPLITS, Task
+from mixnas.evaluators.training import TrainConfig, evaluate, train
+from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import ConfigError
+from mixnas.search_space.network import Network
 from tests.contracts.task import DenseTaskContract
 
 COLOURS = np.array([[20, 20, 20], [220, 30, 30], [30, 220, 30]], dtype=np.uint8)
@@ -75,6 +78,17 @@ def test_masks_are_cut_and_brought_to_size_as_their_pictures_are(tmp_path):
     assert torch.equal(far.argmin(-1)[asked], targets[asked])
 
 
+def test_classes_with_offsets_learn(folder):
+    task = by_name("segmentation", path=str(folder), size=16, stride=1, offsets=True)
+    stages = [{"width": 8, "block": {"mixer": "dwconv", "channel_mixer": "mlp"}}]
+    architecture = Architecture.from_dict({"stem": {"name": "conv", "stride": 1}, "stages": stages})
+    generator = torch.Generator().manual_seed(0)
+    network = Network(architecture, task.io, generator=generator)
+    train(network, task, TrainConfig(steps=60, batch_size=4, lr=1e-2), generator=generator)
+    assert task.io.head == "offset_learning"
+    assert evaluate(network, task, "validation").score > 0.6  # one class everywhere has less than a third
+
+
 def test_mean_iou_is_that_of_its_definition():
     task = by_name("segmentation", size=16, stride=2)
     rng = np.random.default_rng(0)
@@ -128,6 +142,7 @@ def test_bad_pairs_are_refused_by_name(folder):
             by_name("segmentation", path=str(folder), **options)
 
     refused("stride is 3, which does not divide", size=16, stride=3)
+    refused("offsets is true and stride is 2", size=16, stride=2, offsets=True)
     refused(r"masks/.*\.png: holds the number 2, and the classes are 0 to 1", size=16, labels=["a", "b"])
     refused("class 'd' has no pixel in train", size=16, labels=["a", "b", "c", "d"])
     refused("names a class twice", labels=["a", "a"])

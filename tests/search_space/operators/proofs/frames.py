@@ -205,3 +205,24 @@ def shallow(dtype):
     whole.down.bias.copy_(torch.stack([part.down.bias for part in parts]).sum(0))
     x = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
     return whole(x), torch.stack([part(x) for part in parts]).sum(0)
+
+
+@proof("head", "offset_learning", "formula of catalogue c, D27, token by token and class by class")
+def offset_learning(dtype):
+    head = between("head", "offset_learning", 6, 4, (3, 5)).to(dtype)
+    torch.nn.init.normal_(head.classes, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(2, 3, 5, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
+    answers = []
+    for tokens in x.flatten(1, 2):
+        like = torch.einsum("ne,ke->nk", tokens, head.classes).exp()
+        seen = torch.stack([(like[:, k, None] * tokens).sum(0) / like[:, k].sum() for k in range(4)])
+        named = torch.stack([(like[n, :, None] * head.classes).sum(0) / like[n].sum() for n in range(15)])
+        classes = head.classes + seen @ head.class_offset.weight.T
+        moved = tokens + named @ head.token_offset.weight.T
+        answers.append(F.layer_norm(torch.einsum("ne,ke->nk", moved, classes), (4,)))
+    return head(x).flatten(1, 2), torch.stack(answers)
+
+
+@count("head", "offset_learning", "what the head has beyond a 1 x 1 convolution, 256 to 150: 0.13 M", 131_222)
+def offset_learning_150():
+    return numbers("head", "offset_learning", 256, 150) - numbers("head", "token", 256, 150)
