@@ -334,7 +334,7 @@ def _plain(outcome: Outcome, elapsed: float) -> Outcome:
             why = f"has a name that is {type(name).__name__}, not text"
         if why:
             return Outcome({}, f"metric {name} {why}", seconds)
-    return Outcome(metrics, text, seconds, outcome.network)
+    return Outcome(metrics, text, seconds, outcome.network, outcome.state)
 
 
 def _number(value: Any) -> float:
