@@ -21,7 +21,7 @@ STEM = {"name": "conv", "stride": 2}
 BLOCKS = {
     "batch": {"mixer": "dwconv", "channel_mixer": "mlp", "norm": "batch"},
     "cached": {"mixer": {"name": "aggregated_attention", "heads": 2}, "channel_mixer": "swiglu"},
-    "ternary": {"mixer": "pooling", "channel_mixer": "mlp", "quant": "int8"},
+    "static": {"mixer": "pooling", "channel_mixer": "mlp", "quant": "w8a8_static"},
 }
 SPACE = {"stem": STEM, "stages": [{"width": 8, "block": {"mixer": "pooling", "channel_mixer": "mlp"}}]}
 
@@ -80,7 +80,11 @@ def test_wherever_it_is_left_off_the_weights_are_those_of_one_that_was_not(task,
 def test_so_are_those_of_operators_that_keep_something(name):
     block = BLOCKS[name]
     norm = block.get("norm", "layer")
-    plain = {"stem": STEM, "norm": norm, "stages": [{"width": 8, "blocks": [{k: v for k, v in block.items() if k != "norm"}]}]}
+    plain = {
+        "stem": STEM,
+        "norm": norm,
+        "stages": [{"width": 8, "blocks": [{k: v for k, v in block.items() if k != "norm"}]}],
+    }
     architecture = Architecture.from_dict(plain)
     config = TrainConfig(steps=24, ema=0.8)
     evaluator = StandaloneEvaluator(StandaloneSpec(task="digits", space=SPACE, train=config))
