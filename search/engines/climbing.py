@@ -119,7 +119,7 @@ class Climbing:
         assert part is not None
         retries = tuple(self._retries.pop(proposal.number, ()))
         metrics = {} if outcome.failure else outcome.metrics
-        stretch = Stretch(part.until, metrics, outcome.seconds, outcome.failure, retries)
+        stretch = Stretch(part.until, metrics, round(outcome.seconds, 6), outcome.failure, retries)
         record = self._study.tell_further(self._records[proposal.number], stretch)
         self._take(record, stretch)
         return record

@@ -43,7 +43,7 @@ class Stretch:
 
     def to_plain(self) -> dict[str, Any]:
         """Plain data; what is empty is left out."""
-        plain = {"share": self.share, "metrics": dict(self.metrics), "seconds": round(self.seconds, 6)}
+        plain = {"share": self.share, "metrics": dict(self.metrics), "seconds": self.seconds}
         more = {"failure": self.failure, "retries": list(self.retries)}
         return plain | {name: value for name, value in more.items() if value}
 
@@ -96,10 +96,9 @@ class TrialRecord:
 
     def trained_on(self, stretches: Iterable[Stretch]) -> TrialRecord:
         """With what came of more of its training; its metrics are those of the last part that did not fail."""
-        added = tuple(stretches)
-        known = (*(self.stretches or (Stretch(self.share, self.metrics, self.seconds),)), *added)
+        known = (*(self.stretches or (Stretch(self.share, self.metrics, self.seconds),)), *stretches)
         last = [stretch for stretch in known if not stretch.failure][-1]
-        seconds = self.seconds + sum(stretch.seconds for stretch in added)
+        seconds = sum(stretch.seconds for stretch in known)
         return replace(self, metrics=last.metrics, share=last.share, seconds=seconds, stretches=known)
 
     @cached_property
