@@ -105,11 +105,11 @@ def test_a_worker_that_is_killed_in_a_rung_is_replaced_and_the_rung_done_again(t
     assert results.counts["done"] == 12 and results.front()
     retries = [*(x for r in results.records for x in r.retries)]
     retries += [x for r in results.records for s in r.stretches for x in s.retries]
-    assert len(retries) == 3 and {x for x in retries} == {"the process that did it ended by signal 9"}
+    assert set(retries) == {"the process that did it ended by signal 9"}
     again = [one for one in evaluator.climbed if evaluator.climbed.count(one) > 1]
-    assert len(again) == 6
-    if engine.workers == 1:
-        assert promotions(results) == replayed(results)
+    assert len(again) == 2 * len(retries)
+    if engine.workers == 1:  # two that begin at once may both be, or neither, the one that is to end
+        assert len(retries) == 3 and promotions(results) == replayed(results)
 
 
 @pytest.mark.parametrize("stopped_at", [1, 5, 9, 14, 19])
@@ -140,17 +140,19 @@ def test_a_driver_that_is_killed_loses_nothing_that_it_recorded(tmp_path):
     expected = climb(LocalEngine(), tmp_path / "w", whole, 14)
     folder = tmp_path / "killed"
     folder.mkdir()
-    for at in (4, 9, 15):
-        command = [sys.executable, "-c", code, str(folder), str(at)]
+    further = [at for at, (_, begun, _) in enumerate(whole.climbed, start=1) if begun]
+    for kills, at in enumerate((further[0], further[2], further[-1])):  # each kill is a line more
+        command = [sys.executable, "-c", code, str(folder), str(at + kills)]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         ended = subprocess.run(command, cwd=Path(__file__).parents[3], env=environment, capture_output=True)
         assert ended.returncode == -9, ended.stderr
     evaluator = InRungs(folder / "begun")
     results = climb(LocalEngine(), folder, evaluator, 14)
-    assert promotions(results) == promotions(expected)
-    twice = [one for one in set(evaluator.climbed) if evaluator.climbed.count(one) > 1]
-    assert len(evaluator.climbed) == len(whole.climbed) + 3 and len(twice) <= 3
-    assert {r.id for r in results.front()} == {r.id for r in expected.front()}
+    assert [(r.id, r.metrics, r.share) for r in results.records] == [
+        (r.id, r.metrics, r.share) for r in expected.records
+    ]
+    twice = {one for one in evaluator.climbed if evaluator.climbed.count(one) > 1}
+    assert len(evaluator.climbed) == len(whole.climbed) + 3 and len(twice) == 3
 
 
 def test_a_space_that_is_used_up_is_climbed_to_the_end(tmp_path):
