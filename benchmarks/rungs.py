@@ -163,9 +163,8 @@ def main() -> None:
                     f"best test accuracy {one['best_test_accuracy']:.4f}",
                     flush=True,
                 )
-            write_json(
-                args.output, {"provenance": provenance("cpu", 1), "settings": settings, "runs": dict(sorted(runs.items()))}
-            )
+            plain = {"provenance": provenance("cpu", 1), "settings": settings, "runs": dict(sorted(runs.items()))}
+            write_json(args.output, plain)
 
 
 if __name__ == "__main__":
