@@ -108,7 +108,8 @@ def compared(strategy: str, seed: int, networks: int, epochs: int) -> dict[str, 
     for name, way in WAYS.items():
         trials, begun = networks, time.monotonic()
         if way is not None:
-            trials = int(networks / _expected(way))
+            shares = [way.factor ** (i + 1 - way.rungs) for i in range(way.rungs)]
+            trials = int(networks / way.effort(shares))
         while True:
             searched(way, trials, strategy, seed, evaluator)
             if evaluator.spent <= networks + 1e-9:
@@ -131,12 +132,6 @@ def compared(strategy: str, seed: int, networks: int, epochs: int) -> dict[str, 
     for name, values in trained.items():
         found[name]["hypervolume"] = box.hypervolume(values, OBJECTIVES)
     return found
-
-
-def _expected(way: Asynchronous) -> float:
-    """Whole trainings that a trial costs, where exactly one in `factor` goes on from each rung."""
-    shares = [way.factor ** (i + 1 - way.rungs) for i in range(way.rungs)]
-    return sum((b - a) / way.factor**i for i, (a, b) in enumerate(zip([0.0, *shares], shares, strict=False)))
 
 
 def main() -> None:

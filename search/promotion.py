@@ -73,6 +73,14 @@ class Asynchronous:
             )
         return tuple(end / steps for end in ends)
 
+    def effort(self, shares: Sequence[float]) -> float:
+        """Whole trainings that a trial costs, where one in `factor` goes on from each rung; more do, early on.
+
+        Args:
+            shares: After each rung.
+        """
+        return sum((b - a) / self.factor**i for i, (a, b) in enumerate(zip((0.0, *shares), shares, strict=False)))
+
 
 class Rungs:
     """See the module.

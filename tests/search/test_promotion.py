@@ -128,3 +128,9 @@ def test_a_rung_without_a_step_of_its_own_is_refused(halving):
 def test_one_of_rungs_epochs_and_steps_is_given():
     with pytest.raises(ConfigError, match="epochs and rungs say where the first rung is"):
         Asynchronous(rungs=3, epochs=2)
+
+
+def test_what_a_trial_costs():
+    halving = Asynchronous(rungs=3, factor=3)
+    assert halving.effort((1 / 9, 1 / 3, 1)) == pytest.approx(1 / 9 + (2 / 9) / 3 + (2 / 3) / 9)
+    assert Asynchronous().effort((1.0,)) == 1
