@@ -154,6 +154,7 @@ class SearchStudy:
         self._seen: dict[str, int] = {}  # architecture id -> trial that evaluates or evaluated it
         self._infeasible: dict[str, str] = {}  # architecture id -> the constraint that rules it out
         self._refused_in_a_row = 0
+        self._has_reference = False  # whether it stands in the study
         self._enumeration: Iterator[Architecture] | None = None
         self._queue: deque[Architecture] = deque()
         self._size = space.size()
@@ -228,8 +229,11 @@ class SearchStudy:
 
     def _store_reference(self) -> None:
         reference = self.results.reference
-        if reference is not None and "reference" not in self.optuna_study.user_attrs:
+        if reference is None or self._has_reference:
+            return
+        if "reference" not in self.optuna_study.user_attrs:  # Optuna copies them all for each look
             self.optuna_study.set_user_attr("reference", {"point": list(reference.point), "span": list(reference.span)})
+        self._has_reference = True
 
     # -- asking -----------------------------------------------------------------------------------------------------
 
