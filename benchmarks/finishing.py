@@ -31,8 +31,9 @@ from mixnas.search.config import load_config  # noqa: E402
 from mixnas.search.engines.local import LocalEngine  # noqa: E402
 from mixnas.search.engines.session import Budget, Session  # noqa: E402
 from mixnas.search.finalists import choose_believed  # noqa: E402
-from mixnas.search.finish import SHARE, FinalNetworks, choose_finalists  # noqa: E402
+from mixnas.search.finish import FinalNetworks, choose_finalists  # noqa: E402
 from mixnas.search.halving import Halving  # noqa: E402
+from mixnas.search.run.front import SHARE  # noqa: E402
 from mixnas.search.rungs import NetworksInRungs  # noqa: E402
 from mixnas.search.strategies.predictor import Predictor  # noqa: E402
 from mixnas.search.study.objectives import parse_objectives  # noqa: E402

@@ -77,10 +77,13 @@ def _formats(args: argparse.Namespace) -> list[str]:
 
 def export(args: argparse.Namespace) -> int:
     """Trained networks of a run as files."""
+    from mixnas.search.card import CARD
     from mixnas.search.export import export_run
     from mixnas.search.run.directory import Run
+    from mixnas.search.run.front import SHARE
     from mixnas.search.run.progress import make_progress
     from mixnas.search.run.trust import about_to_import
+    from mixnas.search_space.files import read_json
 
     run = Run.open(args.run, args.runs)
     if not args.no_verify and (said := about_to_import(run.manifest, args.trust)):
@@ -104,6 +107,10 @@ def export(args: argparse.Namespace) -> int:
             trust=args.trust,
             report=phase,
         )
+    for folder in found:
+        share = read_json(folder / CARD)["metrics"].get(SHARE, 1.0)
+        if share < 1:
+            print(f"{folder.name} had {share:.0%} of a whole training", file=sys.stderr)
     written = [str(folder) for folder in found]
     if args.json:
         print_json(written)

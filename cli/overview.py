@@ -20,6 +20,7 @@ class Overview:
         errors: The standard error of each of these, where it is known.
         final: Whether that is the front of networks trained to the end, which `nas front` prints; else the search's.
         hypervolume: Of the search's front; None until its box is fixed.
+        shares: What share of a whole training each network of that front had, where it was trained in rungs.
         seconds_left: Of the search, at the speed of the trials so far; None unless it is running.
     """
 
@@ -29,10 +30,12 @@ class Overview:
     final: bool
     hypervolume: float | None
     seconds_left: float | None
+    shares: tuple[float, ...] = ()
 
 
 def overview(run: Run) -> Overview:
     """Look at a run; for one that is running, too."""
+    from mixnas.search.run.front import SHARE
     from mixnas.search.study.objectives import parse_constraints, parse_objectives
     from mixnas.search.study.reading import best_of, summary_of
     from mixnas.search_space.errors import NasError
@@ -41,12 +44,14 @@ def overview(run: Run) -> Overview:
     objectives, constraints = parse_objectives(fixed["objectives"]), parse_constraints(fixed.get("constraints", []))
     found = summary_of(run.journal, objectives, constraints)
     best, errors, final = dict(found.best), dict(found.errors), False
+    shares: tuple[float, ...] = ()
     if status.state != "running":
         with contextlib.suppress(NasError):  # there is none yet, or it is damaged, which `problems` tells
             front = run.front()
             if front.final and front.members:
                 (best, errors), final = best_of([member.metrics for member in front.members], objectives), True
-    return Overview(status, best, errors, final, found.hypervolume, _seconds_left(status, found.seconds))
+                shares = tuple(m.metrics[SHARE] for m in front.members if SHARE in m.metrics)
+    return Overview(status, best, errors, final, found.hypervolume, _seconds_left(status, found.seconds), shares)
 
 
 def _seconds_left(status: RunStatus, seconds: float) -> float | None:

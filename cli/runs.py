@@ -226,6 +226,7 @@ def _all_runs(args: argparse.Namespace) -> int:
 
 def _one_run(args: argparse.Namespace) -> int:
     from mixnas.search.run.directory import Run
+    from mixnas.search.run.front import in_words
     from mixnas.search.run.integrity import problems, undigested
     from mixnas.search.run.progress import format_seconds
 
@@ -247,14 +248,17 @@ def _one_run(args: argparse.Namespace) -> int:
             "best": now.best,
             "best_se": now.errors,
             "final": now.final,
+            **({"train_shares": list(now.shares)} if now.shares else {}),
         }
         print_json({**plain, "phases": phases, "wrong": wrong, "unchecked": old})
         return ended
     print(
         f"{one.name}: {one.state}, {one.done} of {one.trials} trials done, {one.failed} failed, {one.running} running"
     )
-    if now.best:
-        print("of the front, trained to the end:" if now.final else "of the search so far, before training to the end:")
+    if now.best and not now.final:
+        print("of the search so far, before training to the end:")
+    elif now.best:
+        print(f"of the front, {in_words(now.shares)}:")
     for name in now.best:
         error = now.errors.get(name)
         print(f"best {name}: {number(now.best[name])}" + ("" if error is None else f" ±{error:.4f}"))
@@ -329,19 +333,23 @@ def _print_front(
     whole: bool = False,
 ) -> None:
     from mixnas.search.policies import remarks
+    from mixnas.search.run.front import SHARE, in_words
     from mixnas.search_space.architecture import Architecture
 
     metric, final = found.metric, found.final
     names = {m.id: str(Architecture.from_canonical(m.architecture)) for m in (*members, *found.others)}
     predicted = any(m.predicted is not None for m in members)
     latency = f"{found.latency} ms".strip()
-    columns = ["id", metric, *([f"test {metric}", "in search"] if final else []), latency, "90% interval"]
+    parts = any(SHARE in m.metrics for m in members)
+    trained = ["trained"] if parts else []
+    columns = ["id", metric, *trained, *([f"test {metric}", "in search"] if final else []), latency, "90% interval"]
     asked = _other_metrics(found)
     columns += [*(["predicted ms"] if predicted else []), *asked, "params", "macs", "architecture"]
     rows = []
     for m in members:
         values = m.values
         row = [m.id + (" *" if m.id == found.knee else ""), with_error(values, metric)]
+        row += [f"{values.get(SHARE, 1.0):.0%}"] if parts else []
         if final:
             row += [with_error(values, f"test_{metric}"), with_error(m.searched, metric)]
         low, high = values.get("latency_low_ms"), values.get("latency_high_ms")
@@ -367,6 +375,9 @@ def _print_front(
             print(f"{m.id}  {names[m.id]}")
     for line in remarks(policies, found):
         print(line, file=sys.stderr)
+    shares = [m.metrics[SHARE] for m in members if SHARE in m.metrics]
+    if any(share < 1 for share in shares):
+        print(f"these networks are {in_words(shares)}; see the column trained", file=sys.stderr)
     guessed = [m.id for m in members if m.latency is not None and m.latency.outside]
     if guessed:
         print(f"predicted outside the range that was measured: {', '.join(guessed)}", file=sys.stderr)

@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mixnas.evaluators.protocol import Evaluator, EvaluatorSpec, Outcome, Request
@@ -106,11 +106,22 @@ class Answerer:
             return f"{type(error).__name__}: {error}"
         return ""
 
-    def answer(self, requests: Sequence[Request]) -> list[Outcome] | NasError:
-        """See `answered`."""
+    def answer(self, requests: Sequence[Request], *states: bytes | None) -> list[Outcome] | NasError:
+        """See `answered`.
+
+        Args:
+            requests: Of which architectures.
+            states: Of trainings that are gone on with, for each request; none where no request has one.
+        """
         if self._evaluator is None:
             raise RuntimeError("open comes first")
+        if any(state is not None for state in states):
+            requests = [_with_state(request, state) for request, state in zip(requests, states, strict=True)]
         return answered(self._evaluator, requests)
+
+
+def _with_state(request: Request, state: bytes | None) -> Request:
+    return request if request.part is None else replace(request, part=replace(request.part, state=state))
 
 
 def set_threads(threads: int) -> None:

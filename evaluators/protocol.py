@@ -12,7 +12,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -50,17 +50,20 @@ def standard_error(metric: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part of the training to the final weights.
+    """A part of a training.
 
     Attributes:
         begun: Share of it that is done, from 0.
         until: Share that is to be done after this part, at most 1.
-        network: As the part before left it; None at the beginning.
+        network: Of a training to final weights: as the part before left it; None at the beginning.
+        state: Of an evaluation: what the part before left in `Outcome.state`; None at the beginning. Where it is
+            missing or of no use, an evaluator begins anew, and comes to the same.
     """
 
     begun: float
     until: float
     network: Network | None = None
+    state: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,7 @@ class Request:
         fidelity: Share of the full effort (epochs, steps), above 0 and at most 1.
         parts: How many parts a training batch is worked through in, one after the other: with 2, what a step keeps in
             memory is about half.
-        part: Of what is to be brought to final weights: which part of that; None for all at once.
+        part: Which part of the training; None for all at once. Of an evaluation, the metrics are those after it.
     """
 
     architecture: Architecture
@@ -90,12 +93,14 @@ class Outcome:
         failure: Empty where it did not.
         seconds: Wall-clock time.
         network: The network with its final weights, on the CPU, where evaluating made it.
+        state: What it takes to go on with a training that was left off (`Request.part`), in any process.
     """
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     failure: str = ""
     seconds: float = 0.0
     network: Network | None = None
+    state: bytes | None = field(default=None, repr=False)
 
 
 class Evaluator(Protocol):
@@ -213,7 +218,7 @@ def attempt(evaluate: Callable[[Request], Outcome], request: Request) -> Outcome
     try:
         with undisturbed():
             found = evaluate(request)
-        return Outcome(found.metrics, found.failure, time.perf_counter() - started, found.network)
+        return replace(found, seconds=time.perf_counter() - started)
     except StoppedEarly:
         raise
     except (Exception, SystemExit) as error:  # a task that ends the program ends its trial

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +13,8 @@ import torch
 from mixnas.evaluators.costs import SpaceCosts, costs
 from mixnas.evaluators.metrics import metrics_of
 from mixnas.evaluators.other_devices import OtherDevices
-from mixnas.evaluators.protocol import Metric, Outcome, Request, attempt
+from mixnas.evaluators.pausing import NotThisTrainingError
+from mixnas.evaluators.protocol import Metric, Outcome, Part, Request, attempt
 from mixnas.evaluators.tasks.loading import by_name
 from mixnas.evaluators.tasks.task import Task
 from mixnas.evaluators.training import TrainConfig, TrainResult, evaluate, steps_of, train
@@ -22,6 +24,8 @@ from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.network import Network
 from mixnas.search_space.reporting import SILENT, Report
 from mixnas.search_space.space import SearchSpace
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,7 +135,9 @@ class StandaloneEvaluator:
         return [attempt(self._evaluate, request) for request in requests]
 
     def _evaluate(self, request: Request) -> Outcome:
-        network, result = self.train(request.architecture, fidelity=request.fidelity, parts=request.parts)
+        network, result = self.train(
+            request.architecture, fidelity=request.fidelity, parts=request.parts, part=request.part
+        )
         judged = evaluate(network, self.task, "validation", device=self.device)
         metrics = {
             **judged.named(self.task.metric),
@@ -139,7 +145,7 @@ class StandaloneEvaluator:
             "train_steps": float(result.steps),
             "train_seconds": result.seconds,
         }
-        return self._measured(request, Outcome(metrics, network=network))
+        return self._measured(request, Outcome(metrics, network=network, state=result.state))
 
     def complete(self, request: Request, outcome: Outcome) -> Outcome:
         """See `Apart`: the latency of a network that was trained elsewhere."""
@@ -153,7 +159,8 @@ class StandaloneEvaluator:
         if self.latency is not None:
             (latency,) = self.latency.measure([network])
             metrics |= {"latency_ms": latency.ms, **latency.ends}
-        kept = network.cpu() if request.fidelity == 1 or self._spec.keep else None
+        whole = request.fidelity == 1 and (request.part is None or request.part.until == 1)
+        kept = network.cpu() if whole or self._spec.keep else None
         return replace(outcome, metrics=metrics, network=kept)
 
     def train(
@@ -162,6 +169,7 @@ class StandaloneEvaluator:
         *,
         fidelity: float = 1.0,
         parts: int = 1,
+        part: Part | None = None,
         report: Report = SILENT,
         should_stop: Callable[[], bool] | None = None,
     ) -> tuple[Network, TrainResult]:
@@ -171,6 +179,7 @@ class StandaloneEvaluator:
             architecture: Which.
             fidelity: Share of the steps.
             parts: See `Request`.
+            part: See `Request`; the network is then fit to be judged, and the result has the state to go on from.
             report: Told of the steps.
             should_stop: Asked before each step.
 
@@ -179,19 +188,34 @@ class StandaloneEvaluator:
             DivergedError: Training gave NaN or infinity.
             StoppedEarly: `should_stop` said so.
         """
-        generator = torch.Generator().manual_seed(self._spec.seed)
-        network = Network(architecture, self.task.io, generator=generator)
-        result = train(
-            network,
-            self.task,
-            self._shortened(fidelity),
-            generator=generator,
-            device=self.device,
-            parts=parts,
-            report=report,
-            should_stop=should_stop,
-        )
-        return network, result
+        config = self._shortened(fidelity)
+        until = None
+        if part is not None:
+            steps = steps_of(config, len(self.task.train))
+            until = max(1, round(part.until * steps))
+
+        def trained(begin: bytes | None) -> tuple[Network, TrainResult]:
+            generator = torch.Generator().manual_seed(self._spec.seed)
+            network = Network(architecture, self.task.io, generator=generator)
+            result = train(
+                network,
+                self.task,
+                config,
+                generator=generator,
+                device=self.device,
+                parts=parts,
+                until=until,
+                begin=begin,
+                report=report,
+                should_stop=should_stop,
+            )
+            return network, result
+
+        try:
+            return trained(None if part is None else part.state)
+        except NotThisTrainingError as error:
+            _logger.info("architecture %s is trained from the beginning: %s", architecture.id, error)
+            return trained(None)
 
     def _shortened(self, fidelity: float) -> TrainConfig:
         config = self._spec.train

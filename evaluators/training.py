@@ -7,13 +7,14 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from mixnas.evaluators.batches import Batches, gather, in_order
+from mixnas.evaluators.pausing import Stream, captured, opened, restore, restore_random
 from mixnas.evaluators.protocol import standard_error
 from mixnas.evaluators.tasks.task import Accumulator, Task, asked
 from mixnas.search_space.errors import ConfigError, NasError, StoppedEarly
@@ -109,6 +110,7 @@ class TrainResult:
         loss: Mean training loss of the last epoch, or of all steps where there were fewer.
         seconds: Wall-clock time, validations included.
         validations: (step, score) of each validation on the way.
+        state: What it takes to go on, of a training that was left off; None of one that has ended.
     """
 
     steps: int
@@ -116,6 +118,7 @@ class TrainResult:
     loss: float
     seconds: float
     validations: tuple[tuple[int, float], ...]
+    state: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +150,8 @@ def train(
     generator: torch.Generator,
     device: str | torch.device = "cpu",
     parts: int = 1,
+    until: int | None = None,
+    begin: bytes | None = None,
     report: Report = SILENT,
     should_stop: Callable[[], bool] | None = None,
 ) -> TrainResult:
@@ -162,12 +167,16 @@ def train(
         generator: On the CPU; source of the order of examples, augmentation and dropout.
         device: Where.
         parts: See `Request`. The gradient is that of the whole batch, but for norms over a batch, which see a part.
+        until: Step after which it is left off, fit to be judged; None for the end. The schedule is the whole one's.
+        begin: The state in which the same training was left off before; the weights are then those of one that never
+            was, bit for bit, on a CPU. `network` and `generator` are as at its beginning.
         report: Given `(step, steps, loss=..., score=...)`, the loss of a batch, and the validation score where it was
             just measured; what it raises ends the training.
         should_stop: Asked before each step.
 
     Raises:
         DivergedError: The loss became NaN or infinite.
+        NotThisTrainingError: `begin` is of another training, or of a step beyond `until`.
         StoppedEarly: `should_stop` said so.
     """
     device = torch.device(device)
@@ -176,6 +185,9 @@ def train(
     local = torch.Generator(device).manual_seed(seed)
     batches = Batches(task.train, config.batch_size, task.augment if config.augment else None, device)
     steps = config.steps or config.epochs * batches.per_epoch
+    last = steps if until is None else min(until, steps)
+    of = f"{config} {steps} {seed}"
+    before = None if begin is None else opened(begin, of, last)
     validate_every = config.validate_every or (batches.per_epoch if config.stop_at is not None else 0)
     check_every = 1 if device.type == "cpu" else _CHECK_EVERY_ON_GPU
 
@@ -183,13 +195,19 @@ def train(
     parameters: list[Tensor] = [p for p in network.parameters() if p.requires_grad]
     optimizer = optimizer_of(network, config)
     average = [p.detach().clone() for p in parameters] if config.ema else []
-    data = batches.forever(local)
-
     losses: list[Tensor] = []  # of the last epoch; on the device
-    validations: list[tuple[int, float]] = []
     step = 0
+    if before is not None:
+        restore(before, network, optimizer, average)
+        local.set_state(before["epoch"])
+        losses, step = list(before["losses"].to(device)), before["step"]
+    data = Stream(batches, local, 0 if before is None else before["taken"])
+    validations: list[tuple[int, float]] = []
+    state: bytes | None = None
     with unchanged_globals(seed, device):
-        while step < steps:
+        if before is not None:
+            restore_random(before, device)
+        while step < last:
             if should_stop is not None and should_stop():
                 raise StoppedEarly(f"training was stopped after {step} of {steps} steps.")
             x, y = next(data)
@@ -211,16 +229,18 @@ def train(
             if average:
                 update_average(average, parameters, config.ema, step)
             losses.append(loss)
-            if step % check_every == 0 or step == steps:
+            if step % check_every == 0 or step == last:
                 report(step, steps, loss=_last_finite(losses[-check_every:], step))
                 del losses[: -batches.per_epoch]
-            if validate_every and (step % validate_every == 0 or step == steps):
+            if validate_every and (step % validate_every == 0 or step == last):
                 score = evaluate(network, task, "validation", device=device).score
                 network.train()
                 validations.append((step, score))
                 report(step, steps, loss=losses[-1].item(), score=score)
                 if config.stop_at is not None and _reached(score, config.stop_at, task.direction):
                     break
+        if last < steps:  # what follows makes it fit to be judged, and is no part of the training
+            state = captured(of, step, network, optimizer, average, data, losses, device)
         if average:
             with torch.no_grad():
                 torch._foreach_copy_(parameters, average)
@@ -233,6 +253,7 @@ def train(
         loss=torch.stack(losses[-batches.per_epoch :]).float().mean().item(),
         seconds=time.perf_counter() - started,
         validations=tuple(validations),
+        state=state,
     )
 
 

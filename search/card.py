@@ -11,7 +11,7 @@ from typing import Any
 from mixnas.evaluators.tasks.decoding import read_picture
 from mixnas.search.policies import used
 from mixnas.search.run.directory import Run
-from mixnas.search.run.front import Front, Member
+from mixnas.search.run.front import SHARE, Front, Member
 from mixnas.search.run.integrity import EXPORT_FORMAT, EXPORT_MANIFEST
 from mixnas.search.study.objectives import parse_constraints
 from mixnas.search_space.cost import unit_cost
@@ -235,6 +235,12 @@ def describe(unit: Unit) -> str:
     return ops if unit.quant is None or unit.quant.name == "fp32" else f"{ops} [{unit.quant}]"
 
 
+def _trained(values: Mapping[str, float]) -> list[str]:
+    """What a network lacks of a whole training, where it was left off before."""
+    share = values.get(SHARE, 1.0)
+    return [f"It had {share:.0%} of a whole training, and was left off then.", ""] if share < 1 else []
+
+
 def readme(plain: Mapping[str, Any], network: Network) -> str:
     """The card for people, with the front matter that model hubs read."""
     metric, values = plain["metric"], plain["metrics"]
@@ -255,6 +261,7 @@ def readme(plain: Mapping[str, Any], network: Network) -> str:
         f"Found by mixnas for the task {task}: input {_grid(network.io.size, network.io.in_features)}, "
         f"{network.io.num_outputs} outputs.",
         "",
+        *_trained(values),
         *_classes(plain, network.io),
         *[f"- {line}" for line in plain["budget"]],
         *([""] if plain["budget"] else []),

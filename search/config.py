@@ -17,6 +17,7 @@ from mixnas.search.engines import Engine
 from mixnas.search.engines.local import LocalEngine
 from mixnas.search.halving import Halving
 from mixnas.search.naming import Named
+from mixnas.search.promotion import Asynchronous
 from mixnas.search.strategies import Strategy
 from mixnas.search.strategies.auto import Auto
 from mixnas.search.study.objectives import Comparison, Objective, parse_constraints, parse_objectives
@@ -40,6 +41,8 @@ class SearchConfig:
         evaluator: What an architecture's metrics come from: taken from the super-network ("supernet"), or trained from
             scratch ("standalone"); a name of `problem.EVALUATORS`.
         engine: What carries out the trials: a name of `engines.ENGINES`, or {name: ..., its options}.
+        halving: Where each architecture is trained from scratch: whether it is in rungs, after each of which one in so
+            many goes on; `trials` then counts architectures, however far each was trained.
     """
 
     strategy: Strategy = field(default_factory=Auto)
@@ -48,6 +51,7 @@ class SearchConfig:
     seed: Annotated[int, Between(0, MOST_SEED)] = 0
     evaluator: str = "supernet"
     engine: Engine = field(default_factory=LocalEngine)
+    halving: Asynchronous = field(default_factory=Asynchronous)
 
     MOVED: ClassVar[dict[str, str]] = {
         "population_size": "has moved to its strategy: write strategy: {name: nsga2, population_size: 50}"

@@ -13,6 +13,7 @@ from collections.abc import Collection
 import numpy as np
 
 from mixnas.search.finish import choose_finalists, nearest_to_bounds
+from mixnas.search.promotion import best_keys
 from mixnas.search.strategies.acquisition import Improvement, shortfall_of_known
 from mixnas.search.strategies.modelling import ROWS, Models, Wanted
 from mixnas.search.study.pareto import as_minimised, non_dominated_minimised
@@ -101,3 +102,17 @@ def _most_expected(
         left[best] = False
         chosen.append(best)
     return chosen
+
+
+def furthest(results: Results, count: int) -> list[TrialRecord]:
+    """Finalists of a search in rungs in which no training came to its end: the best of those that came furthest.
+
+    Args:
+        results: The trials of the search.
+        count: At most so many.
+    """
+    keeping = [record for record in results.records if results.feasible(record)]
+    share = max((record.share for record in keeping), default=0.0)
+    found = {record.number: record for record in keeping if record.share == share}
+    values = {number: as_minimised(np.array(results.values(r)), results.objectives)[0] for number, r in found.items()}
+    return [found[number] for number in best_keys({number: (point, 0.0) for number, point in values.items()}, count)]

@@ -21,7 +21,7 @@ from mixnas.evaluators.training import evaluate
 from mixnas.evaluators.workers import finish_all
 from mixnas.predictors.latency.source import LatencySource
 from mixnas.predictors.measuring.value import Latency
-from mixnas.search.run.front import Front, Member
+from mixnas.search.run.front import SHARE, Front, Member
 from mixnas.search.run.integrity import read_failure
 from mixnas.search.study.objectives import Comparison, Objective
 from mixnas.search.study.pareto import as_minimised, knee, non_dominated, non_dominated_minimised
@@ -181,9 +181,6 @@ def nearest_to(members: Sequence[Member], constraints: Sequence[Comparison]) -> 
 RUNGS = "rungs"
 """In a network's file: what it was found to be after each part of its training (`search.rungs`)."""
 
-SHARE = "train_share"
-"""The metric of a network that was trained in rungs which says how much of a whole training it had."""
-
 
 class FinalNetworks:
     """Finalists with their final weights, each a file with its metrics on the validation and the test split.
@@ -307,6 +304,8 @@ class FinalNetworks:
         }
         if RUNGS in extra:
             metrics[SHARE] = extra[RUNGS][-1]["share"]
+        elif record.stretches:  # of a search in rungs: whoever is final was trained to the end
+            metrics[SHARE] = 1.0
         found = replace(found, metrics=metrics)
         if isinstance(latency, str):
             return replace(found, reason=latency)
@@ -360,7 +359,7 @@ def searched_member(record: TrialRecord) -> Member:
         id=record.id,
         trial=record.number,
         architecture=json.loads(record.architecture_json),
-        metrics=record.metrics,
+        metrics={**record.metrics, SHARE: record.share} if record.stretches else record.metrics,
         seconds=record.seconds,
     )
 

@@ -21,28 +21,37 @@ from mixnas.search_space.settings import Between
 _MARGIN = 0.1  # of a rank's extent, by which the reference lies beyond its worst
 
 
-def best_first(points: np.ndarray) -> list[int]:
+def best_first(points: np.ndarray, most: int | None = None) -> list[int]:
     """The order of candidates, the best first: by rank of non-domination, then by contribution to the hypervolume.
 
-    Within a rank the one that adds least to the others is last, then the one that adds least to those left, and so on.
-    Equal points are of one rank, and add nothing to each other. The best of each objective adds as much as a point of
-    its place can: the reference lies a tenth of the rank's extent beyond its worst.
+    Within a rank the best of each objective come first, in the order of the objectives: what they add is unbounded, as
+    there is no neighbour on their other side (as the crowding distance of NSGA-II has it: Deb, Pratap, Agarwal and
+    Meyarivan 2002, section III-B). So whoever is most accurate, or quickest, goes on as long as anybody does. Of the
+    rest the one that adds least to the others is last, then the one that adds least to those left, and so on. Equal
+    points are of one rank, and add nothing to each other. The reference lies a tenth of the rank's extent beyond its
+    worst.
 
     Args:
         points: (candidates, objectives), less is better in all. With a NaN a candidate is behind all others.
+        most: So many are wanted; None for all. Those that are asked for are the first of all.
 
     Returns:
         Indices of `points`; of those that are alike in all this, the first comes first.
     """
     points = np.asarray(points, dtype=float)
+    wanted = len(points) if most is None else most
     usable = np.flatnonzero(~np.isnan(points).any(axis=1))
     order: list[int] = []
     if len(usable):
         rank = _ranks(points[usable])
         for r in np.unique(rank):
+            if len(order) >= wanted:
+                break
             members = usable[rank == r]
             order += [int(members[i]) for i in _by_contribution(points[members])]
-    return order + [i for i in range(len(points)) if i not in set(usable.tolist())]
+    if len(order) < wanted:
+        order += [i for i in range(len(points)) if i not in set(usable.tolist())]
+    return order[:wanted]
 
 
 def _ranks(points: np.ndarray) -> np.ndarray:
@@ -58,16 +67,27 @@ def _by_contribution(points: np.ndarray) -> list[int]:
     extent = np.where(high > low, high - low, 1.0)
     scaled = (points - low) / extent
     reference = np.full(points.shape[1], 1.0 + _MARGIN)
+    ends = _ends(points)
     left, removed = list(range(len(points))), []
-    while len(left) > 1:
+    while len(left) > len(ends):
         whole = _volume(scaled[left], reference)
-        adds = [whole - _volume(scaled[[j for j in left if j != i]], reference) for i in left]
+        inner = [i for i in left if i not in ends]
+        adds = [whole - _volume(scaled[[j for j in left if j != i]], reference) for i in inner]
         least = min(adds)
         # of equal ones the last goes: rounding of the volume decides nothing
-        worst = max(i for i, added in zip(left, adds, strict=True) if added <= least + 1e-12 * whole)
+        worst = max(i for i, added in zip(inner, adds, strict=True) if added <= least + 1e-12 * whole)
         left.remove(worst)
         removed.append(worst)
-    return [*left, *reversed(removed)]
+    return [*ends, *reversed(removed)]
+
+
+def _ends(points: np.ndarray) -> list[int]:
+    """The best of each objective, in the objectives' order; of equally good ones that which is best by the others."""
+    columns = range(points.shape[1])
+    found = [
+        int(np.lexsort([points[:, c] for c in reversed([j, *(c for c in columns if c != j)])])[0]) for j in columns
+    ]
+    return list(dict.fromkeys(found))
 
 
 def _volume(points: np.ndarray, reference: np.ndarray) -> float:
@@ -161,4 +181,4 @@ def promoted(points: np.ndarray, count: int) -> list[int]:
         points: See `best_first`.
         count: How many, at most.
     """
-    return sorted(best_first(points)[:count])
+    return sorted(best_first(points, count))

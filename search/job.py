@@ -10,6 +10,7 @@ Only the job writes there.
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,8 +24,9 @@ from mixnas.predictors.latency.source import LatencySource
 from mixnas.predictors.measuring.value import Latency
 from mixnas.search.config import Config, load_config, read_config
 from mixnas.search.correcting import Correcting
+from mixnas.search.engines.climbing import Climbing
 from mixnas.search.engines.session import Budget, Session
-from mixnas.search.finalists import choose_believed
+from mixnas.search.finalists import choose_believed, furthest
 from mixnas.search.finish import (
     FinalNetworks,
     choose_finalists,
@@ -172,6 +174,7 @@ class Job:
             front = self._front(results, members, knee, others=others, latency=kind, final=True)
             run.write_tables(results.to_csv(), front)
             run.finish()
+            shutil.rmtree(run.rungs, ignore_errors=True)  # whoever extends the run comes to the same without
         if not members and problem.constraints:
             wanted = ", ".join(map(str, problem.constraints))
             raise InfeasibleError(
@@ -222,6 +225,8 @@ class Job:
             if problem.in_rungs:
                 cheap = [name for name, metric in problem.metrics.items() if metric.cheap]
                 return choose_believed(results, problem.space, count, cheap, problem.provisional)
+            if problem.shares is not None and not results.front():
+                return furthest(results, count)
             return choose_finalists(results, count, problem.provisional)
         with self._report.phase("measure candidates", unit="networks") as phase:
             looked_at = 0
@@ -252,7 +257,8 @@ class Job:
             seed=search.seed,
             cheap=evaluator.cheap,
         ) as study:
-            if study.results.evaluated < search.trials + study.results.queued:
+            # where trainings were left off, some may have to be gone on with though all are begun
+            if study.results.evaluated < search.trials + study.results.queued or problem.shares is not None:
                 try:
                     self._carry_out(study, evaluator, correcting)
                 finally:
@@ -280,7 +286,8 @@ class Job:
         self._write_searched(study.results)
 
     def _carry_out(self, study: SearchStudy, evaluator: Evaluator, correcting: Correcting) -> None:
-        search = self.config.search
+        search, shares = self.config.search, self.problem.shares
+        climbing = None if shares is None else Climbing(study, shares, search.halving.factor, self.run.rungs)
         kept = False
 
         def keep(proposal: Proposal, outcome: Outcome) -> None:
@@ -302,7 +309,7 @@ class Job:
         with self._report.phase("search", trials, unit="trials", seconds=search.time, initial=begun) as phase:
             ended = time.monotonic() + search.time if search.time else math.inf
             for until in correcting.legs(begun - beside, search.trials, search.engine):
-                if until == begun - beside:  # where it was stopped before it could measure
+                if until == begun - beside and climbing is None:  # where it was stopped before it could measure
                     if correcting.measure(study.results, until):
                         study.cheap_changed()
                     continue
@@ -314,6 +321,7 @@ class Job:
                     keep=keep,
                     on_trial=on_trial,
                     checkpoint=lambda: self._write_searched(study.results),
+                    climbing=climbing,
                 ) as session:
                     search.engine.run(session, evaluator)
                     ending = session.ending()

@@ -16,7 +16,7 @@ from mixnas.evaluators.standalone import StandaloneEvaluator, StandaloneSpec
 from mixnas.evaluators.supernet.evaluator import SupernetEvaluator, SupernetSpec
 from mixnas.evaluators.tasks.loading import by_name
 from mixnas.evaluators.tasks.task import Task
-from mixnas.evaluators.training import is_share
+from mixnas.evaluators.training import is_share, steps_of
 from mixnas.predictors.latency.lookup import check_tables
 from mixnas.predictors.latency.source import LatencySource
 from mixnas.search.config import Config
@@ -71,6 +71,7 @@ class Problem:
         self.strategy.check()
         check_space(self.space, self.io)
         self._check_batches()
+        self._check_halving()
         latency = self.latency()
         self.device, self.latency_tag = latency.device, latency.tag
         self.metrics = self.evaluator(latency).metrics
@@ -127,6 +128,35 @@ class Problem:
         for where, size in sizes.items():
             if size == 1:
                 check_single(self.space, self.io, where)
+
+    def _check_halving(self) -> None:
+        """Refuse rungs of a search in which nothing is trained, or whose trainings end before they are over."""
+        config = self.config
+        if not config.search.halving.on:
+            return
+        if config.search.evaluator != "standalone":
+            raise ConfigError(
+                f"search.halving: with search.evaluator: {config.search.evaluator} a search trains no network. Use "
+                "evaluator: standalone, or final.halving for the finalists of a super-network."
+            )
+        if config.train.stop_at is not None:
+            raise ConfigError(
+                f"search.halving: train.stop_at is {config.train.stop_at:g}; a training that ends early is no rung. "
+                "Leave one of them out."
+            )
+        _ = self.shares
+
+    @property
+    def shares(self) -> tuple[float, ...] | None:
+        """The share of a whole training after each rung of the search; None where each is trained to its end at once.
+
+        Raises:
+            ConfigError: See `Asynchronous.shares`.
+        """
+        halving, train, examples = self.config.search.halving, self.config.train, len(self.task.train)
+        if not halving.on:
+            return None
+        return halving.shares(steps_of(train, examples), examples // min(train.batch_size, examples))
 
     def _check_memory(self, source: str, device: str) -> None:
         """Refuse a space whose largest network cannot be trained in this machine's memory; a GPU's is its own."""

@@ -26,6 +26,8 @@ _COPIES = 4
 
 _TRIAL_BYTES = 4096
 """Of a trial in the journal and in `trials.csv`."""
+_COPIES_LEFT_OFF = 4
+"""Of a network's weights, in a training that was left off: weights, two moments and a moving average."""
 
 Range = tuple[float, float]
 """From the cheapest architecture of the space to the dearest."""
@@ -95,6 +97,10 @@ def rehearse(problem: Problem) -> Rehearsal:
         store = Supernet(problem.space, problem.io, torch.Generator().manual_seed(0))
         disk += _COPIES * sum(tensor.numel() * tensor.element_size() for tensor in store.state_dict().values())
     each = tuple(trained * step + judge if alone else judge for step, judge in zip(step_s, judge_s, strict=True))
+    if problem.shares is not None:
+        effort = config.search.halving.effort(problem.shares)
+        each = tuple(effort * trained * step + judge for step, judge in zip(step_s, judge_s, strict=True))
+        disk += trials * _COPIES_LEFT_OFF * largest * 4
     found = [trials * seconds / workers for seconds in each]
     limit = config.search.time or float("inf")
     phases["search"] = min(found[0], limit), min(found[1], limit)

@@ -13,8 +13,8 @@ from mixnas.evaluators.protocol import InParts, Part
 from mixnas.evaluators.training import evaluate
 from mixnas.search import card as cards
 from mixnas.search.config import Config, read_config
-from mixnas.search.finish import SHARE
 from mixnas.search.problem import Problem
+from mixnas.search.run.front import SHARE
 from mixnas.search.run.integrity import export_problems
 from mixnas.search.run.trust import about_to_import, require_trust
 from mixnas.search_space.architecture import Architecture

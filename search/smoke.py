@@ -12,6 +12,7 @@ from mixnas.evaluators.tasks.thinning import OPTION
 from mixnas.evaluators.training import TrainConfig
 from mixnas.search.config import Config
 from mixnas.search.naming import Named
+from mixnas.search.promotion import Asynchronous
 from mixnas.search.study.objectives import parse_constraints
 from mixnas.search_space.enumeration import cost_corner
 from mixnas.search_space.space import SearchSpace
@@ -47,7 +48,12 @@ def shrunk(config: Config) -> tuple[Config, tuple[str, ...]]:
     small = replace(
         config,
         constraints=tuple(text for text in config.constraints if text not in omitted),
-        search=replace(search, trials=min(search.trials, TRIALS), time=min(search.time or SEARCH_S, SEARCH_S)),
+        search=replace(
+            search,
+            trials=min(search.trials, TRIALS),
+            time=min(search.time or SEARCH_S, SEARCH_S),
+            halving=Asynchronous(rungs=2, factor=2.0) if search.halving.on else search.halving,
+        ),
         train=_short(config.train),
         supernet=replace(config.supernet, seconds=min(config.supernet.seconds or SUPERNET_S, SUPERNET_S), steps=None),
         final=replace(

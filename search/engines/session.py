@@ -21,9 +21,10 @@ import numpy as np
 from torch import Tensor
 
 from mixnas.evaluators.protocol import Outcome
+from mixnas.search.engines.climbing import Climbing
 from mixnas.search.run.stopping import StopSignal
 from mixnas.search.study.results import INTERRUPTED, TrialRecord
-from mixnas.search.study.study import Proposal, SearchStudy, SpaceExhausted
+from mixnas.search.study.study import Continuation, Proposal, SearchStudy, SpaceExhausted
 from mixnas.search_space.errors import MachineError, NasError, StoppedEarly
 from mixnas.search_space.reporting import SILENT, Report
 
@@ -39,7 +40,8 @@ class Budget:
     """How much a search may spend.
 
     Attributes:
-        trials: Evaluations (done or failed) in the whole study, with those of earlier sessions.
+        trials: Evaluations (done or failed) in the whole study, with those of earlier sessions; of architectures,
+            however far each is trained.
         seconds: Wall-clock time of this session, from when it is first asked for a proposal; None for no limit.
     """
 
@@ -67,6 +69,7 @@ class Session:
         on_trial: Called with every finished trial, once it is safe on the disk (where trials are quick, several share
             one fsync, so that this comes up to a quarter of a second later, or with the next trial).
         checkpoint: Called every 15 seconds or so between trials (to write tables for people).
+        climbing: Where trials are trained in rungs: whose training goes on. None has each trained to its end at once.
     """
 
     def __init__(
@@ -79,8 +82,11 @@ class Session:
         keep: Callable[[Proposal, Outcome], None] | None = None,
         on_trial: Callable[[TrialRecord], None] | None = None,
         checkpoint: Callable[[], None] | None = None,
+        climbing: Climbing | None = None,
     ) -> None:
         self._study, self._budget, self._stop = study, budget, stop or StopSignal()
+        self._climbing = climbing
+        self._exhausted = ""  # why nothing new can be begun, where that is so
         self._report, self._keep, self._on_trial, self._checkpoint = report, keep, on_trial, checkpoint
         self._started: float | None = None
         self._last_checkpoint = time.monotonic()
@@ -99,7 +105,8 @@ class Session:
             self._study.sync()  # a trial whose end waited for the disk has ended
             with self._stop.shield():
                 for proposal, begun in list(self._in_flight.values()):
-                    if not self._study.has_ended(proposal):
+                    # of one whose training was to go on, all is told but this, which is done again
+                    if not isinstance(proposal, Continuation) and not self._study.has_ended(proposal):
                         self._fail(proposal, INTERRUPTED, time.monotonic() - begun)
             self._study.summarise()
         except MachineError:
@@ -131,16 +138,22 @@ class Session:
         self._maybe_checkpoint()
         if self.over:
             return []
-        wanted = min(count, self.left)
         proposals: list[Proposal] = []
-        if wanted > 0:
-            self._study.begin_batch(wanted)
+        self._promote(count, proposals)
+        wanted = len(proposals) + min(count - len(proposals), self.left)
+        if wanted > len(proposals):
+            self._study.begin_batch(wanted - len(proposals))
         while len(proposals) < wanted and not self._stop.requested:
             try:
                 with self._stop.shield():
                     proposal = self._study.ask()
+                    self._exhausted = ""
+                    if self._climbing is not None:
+                        proposal = self._climbing.first(proposal)
                     self._in_flight[proposal.number] = proposal, time.monotonic()
             except SpaceExhausted as end:
+                self._exhausted = str(end)
+                self._promote(count, proposals)
                 if not self._in_flight:
                     self._ending = Ending("exhausted", str(end))
                 break
@@ -153,6 +166,25 @@ class Session:
             proposals.append(proposal)
         return proposals
 
+    def _promote(self, count: int, proposals: list[Proposal]) -> None:
+        """Have trainings gone on with, as far as there is room for, and reason to."""
+        while self._climbing is not None and len(proposals) < count and not self._stop.requested:
+            found = self._climbing.next(last=self._last)
+            if found is None:
+                return
+            self._in_flight[found.number] = found, time.monotonic()
+            proposals.append(found)
+
+    @property
+    def _last(self) -> bool:
+        """Whether nothing new is begun any more, and nothing is in flight."""
+        return not self._in_flight and (not self.left or bool(self._exhausted))
+
+    @property
+    def _climbs(self) -> bool:
+        """Whether a training goes on, or is to."""
+        return self._climbing is not None and (bool(self._in_flight) or self._climbing.waits(last=self._last))
+
     @property
     def folder(self) -> Path:
         """Where the study is: what belongs to the run lies there."""
@@ -161,7 +193,8 @@ class Session:
     @property
     def left(self) -> int:
         """How many more trials the budget lets be proposed."""
-        return max(0, self._budget.trials - self._study.results.evaluated - len(self._in_flight))
+        begun = sum(not isinstance(proposal, Continuation) for proposal, _ in self._in_flight.values())
+        return max(0, self._budget.trials - self._study.results.evaluated - begun)
 
     @property
     def evaluated(self) -> int:
@@ -178,7 +211,7 @@ class Session:
         """Whether nothing more will be proposed; something may still be in flight."""
         if self._ending is None:
             done, budget = self._study.results.evaluated, self._budget
-            if done >= budget.trials:
+            if done >= budget.trials and not self._climbs:
                 self._ending = Ending("trials", f"{done} trials evaluated.")
             elif self._time_is_up():
                 self._ending = Ending("time", f"the time is up after {done} of {budget.trials} trials.")
@@ -224,16 +257,27 @@ class Session:
         failure = outcome.failure
         if not failure:
             self._check_complete(outcome.metrics)
-            if self._keep is not None and outcome.network is not None:
+            if self._keep is not None and outcome.network is not None and _share(proposal) == 1:
                 self._keep(proposal, outcome)
+        if self._climbing is not None:
+            self._climbing.keep(proposal, outcome)
         with self._stop.shield():
-            if failure:
+            if isinstance(proposal, Continuation):
+                assert self._climbing is not None
+                record = self._climbing.further(proposal, outcome)
+                del self._in_flight[proposal.number]
+                self._unreported.append(record)
+                if failure:
+                    _logger.warning("trial %d (%s) could not be trained on: %s", record.number, record.id, failure)
+            elif failure:
                 record = self._fail(proposal, failure, outcome.seconds)
                 _logger.warning("trial %d (%s) failed: %s", record.number, record.id, record.failure)
             else:
-                record = self._study.tell(proposal, outcome.metrics, outcome.seconds)
+                record = self._study.tell(proposal, outcome.metrics, outcome.seconds, share=_share(proposal))
                 del self._in_flight[proposal.number]
                 self._unreported.append(record)
+                if self._climbing is not None:
+                    self._climbing.told(record)
         self._report_safe_trials()
         self._check_first(record)
         return record
@@ -247,7 +291,11 @@ class Session:
         self._check_in_flight(proposal)
         _logger.warning("trial %d (%s) is tried again: %s", proposal.number, proposal.architecture.id, reason)
         with self._stop.shield():
-            self._study.note_retry(proposal, reason)
+            if isinstance(proposal, Continuation):
+                assert self._climbing is not None
+                self._climbing.retried(proposal, reason)
+            else:
+                self._study.note_retry(proposal, reason)
 
     def seconds(self) -> float | None:
         """How long the study's latest trials took, their median; None before there are any."""
@@ -305,6 +353,11 @@ class Session:
             raise NasError(f"the first {_SAME_FAILURES} trials all failed for the same reason: {record.failure}")
 
 
+def _share(proposal: Proposal) -> float:
+    """Of a whole training, that a proposal's outcome is of."""
+    return 1.0 if proposal.request.part is None else proposal.request.part.until
+
+
 def _plain(outcome: Outcome, elapsed: float) -> Outcome:
     """An outcome as it is kept: numbers of Python's own, of whatever kind they were; a failure where they are none.
 
@@ -334,7 +387,7 @@ def _plain(outcome: Outcome, elapsed: float) -> Outcome:
             why = f"has a name that is {type(name).__name__}, not text"
         if why:
             return Outcome({}, f"metric {name} {why}", seconds)
-    return Outcome(metrics, text, seconds, outcome.network)
+    return Outcome(metrics, text, seconds, outcome.network, outcome.state)
 
 
 def _number(value: Any) -> float:

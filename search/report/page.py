@@ -14,7 +14,7 @@ from mixnas.search.report.breakdown import UnitRow
 from mixnas.search.report.contents import Contents, contents
 from mixnas.search.report.figures import POINTS, figures, thinned
 from mixnas.search.run.directory import Run
-from mixnas.search.run.front import Member
+from mixnas.search.run.front import SHARE, Member, in_words
 from mixnas.search_space.files import atomic_write
 
 _HERE = Path(__file__).parent
@@ -143,6 +143,9 @@ def _head(found: Contents) -> str:
     ]
     if front.hypervolume is not None:
         about.append(f"hypervolume {front.hypervolume:.4f}")
+    shares = [m.metrics[SHARE] for m in front.members if SHARE in m.metrics]
+    if shares:
+        about.append(f"its networks are {in_words(shares)}")
     if not front.final:
         about.append("the search has not come to its final networks: numbers are those of the search")
     lines = "".join(f'<p class="budget">{_e(line)}</p>' for line in budgets)
@@ -160,7 +163,9 @@ def _front_caption(found: Contents) -> str:
 
 def _front(found: Contents) -> str:
     front, metric = found.front, found.front.metric
-    columns = ["network", metric, *([f"test {metric}"] if front.final else []), "latency ms", "90% interval"]
+    parts = any(SHARE in m.metrics for m in front.members)
+    columns = ["network", metric, *(["trained"] if parts else []), *([f"test {metric}"] if front.final else [])]
+    columns += ["latency ms", "90% interval"]
     own = {metric, f"test_{metric}", "latency_ms", "params", "weight_bytes"}
     further = [name for name in front.asked if name not in own]
     columns += ["predicted ms", "parameters", "bytes", *further, "export", "architecture"]
@@ -172,6 +177,7 @@ def _front(found: Contents) -> str:
         command = _command(found, m)
         button = f'<button type="button" data-copy="{_e(command)}" aria-label="copy: {_e(command)}">copy</button>'
         row = [f"<code>{_e(m.id)}</code>" + (" (knee)" if m.id == front.knee else ""), _with_error(values, metric)]
+        row += [f"{values.get(SHARE, 1.0):.0%}"] if parts else []
         row += [_with_error(values, f"test_{metric}")] if front.final else []
         row += [_number(values.get("latency_ms"), ".3f"), between, predicted, _number(values.get("params"), ",.0f")]
         row += [_number(values.get("weight_bytes"), ",.0f"), *(_number(values.get(n), ",.5g") for n in further)]

@@ -8,6 +8,7 @@ runs/<name>/config.yaml     the configuration as resolved
             pareto.json     the front (`search.run.front`)
             latency/        this machine's profile, where latency is predicted
             supernet.safetensors, networks/, exports/
+            rungs/          trainings that were left off (`search.halving`), until the run is finished
 
 Every file tells whether it is what was written: the manifest, the journal's records, tables, predictors and weights in
 themselves, the others by their digest in the manifest (`search.run.integrity`). Nothing in a run is followed when it is
@@ -73,7 +74,7 @@ _RESUMABLE = (2, FORMAT)
 
 FIXED_KEYS = (
     *("task", "objectives", "constraints", "space", "search.evaluator", "train", "supernet"),
-    *("latency.runtime", "latency.threads", "latency.batch_size"),
+    *("latency.runtime", "latency.threads", "latency.batch_size", "search.halving"),
 )
 """What the trials of a run depend on: a resumed run may change its seed, strategy and budget, not these."""
 _FREE = ("checkpoint_every", "processes")  # of the super-network: its weights are the same
@@ -259,6 +260,11 @@ class Run:
     def networks(self) -> Path:
         """Networks with trained weights, one file each."""
         return self.path / "networks"
+
+    @property
+    def rungs(self) -> Path:
+        """Trainings that were left off, and may be gone on with."""
+        return self.path / "rungs"
 
     @property
     def exports(self) -> Path:

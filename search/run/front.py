@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,19 @@ from mixnas.search_space.files import atomic_write, json_text, parse_json, read_
 
 FORMAT = 2
 """1 had no format number and spelt latencies in three ways; it can still be read."""
+
+
+SHARE = "train_share"
+"""The metric of a network that was trained in rungs which says how much of a whole training it had."""
+
+
+def in_words(shares: Sequence[float]) -> str:
+    """How long networks were trained, by what share of a whole training each had; those of none had all of it."""
+    short = [share for share in shares if share < 1]
+    if not short:
+        return "trained to the end"
+    least = f"{min(short):.0%}" if min(short) == max(short) else f"{min(short):.0%} to {max(short):.0%}"
+    return f"trained to the end but for {len(short)} of {len(shares)}, which had {least} of a whole training"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)

@@ -24,11 +24,13 @@ from typing import Any, get_args
 from mixnas.evaluators.protocol import standard_error
 from mixnas.search.study.objectives import Comparison, Objective
 from mixnas.search.study.pareto import Reference
-from mixnas.search.study.results import INTERRUPTED, Results, Status, TrialRecord
+from mixnas.search.study.results import INTERRUPTED, Results, Status, Stretch, TrialRecord
 from mixnas.search_space.errors import ConfigError, IntegrityError, shown
 from mixnas.search_space.files import check_stamp, parse_json, read_bytes, stamped, write_json
 
 SUMMARY_FORMAT = 1
+FIDELITY = "fidelity"
+"""A trial's attribute: the share of a whole training that its metrics are of; 1 where there is none."""
 
 
 class Operation(enum.IntEnum):
@@ -158,6 +160,7 @@ _ATTRIBUTES: Mapping[str, type | tuple[type, ...]] = {
     "seconds": (int, float),
     "retries": list,
     "queued": bool,
+    FIDELITY: (int, float),
 }
 
 
@@ -213,8 +216,8 @@ class _Reader:
         for number, trial in enumerate(self.trials):
             if trial.state != State.WAITING:
                 try:
-                    yield _record(number, trial)
-                except (ValueError, TypeError) as error:
+                    yield _further(_record(number, trial), self.study.get(further_key(number), []))
+                except (ValueError, TypeError, AttributeError) as error:
                     raise IntegrityError(
                         f"{self.path}: damaged: trial {number}: {error}. Restore the file from a copy."
                     ) from error
@@ -226,7 +229,7 @@ def _record(number: int, trial: _Trial) -> TrialRecord:
         if name in attrs and not isinstance(attrs[name], kind):
             raise TypeError(f"its {name} is {shown(attrs[name])}")
     metrics, seconds = attrs.get("metrics", {}), attrs.get("seconds", 0.0)
-    for name, value in (*metrics.items(), ("seconds", seconds)):
+    for name, value in (*metrics.items(), ("seconds", seconds), (FIDELITY, attrs.get(FIDELITY, 1.0))):
         if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
             raise TypeError(f"its {shown(name)} is {shown(value)}")
     if seconds < 0:
@@ -244,7 +247,20 @@ def _record(number: int, trial: _Trial) -> TrialRecord:
         failure=failure,
         retries=tuple(map(str, attrs.get("retries", ()))),
         queued=attrs.get("queued", False),
+        share=attrs.get(FIDELITY, 1.0),
     )
+
+
+def _further(record: TrialRecord, more: Any) -> TrialRecord:
+    """With what came of more of its training."""
+    if not isinstance(more, list) or (more and record.status != "done"):
+        raise TypeError(f"what came of more of its training is {shown(more)}")
+    return record.trained_on(map(Stretch.from_plain, more)) if more else record
+
+
+def further_key(number: int) -> str:
+    """The study's attribute that says what came of more of a trial's training: a list of `Stretch`."""
+    return f"further:{number}"
 
 
 def status_of(state: int, attrs: Mapping[str, Any]) -> Status:

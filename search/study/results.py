@@ -5,20 +5,62 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from mixnas.search.study.objectives import Comparison, Objective
 from mixnas.search.study.pareto import REFERENCE_TRIALS, Reference, as_minimised, knee
 from mixnas.search_space.architecture import Architecture
+from mixnas.search_space.errors import shown
 
 Status = Literal["done", "failed", "interrupted", "duplicate", "infeasible", "running"]
 INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """What came of a part of a trial's training.
+
+    Attributes:
+        share: Of a whole training, that it had behind it then.
+        metrics: What the evaluator returned; empty where it failed.
+        seconds: Time of the evaluation.
+        failure: Why it failed; then the trial is what it was before.
+        retries: Why it was tried again, each time that it was.
+    """
+
+    share: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    failure: str = ""
+    retries: tuple[str, ...] = ()
+
+    def to_plain(self) -> dict[str, Any]:
+        """Plain data; what is empty is left out."""
+        plain = {"share": self.share, "metrics": dict(self.metrics), "seconds": self.seconds}
+        more = {"failure": self.failure, "retries": list(self.retries)}
+        return plain | {name: value for name, value in more.items() if value}
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Stretch:
+        """The inverse.
+
+        Raises:
+            TypeError, ValueError: It is none.
+        """
+        found = cls(**{**plain, "retries": tuple(map(str, plain.get("retries", ())))})
+        for value in (found.share, found.seconds, *found.metrics.values()):
+            if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+                raise TypeError(f"a number of a stretch of its training is {shown(value)}")
+        if not 0 < found.share <= 1:
+            raise ValueError(f"a stretch of its training ends at {found.share}")
+        return found
 
 
 @dataclass(frozen=True)
@@ -36,6 +78,8 @@ class TrialRecord:
         failure: Why it failed, was interrupted or not evaluated.
         retries: Why it was tried again, each time that it was.
         queued: Whether the run wanted it beside what its search was given (`SearchStudy.queue`).
+        share: Of a whole training, that its metrics are of.
+        stretches: What came of each part of its training, where it was trained in parts (`search.promotion`).
     """
 
     number: int
@@ -47,11 +91,25 @@ class TrialRecord:
     failure: str = ""
     retries: tuple[str, ...] = ()
     queued: bool = False
+    share: float = 1.0
+    stretches: tuple[Stretch, ...] = ()
+
+    def trained_on(self, stretches: Iterable[Stretch]) -> TrialRecord:
+        """With what came of more of its training; its metrics are those of the last part that did not fail."""
+        known = (*(self.stretches or (Stretch(self.share, self.metrics, self.seconds),)), *stretches)
+        last = [stretch for stretch in known if not stretch.failure][-1]
+        seconds = sum(stretch.seconds for stretch in known)
+        return replace(self, metrics=last.metrics, share=last.share, seconds=seconds, stretches=known)
 
     @cached_property
     def architecture(self) -> Architecture:
         """The architecture itself."""
         return Architecture.from_canonical(json.loads(self.architecture_json))  # its operators may be another's
+
+    @property
+    def whole(self) -> bool:
+        """Whether it was trained to the end: nothing else is compared with those that were."""
+        return self.share >= 1
 
     @property
     def evaluated(self) -> bool:
@@ -94,7 +152,7 @@ class Results:
         return [float(record.metrics[o.name]) for o in self.objectives]
 
     def feasible(self, record: TrialRecord) -> bool:
-        """Whether a finished trial satisfies all constraints."""
+        """Whether a finished trial satisfies all constraints, by its metrics of whatever training it had."""
         return record.status == "done" and all(c.holds(record.metrics) for c in self.constraints)
 
     def add(self, record: TrialRecord) -> None:
@@ -105,10 +163,18 @@ class Results:
         if record.status != "done":
             return
         if self.reference is None:
-            self._first_values.append(self.values(record))
+            first = record.stretches[0].metrics if record.stretches else record.metrics
+            self._first_values.append([float(first[o.name]) for o in self.objectives])
             if len(self._first_values) >= REFERENCE_TRIALS:
                 self.reference = Reference.of(np.array(self._first_values), self.objectives)
-        if self.feasible(record):
+        if self.feasible(record) and record.whole:
+            self._add_to_front(record)
+
+    def replace(self, record: TrialRecord) -> None:
+        """Take in what a trial has become by more of its training."""
+        at = next(i for i in range(len(self.records) - 1, -1, -1) if self.records[i].number == record.number)
+        before, self.records[at] = self.records[at], record
+        if record.whole and not before.whole and self.feasible(record):
             self._add_to_front(record)
 
     def _add_to_front(self, record: TrialRecord) -> None:
@@ -126,7 +192,10 @@ class Results:
         return self.counts["done"] + self.counts["failed"]
 
     def front(self) -> list[TrialRecord]:
-        """The feasible trials that no feasible trial dominates, the best of the first objective first."""
+        """The feasible trials that no feasible trial dominates, the best of the first objective first.
+
+        Of those alone that had a whole training.
+        """
         order = np.lexsort(self._front_points.T[::-1])
         return [self._front[i] for i in order]
 
@@ -155,12 +224,16 @@ class Results:
         """All trials as a table, one line each, the architecture last."""
         metrics = self.metric_names()
         front = {record.number for record in self._front}
+        parts = any(record.stretches for record in self.records)
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(["trial", "id", "status", "pareto", "feasible", *metrics, "seconds", "failure", "architecture"])
+        trained = ["trained"] if parts else []
+        first = ["trial", "id", "status", "pareto", "feasible", *trained]
+        writer.writerow([*first, *metrics, "seconds", "failure", "architecture"])
         for r in sorted(self.records, key=lambda r: r.number):  # several may have been in flight together
             done = r.status == "done"
-            cells = [r.number in front, self.feasible(r)] if done else ["", ""]
+            cells: list[object] = [r.number in front, self.feasible(r)] if done else ["", ""]
+            cells += [r.share if done else ""] if parts else []
             values = [r.metrics.get(name, "") for name in metrics]
             writer.writerow([r.number, r.id, r.status, *cells, *values, r.seconds, r.failure, r.architecture_json])
         return out.getvalue()

@@ -9,7 +9,8 @@ from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
+from typing import Any
 
 import numpy as np
 import optuna
@@ -23,8 +24,15 @@ from mixnas.search.study.journal import JournalFile
 from mixnas.search.study.objectives import Comparison, Objective
 from mixnas.search.study.optuna_internals import assign_generation, fail, stored
 from mixnas.search.study.pareto import Reference
-from mixnas.search.study.reading import check_journal, check_objectives, status_of, write_summary
-from mixnas.search.study.results import INTERRUPTED, Results, TrialRecord
+from mixnas.search.study.reading import (
+    FIDELITY,
+    check_journal,
+    check_objectives,
+    further_key,
+    status_of,
+    write_summary,
+)
+from mixnas.search.study.results import INTERRUPTED, Results, Stretch, TrialRecord
 from mixnas.search.study.storage import Storage
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import InfeasibleError, IntegrityError, NasError, shown
@@ -60,10 +68,31 @@ class Proposal:
         return self.request.architecture
 
 
-def _record(trial: FrozenTrial) -> TrialRecord:
-    """It shares what is long with the trial."""
+@dataclass(frozen=True)
+class Continuation(Proposal):
+    """A trial that is known, of which more is to be evaluated: more of its training.
+
+    Attributes:
+        record: What is known of it.
+    """
+
+    record: TrialRecord
+
+    @property
+    def number(self) -> int:
+        """The trial's number."""
+        return self.record.number
+
+
+def _record(trial: FrozenTrial, further: Mapping[str, Any] = MappingProxyType({})) -> TrialRecord:
+    """It shares what is long with the trial.
+
+    Args:
+        trial: As the storage has it.
+        further: The study's attributes, where what came of more of its training stands.
+    """
     attrs = trial.user_attrs
-    return TrialRecord(
+    record = TrialRecord(
         number=trial.number,
         status=status_of(trial.state, attrs),
         id=attrs.get("id", ""),
@@ -73,7 +102,10 @@ def _record(trial: FrozenTrial) -> TrialRecord:
         failure=attrs.get("failure", ""),
         retries=tuple(attrs.get("retries", ())),
         queued=bool(attrs.get("queued", False)),
+        share=attrs.get(FIDELITY, 1.0),
     )
+    more = further.get(further_key(trial.number), ())
+    return record.trained_on(map(Stretch.from_plain, more)) if more else record
 
 
 def _reference(study: optuna.Study) -> Reference | None:
@@ -122,6 +154,7 @@ class SearchStudy:
         self._seen: dict[str, int] = {}  # architecture id -> trial that evaluates or evaluated it
         self._infeasible: dict[str, str] = {}  # architecture id -> the constraint that rules it out
         self._refused_in_a_row = 0
+        self._has_reference = False  # whether it stands in the study
         self._enumeration: Iterator[Architecture] | None = None
         self._queue: deque[Architecture] = deque()
         self._size = space.size()
@@ -148,7 +181,8 @@ class SearchStudy:
                 self.optuna_study.set_metric_names([o.name for o in objectives])
         self.mark_interrupted()
         trials = self.optuna_study.get_trials(deepcopy=False)
-        records = [_record(trial) for trial in trials if trial.state != TrialState.WAITING]
+        further = self.optuna_study.user_attrs
+        records = [_record(trial, further) for trial in trials if trial.state != TrialState.WAITING]
         self.results = Results(objectives, constraints, records, _reference(self.optuna_study))
         self._store_reference()
         self._seen = {r.id: r.number for r in self.results.records if r.evaluated}
@@ -195,8 +229,11 @@ class SearchStudy:
 
     def _store_reference(self) -> None:
         reference = self.results.reference
-        if reference is not None and "reference" not in self.optuna_study.user_attrs:
+        if reference is None or self._has_reference:
+            return
+        if "reference" not in self.optuna_study.user_attrs:  # Optuna copies them all for each look
             self.optuna_study.set_user_attr("reference", {"point": list(reference.point), "span": list(reference.span)})
+        self._has_reference = True
 
     # -- asking -----------------------------------------------------------------------------------------------------
 
@@ -317,23 +354,40 @@ class SearchStudy:
 
     # -- telling ----------------------------------------------------------------------------------------------------
 
-    def tell(self, proposal: Proposal, metrics: Mapping[str, float], seconds: float) -> TrialRecord:
+    def tell(
+        self, proposal: Proposal, metrics: Mapping[str, float], seconds: float, *, share: float = 1.0
+    ) -> TrialRecord:
         """Take an evaluated architecture's metrics: safe from a kill when this returns, from a power cut once `synced`.
 
         Args:
             proposal: What was asked.
             metrics: All metrics, finite; those that are objectives or stand in a constraint must be among them.
             seconds: Time of the evaluation.
+            share: Of a whole training, that they are of.
         """
         trial = proposal.trial
         plain = {name: _plain_number(value) for name, value in metrics.items()}
         trial.set_user_attr("metrics", plain)
         trial.set_user_attr("seconds", round(seconds, 6))
+        if share < 1:
+            trial.set_user_attr(FIDELITY, share)
         for constraint in self.results.constraints:
             trial.set_constraint(str(constraint), constraint.violation(plain))
         values = [float(plain[o.name]) for o in self.results.objectives]
         self.optuna_study.tell(trial, values=values)
         return self._add(proposal.trial)
+
+    def tell_further(self, record: TrialRecord, stretch: Stretch) -> TrialRecord:
+        """Take what came of more of a trial's training, as safely as `tell` takes metrics.
+
+        Optuna's trial stays as it was told: with the metrics after the first part, which all trials have, so that its
+        samplers compare like with like, and know them at once. What came later is an attribute of the study.
+        """
+        found = record.trained_on([stretch])
+        plain = [one.to_plain() for one in found.stretches[1:]]
+        self.optuna_study.set_user_attr(further_key(record.number), plain)
+        self.results.replace(found)
+        return found
 
     def note_retry(self, proposal: Proposal, reason: str) -> None:
         """Note with a trial that it is tried again, and why."""

@@ -26,11 +26,12 @@ def test_ranks_come_before_contributions():
 def test_within_a_rank_the_least_contribution_goes_first():
     """In the unit square with the reference at (1.1, 1.1), the areas by hand.
 
-    b adds [0.45, 0.5] x [0.5, 1] = 0.025, c as much mirrored; a adds [0, 0.45] x [1, 1.1] = 0.045, d likewise. Of b
-    and c the later goes. Then a adds 0.045, d [1, 1.1] x [0, 0.5] = 0.05 and b 0.275; without a, b adds 0.33.
+    a and d are the best of an objective, and come first though a adds [0, 0.45] x [1, 1.1] = 0.045 alone. Of the others
+    b adds [0.45, 0.5] x [0.5, 1] = 0.025, c [0.5, 0.6] x [0.45, 0.5] = 0.005 and e [0.6, 1] x [0.4, 0.45] = 0.02, so c
+    goes. Then b adds 0.025 + 0.1 x 0.5 = 0.055 + ..., and e less.
     """
-    a, b, c, d = (0.0, 1.0), (0.45, 0.5), (0.5, 0.45), (1.0, 0.0)
-    assert best_first(np.array([a, b, c, d])) == [1, 3, 0, 2]
+    a, b, c, e, d = (0.0, 1.0), (0.45, 0.5), (0.5, 0.45), (0.6, 0.4), (1.0, 0.0)
+    assert best_first(np.array([a, b, c, e, d])) == [0, 4, 1, 3, 2]
 
 
 @given(st.lists(st.tuples(*[st.integers(0, 6)] * 3), min_size=1, max_size=7))
@@ -59,8 +60,15 @@ def test_the_order_is_that_of_the_definition(points):
         def volume(some, scaled=scaled):
             return moocore.hypervolume(scaled[list(some)], ref=[1.1] * 3) if some else 0.0
 
-        for k in range(len(here) - 1, 0, -1):  # each that was dropped added least to those that stayed
-            adds = {i: volume(here[: k + 1]) - volume([j for j in here[: k + 1] if j != i]) for i in here[: k + 1]}
+        ends = []  # the best of each objective, of equally good ones by the other objectives in turn
+        for first in range(3):
+            others = [j for j in range(3) if j != first]
+            ends.append(min(sorted(front), key=lambda i: (array[i, first], *array[i, others])))
+        ends = list(dict.fromkeys(ends))
+        assert here[: len(ends)] == ends
+        for k in range(len(here) - 1, len(ends) - 1, -1):  # each that was dropped added least to those that stayed
+            whole = volume(here[: k + 1])
+            adds = {i: whole - volume([j for j in here[: k + 1] if j != i]) for i in here[len(ends) : k + 1]}
             assert adds[here[k]] <= min(adds.values()) + 1e-9
 
 

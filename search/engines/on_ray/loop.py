@@ -11,14 +11,14 @@ import socket
 import statistics
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from mixnas.evaluators.answering import Answerer, Where
-from mixnas.evaluators.protocol import EvaluatorSpec, Outcome
+from mixnas.evaluators.protocol import EvaluatorSpec, Outcome, Request
 from mixnas.search.engines.elsewhere import OUT_OF_MEMORY
 from mixnas.search.engines.on_ray.cluster import Cluster, Here
 from mixnas.search.engines.on_ray.driver import Asks, Flight, Work, refuse_other_code
@@ -48,6 +48,10 @@ class _Worker:
     where: Where | None = None
     batches: deque[_Batch] = field(default_factory=deque)
     since: float = 0.0  # when the first of its batches was begun
+
+
+def _without_state(request: Request) -> Request:
+    return request if request.part is None else replace(request, part=replace(request.part, state=None))
 
 
 class Loop:
@@ -149,8 +153,11 @@ class Loop:
     def _send(self, worker: _Worker, flights: list[Flight]) -> None:
         if not worker.batches:
             worker.since = time.monotonic()
-        answer = worker.actor.answer.remote([flight.request for flight in flights])
-        worker.batches.append(_Batch(flights, answer))
+        # states of trainings that are gone on with, each an object of the store, which Ray puts in its place
+        parts = [flight.request.part for flight in flights]
+        states = [None if part is None or part.state is None else ray.put(part.state) for part in parts]
+        bare = [_without_state(flight.request) for flight in flights]
+        worker.batches.append(_Batch(flights, worker.actor.answer.remote(bare, *states)))
 
     def _listen(self) -> None:
         """Wait for something to happen, and deal with it."""

@@ -21,6 +21,7 @@ from mixnas.evaluators.answering import Answerer, Where
 from mixnas.evaluators.protocol import EvaluatorSpec, Outcome
 from mixnas.search.engines.on_ray.cluster import Cluster
 from mixnas.search.engines.on_ray.driver import Asks, Flight, Work, refuse_other_code
+from mixnas.search.engines.on_ray.shelf import Shelf, taken
 from mixnas.search_space.errors import NasError
 
 _ANSWER = "answer"
@@ -82,6 +83,7 @@ def run_in_tune(cluster: Cluster, search: Asks, spec: EvaluatorSpec, work: Work)
     except Exception as error:
         raise (flights.error or NasError(f"Ray Tune failed: {error}")) from error
     finally:
+        flights.shelf.end()
         logger.setLevel(level)
     if flights.error is not None:
         raise flights.error
@@ -104,6 +106,7 @@ class _Flights:
         self._flying: dict[str, Flight] = {}
         self._seats: dict[str, int] = {}
         self._begun: dict[str, float] = {}
+        self.shelf = Shelf()
         self.error: Exception | None = None
 
     def __reduce__(self) -> Any:
@@ -127,7 +130,8 @@ class _Flights:
         if found:
             self._flying[trial] = found[0]
             self._seats[trial] = min(set(range(len(self._seats) + 1)) - set(self._seats.values()))
-            return {"request": found[0].request, "seat": self._seats[trial]}
+            request, place = self.shelf.lay(found[0].number, found[0].request)
+            return {"request": request, "place": place, "seat": self._seats[trial]}
         return Searcher.FINISHED if self.error is not None or self._over() else None
 
     def _over(self) -> bool:
@@ -148,6 +152,7 @@ class _Flights:
         """What a worker said to a trial."""
         flight = self._flying.pop(trial)
         del self._seats[trial]
+        self.shelf.clear(flight.number)
 
         def take() -> None:
             if isinstance(answer, Where):
@@ -168,6 +173,7 @@ class _Flights:
         begun = self._begun.pop(trial, None)
         if flight is None:
             return
+        self.shelf.clear(flight.number)
         seconds = 0.0 if begun is None else time.monotonic() - begun
         if self._limit is not None and seconds >= self._limit:
             reason = f"took longer than the limit of {self._limit:g} s"
@@ -261,9 +267,10 @@ class _Trial(tune.Trainable):
             self._opened = self._answerer.open(self._spec)
         if self._opened:
             return self._opened
+        request = taken(self._config["request"], self._config.get("place"))
         signal.setitimer(signal.ITIMER_REAL, self._limit or 0.0)  # nobody hears it: the kernel ends the process
         try:
-            return self._answerer.answer([self._config["request"]])
+            return self._answerer.answer([request])
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0.0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import threading
@@ -23,6 +24,7 @@ from mixnas.search.engines.on_ray import cluster as on_ray
 from mixnas.search.engines.on_ray.meter import Meter, MeteredLatency, Wanted, give_back
 from mixnas.search.engines.ray import RayEngine
 from mixnas.search_space.errors import ConfigError
+from mixnas.search_space.files import dump_yaml
 from mixnas.search_space.network import Network
 from mixnas.search_space.space import SearchSpace
 from mixnas.search_space.units import IOSpec
@@ -162,3 +164,36 @@ def test_a_node_is_profiled_and_then_asked_about_here(address, tmp_path):
     again = spec(directory=tmp_path).open()
     again.adopt()  # by the files alone
     assert again.predict(architecture, IO) == predicted
+
+
+@pytest.mark.slow
+def test_the_command_profiles_a_node_and_keeps_what_it_found_here(address, tmp_path, capsys):
+    """`nas latency profile --address`, to its end, and then what its own file answers."""
+    from mixnas.cli.main import main
+
+    config, tables = tmp_path / "c.yaml", tmp_path / "tables"
+    config.write_text(dump_yaml({"task": "digits", "space": TINY}))
+    command = ["latency", "profile", "-c", str(config), "--device", HERE, "--address", address, "--quiet", "--json"]
+    assert main([*command, "--budget", "4s", "--tables", str(tables)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["device"] == HERE and told["runtime"] == "eager" and told["accuracy"]
+    table = MeasurementTable.load(tables, HERE, "eager")
+    assert table.reference_ms > 0
+    asked = [
+        "latency",
+        "query",
+        "-c",
+        str(config),
+        "--device",
+        HERE,
+        "--sample",
+        "2",
+        "--tables",
+        str(tables),
+        "--json",
+    ]
+    assert main(asked) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found) == 2 and all(one["latency_ms"] > 0 for one in found)
+    assert main([*command[:5], "nvidia-h200", *command[6:], "--budget", "4s", "--tables", str(tables)]) == 2
+    assert "no node" in capsys.readouterr().err
