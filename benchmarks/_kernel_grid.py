@@ -331,7 +331,7 @@ def tiny() -> Iterator[Point]:
     yield _gla(1, 66, 1, 16, both=False)  # more than a chunk
     yield _scan(1, 66, 2, 2)  # more than a segment
     yield _neighborhood(1, 5, 1, 16, 3, 1)
-    yield _block(1, 80, 4, 3, 1)  # enough positions for one kernel on a GPU
+    yield _block(1, 5, 4, 3, 1)  # in the interpreter few positions are one kernel too
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ CONFIG: dict[str, Any] = {
         "evaluator": "supernet",
         "trials": 60,
     },
-    "latency": {"profile": "15s"},
+    "latency": {"profile": "8s"},
     "supernet": {"seconds": 4, "batch_size": 32},
     "final": {"candidates": 3, "train": {"epochs": 12, "batch_size": 16}},
     "space": {

@@ -48,9 +48,7 @@ def test_what_serves_a_tours_task_is_on_it_or_has_a_reason(tours, tour):
     missing = [f"a line `- {name}` under {axis}" for axis, name in sorted(serving - here - set(reasons))]
     assert not missing, f"configs/{tour}-tour.yaml lacks {', '.join(missing)}; or benchmarks/tours.py a reason"
     stale = sorted(f"{axis} {name}" for axis, name in set(reasons) - (serving - here))
-    assert not stale, (
-        f"benchmarks/tours.py says why these are not on the {tour} tour, and they are: {stale}"
-    )
+    assert not stale, f"benchmarks/tours.py says why these are not on the {tour} tour, and they are: {stale}"
 
 
 def test_no_operator_is_on_neither_tour(tours):

@@ -50,8 +50,8 @@ class _Branch(nn.Module):
 class Reparameterised(nn.Module):
     """norm(depthwise(x)) + sum over branches of norm_j(dilated depthwise_j(x)): trained so, and one convolution after.
 
-    In evaluation the branches are one depthwise kernel with a bias (`merged`), which computes the same; what is deployed
-    has that alone.
+    In evaluation the branches are one depthwise kernel with a bias (`merged`), which computes the same; deployed
+    it has that alone.
 
     Args:
         context: Where it stands.

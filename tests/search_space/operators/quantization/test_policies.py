@@ -16,11 +16,13 @@ class TestFP32(PolicyContract):
     quant = Op("fp32")
     share = 0.0
     changes = False
+    every_kind = False  # what is the same for all policies is tried with the two of w8a8
 
 
 class TestBF16(PolicyContract):
     quant = Op("bf16")
     share = 0.0  # computing rounds the weights as storing does
+    every_kind = False
 
 
 class TestW8A8(PolicyContract):
@@ -36,7 +38,7 @@ class TestW8A8Static(PolicyContract):
 class TestW8A16(PolicyContract):
     quant = Op("w8a16")
     share = 0.0
-    every_kind = False  # what is the same for all of these is tried with the two above
+    every_kind = False
 
 
 class TestW4A16(PolicyContract):
@@ -88,3 +90,4 @@ def toy_policy() -> Iterator[None]:
 @pytest.mark.usefixtures("toy_policy")
 class TestToyInt8(PolicyContract):
     quant = toy.QUANT
+    every_kind = False
