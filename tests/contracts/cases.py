@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -63,6 +64,37 @@ class Case:
     def shape(self) -> tuple[int, ...]:
         """Of an example's output."""
         return (*self.after.size, self.after.width)
+
+
+class Group(tuple[Case, ...]):
+    """The cases of one operator: a test of each by itself would be thousands, which cost more than what they do."""
+
+    def __str__(self) -> str:
+        return f"{self[0].axis}={self[0].op.name}"
+
+
+def grouped(found: Iterable[Case]) -> list[Group]:
+    """By operator."""
+    groups: dict[tuple[str, str], list[Case]] = {}
+    for case in found:
+        groups.setdefault((case.axis, case.op.name), []).append(case)
+    return [Group(group) for group in groups.values()]
+
+
+def for_each_case(test: Callable[..., None]) -> Callable[..., None]:
+    """A test of one `case` (or `plain`) as one of a group; what fails is told with its case."""
+
+    @functools.wraps(test)  # with its signature, so that it asks for the same fixtures
+    def every(self: Any, **given: Any) -> None:
+        name = "case" if "case" in given else "plain"
+        for case in given[name]:
+            try:
+                test(self, **given | {name: case})
+            except Exception as error:
+                error.add_note(f"in {case}")
+                raise
+
+    return every
 
 
 class Whole(nn.Module):

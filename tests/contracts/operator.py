@@ -20,7 +20,7 @@ from mixnas.search_space.operators.quantization.policy import policy_of, stored_
 from mixnas.search_space.registry import BETWEEN
 from mixnas.search_space.supernet import slice_of, slicing_rules
 
-from .cases import WIDTH, Case, Whole, cases
+from .cases import WIDTH, Case, Whole, cases, for_each_case, grouped
 
 EPSILON = 1e-6
 """Of a difference that stands for a derivative."""
@@ -43,15 +43,16 @@ class OperatorContract:
     multiplied_otherwise: ClassVar[frozenset[str]] = frozenset()
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """`case`: each operator with each knob at several values; `plain`: each once for each kind of task."""
+        """`case`: an operator's, with each knob at several values; `plain`: once for each kind of task. See `Group`."""
         if "case" in metafunc.fixturenames:
-            metafunc.parametrize("case", self._cases(knobs=True), ids=str)
+            metafunc.parametrize("case", grouped(self._cases(knobs=True)), ids=str)
         if "plain" in metafunc.fixturenames:
-            metafunc.parametrize("plain", self._cases(knobs=False), ids=str)
+            metafunc.parametrize("plain", grouped(self._cases(knobs=False)), ids=str)
 
     def _cases(self, **settings: Any) -> list[Case]:
         return [case for case in cases(self.axis, **settings) if self.only in ("", case.op.name)]
 
+    @for_each_case
     def test_answers_in_its_shape_with_gradients_to_every_parameter(self, case: Case):
         whole = Whole(case, case.build().train())
         x = case.example(3)
@@ -64,6 +65,7 @@ class OperatorContract:
         missing = [name for name, leaf in leaves.items() if leaf.grad is None or not leaf.grad.isfinite().all()]
         assert not missing, f"no finite gradient reaches {missing}"
 
+    @for_each_case
     def test_evaluation_is_the_same_again_and_of_each_example_by_itself(self, case: Case):
         module = case.build().eval()
         whole, x = Whole(case, module), case.example(3)
@@ -74,6 +76,7 @@ class OperatorContract:
         assert all(torch.equal(tensor, state[name]) for name, tensor in module.state_dict().items())
         torch.testing.assert_close(alone, first[:1], rtol=1e-5, atol=1e-6)
 
+    @for_each_case
     def test_a_causal_one_sees_no_later_token(self, case: Case):
         one_answer = case.after.size == () or getattr(registry.get(case.axis, case.op.name).build, "one_answer", False)
         if case.before.kind != "causal" or one_answer:  # to all tokens
@@ -87,6 +90,7 @@ class OperatorContract:
         if self.axis != "norm":
             assert not torch.equal(after[:, 4:], before[:, 4:])
 
+    @for_each_case
     def test_is_counted_exactly(self, case: Case):
         module = case.build().eval()
         counted = op_cost(case.axis, case.op, None, case.before, case.after, case.tokens)
@@ -123,6 +127,7 @@ class OperatorContract:
             for case in self._cases(knobs=True, width=2 * WIDTH, size=size):
                 assert set(case.build().state_dict()) == named.get(str(case), set(case.build().state_dict()))
 
+    @for_each_case
     def test_gradients_are_those_of_differences(self, case: Case):
         """Along one direction through all leaves at once, in float64 and as it is trained."""
         whole = Whole(case, case.build().double().train())
@@ -165,6 +170,7 @@ class OperatorContract:
                     together, alone = whole.eval()(x), whole(x[1:2])
                 torch.testing.assert_close(alone, together[1:2], rtol=1e-5, atol=1e-5, msg=str(case))
 
+    @for_each_case
     def test_runs_in_bfloat16(self, plain: Case):
         whole, x = Whole(plain, plain.build().eval()), plain.example(2)
         with torch.no_grad():
@@ -173,6 +179,7 @@ class OperatorContract:
         assert rounded.shape == exact.shape and rounded.isfinite().all()
         assert (rounded - exact).norm() <= 0.1 * exact.norm() + 1e-3
 
+    @for_each_case
     def test_a_step_along_its_gradients_lowers_a_loss(self, plain: Case):
         whole, x = Whole(plain, plain.build().train()), plain.example(4)
         target = torch.randn(4, *plain.shape, generator=torch.Generator().manual_seed(3))
@@ -188,6 +195,7 @@ class OperatorContract:
                 parameter.sub_(step * grad)
             assert (whole(x) - target).square().mean() < before
 
+    @for_each_case
     def test_policies_leave_alone_what_has_no_projections(self, plain: Case):
         """What has some is in the policies' own contract."""
         module = plain.build().eval()
@@ -203,6 +211,7 @@ class OperatorContract:
                 assert torch.equal(Whole(plain, treated)(x), Whole(plain, module)(x)), name
 
     @pytest.mark.slow
+    @for_each_case
     def test_is_exported_for_any_number_of_inputs(self, plain: Case):
         whole = Whole(plain, plain.build().eval())
         program = exported(whole, plain.example(2), dynamic_batch=True).module()

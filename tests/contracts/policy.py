@@ -24,7 +24,7 @@ from mixnas.search_space.operators.folding import fold
 from mixnas.search_space.operators.layers import projections
 from mixnas.search_space.operators.quantization.policy import policy_of, stored_bytes
 
-from .cases import Case, Whole, cases, refused
+from .cases import Case, Whole, cases, for_each_case, grouped, refused
 
 BRANCH_AXES = ("mixer", "gate", "channel_mixer")
 
@@ -60,12 +60,12 @@ class PolicyContract:
     every_kind: bool = True
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """`case`: each operator of the branches that has projections."""
+        """`case`: those of an operator of the branches that has projections; see `Group`."""
         if "case" in metafunc.fixturenames:
             found = [case for case in quantizable() if not self._refuses(case)]
             if not metafunc.cls.every_kind:
                 found = list({(case.axis, case.op.name): case for case in found}.values())
-            metafunc.parametrize("case", found, ids=str)
+            metafunc.parametrize("case", grouped(found), ids=str)
 
     @classmethod
     def _refuses(cls, case: Case) -> bool:
@@ -78,6 +78,7 @@ class PolicyContract:
             with pytest.raises(ConfigError, match="cannot take"):
                 policy_of(self.quant).prepare(case.build())
 
+    @for_each_case
     def test_prepared_layers_keep_parameters_and_names(self, case: Case):
         module = case.build()
         before = dict(module.named_parameters())
@@ -87,6 +88,7 @@ class PolicyContract:
         added = module.state_dict().keys() - case.build().state_dict().keys()
         assert all(self.quant.name in name.split(".") for name in added), f"not named after the policy: {added}"
 
+    @for_each_case
     def test_gradients_flow_to_the_original_parameters(self, case: Case):
         def reached(module: nn.Module) -> set[str]:
             Whole(case, module.train())(case.example(3)).square().sum().backward()
@@ -97,6 +99,7 @@ class PolicyContract:
         prepared = case.build(self.quant)
         assert reached(prepared) == {name for name, _ in prepared.named_parameters()}
 
+    @for_each_case
     def test_what_is_deployed_computes_what_was_prepared(self, case: Case):
         prepared = case.build(self.quant)
         expected = answers(case, prepared)
@@ -105,6 +108,7 @@ class PolicyContract:
         differs = not torch.equal(expected, answers(case, case.build()))
         assert differs == self.changes
 
+    @for_each_case
     def test_only_projections_are_stored_otherwise(self, case: Case):
         inside = {f"{path}." if path else "" for path, _ in projections(case.build())}
         deployed = policy_of(self.quant).deploy(case.build(self.quant)).state_dict()
@@ -112,6 +116,7 @@ class PolicyContract:
             if not name.startswith(tuple(inside)):
                 assert torch.equal(deployed[name], tensor) and deployed[name].dtype == tensor.dtype
 
+    @for_each_case
     def test_bytes_are_those_of_the_deployed_state(self, case: Case):
         policy, prepared = policy_of(self.quant), case.build(self.quant)
         before = {name: tensor.clone() for name, tensor in prepared.state_dict().items()}
@@ -121,6 +126,7 @@ class PolicyContract:
         assert exported == op_cost(case.axis, case.op, self.quant, case.before, case.after).weight_bytes
         assert counted == stored_bytes(policy.deploy(prepared))
 
+    @for_each_case
     def test_the_deployed_state_is_saved_and_loaded(self, case: Case, tmp_path: Path):
         policy = policy_of(self.quant)
         deployed, other = (policy.deploy(case.build(self.quant, seed)) for seed in (0, 1))

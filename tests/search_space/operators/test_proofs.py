@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -25,11 +26,30 @@ def test_has_the_published_number_of_parameters(count: Count):
     assert count.rebuilt() == count.published
 
 
+ROOT = Path(__file__).parents[3]
+
+
+def built(axis: str) -> list[str]:
+    """Operators that there is something of."""
+    return [name for name in registry.names(axis) if (axis, name) != ("channel_mixer", "none")]
+
+
 @pytest.mark.parametrize("axis", [axis for axis in registry.AXES if axis != "quant"])
 def test_every_operator_is_proved_and_on_the_page(axis):
-    page = (Path(__file__).parents[3] / "docs" / "operators.md").read_text()
-    names = [
-        name for name in registry.names(axis) if (axis, name) != ("channel_mixer", "none")
-    ]  # that one is not built
-    assert set(names) - {p.name for p in PROOFS if p.axis == axis} == set()
-    assert [name for name in names if f"| `{name}` |" not in page] == []
+    page = (ROOT / "docs" / "operators.md").read_text()
+    assert set(built(axis)) - {proof.name for proof in PROOFS if proof.axis == axis} == set()
+    assert [name for name in built(axis) if f"| `{name}` |" not in page] == []
+    assert "| - |" not in page and "|  |" not in page, "a cell says nothing, not even why"
+
+
+@pytest.mark.parametrize("axis", ["mixer", "gate", "channel_mixer", "norm"])
+def test_every_operator_was_timed_beside_its_oracle_and_takes_at_most_twice_as_long(axis):
+    """As `benchmarks/operator_times.py` measured last."""
+    measured = json.loads((ROOT / "benchmarks" / "results" / "operator-times.json").read_text())["operators"]
+    for name in set(built(axis)) - {"identity", "none"}:
+        kinds = measured.get(f"{axis} {name}", {})
+        expected = {"image", "sequence"} & set(registry.get(axis, name).kinds)
+        if name == "random_mixing":  # 3136 tokens are more than it takes
+            expected -= {"image"}
+        assert set(kinds) == expected, f"{axis} {name}: python benchmarks/operator_times.py --only {name}"
+        assert all(one["ratio"] <= 2 for one in kinds.values()), (name, kinds)
