@@ -30,9 +30,11 @@ ENERGY = "energy_mj"
 Counter = Callable[[], float]
 """Millijoules since some beginning. Only differences count, of readings that lie no more than a minute apart."""
 
+WINDOW_S = 0.5
+"""A window lasts so long, at least: hundreds of steps of a counter that moves every millisecond."""
+
 POWERCAP = Path("/sys/class/powercap")
 _PACKAGE = re.compile(r"intel-rapl:\d+")
-_WINDOW_S = 0.5
 _STILL_S = 5.0  # no counter that works stands still for so long
 _WARMUP = 2
 
@@ -181,7 +183,7 @@ def measure_energy(
     passes: int,
     threads: int,
     rng: np.random.Generator,
-    window_s: float = _WINDOW_S,
+    window_s: float = WINDOW_S,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Energy]:
     """Energy of forwards, one after the other as often as a window lasts, in shuffled passes over all of them.
