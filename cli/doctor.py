@@ -105,6 +105,19 @@ def _gpu() -> Finding:
     return Finding("GPU", f"none: {reason}", None, f"everything runs on the CPU; {others}")
 
 
+def _energy() -> Finding:
+    import torch
+
+    from mixnas.predictors.measuring.energy import counter_of
+    from mixnas.search_space.errors import ConfigError
+
+    try:
+        counter_of("cuda" if torch.cuda.is_available() else "cpu")
+    except ConfigError as error:
+        return Finding("energy", "not counted here", None, str(error))
+    return Finding("energy", "the device counts it", True, "objectives and constraints may name energy_mj")
+
+
 def _cpu() -> Iterator[Finding]:
     import torch
 
@@ -134,7 +147,8 @@ def examine() -> list[Finding]:
     if _version("torch") is not None:
         from mixnas.predictors.measuring.device import device_name
 
-        findings += [_gpu(), *_cpu(), Finding("device name", device_name(), None, "as in nas latency query --device")]
+        findings += [_gpu(), *_cpu(), _energy()]
+        findings.append(Finding("device name", device_name(), None, "as in nas latency query --device"))
     if _version("ray") is not None and _version("torch") is not None:
         findings.append(_ray())
     free = shutil.disk_usage(Path.cwd()).free / 2**30

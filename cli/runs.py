@@ -16,7 +16,7 @@ from mixnas.cli.dry_run import dry_run
 from mixnas.cli.overview import overview
 from mixnas.cli.printing import colored, number, print_json, print_table
 from mixnas.cli.verbs import Verb, budgeted, config_name, configured, engine_settings, load_config, settings, trusting
-from mixnas.search_space.errors import ConfigError, IntegrityError, StoppedEarly
+from mixnas.search_space.errors import ConfigError, IntegrityError, StoppedEarly, nearest
 
 if TYPE_CHECKING:
     from mixnas.search.config import Config
@@ -280,6 +280,11 @@ def front_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--where", metavar="EXPR", help='only members that satisfy this, e.g. "latency_ms<2 and params<1e4"'
     )
+    parser.add_argument(
+        "--objectives",
+        metavar="A,B",
+        help="the front by some of the run's objectives alone: of a search for several devices one device's",
+    )
     parser.add_argument("--csv", action="store_true", help="as CSV")
     parser.add_argument("--full", action="store_true", help="every architecture in full, below the table")
 
@@ -292,6 +297,8 @@ def front(args: argparse.Namespace) -> int:
     run = Run.open(args.run, args.runs)
     found = run.front()
     members = found.members
+    if args.objectives is not None:
+        members = _front_by(found, [name.strip() for name in args.objectives.split(",")])
     if args.where:
         known = sorted({name for member in members for name in member.values})
         wanted = parse_filter(args.where, known=known)
@@ -312,6 +319,24 @@ def front(args: argparse.Namespace) -> int:
     else:
         print(f"the front is empty so far: {found.trials['done']} trials are done", file=sys.stderr)
     return 3
+
+
+def _front_by(found: Front, names: Sequence[str]) -> tuple[Member, ...]:
+    """The members that no other dominates in some of the objectives."""
+    import numpy as np
+
+    from mixnas.search.study.objectives import parse_objectives
+    from mixnas.search.study.pareto import non_dominated
+
+    for i, name in enumerate(names):
+        if name not in found.objectives or name in names[:i]:
+            why = "stands twice" if name in names[:i] else "is no objective of this run"
+            hint = nearest(name, found.objectives)
+            raise ConfigError(f"--objectives: {name!r} {why}.{hint} Allowed: {', '.join(found.objectives)}.")
+    objectives = parse_objectives({name: found.objectives[name] for name in names})
+    values = np.array([[m.values[o.name] for o in objectives] for m in found.members]).reshape(-1, len(objectives))
+    kept = non_dominated(values, objectives)
+    return tuple(member for member, stays in zip(found.members, kept, strict=True) if stays)
 
 
 def _print_csv(members: Sequence[Member]) -> None:

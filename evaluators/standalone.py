@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from mixnas.evaluators.costs import SpaceCosts, costs
-from mixnas.evaluators.metrics import metrics_of
+from mixnas.evaluators.metrics import energy_of, metrics_of
 from mixnas.evaluators.other_devices import OtherDevices
 from mixnas.evaluators.pausing import NotThisTrainingError
 from mixnas.evaluators.protocol import Metric, Outcome, Part, Request, attempt
@@ -42,6 +42,7 @@ class StandaloneSpec:
         keep: Whether outcomes have the network of a shortened training too, for whoever measures it.
         other_devices: Names of devices whose latency is looked up too; see `OtherDevices`.
         memory: Whether peak memory is counted too; see `search_space.memory`.
+        energy: Whether energy is measured too, where latency is; see `predictors.measuring.energy`.
     """
 
     task: str | Mapping[str, Any]
@@ -53,6 +54,7 @@ class StandaloneSpec:
     keep: bool = False
     other_devices: tuple[str, ...] = ()
     memory: bool = False
+    energy: bool = False
 
     def open(self) -> StandaloneEvaluator:
         """Make the evaluator."""
@@ -112,13 +114,14 @@ class StandaloneEvaluator:
 
     def elsewhere(self) -> StandaloneSpec:
         """See `Apart`: it trains and judges, and its outcomes have the network, which `complete` measures."""
-        return replace(self._spec, latency=None, other_devices=(), device=self.device, keep=True)
+        return replace(self._spec, latency=None, other_devices=(), energy=False, device=self.device, keep=True)
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
         """See `Evaluator`. An outcome also has train_steps, train_seconds, the ends of the latency's interval and
         the metric's standard error."""
-        own = metrics_of(self.task, latency=self.latency is not None, memory=self._spec.memory)
+        spec = self._spec
+        own = metrics_of(self.task, latency=self.latency is not None, memory=spec.memory, energy=spec.energy)
         return own | self._other_devices.metrics
 
     def prepare(self, report: Report = SILENT, should_stop: Callable[[], bool] | None = None) -> None:
@@ -159,6 +162,8 @@ class StandaloneEvaluator:
         if self.latency is not None:
             (latency,) = self.latency.measure([network])
             metrics |= {"latency_ms": latency.ms, **latency.ends}
+            if self._spec.energy:
+                metrics |= energy_of(network, self.latency)
         whole = request.fidelity == 1 and (request.part is None or request.part.until == 1)
         kept = network.cpu() if whole or self._spec.keep else None
         return replace(outcome, metrics=metrics, network=kept)

@@ -14,12 +14,14 @@ import moocore
 import numpy as np
 
 from mixnas.evaluators.costs import costs
+from mixnas.evaluators.metrics import named
 from mixnas.evaluators.other_devices import PREFIX
-from mixnas.evaluators.protocol import Evaluator, Outcome, Request, attempt
+from mixnas.evaluators.protocol import Evaluator, Outcome, Request, attempt, standard_error
 from mixnas.evaluators.tasks.task import Task
 from mixnas.evaluators.training import evaluate
 from mixnas.evaluators.workers import finish_all
 from mixnas.predictors.latency.source import LatencySource
+from mixnas.predictors.measuring.energy import ENERGY
 from mixnas.predictors.measuring.value import Latency
 from mixnas.search.run.front import SHARE, Front, Member
 from mixnas.search.run.integrity import read_failure
@@ -290,7 +292,13 @@ class FinalNetworks:
             extra[split] = evaluate(network, self._task, split).named(self._task.metric)
         return extra
 
-    def member(self, record: TrialRecord, latency: Latency | str, predicted: Latency | None) -> Member:
+    def member(
+        self,
+        record: TrialRecord,
+        latency: Latency | str,
+        predicted: Latency | None,
+        energy: Mapping[str, float] | None = None,
+    ) -> Member:
         """A finished network as a member of the front; with the reason why it is none in its latency's place."""
         found = replace(searched_member(record), predicted=predicted, searched=record.metrics)
         extra = {} if self._why_not(record.id) else read_extra(self.path(record.id))
@@ -301,6 +309,7 @@ class FinalNetworks:
             **{f"test_{name}": value for name, value in extra["test"].items()},
             **costs(record.architecture, self._task.io),
             **{n: value for n, value in record.metrics.items() if n.startswith(PREFIX) or n == PEAK_MEMORY},
+            **(energy or {}),
         }
         if RUNGS in extra:
             metrics[SHARE] = extra[RUNGS][-1]["share"]
@@ -343,6 +352,30 @@ def _measured(
         measured = latency.measure_each(networks, passes)
         phase(len(networks))
     return measured
+
+
+def measure_energies(
+    finished: Sequence[Network | str], latency: LatencySource, passes: int, known: Front | None, report: Report
+) -> Sequence[Mapping[str, float]]:
+    """Energy of final networks as metrics, measured together; empty of those that could not be finished or run.
+
+    Args:
+        finished, passes, known, report: See `measure_finalists`.
+        latency: Measures.
+    """
+    networks = [one for one in finished if not isinstance(one, str)]
+    members = [*known.members, *known.others] if known is not None and known.final else []
+    names = (ENERGY, standard_error(ENERGY))
+    before = {m.id: {n: m.metrics[n] for n in names if n in m.metrics} for m in members if ENERGY in m.metrics}
+    if not all(network.architecture.id in before for network in networks):
+        with report.phase("measure energy", len(networks), unit="networks") as phase:
+            found = latency.measure_energy(networks, passes)
+            phase(len(networks))
+        before = {
+            network.architecture.id: {} if isinstance(one, str) else named(one)
+            for network, one in zip(networks, found, strict=True)
+        }
+    return [{} if isinstance(one, str) else before[one.architecture.id] for one in finished]
 
 
 def measured_before(known: Front | None) -> dict[str, Latency]:

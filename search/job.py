@@ -32,6 +32,7 @@ from mixnas.search.finish import (
     choose_finalists,
     choose_measured,
     final_front,
+    measure_energies,
     measure_finalists,
     measured_before,
     nearest_to,
@@ -50,6 +51,7 @@ from mixnas.search.study.results import Results, TrialRecord
 from mixnas.search.study.study import Proposal, SearchStudy
 from mixnas.search_space.errors import ConfigError, InfeasibleError, NasError, StoppedEarly
 from mixnas.search_space.formats.safetensors import save_network
+from mixnas.search_space.network import Network
 from mixnas.search_space.reporting import Report, SilentReport
 from mixnas.search_space.settings import to_plain
 
@@ -166,7 +168,9 @@ class Job:
             times = measure_finalists(finished, latency, self.config.latency.final_passes, self._known, self._report)
             at_the_time = {record.number: record for record in results.records}  # what the search went by
             searched = [at_the_time[record.number] for record in records]
-            finalists = [self._member(record, time, latency) for record, time in zip(searched, times, strict=True)]
+            energies = self._energies(finished, latency, self._known)
+            each = zip(searched, times, energies, strict=True)
+            finalists = [self._member(record, time, latency, energy) for record, time, energy in each]
             if said := agreement(finalists, problem.task.metric):
                 self.progress.note(said)
             members, others, knee = final_front(finalists, problem.objectives, problem.constraints)
@@ -208,13 +212,23 @@ class Job:
             if isinstance(network, str):
                 raise NasError(f"{run.path}: trial {number} could not be finished: {network}")
             (time,) = measure_finalists([network], latency, self.config.latency.final_passes, None, self._report)
-            return self._member(records[0], time, latency)
+            (energy,) = self._energies([network], latency, None)
+            return self._member(records[0], time, latency, energy)
 
-    def _member(self, record: TrialRecord, time: Latency | str, latency: LatencySource) -> Member:
+    def _energies(
+        self, finished: Sequence[Network | str], latency: LatencySource, known: Front | None
+    ) -> Sequence[Mapping[str, float]]:
+        if not self.problem.energy:
+            return [{} for _ in finished]
+        return measure_energies(finished, latency, self.config.latency.final_passes, known, self._report)
+
+    def _member(
+        self, record: TrialRecord, time: Latency | str, latency: LatencySource, energy: Mapping[str, float]
+    ) -> Member:
         """A finished trial as a member of the front, beside what was predicted where something is."""
         predictor = latency.predictor  # as it was fitted: a correction may know this very network
         predicted = None if predictor is None else predictor.predict(record.architecture, self.problem.io).latency
-        return self._networks.member(record, time, predicted)
+        return self._networks.member(record, time, predicted, energy)
 
     def _choose(self, results: Results, latency: LatencySource, correcting: Correcting) -> list[TrialRecord]:
         """The finalists; where latency is predicted, has a constraint and can be measured, it is measured first."""

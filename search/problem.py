@@ -19,10 +19,11 @@ from mixnas.evaluators.tasks.task import Task
 from mixnas.evaluators.training import is_share, steps_of
 from mixnas.predictors.latency.lookup import check_tables
 from mixnas.predictors.latency.source import LatencySource
+from mixnas.predictors.measuring.energy import ENERGY
 from mixnas.search.config import Config
 from mixnas.search.strategies import Strategy
 from mixnas.search.strategies.auto import Auto
-from mixnas.search.study.feasibility import Corners, check_constraints, check_latency, corners, quickest
+from mixnas.search.study.feasibility import UNCERTAIN, Corners, check_constraints, check_latency, corners, quickest
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.enumeration import Corner, check_single, check_space
 from mixnas.search_space.errors import ConfigError, InfeasibleError, exactly, nearest
@@ -78,7 +79,9 @@ class Problem:
         if self.metrics["latency_ms"].cheap:  # it will be looked up
             check_tables(self.space, self.io)
         latency.check(self.space)
-        known = {*self.metrics, PEAK_MEMORY}  # which is there where it is asked for
+        if self.energy:
+            latency.check_energy()
+        known = {*self.metrics, PEAK_MEMORY, ENERGY}  # which are there where they are asked for
         self.objectives = config.parsed_objectives(known)
         self.constraints = config.parsed_constraints(known)
         self.corners: Corners = corners(self.space, self.io)
@@ -175,7 +178,7 @@ class Problem:
         """Metrics that finishing changes: all that a super-network's sub-networks are judged by."""
         if self.config.search.evaluator != "supernet":
             return ()
-        return tuple(name for name, metric in self.metrics.items() if not metric.cheap)
+        return tuple(name for name, metric in self.metrics.items() if not metric.cheap and name != ENERGY)
 
     @property
     def _named(self) -> list[str]:
@@ -194,6 +197,11 @@ class Problem:
         return PEAK_MEMORY in self._named
 
     @property
+    def energy(self) -> bool:
+        """Whether objectives or constraints name the energy."""
+        return ENERGY in self._named
+
+    @property
     def in_rungs(self) -> bool:
         """Whether more finalists are begun than are trained to the end (`search.rungs`)."""
         return self.config.search.evaluator == "supernet" and self.config.final.halving.rungs > 1
@@ -203,7 +211,8 @@ class Problem:
         """What proposes; `auto` by what evaluates, and how often."""
         search = self.config.search
         if isinstance(search.strategy, Auto):
-            return search.strategy.resolve(quick=search.evaluator == "supernet", trials=search.trials)
+            quick = search.evaluator == "supernet" and not self.energy
+            return search.strategy.resolve(quick=quick, trials=search.trials)
         return search.strategy
 
     def untrained(self, architecture: Architecture) -> Network:
@@ -227,6 +236,7 @@ class Problem:
             StoppedEarly: `should_stop` said so.
         """
         self._check_other_devices(latency)
+        self._check_energy(latency)
         bounds = [c for c in self.constraints if c.metric == "latency_ms" and c.comparison in ("<", "<=")]
         if not bounds:
             return
@@ -252,6 +262,23 @@ class Problem:
                 architecture = self.space.decode(vector)
                 found = there.predict(metric, architecture)
                 check_latency(bounds, Corner(architecture, found.ms), found, metric)
+
+    def _check_energy(self, latency: LatencySource) -> None:
+        """`check_latency` of bounds on energy: of the network with the fewest multiply-accumulates, measured."""
+        bounds = [c for c in self.constraints if c.metric == ENERGY and c.comparison in ("<", "<=")]
+        if not bounds:
+            return
+        architecture = self.corners["macs"]["smallest"].architecture
+        (found,) = latency.measure_energy([self.untrained(architecture)])
+        if isinstance(found, str):
+            raise ConfigError(found)
+        for bound in bounds:
+            if not bound.holds({ENERGY: found.mj / UNCERTAIN}):
+                raise InfeasibleError(
+                    f"no architecture of the space meets {bound}: the one with the fewest multiply-accumulates takes "
+                    f"{found.mj:.3g} mJ (measured): {architecture}. Give the bound in millijoules, relax it, or widen "
+                    "the space."
+                )
 
     def latency(self, directory: Path | None = None, reference_ms: float | None = None) -> LatencySource:
         """Where latency comes from.
@@ -296,6 +323,7 @@ def _supernet(problem: Problem, latency: LatencySource, checkpoint: Path | None)
         checkpoint=checkpoint,
         other_devices=problem.other_devices,
         memory=problem.memory,
+        energy=problem.energy,
     )
     together = config.search.engine.together()
     return SupernetEvaluator(spec, task=problem.task, space=problem.space, latency=latency, together=together)
@@ -311,6 +339,7 @@ def _standalone(problem: Problem, latency: LatencySource, checkpoint: Path | Non
         latency=latency.spec,
         other_devices=problem.other_devices,
         memory=problem.memory,
+        energy=problem.energy,
     )
     return StandaloneEvaluator(spec, task=problem.task, space=problem.space, latency=latency)
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from mixnas.evaluators.training import TrainConfig, evaluate, train
+from mixnas.predictors.measuring.energy import WINDOW_S
 from mixnas.search.problem import Problem
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.network import Network
@@ -101,7 +102,8 @@ def rehearse(problem: Problem) -> Rehearsal:
         effort = config.search.halving.effort(problem.shares)
         each = tuple(effort * trained * step + judge for step, judge in zip(step_s, judge_s, strict=True))
         disk += trials * _COPIES_LEFT_OFF * largest * 4
-    found = [trials * seconds / workers for seconds in each]
+    energy = config.latency.passes * WINDOW_S if problem.energy else 0.0  # one at a time, whoever trains
+    found = [trials * (seconds / workers + energy) for seconds in each]
     limit = config.search.time or float("inf")
     phases["search"] = min(found[0], limit), min(found[1], limit)
     if not alone:

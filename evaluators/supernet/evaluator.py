@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from mixnas.evaluators.costs import SpaceCosts, costs
-from mixnas.evaluators.metrics import metrics_of
+from mixnas.evaluators.metrics import energy_of, metrics_of
 from mixnas.evaluators.other_devices import OtherDevices
 from mixnas.evaluators.protocol import Metric, Outcome, Part, Request, attempt, guarded
 from mixnas.evaluators.supernet.judging import SubnetJudge, fine_tune
@@ -48,6 +48,7 @@ class SupernetSpec:
         device: Where networks are trained, "cpu" or a CUDA device; None for where latency is measured, or a CPU.
         other_devices: Names of devices whose latency is looked up too; see `OtherDevices`.
         memory: Whether peak memory is counted too; see `search_space.memory`.
+        energy: Whether energy is measured too, of networks without trained weights: they have no influence on it.
     """
 
     task: str | Mapping[str, Any]
@@ -61,6 +62,7 @@ class SupernetSpec:
     device: str | None = None
     other_devices: tuple[str, ...] = ()
     memory: bool = False
+    energy: bool = False
 
     def open(self) -> SupernetEvaluator:
         """Make the evaluator."""
@@ -122,19 +124,28 @@ class SupernetEvaluator:
         """See `Evaluator`."""
         return replace(self._spec, latency=None if self.latency is None else self.latency.spec)
 
-    quiet = False
+    @property
+    def quiet(self) -> bool:
+        """See `Apart`: latency is predicted, energy is measured."""
+        return self._spec.energy
 
     def elsewhere(self) -> StoredSpec:
         """See `Apart`: the weights of the super-network go along."""
         supernet = self._prepared().supernet
         weights = {name: tensor.detach().cpu().numpy() for name, tensor in supernet.state_dict().items()}
-        spec = replace(self._spec, latency=None, other_devices=(), checkpoint=None, device=self.device)
+        spec = replace(self._spec, latency=None, other_devices=(), energy=False, checkpoint=None, device=self.device)
         return StoredSpec(spec=spec, weights=weights)
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
         """See `Evaluator`."""
-        own = metrics_of(self.task, latency=self.latency is not None, cheap_latency=True, memory=self._spec.memory)
+        own = metrics_of(
+            self.task,
+            latency=self.latency is not None,
+            cheap_latency=True,
+            memory=self._spec.memory,
+            energy=self._spec.energy,
+        )
         return own | self._other_devices.metrics
 
     @property
@@ -223,7 +234,7 @@ class SupernetEvaluator:
         return self._predicted(request, Outcome({**self._prepared()(architecture), **counted}))
 
     def complete(self, request: Request, outcome: Outcome) -> Outcome:
-        """See `Apart`: with the latency that is predicted."""
+        """See `Apart`: with the latency that is predicted, and the energy that is measured."""
         found = attempt(lambda asked: self._predicted(asked, outcome), request)
         return replace(found, seconds=outcome.seconds + found.seconds)
 
@@ -231,6 +242,11 @@ class SupernetEvaluator:
         found = self._other_devices.of_one(request.architecture)
         if self.latency is not None:
             found["latency_ms"] = self.latency.predict(request.architecture, self.task.io).ms
+            if self._spec.energy:
+                generator = torch.Generator().manual_seed(self._spec.seed)
+                found |= energy_of(
+                    Network(request.architecture, self.task.io, generator=generator).eval(), self.latency
+                )
         return replace(outcome, metrics={**outcome.metrics, **found})
 
     def finish(

@@ -19,6 +19,7 @@ import numpy as np
 from mixnas.predictors.latency.correction import Correction
 from mixnas.predictors.latency.predictor import LatencyPredictor, installed, user_directory
 from mixnas.predictors.measuring.device import device_name
+from mixnas.predictors.measuring.energy import ENERGY, Energy, counter_of, measure_energy
 from mixnas.predictors.measuring.measure import Call, Clock, MeasureConfig, measure_networks
 from mixnas.predictors.measuring.table import MeasurementTable, tagged
 from mixnas.predictors.measuring.value import Latency
@@ -343,14 +344,7 @@ class LatencySource:
 
     def measure_each(self, networks: Sequence[Network], passes: int | None = None) -> list[Latency | str]:
         """`measure`; where the runtime does not compute a network, the reason stands in its latency's place."""
-        calls: list[Call] = []
-        reasons: dict[int, str] = {}
-        generator = self._generator()
-        for i, network in enumerate(networks):
-            try:
-                calls.append(self._call(network, generator))
-            except ConfigError as error:
-                reasons[i] = str(error)
+        calls, reasons = self._calls(networks)
         measured = measure_networks(
             calls,
             rng=self._rng,
@@ -361,6 +355,53 @@ class LatencySource:
         )
         latencies = iter(one.latency for one in measured)
         return [reasons[i] if i in reasons else next(latencies) for i in range(len(networks))]
+
+    def check_energy(self) -> None:
+        """Refuse energy where it cannot be measured.
+
+        Raises:
+            ConfigError: The device is not this machine, has no counter, or it may not be read.
+        """
+        if not self.here:
+            raise ConfigError(
+                f"{ENERGY}: device {self.device!r} is not this machine, and nobody predicts energy. Leave the metric "
+                "out, or search on that device."
+            )
+        counter_of(self.torch_device)
+
+    def measure_energy(self, networks: Sequence[Network], passes: int | None = None) -> list[Energy | str]:
+        """Energy of networks as deployed, measured together in shuffled passes; see `measuring.energy`.
+
+        Args:
+            networks: Trained or not: they stay as they are.
+            passes: Other than the spec's.
+
+        Returns:
+            Of each; where the runtime does not compute it as eager PyTorch does, the reason in its place.
+        """
+        calls, reasons = self._calls(networks)
+        measured = measure_energy(
+            calls,
+            counter_of(self.torch_device),
+            device=self.torch_device,
+            passes=passes or self._spec.passes,
+            threads=self._spec.threads,
+            rng=self._rng,
+        )
+        found = iter(measured)
+        return [reasons[i] if i in reasons else next(found) for i in range(len(networks))]
+
+    def _calls(self, networks: Sequence[Network]) -> tuple[list[Call], dict[int, str]]:
+        """The forwards of networks, and of those that the runtime does not compute the reason, by their number."""
+        calls: list[Call] = []
+        reasons: dict[int, str] = {}
+        generator = self._generator()
+        for i, network in enumerate(networks):
+            try:
+                calls.append(self._call(network, generator))
+            except ConfigError as error:
+                reasons[i] = str(error)
+        return calls, reasons
 
     def _generator(self) -> torch.Generator:
         import torch

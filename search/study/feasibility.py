@@ -54,7 +54,8 @@ def check_constraints(constraints: Sequence[Comparison], found: Corners) -> None
 
 _DRAWN = 4096
 _STARTS = 8
-_UNCERTAIN = 2.0  # a measured corner is only nearly the quickest: how much quicker another might be
+UNCERTAIN = 2.0
+"""A corner that is measured is only nearly the quickest: how many times quicker another might be."""
 
 
 def quickest(space: SearchSpace, predict: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
@@ -99,7 +100,7 @@ def check_latency(
     """
     least = latency.ms if latency.low_ms is None else latency.low_ms
     if latency.kind == "measured" or latency.low_ms is None:
-        least /= _UNCERTAIN
+        least /= UNCERTAIN
     for constraint in constraints:
         if constraint.metric != metric or constraint.comparison not in ("<", "<="):
             continue

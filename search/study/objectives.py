@@ -30,8 +30,9 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "==": operator.eq,
     "!=": operator.ne,
 }
+_METRIC = r"[A-Za-z_]\w*(?:@\w[\w.-]*)?"  # latency_ms@DEVICE
 _TOKEN = re.compile(
-    r"\s*(?:(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?![\w.]))|(?P<name>[A-Za-z_]\w*(?:@\w[\w.-]*)?)"
+    rf"\s*(?:(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?![\w.]))|(?P<name>{_METRIC})"
     r"|(?P<comparison><=|>=|==|!=|<|>)|(?P<bracket>[()]))"
 )
 
@@ -40,7 +41,7 @@ ABOUT = 0.1
 """What "about" allows on either side, as a share."""
 
 _THOUSANDS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
-_ABOUT = re.compile(r"about\s+(?P<number>\d+\.?\d*(?:[eE][-+]?\d+)?)(?P<suffix>[kMG]?)\s+(?P<metric>[A-Za-z_]\w*)")
+_ABOUT = re.compile(rf"about\s+(?P<number>\d+\.?\d*(?:[eE][-+]?\d+)?)(?P<suffix>[kMG]?)\s+(?P<metric>{_METRIC})")
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,21 @@ def test_front_as_json_csv_and_filtered(searched: Path):
     assert wrong.returncode == 2 and "Did you mean 'params'?" in wrong.stderr
 
 
+def test_front_by_some_of_the_objectives(searched: Path):
+    runs = ("--runs", searched / "runs")
+    front = json.loads(ok("front", "first", "--json", *runs))["front"]
+    both = json.loads(ok("front", "first", "--json", "--objectives", "accuracy, params", *runs))["front"]
+    points = [(-member["metrics"]["accuracy"], member["metrics"]["params"]) for member in front]
+    kept = [
+        member["id"]
+        for member, (error, params) in zip(front, points, strict=True)
+        if not any(e <= error and p <= params and (e, p) != (error, params) for e, p in points)
+    ]
+    assert [member["id"] for member in both] == kept
+    wrong = nas("front", "first", "--objectives", "accuracy,parms", *runs)
+    assert wrong.returncode == 2 and "Did you mean 'params'?" in wrong.stderr
+
+
 def test_what_was_measured_in_the_search_is_not_called_predicted(searched: Path):
     printed = (searched / "printed").read_text()
     assert "measured ms" in printed and "predicted" not in printed  # a stand-alone search predicts nothing

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from mixnas.evaluators.answering import Where, code_version, set_threads, this_process
 from mixnas.predictors.latency.predictor import LatencyPredictor
 from mixnas.predictors.latency.source import LatencySource, LatencySpec
+from mixnas.predictors.measuring.energy import ENERGY
 from mixnas.predictors.measuring.value import Latency
 from mixnas.search.engines.on_ray.cluster import Cluster, Share
 from mixnas.search.engines.on_ray.driver import plain_error, refuse_other_code, started
@@ -249,6 +250,13 @@ class MeteredLatency(LatencySource):
             "measure", replace(self.spec, directory=None), [network.cpu() for network in networks], passes
         )
         return found
+
+    def check_energy(self) -> None:
+        """See `LatencySource`: of this machine only."""
+        raise ConfigError(
+            f"{ENERGY} is measured on the machine that searches only, and search.engine measures a device of the "
+            "cluster (measure: true). Leave one of the two out."
+        )
 
 
 # -- its child ---------------------------------------------------------------------------------------------------------

@@ -71,6 +71,12 @@ def test_about_is_a_tenth_on_either_side(text, bound):
     assert parse_constraints([str(c) for c in found]) == found  # as a front keeps them
 
 
+def test_about_of_the_latency_on_another_device():
+    low, high = parse_constraints(["about 2 latency_ms@cpu-some.model-1t"])
+    assert (low.metric, low.bound) == ("latency_ms@cpu-some.model-1t", pytest.approx(1.8))
+    assert (high.comparison, high.bound) == ("<=", pytest.approx(2.2))
+
+
 @pytest.mark.parametrize(
     "text",
     [
