@@ -18,7 +18,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from mixnas.kernels import configs
+from mixnas.kernels import configs, depthwise_banded
 from mixnas.kernels.dispatch import cdiv, launch, tl, triton
 from mixnas.kernels.epilogue import activate, epilogue_backward
 from mixnas.kernels.tools.aot import Example
@@ -238,7 +238,9 @@ def convolve(
     """
     batch, height, width, channels = x.shape
     pitch = geometry[1]
-    (i0, down, top), (j0, across, left) = cropped(x.shape, geometry)
+    (i0, down, top), (j0, across, left) = used = cropped(x.shape, geometry)
+    if depthwise_banded.worth_it(x, down, across):
+        return depthwise_banded.convolve(x, taps, bias, gate, activation, used, pitch, keep_pre, flip)
     out = torch.empty_like(x)
     pre = torch.empty_like(x) if keep_pre else None
     features = {"taps_down": down, "taps_across": across, "channels": channels, "positions": batch * height * width}
@@ -291,8 +293,23 @@ def weight_gradient(
     grad: torch.Tensor, x: torch.Tensor, geometry: tuple[int, int, int, int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the gradients of the weight (C, 1, I, J) and of the bias (C,), in float32."""
-    batch, height, width, channels = x.shape
-    (i0, down, top), (j0, across, left) = cropped(x.shape, geometry)
+    (i0, down, _), (j0, across, _) = used = cropped(x.shape, geometry)
+    if depthwise_banded.worth_it(x, down, across):
+        taps, bias = depthwise_banded.weight_gradient(grad, x, used), grad.sum((0, 1, 2), dtype=torch.float32)
+    else:
+        taps, bias = _tap_by_tap(grad, x, used)
+    gradient = taps.permute(2, 0, 1).unsqueeze(1)
+    if (down, across) != geometry[:2]:  # taps that never meet the map
+        after = (geometry[1] - j0 - across, geometry[0] - i0 - down)
+        gradient = F.pad(gradient, (j0, after[0], i0, after[1]))
+    return gradient, bias
+
+
+def _tap_by_tap(
+    grad: torch.Tensor, x: torch.Tensor, used: tuple[tuple[int, int, int], tuple[int, int, int]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the gradients of the taps that are used, (down, across, C), and of the bias."""
+    (batch, height, width, channels), ((_, down, top), (_, across, left)) = x.shape, used
     positions, rows = batch * height * width, 1 if height == 1 else 2
     features = {"taps": down * across, "channels": channels, "positions": positions}
     config = dict(configs.pick("depthwise_weight", x, **features))
@@ -307,11 +324,7 @@ def weight_gradient(
     total = sums.sum(0)
     by_row = total[:, :-1].view(rows, down + rows - 1, across, channels)
     taps = by_row[0, :down] if rows == 1 else by_row[0, :down] + by_row[1, 1:]  # a row below meets x one row earlier
-    gradient = taps.permute(2, 0, 1).unsqueeze(1)
-    if (down, across) != geometry[:2]:  # taps that never meet the map
-        after = (geometry[1] - j0 - across, geometry[0] - i0 - down)
-        gradient = F.pad(gradient, (j0, after[0], i0, after[1]))
-    return gradient, total[:, -1].sum(0)
+    return taps, total[:, -1].sum(0)
 
 
 def _backward(

@@ -25,6 +25,8 @@ MULTIPROCESSORS = 132
 SCHEDULERS = 4
 CLOCK_HZ = 1.755e9
 SPECIAL_A_CLOCK = 16  # lanes of a multiprocessor
+TENSOR_A_CLOCK = aot.OPERATIONS_PER_S["matrix"] / MULTIPROCESSORS / CLOCK_HZ  # operations of one, in bfloat16
+MOVED_A_CLOCK = 128  # bytes between one's lanes and L1 or shared memory, without bank conflicts
 LAUNCH_US = 2.0  # no launch takes less
 _IPC = (0.30, 0.15, 0.75)  # of a scheduler: with no warp, more with each, at most
 
@@ -73,7 +75,8 @@ class Predicted:
         resident: Blocks that a multiprocessor holds at once.
         waves: Blocks over what the GPU holds at once.
         us: Predicted time.
-        bound_by: "issue", "special" (the unit of exponentials), or "launch".
+        bound_by: "issue", "special" (the unit of exponentials), "matrix" (tensor cores), "L1" (with shared memory), or
+            "launch".
     """
 
     kernel: str
@@ -137,6 +140,8 @@ def _time(blocks: int, num_warps: int, resident: int, counted: sass.Counts) -> t
     times = {
         "issue": rounds * num_warps * counted.total / (schedulers * ipc) / CLOCK_HZ * 1e6,
         "special": rounds * num_warps * counted.special * 32 / SPECIAL_A_CLOCK / CLOCK_HZ * 1e6,
+        "matrix": rounds * num_warps * counted.tensor / TENSOR_A_CLOCK / CLOCK_HZ * 1e6,
+        "L1": rounds * num_warps * counted.moved / MOVED_A_CLOCK / CLOCK_HZ * 1e6,
         "launch": LAUNCH_US,
     }
     bound = max(times, key=lambda what: times[what])
@@ -168,6 +173,9 @@ def _mean_trips(launch: aot.Launch) -> Callable[[int], float]:
         starts = range(0, height, rows)
         spans = [min(rows + down - 1, height + top - y) - max(top - y, 0) for y in starts]
         return lambda _: sum(spans) / len(spans)
+
+    if launch.name == "depthwise_correlation":
+        return lambda _: launch.arguments[7]
 
     if launch.name == "depthwise_weight":
         strips_each, width, unroll = launch.arguments[4], launch.arguments[6], launch.options["UNROLL"]
@@ -273,7 +281,7 @@ def _depthwise(batch: int, size: tuple[int, int], channels: int, taps: tuple[int
             depthwise._forward, x, weight, weight[:, 0, 0, 0], None, "silu" if causal else "none", top, left, False
         ),
         bytes=2 * x.numel() * 2,
-        fp32=2 * batch * channels * valid,
+        **{"fp32" if causal else "matrix": 2 * batch * channels * valid},
         special=2 * x.numel() if causal else 0,
     )
 
@@ -293,7 +301,7 @@ def _weight_gradient(batch: int, size: int, channels: int, taps: int) -> Point:
         label=f"{batch}x{size}x{size}x{channels} k{taps}x{taps}, gradient of the weight",
         call=partial(depthwise.weight_gradient, x, x, (taps, taps, taps // 2, taps // 2)),
         bytes=2 * x.numel() * 2,
-        fp32=2 * batch * channels * valid,
+        matrix=2 * batch * channels * valid,
     )
 
 
@@ -401,8 +409,8 @@ def _block(batch: int, size: int, channels: int, taps: int) -> Point:
         if one_kernel
         else partial(_by_operators, *operands),
         bytes=2 * x.numel() * 2,
-        fp32=2 * batch * channels * valid + 30 * x.numel(),
-        matrix=2 * 2 * x.numel() * 4 * channels,
+        fp32=30 * x.numel(),
+        matrix=2 * batch * channels * valid + 2 * 2 * x.numel() * 4 * channels,
         special=4 * x.numel(),
     )
 

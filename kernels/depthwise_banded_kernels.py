@@ -1,0 +1,189 @@
+"""The kernels of the depthwise convolution on the tensor cores (`depthwise_banded.py` says what they compute).
+
+A plane is one channel of all images: R = B*H rows of PITCH columns, PITCH the width rounded up, zeros behind the width.
+"""
+
+from mixnas.kernels.dispatch import tl, triton
+from mixnas.kernels.epilogue import activate
+
+
+@triton.jit
+def depthwise_planes_kernel(
+    x_ptr,  # (R, W, C)
+    plane_ptr,  # (C, R, PITCH)
+    size,  # R * PITCH
+    width,
+    channels,
+    PITCH: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    across = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    down = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    place, c = across[:, None], down[None, :]
+    across, down = across[None, :], down[:, None]
+    row, x = place // PITCH, place % PITCH
+    at = (row.to(tl.int64) * width + x) * channels + c
+    value = tl.load(x_ptr + at, mask=(place < size) & (x < width) & (c < channels), other=0.0)
+    target = plane_ptr + down.to(tl.int64) * size + across
+    tl.store(target, tl.trans(value), mask=(across < size) & (down < channels))
+
+
+@triton.jit
+def depthwise_bands_kernel(
+    weight_ptr,  # (I*J, C)
+    band_ptr,  # (C, DOWN, 8, LENGTH)
+    channels,
+    FIRST: tl.constexpr,  # of the weight's taps: the first that is used
+    STEP: tl.constexpr,  # from one to the next: 1, or -1 for the gradient of the input
+    TAPS_PITCH: tl.constexpr,  # taps from one row of the weight to the next
+    DOWN: tl.constexpr,
+    ACROSS: tl.constexpr,
+    LAST: tl.constexpr,  # entry `place` of the copy shifted by s is tap LAST - place - s
+    LENGTH: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    across = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    down = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    entry, c = across[:, None], down[None, :]
+    across, down = across[None, :], down[:, None]
+    i = tl.program_id(2)
+    tap = LAST - entry % LENGTH - entry // LENGTH
+    at = (FIRST + STEP * (i * TAPS_PITCH + tap)) * channels + c
+    value = tl.load(weight_ptr + at, mask=(tap >= 0) & (tap < ACROSS) & (c < channels), other=0.0)
+    target = band_ptr + (down.to(tl.int64) * DOWN + i) * 8 * LENGTH + across
+    tl.store(target, tl.trans(value).to(band_ptr.dtype.element_ty), mask=(across < 8 * LENGTH) & (down < channels))
+
+
+@triton.jit
+def depthwise_banded_kernel(
+    plane_ptr,  # (C, R, PITCH)
+    band_ptr,  # (C, DOWN, 8, LENGTH)
+    bias_ptr,  # (C,) or None
+    out_ptr,  # (C, R, PITCH)
+    rows,  # R
+    height,
+    size,  # R * PITCH
+    PITCH: tl.constexpr,
+    DOWN: tl.constexpr,
+    TOP: tl.constexpr,
+    FROM: tl.constexpr,  # entry of a band where the product of a block with itself begins
+    LENGTH: tl.constexpr,
+    SPAN: tl.constexpr,  # blocks of columns that reach into one: 1, or 3 where a row has several
+    BLOCK_X: tl.constexpr,
+    WIDEN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    BLOCKS: tl.constexpr = (PITCH + BLOCK_X - 1) // BLOCK_X
+    blocks_m = tl.cdiv(rows, BLOCK_M)
+    block = tl.program_id(0) % BLOCKS
+    m = ((tl.program_id(0) // BLOCKS) % blocks_m) * BLOCK_M + tl.arange(0, BLOCK_M)
+    c = (tl.program_id(0) // (BLOCKS * blocks_m)).to(tl.int64)
+    y = m % height
+    k = tl.arange(0, BLOCK_X)
+    x = block * BLOCK_X + k
+    plane_ptr += c * size
+    band_ptr += c * DOWN * 8 * LENGTH
+    acc = tl.zeros((BLOCK_M, BLOCK_X), dtype=tl.float32)
+    for step in tl.range(0, DOWN * SPAN, num_stages=STAGES):
+        i = step // SPAN
+        beside = step % SPAN - SPAN // 2
+        column = x + beside * BLOCK_X
+        row_ok = (m < rows) & (y + i >= TOP) & (y + i < height + TOP)
+        ok = row_ok[:, None] & ((column >= 0) & (column < PITCH))[None, :]
+        a = tl.load(plane_ptr + (m + i - TOP)[:, None] * PITCH + column[None, :], mask=ok, other=0.0)
+        # Row k of the matrix holds the taps from k on, backwards: the copy of the band shifted by as much modulo 8
+        # is read at a multiple of 8, eight taps at once.
+        start = FROM - beside * BLOCK_X - k
+        band = band_ptr + (i * 8 + start % 8) * LENGTH + (start // 8) * 8
+        t = tl.load(band[:, None] + k[None, :])
+        if WIDEN:
+            a, t = a.to(tl.float32), t.to(tl.float32)
+        acc = tl.dot(a, t, acc)
+    if bias_ptr is not None:
+        acc += tl.load(bias_ptr + c).to(tl.float32)
+    target = out_ptr + c * size + m[:, None] * PITCH + x[None, :]
+    tl.store(target, acc.to(out_ptr.dtype.element_ty), mask=(m < rows)[:, None] & (x < PITCH)[None, :])
+
+
+@triton.jit
+def depthwise_maps_kernel(
+    plane_ptr,  # (C, R, PITCH)
+    gate_ptr,  # (R, W, C) or None
+    out_ptr,  # (R, W, C)
+    pre_ptr,  # (R, W, C) or None: what the activation is applied to, for the backward
+    size,  # R * PITCH
+    width,
+    channels,
+    PITCH: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    across = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    down = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    place, c = across[:, None], down[None, :]
+    across, down = across[None, :], down[:, None]
+    inside = (across < size) & (down < channels)
+    value = tl.trans(tl.load(plane_ptr + down.to(tl.int64) * size + across, mask=inside, other=0.0))
+    row, x = place // PITCH, place % PITCH
+    at = (row.to(tl.int64) * width + x) * channels + c
+    ok = (place < size) & (x < width) & (c < channels)
+    if pre_ptr is not None:
+        tl.store(pre_ptr + at, value, mask=ok)
+    value = activate(value.to(tl.float32), ACTIVATION)
+    if gate_ptr is not None:
+        value *= tl.load(gate_ptr + at, mask=ok, other=0.0).to(tl.float32)
+    tl.store(out_ptr + at, value.to(out_ptr.dtype.element_ty), mask=ok)
+
+
+@triton.jit(do_not_specialize=["steps"])
+def depthwise_correlation_kernel(
+    grad_ptr,  # (C, R, PITCH)
+    plane_ptr,  # (C, R, PITCH)
+    partial_ptr,  # (splits * BLOCKS * SPAN, DOWN, ACROSS, C) float32
+    rows,  # R
+    height,
+    size,  # R * PITCH
+    channels,
+    steps,  # blocks of rows that a program goes through
+    PITCH: tl.constexpr,
+    DOWN: tl.constexpr,
+    ACROSS: tl.constexpr,
+    TOP: tl.constexpr,
+    LEFT: tl.constexpr,
+    SPAN: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+    WIDEN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    BLOCKS: tl.constexpr = (PITCH + BLOCK_X - 1) // BLOCK_X
+    i = tl.program_id(0) % DOWN
+    c = (tl.program_id(0) // DOWN).to(tl.int64)
+    part = tl.program_id(1)
+    beside = part % SPAN - SPAN // 2
+    block = (part // SPAN) % BLOCKS
+    split = part // (SPAN * BLOCKS)
+    k = tl.arange(0, BLOCK_X)
+    x = block * BLOCK_X + k
+    column = x + beside * BLOCK_X
+    in_grad, in_plane = (x < PITCH)[None, :], ((column >= 0) & (column < PITCH))[None, :]
+    grad_ptr += c * size
+    plane_ptr += c * size
+    acc = tl.zeros((BLOCK_X, BLOCK_X), dtype=tl.float32)  # [column of the gradient, column of the input]
+    for step in tl.range(0, steps, num_stages=STAGES):
+        m = (split * steps + step) * BLOCK_M + tl.arange(0, BLOCK_M)
+        y = m % height + i - TOP
+        ok = (m < rows) & (y >= 0) & (y < height)
+        g = tl.load(grad_ptr + m[:, None] * PITCH + x[None, :], mask=ok[:, None] & in_grad, other=0.0)
+        a = tl.load(plane_ptr + (m + i - TOP)[:, None] * PITCH + column[None, :], mask=ok[:, None] & in_plane, other=0.0)
+        if WIDEN:
+            g, a = g.to(tl.float32), a.to(tl.float32)
+        acc = tl.dot(tl.trans(g), a, acc)
+    tap = column[None, :] - x[:, None] + LEFT
+    target = partial_ptr + ((part * DOWN + i) * ACROSS).to(tl.int64) * channels + c
+    for j in range(ACROSS):
+        tl.store(target + j * channels, tl.sum(tl.where(tap == j, acc, 0.0)))
