@@ -294,7 +294,7 @@ def weight_gradient(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the gradients of the weight (C, 1, I, J) and of the bias (C,), in float32."""
     (i0, down, _), (j0, across, _) = used = cropped(x.shape, geometry)
-    if depthwise_banded.worth_it(x, down, across):
+    if depthwise_banded.worth_it(x, down, across, gradient=True):
         taps, bias = depthwise_banded.weight_gradient(grad, x, used), grad.sum((0, 1, 2), dtype=torch.float32)
     else:
         taps, bias = _tap_by_tap(grad, x, used)
@@ -438,3 +438,11 @@ def aot_examples(kernel: str, bounds: dict[str, int]) -> Iterator[Example]:
             bytes=moved * x.element_size(),
             operations=2 * size[0] * channels * valid_taps(size[1], down, top) * valid_taps(size[2], across, left),
         )
+        if kernel == "depthwise_forward":
+            yield Example(
+                label=f"{name} {'x'.join(map(str, size))} k{down}x{across} plain",
+                call=partial(convolve, x, taps, taps[0], None, "none", geometry),
+                bytes=(2 * x.numel() + taps.numel()) * x.element_size(),
+                operations=2 * size[0] * channels * valid_taps(size[1], down, top) * valid_taps(size[2], across, left),
+                timed=False,
+            )

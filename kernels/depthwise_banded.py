@@ -34,24 +34,25 @@ from mixnas.kernels.dispatch import cdiv, launch, next_power_of_2
 from mixnas.kernels.tools.aot import Example
 
 WIDEST_BLOCK = 64  # columns of a block
+# Multiplications below which four launches take longer than one; fewer of wide kernels, whose one launch is all waiting.
+LEAST_PRODUCTS, LEAST_OF_WIDE = 1 << 27, 1 << 25
 WANTED_PROGRAMS = 528  # of the weight's gradient: four for each multiprocessor of a large GPU
 
 
-def worth_it(x: torch.Tensor, down: int, across: int) -> bool:
+def worth_it(x: torch.Tensor, down: int, across: int, gradient: bool = False) -> bool:
     """Whether a GPU is predicted to be faster with products than tap by tap (`python -m mixnas.kernels.report`).
 
     Args:
         x: (B, H, W, C).
         down: Taps down, of those that reach the map.
         across: Taps across.
+        gradient: Of the weight's gradient, whose other form takes longer.
     """
     on_gpu = x.is_cuda or dispatch.is_recording()  # the interpreter takes it where a test asks for it
     if not on_gpu or x.element_size() != 2 or min(down, across) < 2 or across > WIDEST_BLOCK:
         return False
-    return down * across >= 49 and x.numel() * down * across >= LEAST_PRODUCTS
-
-
-LEAST_PRODUCTS = 1 << 27  # below it four launches take longer than one
+    least = LEAST_OF_WIDE if across >= 13 or gradient else LEAST_PRODUCTS
+    return down * across >= 49 and x.numel() * down * across >= least
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,6 @@ def convolve(
     taps_pitch: int,
     keep_pre: bool,
     flip: bool,
-    x_planes: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Do what `depthwise.convolve` does, by products; more than 1 tap across, 64 at most.
 
@@ -143,14 +143,13 @@ def convolve(
         taps_pitch: J of the whole kernel.
         keep_pre: Return what the activation is applied to.
         flip: Run the taps backwards.
-        x_planes: `planes(x)` where the caller has it.
     """
     (i0, down, top), (j0, across, left) = used
     if flip:
         top, left = down - 1 - top, across - 1 - left
     sizes = _Planes.of(x)
     features = sizes.features()
-    source = planes(x) if x_planes is None else x_planes
+    source = planes(x)
     # Entry FROM - k of a band, and BLOCK_X from there, are row k of the matrix that joins a block to itself.
     begin = sizes.block * (sizes.span + 1) // 2
     length = sizes.block * (sizes.span + 1)
@@ -172,7 +171,7 @@ def convolve(
     grid = (sizes.channels * cdiv(sizes.rows, config["BLOCK_M"]) * sizes.blocks,)
     operands = (source, bands, bias, out_planes, sizes.rows, sizes.height, sizes.size)
     shape = {"PITCH": sizes.pitch, "DOWN": down, "TOP": top, "FROM": begin, "LENGTH": length, "SPAN": sizes.span}
-    common = {"BLOCK_X": sizes.block, "WIDEN": dispatch.INTERPRETING}
+    common = {"GROUP": WIDEST_BLOCK // sizes.block, "BLOCK_X": sizes.block, "WIDEN": dispatch.INTERPRETING}
     launch(depthwise_banded_kernel, grid, *operands, **shape, **common, **config)
     out = torch.empty_like(x)
     pre = torch.empty_like(x) if keep_pre else None
@@ -189,8 +188,8 @@ def weight_gradient(
     """Return the gradient of the taps that are used, (down, across, C) in float32.
 
     Args:
-        grad: Of the output before the bias is added, `planes` of it.
-        x: `planes` of the input, or the input (B, H, W, C) where `grad` has its shape.
+        grad: Of the output, (B, H, W, C), contiguous.
+        x: The input, likewise.
         used: See `convolve`.
     """
     sizes = _Planes.of(x)
@@ -198,14 +197,15 @@ def weight_gradient(
     (_, down, top), (_, across, left) = used
     config = configs.pick("depthwise_correlation", x, **sizes.features())
     blocks_m = cdiv(sizes.rows, config["BLOCK_M"])
-    together = down * sizes.channels * sizes.blocks * sizes.span
+    group = WIDEST_BLOCK // sizes.block
+    together = cdiv(down, group) * sizes.channels * sizes.blocks * sizes.span
     steps = cdiv(blocks_m, min(blocks_m, max(1, WANTED_PROGRAMS // together)))
     parts = cdiv(blocks_m, steps) * sizes.blocks * sizes.span
     sums = torch.empty(parts, down, across, sizes.channels, dtype=torch.float32, device=x.device)
     operands = (grad_planes, x_planes, sums, sizes.rows, sizes.height, sizes.size, sizes.channels, steps)
     shape = {"PITCH": sizes.pitch, "DOWN": down, "ACROSS": across, "TOP": top, "LEFT": left, "SPAN": sizes.span}
-    common = {"BLOCK_X": sizes.block, "WIDEN": dispatch.INTERPRETING}
-    grid = (down * sizes.channels, parts)
+    common = {"GROUP": group, "BLOCK_X": sizes.block, "WIDEN": dispatch.INTERPRETING}
+    grid = (cdiv(down, group) * sizes.channels, parts)
     launch(depthwise_correlation_kernel, grid, *operands, **shape, **common, **config)
     return sums[0] if parts == 1 else sums.sum(0)
 
@@ -216,7 +216,7 @@ SMALL = {"positions": 8192}
 def aot_examples(kernel: str, bounds: dict[str, int]) -> Iterator[Example]:
     """Yield what the ahead-of-time compiler compiles for one row of the table (see `aot.py`)."""
     side = {16: 14, 32: 28, 64: 56}[bounds.get("columns", 64)]
-    batch = 1 if "positions" in bounds else 32
+    batch = 1 if {"rows", "positions"} & set(bounds) else 32
     channels = 64 * 56 // side
     for size, activation, keep in ((7, "none", False), (31, "silu", True)):
         taps = min(size, 2 * side - 1)

@@ -56,7 +56,7 @@ def depthwise_bands_kernel(
     tl.store(target, tl.trans(value).to(band_ptr.dtype.element_ty), mask=(across < 8 * LENGTH) & (down < channels))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def depthwise_banded_kernel(
     plane_ptr,  # (C, R, PITCH)
     band_ptr,  # (C, DOWN, 8, LENGTH)
@@ -71,34 +71,39 @@ def depthwise_banded_kernel(
     FROM: tl.constexpr,  # entry of a band where the product of a block with itself begins
     LENGTH: tl.constexpr,
     SPAN: tl.constexpr,  # blocks of columns that reach into one: 1, or 3 where a row has several
+    GROUP: tl.constexpr,  # rows of taps that a product takes
     BLOCK_X: tl.constexpr,
     WIDEN: tl.constexpr,
     BLOCK_M: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     BLOCKS: tl.constexpr = (PITCH + BLOCK_X - 1) // BLOCK_X
+    STEPS: tl.constexpr = (DOWN + GROUP - 1) // GROUP * SPAN
     blocks_m = tl.cdiv(rows, BLOCK_M)
     block = tl.program_id(0) % BLOCKS
     m = ((tl.program_id(0) // BLOCKS) % blocks_m) * BLOCK_M + tl.arange(0, BLOCK_M)
     c = (tl.program_id(0) // (BLOCKS * blocks_m)).to(tl.int64)
     y = m % height
-    k = tl.arange(0, BLOCK_X)
-    x = block * BLOCK_X + k
+    x = block * BLOCK_X + tl.arange(0, BLOCK_X)
+    # The inner dimension of a product: columns of the input, of several rows of taps where a row of the map is short.
+    inner = tl.arange(0, GROUP * BLOCK_X)
+    k = inner % BLOCK_X
     plane_ptr += c * size
     band_ptr += c * DOWN * 8 * LENGTH
     acc = tl.zeros((BLOCK_M, BLOCK_X), dtype=tl.float32)
-    for step in tl.range(0, DOWN * SPAN, num_stages=STAGES):
-        i = step // SPAN
+    for step in tl.range(0, STEPS, num_stages=STAGES):
+        i = (step // SPAN) * GROUP + inner // BLOCK_X
         beside = step % SPAN - SPAN // 2
-        column = x + beside * BLOCK_X
-        row_ok = (m < rows) & (y + i >= TOP) & (y + i < height + TOP)
-        ok = row_ok[:, None] & ((column >= 0) & (column < PITCH))[None, :]
-        a = tl.load(plane_ptr + (m + i - TOP)[:, None] * PITCH + column[None, :], mask=ok, other=0.0)
+        column = block * BLOCK_X + k + beside * BLOCK_X
+        row = y[:, None] + i[None, :] - TOP
+        column_ok = (column >= 0) & (column < PITCH) & (i < DOWN)
+        ok = (m < rows)[:, None] & (row >= 0) & (row < height) & column_ok[None, :]
+        a = tl.load(plane_ptr + (m[:, None] + i[None, :] - TOP) * PITCH + column[None, :], mask=ok, other=0.0)
         # Row k of the matrix holds the taps from k on, backwards: the copy of the band shifted by as much modulo 8
         # is read at a multiple of 8, eight taps at once.
         start = FROM - beside * BLOCK_X - k
         band = band_ptr + (i * 8 + start % 8) * LENGTH + (start // 8) * 8
-        t = tl.load(band[:, None] + k[None, :])
+        t = tl.load(band[:, None] + tl.arange(0, BLOCK_X)[None, :], mask=(i < DOWN)[:, None], other=0.0)
         if WIDEN:
             a, t = a.to(tl.float32), t.to(tl.float32)
         acc = tl.dot(a, t, acc)
@@ -139,7 +144,7 @@ def depthwise_maps_kernel(
     tl.store(out_ptr + at, value.to(out_ptr.dtype.element_ty), mask=ok)
 
 
-@triton.jit(do_not_specialize=["steps"])
+@triton.jit(do_not_specialize=["rows", "steps"])
 def depthwise_correlation_kernel(
     grad_ptr,  # (C, R, PITCH)
     plane_ptr,  # (C, R, PITCH)
@@ -155,35 +160,42 @@ def depthwise_correlation_kernel(
     TOP: tl.constexpr,
     LEFT: tl.constexpr,
     SPAN: tl.constexpr,
+    GROUP: tl.constexpr,  # rows of taps that a program takes
     BLOCK_X: tl.constexpr,
     WIDEN: tl.constexpr,
     BLOCK_M: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     BLOCKS: tl.constexpr = (PITCH + BLOCK_X - 1) // BLOCK_X
-    i = tl.program_id(0) % DOWN
-    c = (tl.program_id(0) // DOWN).to(tl.int64)
+    GROUPS: tl.constexpr = (DOWN + GROUP - 1) // GROUP
+    c = (tl.program_id(0) // GROUPS).to(tl.int64)
     part = tl.program_id(1)
     beside = part % SPAN - SPAN // 2
     block = (part // SPAN) % BLOCKS
     split = part // (SPAN * BLOCKS)
-    k = tl.arange(0, BLOCK_X)
-    x = block * BLOCK_X + k
-    column = x + beside * BLOCK_X
-    in_grad, in_plane = (x < PITCH)[None, :], ((column >= 0) & (column < PITCH))[None, :]
+    x = block * BLOCK_X + tl.arange(0, BLOCK_X)
+    inner = tl.arange(0, GROUP * BLOCK_X)
+    within = inner // BLOCK_X
+    i = (tl.program_id(0) % GROUPS) * GROUP + within
+    column = (block + beside) * BLOCK_X + inner % BLOCK_X
+    in_grad = (x < PITCH)[None, :]
+    in_plane = ((column >= 0) & (column < PITCH) & (i < DOWN))[None, :]
     grad_ptr += c * size
     plane_ptr += c * size
-    acc = tl.zeros((BLOCK_X, BLOCK_X), dtype=tl.float32)  # [column of the gradient, column of the input]
+    acc = tl.zeros((BLOCK_X, GROUP * BLOCK_X), dtype=tl.float32)  # [column of the gradient, column of the input]
     for step in tl.range(0, steps, num_stages=STAGES):
         m = (split * steps + step) * BLOCK_M + tl.arange(0, BLOCK_M)
-        y = m % height + i - TOP
-        ok = (m < rows) & (y >= 0) & (y < height)
-        g = tl.load(grad_ptr + m[:, None] * PITCH + x[None, :], mask=ok[:, None] & in_grad, other=0.0)
-        a = tl.load(plane_ptr + (m + i - TOP)[:, None] * PITCH + column[None, :], mask=ok[:, None] & in_plane, other=0.0)
+        row = (m % height)[:, None] + i[None, :] - TOP
+        ok = (m < rows)[:, None] & (row >= 0) & (row < height) & in_plane
+        g = tl.load(grad_ptr + m[:, None] * PITCH + x[None, :], mask=(m < rows)[:, None] & in_grad, other=0.0)
+        a = tl.load(plane_ptr + (m[:, None] + i[None, :] - TOP) * PITCH + column[None, :], mask=ok, other=0.0)
         if WIDEN:
             g, a = g.to(tl.float32), a.to(tl.float32)
         acc = tl.dot(tl.trans(g), a, acc)
+    # The gradient of a tap is the sum of a diagonal. Taps of a row past the last one stand in columns of zeros.
     tap = column[None, :] - x[:, None] + LEFT
-    target = partial_ptr + ((part * DOWN + i) * ACROSS).to(tl.int64) * channels + c
-    for j in range(ACROSS):
-        tl.store(target + j * channels, tl.sum(tl.where(tap == j, acc, 0.0)))
+    of = (within * ACROSS)[None, :] + tl.where((tap >= 0) & (tap < ACROSS), tap, -GROUP * ACROSS)
+    first = (tl.program_id(0) % GROUPS) * GROUP * ACROSS
+    target = partial_ptr + (part * DOWN * ACROSS + first).to(tl.int64) * channels + c
+    for j in range(GROUP * ACROSS):
+        tl.store(target + j * channels, tl.sum(tl.where(of == j, acc, 0.0)), mask=first + j < DOWN * ACROSS)

@@ -186,7 +186,7 @@ def _box_width(needed: int, block: int) -> int:
 
 
 def _geometry(kernel: str, q: torch.Tensor, window: Sequence[int], stride: Sequence[int], dilation: Sequence[int],
-              causal: Sequence[bool]) -> tuple[tuple[int, int], tuple[int, ...], dict[str, int | str]]:  # fmt: skip
+              causal: Sequence[bool]) -> tuple[tuple[int], tuple[int, ...], dict[str, int | str]]:  # fmt: skip
     """Return the grid, the integers after the tensors, and the constants and options of a launch."""
     B, H, W, N, D = q.shape
     config = dict(configs.pick(kernel, q, head_channels=D, bits=8 * q.element_size(), positions=B * H * W))
@@ -214,7 +214,7 @@ def _geometry(kernel: str, q: torch.Tensor, window: Sequence[int], stride: Seque
     for name, (along_y, along_x) in named.items():
         options |= {f"{name}_Y": along_y, f"{name}_X": along_x}
     integers = (H, W, N, D, counts[1], counts[0] * counts[1])
-    return (groups * counts[0] * counts[1], B * N), integers, options | config
+    return (B * N * groups * counts[0] * counts[1],), integers, options | config  # one axis: others end at 65,535
 
 
 def _forward(

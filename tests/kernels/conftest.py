@@ -39,7 +39,7 @@ def _rounds_as_a_gpu() -> None:
             return others(values, from_type, to_type, rounding_mode)
         bits = np.ascontiguousarray(values).view(np.uint32)
         nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-        return np.where(np.isnan(values), 0x7FC0, nearest).astype(np.uint16)
+        return np.where(np.isnan(bits.view(np.float32)), 0x7FC0, nearest).astype(np.uint16)
 
     interpreter._convert_float = convert
 

@@ -1,0 +1,7 @@
+"""Why some calls are predicted to take more than eight times their floor (`predict.FAR`): what binds, what it would take.
+
+By family and label of a point of `predict.points`. The report prints them beside the rows; a test wants one for each
+such row, and none for others.
+"""
+
+BECAUSE: dict[str, str] = {}
