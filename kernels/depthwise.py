@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from mixnas.kernels import configs, depthwise_banded
 from mixnas.kernels.dispatch import cdiv, launch, tl, triton
 from mixnas.kernels.epilogue import activate, epilogue_backward
+from mixnas.kernels.fast_math import widen
 from mixnas.kernels.tools.aot import Example
 
 
@@ -78,7 +79,7 @@ def depthwise_forward_kernel(
                 ok = (col + j >= 0) & (col + j < width)
                 if not EVEN_C:
                     ok = ok & c_ok
-                value = tl.load(in_ptrs + j * channels, mask=ok, other=0.0).to(tl.float32)
+                value = widen(tl.load(in_ptrs + j * channels, mask=ok, other=0.0))
                 tap_ok = c_ok & (zero_c + row < DOWN)
                 if ACROSS % INNER != 0:
                     tap_ok = tap_ok & (zero_c + j < ACROSS)
@@ -162,11 +163,11 @@ def depthwise_weight_kernel(
                 column = x0 + inner
                 ok = here & (c * 0 + column < width)
                 inside = row_ok & ((j + column).to(tl.uint32, bitcast=True) < (j * 0 + width).to(tl.uint32))
-                value = tl.load(x_ptrs, mask=inside, other=other).to(tl.float32)
-                acc0 += tl.load(grad_ptrs, mask=ok, other=0.0).to(tl.float32) * value
+                value = widen(tl.load(x_ptrs, mask=inside, other=other))
+                acc0 += widen(tl.load(grad_ptrs, mask=ok, other=0.0)) * value
                 if ROWS == 2:
                     below = ok & (c * 0 + (y + 1) < height)
-                    acc1 += tl.load(grad_ptrs + width * channels, mask=below, other=0.0).to(tl.float32) * value
+                    acc1 += widen(tl.load(grad_ptrs + width * channels, mask=below, other=0.0)) * value
                 grad_ptrs += channels
                 x_ptrs += channels
     target = partial_ptr + (split * ROWS * (OFFSETS + 1) + offset).to(tl.int64) * channels + c

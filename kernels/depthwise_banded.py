@@ -1,7 +1,7 @@
 """The depthwise convolution of 16-bit maps on the tensor cores: of each channel, products with banded matrices.
 
-For one channel and one row of taps i, a row of the output gets the row i - top below it in the input times a matrix that
-holds the taps along its diagonals: T_i[x', x] = weight[i, x' - x + left]. All rows of all images are the rows of one
+For one channel and one row of taps i, a row of the output gets the row i - top below it in the input times a matrix
+that holds the taps along its diagonals: T_i[x', x] = weight[i, x' - x + left]. All rows of all images are the rows of one
 product, and their sum over i is the convolution. The matrices are two thirds empty for 31 taps across 56 columns, and
 nine tenths for 7; but an instruction of the tensor cores multiplies 64 times as many pairs as one of the plain units.
 The gradient of a tap is the sum of a diagonal of the product of the gradient's rows with the input's.
@@ -10,8 +10,8 @@ That takes channels apart: `planes` turns the maps round to (C, B*H, PITCH), `ma
 is fused behind the convolution. `bands` lays out each row of taps backwards between zeros, eight times, each shifted by
 one, so that all rows of a matrix are read in units of 16 bytes.
 
-Taps are rounded to the maps' type, as torch's autocast does it. A value that is not finite makes its row not finite, and
-those that its taps reach up and down.
+Taps are rounded to the maps' type, as torch's autocast does it. A value that is not finite makes its row not finite,
+and those that its taps reach up and down.
 
 Shapes: B batch, H height, W width, C channels, I taps down, J taps across, R = B*H rows.
 """
@@ -34,7 +34,7 @@ from mixnas.kernels.dispatch import cdiv, launch, next_power_of_2
 from mixnas.kernels.tools.aot import Example
 
 WIDEST_BLOCK = 64  # columns of a block
-# Multiplications below which four launches take longer than one; fewer of wide kernels, whose one launch is all waiting.
+# Multiplications below which four launches take longer than one; fewer of wide kernels, whose one launch waits most.
 LEAST_PRODUCTS, LEAST_OF_WIDE = 1 << 27, 1 << 25
 WANTED_PROGRAMS = 528  # of the weight's gradient: four for each multiprocessor of a large GPU
 

@@ -27,6 +27,7 @@ from mixnas.kernels.epilogue import (
     activation_function,
     epilogue_backward,
 )
+from mixnas.kernels.fast_math import widen
 from mixnas.kernels.norm import backward as norm_backward
 from mixnas.kernels.norm import forward as norm_forward
 from mixnas.kernels.norm import layer_norm, rms_norm
@@ -86,7 +87,7 @@ def fused_block_forward_kernel(
             row_ok = p_ok & (y0 + i >= 0) & (y0 + i < height)
             for j in tl.static_range(K):
                 ok = row_ok & (x0 + j >= 0) & (x0 + j < width) & c_ok
-                value = tl.load(in_ptrs + j * channels, mask=ok, other=0.0).to(tl.float32)
+                value = widen(tl.load(in_ptrs + j * channels, mask=ok, other=0.0))
                 z += value * tl.load(tap_ptrs + j * channels, mask=c_ok, other=0.0).to(tl.float32)
             in_ptrs += width * channels
             tap_ptrs += K * channels

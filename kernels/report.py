@@ -28,7 +28,6 @@ _COLUMNS = (
 _WHY = "why more than 8 times"
 
 
-
 def _commit() -> str:
     """The commit of the sources, with "+" where files differ from it; empty outside a checkout."""
     run = lambda *command: subprocess.run(  # noqa: E731

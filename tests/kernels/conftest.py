@@ -26,7 +26,7 @@ _CHILD = pytest.StashKey["_Child"]()
 
 
 def _rounds_as_a_gpu() -> None:
-    """Round float32 to the nearest bfloat16, to even: the interpreter cuts the bits off, twice a GPU's error and biased."""
+    """Round float32 to the nearest bfloat16, ties to even: the interpreter cuts bits off, which has a bias."""
     from triton.runtime import interpreter
 
     others = interpreter._convert_float

@@ -25,7 +25,7 @@ def banded(monkeypatch):
 
 @pytest.mark.parametrize(("shape", "size"), _MAPS)
 def test_whole_numbers_are_exact(banded, shape, size):
-    """Of operands that bfloat16 holds, with sums that it holds: output and gradients are the definition's, bit by bit."""
+    """Operands and sums that bfloat16 holds: output and gradients are the definition's, bit by bit."""
     generator = torch.Generator().manual_seed(size)
     x, grad = (torch.randint(-1, 2, shape, generator=generator).bfloat16() for _ in range(2))
     weight = torch.randint(-1, 2, (shape[-1], 1, size, size), generator=generator).bfloat16()

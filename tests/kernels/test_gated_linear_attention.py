@@ -54,7 +54,7 @@ def test_chunks_of_64_as_on_a_gpu(dtype):
 
 @pytest.mark.parametrize("case", ["both directions", "many chunks"])
 def test_rounds_no_worse_than_the_recurrence_in_bfloat16(case):
-    """Both against float64: scores, states and decayed factors in bfloat16 cost less than a state that is kept in it."""
+    """Both against float64: scores, states and factors in bfloat16 cost less than a state that is kept in it."""
     case = TestGatedLinearAttention.cases[case]
     with dispatch.backend("triton"):
         ours = compare(gated_linear_attention, gated_linear_attention_reference, case, torch.bfloat16)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mixnas.kernels import dispatch
+from mixnas.kernels import neighborhood_attention as family
 from mixnas.kernels.neighborhood_attention import (
     attended,
     neighborhood_attention,
@@ -11,6 +12,7 @@ from mixnas.kernels.neighborhood_attention import (
     num_pairs,
 )
 from mixnas.kernels.testing import Case, KernelContract, relative_error
+from mixnas.kernels.tools import aot
 
 
 def _case(size, heads, channels, **options):
@@ -107,6 +109,14 @@ def test_full_window_is_full_attention():
         with dispatch.backend(backend):
             actual = neighborhood_attention(q, k, v, (6,))
         torch.testing.assert_close(actual, expected.transpose(1, 2))
+
+
+def test_heads_are_no_second_axis_of_the_grid():
+    """Which ends at 65,535: 1,024 images with 128 heads are more."""
+    q = torch.empty(1024, 8, 8, 128, 16, dtype=torch.bfloat16, device="meta")
+    options = ([3, 3], [1, 1], [1, 1], [False, False], 1.0)
+    (launch,) = aot.launches_of(lambda: family._forward(q, q, q, *options), "any")
+    assert len(launch.grid) == 1 and launch.grid[0] % (1024 * 128) == 0
 
 
 def test_says_what_is_wrong():

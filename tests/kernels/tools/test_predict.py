@@ -128,6 +128,7 @@ def test_what_is_far_from_its_floor_has_a_reason():
     assert far == set(reasons.BECAUSE)
     for row in table["rows"]:
         assert row["because"] == reasons.BECAUSE.get(f"{row['family']} {row['label']}", "")
+        assert not any(launch["stack_bytes"] for launch in row["launches"]), row["label"]
     printed = "\n".join(report.lines(table))
     assert all(why in printed for why in reasons.BECAUSE.values())
 
