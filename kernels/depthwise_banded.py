@@ -1,10 +1,10 @@
 """The depthwise convolution of 16-bit maps on the tensor cores: of each channel, products with banded matrices.
 
 For one channel and one row of taps i, a row of the output gets the row i - top below it in the input times a matrix
-that holds the taps along its diagonals: T_i[x', x] = weight[i, x' - x + left]. All rows of all images are the rows of one
-product, and their sum over i is the convolution. The matrices are two thirds empty for 31 taps across 56 columns, and
-nine tenths for 7; but an instruction of the tensor cores multiplies 64 times as many pairs as one of the plain units.
-The gradient of a tap is the sum of a diagonal of the product of the gradient's rows with the input's.
+that holds the taps along its diagonals: T_i[x', x] = weight[i, x' - x + left]. All rows of all images are the rows of
+one product, and their sum over i is the convolution. The matrices are two thirds empty for 31 taps across 56 columns,
+and nine tenths for 7; but an instruction of the tensor cores multiplies 64 times as many pairs as one of the plain
+units. The gradient of a tap is the sum of a diagonal of the product of the gradient's rows with the input's.
 
 That takes channels apart: `planes` turns the maps round to (C, B*H, PITCH), `maps` turns the result back and does what
 is fused behind the convolution. `bands` lays out each row of taps backwards between zeros, eight times, each shifted by
