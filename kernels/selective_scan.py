@@ -244,7 +244,7 @@ def segment_length(length: int, warps: int) -> int:
     """
     if warps >= ENOUGH_WARPS or length < 4 * SPAN:
         return length
-    return SPAN * max(2, cdiv(length, SPAN * cdiv(WANTED_WARPS, warps)))
+    return SPAN * cdiv(length, SPAN * cdiv(WANTED_WARPS, warps))
 
 
 def _outside(
