@@ -299,7 +299,7 @@ def weight_gradient(
         taps, bias = depthwise_banded.weight_gradient(grad, x, used), grad.sum((0, 1, 2), dtype=torch.float32)
     else:
         taps, bias = _tap_by_tap(grad, x, used)
-    gradient = taps.permute(2, 0, 1).unsqueeze(1)
+    gradient = taps.unsqueeze(1)
     if (down, across) != geometry[:2]:  # taps that never meet the map
         after = (geometry[1] - j0 - across, geometry[0] - i0 - down)
         gradient = F.pad(gradient, (j0, after[0], i0, after[1]))
@@ -309,7 +309,7 @@ def weight_gradient(
 def _tap_by_tap(
     grad: torch.Tensor, x: torch.Tensor, used: tuple[tuple[int, int, int], tuple[int, int, int]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the gradients of the taps that are used, (down, across, C), and of the bias."""
+    """Return the gradients of the taps that are used, (C, down, across), and of the bias."""
     (batch, height, width, channels), ((_, down, top), (_, across, left)) = x.shape, used
     positions, rows = batch * height * width, 1 if height == 1 else 2
     features = {"taps": down * across, "channels": channels, "positions": positions}
@@ -325,7 +325,7 @@ def _tap_by_tap(
     total = sums.sum(0)
     by_row = total[:, :-1].view(rows, down + rows - 1, across, channels)
     taps = by_row[0, :down] if rows == 1 else by_row[0, :down] + by_row[1, 1:]  # a row below meets x one row earlier
-    return taps, total[:, -1].sum(0)
+    return taps.permute(2, 0, 1), total[:, -1].sum(0)
 
 
 def _backward(

@@ -185,7 +185,7 @@ def convolve(
 def weight_gradient(
     grad: torch.Tensor, x: torch.Tensor, used: tuple[tuple[int, int, int], tuple[int, int, int]]
 ) -> torch.Tensor:
-    """Return the gradient of the taps that are used, (down, across, C) in float32.
+    """Return the gradient of the taps that are used, (C, down, across) in float32.
 
     Args:
         grad: Of the output, (B, H, W, C), contiguous.
@@ -201,13 +201,14 @@ def weight_gradient(
     together = cdiv(down, group) * sizes.channels * sizes.blocks * sizes.span
     steps = cdiv(blocks_m, min(blocks_m, max(1, WANTED_PROGRAMS // together)))
     parts = cdiv(blocks_m, steps) * sizes.blocks * sizes.span
-    sums = torch.empty(parts, down, across, sizes.channels, dtype=torch.float32, device=x.device)
-    operands = (grad_planes, x_planes, sums, sizes.rows, sizes.height, sizes.size, sizes.channels, steps)
+    sums = torch.empty(sizes.channels, parts, sizes.block, down, across, dtype=torch.float32, device=x.device)
+    operands = (grad_planes, x_planes, sums, sizes.rows, sizes.height, sizes.size, steps)
     shape = {"PITCH": sizes.pitch, "DOWN": down, "ACROSS": across, "TOP": top, "LEFT": left, "SPAN": sizes.span}
-    common = {"GROUP": group, "BLOCK_X": sizes.block, "WIDEN": dispatch.INTERPRETING}
+    shape |= {"GROUP": group, "TAPS": next_power_of_2(group * across)}
+    common = {"BLOCK_X": sizes.block, "WIDEN": dispatch.INTERPRETING}
     grid = (cdiv(down, group) * sizes.channels, parts)
     launch(depthwise_correlation_kernel, grid, *operands, **shape, **common, **config)
-    return sums[0] if parts == 1 else sums.sum(0)
+    return sums.sum((1, 2))
 
 
 SMALL = {"positions": 8192}

@@ -148,11 +148,10 @@ def depthwise_maps_kernel(
 def depthwise_correlation_kernel(
     grad_ptr,  # (C, R, PITCH)
     plane_ptr,  # (C, R, PITCH)
-    partial_ptr,  # (splits * BLOCKS * SPAN, DOWN, ACROSS, C) float32
+    partial_ptr,  # (C, splits * BLOCKS * SPAN, BLOCK_X, DOWN, ACROSS) float32
     rows,  # R
     height,
     size,  # R * PITCH
-    channels,
     steps,  # blocks of rows that a program goes through
     PITCH: tl.constexpr,
     DOWN: tl.constexpr,
@@ -161,6 +160,7 @@ def depthwise_correlation_kernel(
     LEFT: tl.constexpr,
     SPAN: tl.constexpr,
     GROUP: tl.constexpr,  # rows of taps that a program takes
+    TAPS: tl.constexpr,  # a power of two, at least GROUP * ACROSS
     BLOCK_X: tl.constexpr,
     WIDEN: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -192,10 +192,16 @@ def depthwise_correlation_kernel(
         if WIDEN:
             g, a = g.to(tl.float32), a.to(tl.float32)
         acc = tl.dot(tl.trans(g), a, acc)
-    # The gradient of a tap is the sum of a diagonal. Taps of a row past the last one stand in columns of zeros.
-    tap = column[None, :] - x[:, None] + LEFT
-    of = (within * ACROSS)[None, :] + tl.where((tap >= 0) & (tap < ACROSS), tap, -GROUP * ACROSS)
-    first = (tl.program_id(0) % GROUPS) * GROUP * ACROSS
-    target = partial_ptr + (part * DOWN * ACROSS + first).to(tl.int64) * channels + c
-    for j in range(GROUP * ACROSS):
-        tl.store(target + j * channels, tl.sum(tl.where(of == j, acc, 0.0)), mask=first + j < DOWN * ACROSS)
+    # The gradient of a tap is the sum of a diagonal: what each column of the gradient adds to each tap goes to memory,
+    # and is summed over columns with what other programs found. Taps that meet no column of this block add nothing.
+    local = tl.arange(0, BLOCK_X)
+    tap = (inner % BLOCK_X)[None, :] - local[:, None] + beside * BLOCK_X + LEFT
+    first = (c * tl.num_programs(1) + part) * BLOCK_X * DOWN * ACROSS
+    at = first + local[:, None] * DOWN * ACROSS + (i * ACROSS)[None, :] + tap
+    tl.store(partial_ptr + at, acc, mask=(tap >= 0) & (tap < ACROSS) & (i < DOWN)[None, :])
+    j = tl.arange(0, TAPS)
+    k = local[:, None] + (j % ACROSS)[None, :] - LEFT - beside * BLOCK_X
+    row = (tl.program_id(0) % GROUPS) * GROUP + j // ACROSS
+    at = first + local[:, None] * DOWN * ACROSS + (row * ACROSS + j % ACROSS)[None, :]
+    inside = (row < DOWN) & (j < GROUP * ACROSS)
+    tl.store(partial_ptr + at, k * 0.0, mask=((k < 0) | (k >= BLOCK_X)) & inside[None, :])

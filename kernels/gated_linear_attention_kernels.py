@@ -26,7 +26,7 @@ def _product(x, y, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
 @triton.jit
 def _decay(reach, g, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
     """The decays of rows to a border: `reach` says which tokens lie between, g (C, D) are their log decays."""
-    return exp2(_product(tl.where(reach, 1.0, 0.0).to(g.dtype), g, PRECISION, WIDEN) * LOG2_E)
+    return exp2(_product(reach.to(tl.float32).to(g.dtype), g, PRECISION, WIDEN) * LOG2_E)
 
 
 @triton.jit

@@ -182,7 +182,7 @@ def _mean_trips(launch: aot.Launch) -> Callable[[int], float]:
         return lambda _: sum(spans) / len(spans)
 
     if launch.name == "depthwise_correlation":
-        return lambda _: launch.arguments[7]
+        return lambda _: launch.arguments[6]
 
     if launch.name == "depthwise_weight":
         strips_each, width, unroll = launch.arguments[4], launch.arguments[6], launch.options["UNROLL"]
