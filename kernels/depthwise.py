@@ -410,22 +410,39 @@ def valid_taps(size: int, taps: int, before: int) -> int:
 SMALL = {"positions": 8192}
 
 
-def aot_examples(kernel: str, bounds: dict[str, int]) -> Iterator[Example]:
-    """Yield what the ahead-of-time compiler compiles for one row of the table (see `aot.py`)."""
+def _example(
+    kernel: str, bounds: dict[str, int], dtype: torch.dtype
+) -> tuple[tuple[int, int, int, int], tuple[int, int]]:
+    """Return the size of maps and the taps: in 16 bits of a call that is not done by products (`depthwise_banded`)."""
     channels = bounds.get("channels", 256)
     if kernel == "depthwise_forward":
         across = bounds.get("taps_across", 31)
         down = bounds.get("taps_down", across)
     else:
-        across = int(bounds.get("taps", 31 * 31) ** 0.5)
-        down = across
-    top, left = down // 2, across // 2
-    geometry = (down, across, top, left)
+        down = across = int(bounds.get("taps", 31 * 31) ** 0.5)
     batch, side = (1, min(56, math.isqrt(bounds["positions"]))) if "positions" in bounds else (32, 56)
-    size = (batch, side, side, channels) if down > 1 else (batch, 1, side * side, channels)
+    if down == 1:
+        return (batch, 1, side * side, channels), (down, across)
+    if dtype != torch.float32 and across > 5:
+        if kernel == "depthwise_weight":
+            batch, channels, side = 1, min(channels, 64), 56 if across <= 9 else 14
+        elif "positions" in bounds:
+            down = across = 7
+        elif across <= 9:
+            down = across = 5
+        else:
+            batch, channels, down, across = 2, 16, 13, 13
+    return (batch, side, side, channels), (down, across)
+
+
+def aot_examples(kernel: str, bounds: dict[str, int]) -> Iterator[Example]:
+    """Yield what the ahead-of-time compiler compiles for one row of the table (see `aot.py`)."""
     for dtype, name in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
+        size, (down, across) = _example(kernel, bounds, dtype)
+        channels, (top, left) = size[-1], (down // 2, across // 2)
+        geometry = (down, across, top, left)
         x = torch.empty(size, dtype=dtype, device="meta")
-        taps = torch.empty(down * across, channels, dtype=dtype, device="meta")
+        taps = torch.empty(down * across, channels, device="meta")
         call: Callable[[], object]
         if kernel == "depthwise_forward":
             call = partial(convolve, x, taps, taps[0], x, "silu", geometry, keep_pre=True)
