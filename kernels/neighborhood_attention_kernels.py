@@ -63,13 +63,11 @@ def neighborhood_attention_forward_kernel(
     BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr, BLOCK_INNER: tl.constexpr,
 ):  # fmt: skip
     ONE_ROW: tl.constexpr = (TILE_Y == 1 and WINDOW_Y == 1) and BOX_X >= BLOCK_INNER  # of all that is walked
-    programs = tl.minimum(H, DILATION_Y) * DILATION_X * TILES  # of a head
-    group, tile = tl.program_id(0) % programs // TILES, tl.program_id(0) % TILES
+    group, tile = tl.program_id(0) // TILES, tl.program_id(0) % TILES
     group_y, group_x = group // DILATION_X, group % DILATION_X
     size_y, size_x = (H - group_y + DILATION_Y - 1) // DILATION_Y, (W - group_x + DILATION_X - 1) // DILATION_X
     start_y, start_x = tile // TILES_X * TILE_Y, tile % TILES_X * TILE_X
-    heads = tl.program_id(0) // programs
-    example, head = (heads // N).to(tl.int64), heads % N
+    example, head = (tl.program_id(1) // N).to(tl.int64), tl.program_id(1) % N
     d = tl.arange(0, BLOCK_D)
     i = tl.arange(0, TILE_Y * TILE_X)
     qy, qx = start_y + i // TILE_X, start_x + i % TILE_X
@@ -120,13 +118,11 @@ def neighborhood_attention_query_gradient_kernel(
     BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr, BLOCK_INNER: tl.constexpr,
 ):  # fmt: skip
     ONE_ROW: tl.constexpr = (TILE_Y == 1 and WINDOW_Y == 1) and BOX_X >= BLOCK_INNER  # of all that is walked
-    programs = tl.minimum(H, DILATION_Y) * DILATION_X * TILES  # of a head
-    group, tile = tl.program_id(0) % programs // TILES, tl.program_id(0) % TILES
+    group, tile = tl.program_id(0) // TILES, tl.program_id(0) % TILES
     group_y, group_x = group // DILATION_X, group % DILATION_X
     size_y, size_x = (H - group_y + DILATION_Y - 1) // DILATION_Y, (W - group_x + DILATION_X - 1) // DILATION_X
     start_y, start_x = tile // TILES_X * TILE_Y, tile % TILES_X * TILE_X
-    heads = tl.program_id(0) // programs
-    example, head = (heads // N).to(tl.int64), heads % N
+    example, head = (tl.program_id(1) // N).to(tl.int64), tl.program_id(1) % N
     d = tl.arange(0, BLOCK_D)
     i = tl.arange(0, TILE_Y * TILE_X)
     qy, qx = start_y + i // TILE_X, start_x + i % TILE_X
@@ -175,13 +171,11 @@ def neighborhood_attention_key_gradient_kernel(
     BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr, BLOCK_INNER: tl.constexpr,
 ):  # fmt: skip
     ONE_ROW: tl.constexpr = (TILE_Y == 1 and WINDOW_Y == 1) and BOX_X >= BLOCK_INNER  # of all that is walked
-    programs = tl.minimum(H, DILATION_Y) * DILATION_X * TILES  # of a head
-    group, tile = tl.program_id(0) % programs // TILES, tl.program_id(0) % TILES
+    group, tile = tl.program_id(0) // TILES, tl.program_id(0) % TILES
     group_y, group_x = group // DILATION_X, group % DILATION_X
     size_y, size_x = (H - group_y + DILATION_Y - 1) // DILATION_Y, (W - group_x + DILATION_X - 1) // DILATION_X
     start_y, start_x = tile // TILES_X * TILE_Y, tile % TILES_X * TILE_X
-    heads = tl.program_id(0) // programs
-    example, head = (heads // N).to(tl.int64), heads % N
+    example, head = (tl.program_id(1) // N).to(tl.int64), tl.program_id(1) % N
     d = tl.arange(0, BLOCK_D)
     i = tl.arange(0, TILE_Y * TILE_X)
     ky, kx = start_y + i // TILE_X, start_x + i % TILE_X
