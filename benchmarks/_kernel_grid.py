@@ -90,6 +90,7 @@ def _conv2d(
         reference=depthwise_conv2d_reference,
         batched=("x_BHWC", "gate"),
         operations=2 * batch * channels * valid_taps(size, kernel, kernel // 2) ** 2,
+        unit="matrix",  # as banded products; tap by tap it would be the plain unit
         compiled=compiled,
     )
 
@@ -297,6 +298,8 @@ def odd() -> Iterator[Point]:
     yield _conv2d(1, 7, 33, 31, "gelu")
     yield _conv2d(3, 5, 1, 5, "silu", gated=True)
     yield _conv2d(4, 28, 96, 7)
+    yield _conv2d(2, 37, 61, 31, "gelu", gated=True)  # by banded products in 16 bits, and the next in several blocks
+    yield _conv2d(3, 65, 40, 13)
     yield _conv1d(2, 61, 37, 4)
     yield _conv1d(3, 1, 16, 3)
     yield _conv1d(2, 512, 192, 4)

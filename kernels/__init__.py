@@ -34,6 +34,7 @@ interpreting child process (see its `conftest.py`).
 FAMILIES: tuple[str, ...] = (
     "epilogue",
     "depthwise",
+    "depthwise_banded",
     "norm",
     "glu",
     "gated_linear_attention",

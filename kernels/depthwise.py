@@ -18,9 +18,10 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from mixnas.kernels import configs
+from mixnas.kernels import configs, depthwise_banded
 from mixnas.kernels.dispatch import cdiv, launch, tl, triton
 from mixnas.kernels.epilogue import activate, epilogue_backward
+from mixnas.kernels.fast_math import widen
 from mixnas.kernels.tools.aot import Example
 
 
@@ -78,7 +79,7 @@ def depthwise_forward_kernel(
                 ok = (col + j >= 0) & (col + j < width)
                 if not EVEN_C:
                     ok = ok & c_ok
-                value = tl.load(in_ptrs + j * channels, mask=ok, other=0.0).to(tl.float32)
+                value = widen(tl.load(in_ptrs + j * channels, mask=ok, other=0.0))
                 tap_ok = c_ok & (zero_c + row < DOWN)
                 if ACROSS % INNER != 0:
                     tap_ok = tap_ok & (zero_c + j < ACROSS)
@@ -162,11 +163,11 @@ def depthwise_weight_kernel(
                 column = x0 + inner
                 ok = here & (c * 0 + column < width)
                 inside = row_ok & ((j + column).to(tl.uint32, bitcast=True) < (j * 0 + width).to(tl.uint32))
-                value = tl.load(x_ptrs, mask=inside, other=other).to(tl.float32)
-                acc0 += tl.load(grad_ptrs, mask=ok, other=0.0).to(tl.float32) * value
+                value = widen(tl.load(x_ptrs, mask=inside, other=other))
+                acc0 += widen(tl.load(grad_ptrs, mask=ok, other=0.0)) * value
                 if ROWS == 2:
                     below = ok & (c * 0 + (y + 1) < height)
-                    acc1 += tl.load(grad_ptrs + width * channels, mask=below, other=0.0).to(tl.float32) * value
+                    acc1 += widen(tl.load(grad_ptrs + width * channels, mask=below, other=0.0)) * value
                 grad_ptrs += channels
                 x_ptrs += channels
     target = partial_ptr + (split * ROWS * (OFFSETS + 1) + offset).to(tl.int64) * channels + c
@@ -238,7 +239,9 @@ def convolve(
     """
     batch, height, width, channels = x.shape
     pitch = geometry[1]
-    (i0, down, top), (j0, across, left) = cropped(x.shape, geometry)
+    (i0, down, top), (j0, across, left) = used = cropped(x.shape, geometry)
+    if depthwise_banded.worth_it(x, down, across):
+        return depthwise_banded.convolve(x, taps, bias, gate, activation, used, pitch, keep_pre, flip)
     out = torch.empty_like(x)
     pre = torch.empty_like(x) if keep_pre else None
     features = {"taps_down": down, "taps_across": across, "channels": channels, "positions": batch * height * width}
@@ -291,8 +294,23 @@ def weight_gradient(
     grad: torch.Tensor, x: torch.Tensor, geometry: tuple[int, int, int, int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the gradients of the weight (C, 1, I, J) and of the bias (C,), in float32."""
-    batch, height, width, channels = x.shape
-    (i0, down, top), (j0, across, left) = cropped(x.shape, geometry)
+    (i0, down, _), (j0, across, _) = used = cropped(x.shape, geometry)
+    if depthwise_banded.worth_it(x, down, across, gradient=True):
+        taps, bias = depthwise_banded.weight_gradient(grad, x, used), grad.sum((0, 1, 2), dtype=torch.float32)
+    else:
+        taps, bias = _tap_by_tap(grad, x, used)
+    gradient = taps.unsqueeze(1)
+    if (down, across) != geometry[:2]:  # taps that never meet the map
+        after = (geometry[1] - j0 - across, geometry[0] - i0 - down)
+        gradient = F.pad(gradient, (j0, after[0], i0, after[1]))
+    return gradient, bias
+
+
+def _tap_by_tap(
+    grad: torch.Tensor, x: torch.Tensor, used: tuple[tuple[int, int, int], tuple[int, int, int]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the gradients of the taps that are used, (C, down, across), and of the bias."""
+    (batch, height, width, channels), ((_, down, top), (_, across, left)) = x.shape, used
     positions, rows = batch * height * width, 1 if height == 1 else 2
     features = {"taps": down * across, "channels": channels, "positions": positions}
     config = dict(configs.pick("depthwise_weight", x, **features))
@@ -307,11 +325,7 @@ def weight_gradient(
     total = sums.sum(0)
     by_row = total[:, :-1].view(rows, down + rows - 1, across, channels)
     taps = by_row[0, :down] if rows == 1 else by_row[0, :down] + by_row[1, 1:]  # a row below meets x one row earlier
-    gradient = taps.permute(2, 0, 1).unsqueeze(1)
-    if (down, across) != geometry[:2]:  # taps that never meet the map
-        after = (geometry[1] - j0 - across, geometry[0] - i0 - down)
-        gradient = F.pad(gradient, (j0, after[0], i0, after[1]))
-    return gradient, total[:, -1].sum(0)
+    return taps.permute(2, 0, 1), total[:, -1].sum(0)
 
 
 def _backward(
@@ -396,22 +410,39 @@ def valid_taps(size: int, taps: int, before: int) -> int:
 SMALL = {"positions": 8192}
 
 
-def aot_examples(kernel: str, bounds: dict[str, int]) -> Iterator[Example]:
-    """Yield what the ahead-of-time compiler compiles for one row of the table (see `aot.py`)."""
+def _example(
+    kernel: str, bounds: dict[str, int], dtype: torch.dtype
+) -> tuple[tuple[int, int, int, int], tuple[int, int]]:
+    """Return the size of maps and the taps: in 16 bits of a call that is not done by products (`depthwise_banded`)."""
     channels = bounds.get("channels", 256)
     if kernel == "depthwise_forward":
         across = bounds.get("taps_across", 31)
         down = bounds.get("taps_down", across)
     else:
-        across = int(bounds.get("taps", 31 * 31) ** 0.5)
-        down = across
-    top, left = down // 2, across // 2
-    geometry = (down, across, top, left)
+        down = across = int(bounds.get("taps", 31 * 31) ** 0.5)
     batch, side = (1, min(56, math.isqrt(bounds["positions"]))) if "positions" in bounds else (32, 56)
-    size = (batch, side, side, channels) if down > 1 else (batch, 1, side * side, channels)
+    if down == 1:
+        return (batch, 1, side * side, channels), (down, across)
+    if dtype != torch.float32 and across > 5:
+        if kernel == "depthwise_weight":
+            batch, channels, side = 1, min(channels, 64), 56 if across <= 9 else 14
+        elif "positions" in bounds:
+            down = across = 7
+        elif across <= 9:
+            down = across = 5
+        else:
+            batch, channels, down, across = 2, 16, 13, 13
+    return (batch, side, side, channels), (down, across)
+
+
+def aot_examples(kernel: str, bounds: dict[str, int]) -> Iterator[Example]:
+    """Yield what the ahead-of-time compiler compiles for one row of the table (see `aot.py`)."""
     for dtype, name in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
+        size, (down, across) = _example(kernel, bounds, dtype)
+        channels, (top, left) = size[-1], (down // 2, across // 2)
+        geometry = (down, across, top, left)
         x = torch.empty(size, dtype=dtype, device="meta")
-        taps = torch.empty(down * across, channels, dtype=dtype, device="meta")
+        taps = torch.empty(down * across, channels, device="meta")
         call: Callable[[], object]
         if kernel == "depthwise_forward":
             call = partial(convolve, x, taps, taps[0], x, "silu", geometry, keep_pre=True)
@@ -425,3 +456,11 @@ def aot_examples(kernel: str, bounds: dict[str, int]) -> Iterator[Example]:
             bytes=moved * x.element_size(),
             operations=2 * size[0] * channels * valid_taps(size[1], down, top) * valid_taps(size[2], across, left),
         )
+        if kernel == "depthwise_forward":
+            yield Example(
+                label=f"{name} {'x'.join(map(str, size))} k{down}x{across} plain",
+                call=partial(convolve, x, taps, taps[0], None, "none", geometry),
+                bytes=(2 * x.numel() + taps.numel()) * x.element_size(),
+                operations=2 * size[0] * channels * valid_taps(size[1], down, top) * valid_taps(size[2], across, left),
+                timed=False,
+            )

@@ -47,6 +47,17 @@ def reciprocal(x):
 
 
 @triton.jit
+def widen(x):
+    """x in float32. Of bfloat16 a pair of neighbours takes two instructions; the compiler's own form takes three."""
+    if INTERPRETED or x.dtype != tl.bfloat16:
+        return x.to(tl.float32)
+    else:
+        return tl.inline_asm_elementwise(
+            "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;", "=f,=f,r", [x], dtype=tl.float32, is_pure=True, pack=2
+        )
+
+
+@triton.jit
 def sigmoid(x):
     """1 / (1 + e^-x), float32."""
     return reciprocal(1.0 + exp2(x * -LOG2_E))

@@ -18,7 +18,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from mixnas.kernels import configs, depthwise, dispatch
+from mixnas.kernels import configs, depthwise, depthwise_banded, dispatch
 from mixnas.kernels.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_reference
 from mixnas.kernels.dispatch import cdiv, choose, launch, next_power_of_2, tl, triton
 from mixnas.kernels.epilogue import (
@@ -27,6 +27,7 @@ from mixnas.kernels.epilogue import (
     activation_function,
     epilogue_backward,
 )
+from mixnas.kernels.fast_math import widen
 from mixnas.kernels.norm import backward as norm_backward
 from mixnas.kernels.norm import forward as norm_forward
 from mixnas.kernels.norm import layer_norm, rms_norm
@@ -42,6 +43,7 @@ NORMS = ("layer", "rms")
 @triton.jit(do_not_specialize=["positions"])
 def fused_block_forward_kernel(
     x_ptr,  # (B, H, W, C)
+    z_ptr,  # (B, H, W, C) or None: the convolution with its bias, where it was done before
     taps_ptr,  # (K*K, C)
     conv_bias_ptr,  # (C,)
     norm_weight_ptr,  # (C,)
@@ -72,21 +74,24 @@ def fused_block_forward_kernel(
     c = tl.arange(0, BLOCK_C)[None, :]
     c_ok = c < channels
     p_ok = (p < positions)[:, None]
-    x0 = (p % width)[:, None] - PAD
-    y0 = ((p // width) % height)[:, None] - PAD
     here = p.to(tl.int64)[:, None] * channels + c
-    in_ptrs = x_ptr + here - (PAD * width + PAD) * channels
-    tap_ptrs = taps_ptr + c
-    z = tl.zeros([BLOCK_M, BLOCK_C], dtype=tl.float32)
-    for i in range(K):
-        row_ok = p_ok & (y0 + i >= 0) & (y0 + i < height)
-        for j in tl.static_range(K):
-            ok = row_ok & (x0 + j >= 0) & (x0 + j < width) & c_ok
-            value = tl.load(in_ptrs + j * channels, mask=ok, other=0.0).to(tl.float32)
-            z += value * tl.load(tap_ptrs + j * channels, mask=c_ok, other=0.0).to(tl.float32)
-        in_ptrs += width * channels
-        tap_ptrs += K * channels
-    z += tl.load(conv_bias_ptr + c, mask=c_ok, other=0.0).to(tl.float32)
+    if z_ptr is not None:
+        z = tl.load(z_ptr + here, mask=p_ok & c_ok, other=0.0).to(tl.float32)
+    else:
+        x0 = (p % width)[:, None] - PAD
+        y0 = ((p // width) % height)[:, None] - PAD
+        in_ptrs = x_ptr + here - (PAD * width + PAD) * channels
+        tap_ptrs = taps_ptr + c
+        z = tl.zeros([BLOCK_M, BLOCK_C], dtype=tl.float32)
+        for i in range(K):
+            row_ok = p_ok & (y0 + i >= 0) & (y0 + i < height)
+            for j in tl.static_range(K):
+                ok = row_ok & (x0 + j >= 0) & (x0 + j < width) & c_ok
+                value = widen(tl.load(in_ptrs + j * channels, mask=ok, other=0.0))
+                z += value * tl.load(tap_ptrs + j * channels, mask=c_ok, other=0.0).to(tl.float32)
+            in_ptrs += width * channels
+            tap_ptrs += K * channels
+        z += tl.load(conv_bias_ptr + c, mask=c_ok, other=0.0).to(tl.float32)
     if CENTRE:
         z = tl.where(c_ok, z - tl.sum(z, axis=1, keep_dims=True) / channels, 0.0)
     z *= 1.0 / tl.sqrt(tl.sum(z * z, axis=1, keep_dims=True) / channels + eps)
@@ -162,12 +167,17 @@ def _forward(
     x, up, down = x.contiguous(), up.contiguous(), down.contiguous()
     batch, height, width, channels = x.shape
     positions, out = batch * height * width, torch.empty_like(x)
-    features = {"channels": channels, "itemsize": x.element_size(), "positions": positions}
+    # Where products are the faster convolution, it is done before by theirs.
+    size, z, taps = weight.shape[-1], None, depthwise.taps_of(weight)
+    if depthwise_banded.worth_it(x, size, size):
+        z, _ = depthwise.convolve(x, taps, conv_bias, None, "none", (size, size, size // 2, size // 2))
+    inside = size * size if z is None else 0
+    features = {"channels": channels, "itemsize": x.element_size(), "positions": positions, "taps": inside}
     config = configs.pick("fused_block_forward", x, **features)
-    operands = (x, depthwise.taps_of(weight), conv_bias, norm_weight, norm_bias, up, up_bias, down, down_bias, out)
+    operands = (x, z, taps, conv_bias, norm_weight, norm_bias, up, up_bias, down, down_bias, out)
     constants = {
         "E": up.shape[0],
-        "K": weight.shape[-1],
+        "K": size,
         "CENTRE": centre,
         "SKIP": skip,
         "ACTIVATION": activation,
@@ -344,7 +354,8 @@ SMALL = {"positions": 8192}
 
 def aot_examples(kernel: str, bounds: dict[str, int]) -> Iterator[Example]:
     """Yield what the ahead-of-time compiler compiles for one row of the table (see `aot.py`)."""
-    channels, size = bounds.get("channels", MAX_CHANNELS), 7
+    channels = bounds.get("channels", MAX_CHANNELS)
+    size = 3 if bounds.get("itemsize") == 2 and "taps" not in bounds else 7  # 7 x 7 taps of 16 bits: done before
     dtype, name = (torch.bfloat16, "bf16") if bounds.get("itemsize", 4) == 2 else (torch.float32, "fp32")
     hidden = 4 * channels
     batch, side = (1, min(56, math.isqrt(bounds["positions"]))) if "positions" in bounds else (32, 56)
@@ -353,7 +364,7 @@ def aot_examples(kernel: str, bounds: dict[str, int]) -> Iterator[Example]:
     up = torch.empty(hidden, channels, dtype=dtype, device="meta")
     operands = (x, weight, up[0], up[0], up[0], up, up[:, 0], up.t(), up[0])
     yield Example(
-        label=f"{name} {batch}x{side}x{side}x{channels} k{size} expansion 4",
+        label=f"{name} {batch}x{side}x{side}x{channels} k{size} expansion 4{', convolved' if 'taps' in bounds else ''}",
         call=partial(_forward, *operands, True, "gelu", 1e-5, True),
         bytes=2 * x.numel() * x.element_size(),
         operations=4 * x.numel() * hidden,

@@ -355,7 +355,6 @@ def aot_examples(kernel: str, bounds: dict[str, int]) -> Iterator[Example]:
     dtype, name = (torch.bfloat16, "bf16") if bounds.get("bits", 32) == 16 else (torch.float32, "fp32")
     q = torch.empty(B, L, H, D, dtype=dtype, device="meta")
     v = torch.empty(B, L, H, E, dtype=dtype, device="meta")
-    tensors = (q, q, v, q, q, D**-0.5)
     forward = kernel != "gated_linear_attention_gradient"
     keys, values, products = {
         "gated_linear_attention_states": (3, 1, 1),
@@ -363,11 +362,14 @@ def aot_examples(kernel: str, bounds: dict[str, int]) -> Iterator[Example]:
         "gated_linear_attention_forward": (4, 2, 2),
         "gated_linear_attention_gradient": (8, 2, 4),
     }[kernel]
-    yield Example(
-        label=f"{name} {B}x{L}x{H} D{D} E{E} both directions",
-        call=partial(_forward, *tensors) if forward else partial(_backward, v, *tensors),
-        bytes=(keys * q.numel() + values * v.numel()) * q.element_size(),
-        operations=2 * 2 * q.numel() * E * products,
-        unit="matrix",
-        special=2 * 2 * q.numel(),
-    )
+    for directions, reverse in ((2, q), (1, None)):
+        tensors = (q, q, v, q, reverse, D**-0.5)
+        yield Example(
+            label=f"{name} {B}x{L}x{H} D{D} E{E} {'both directions' if reverse is not None else 'causal'}",
+            call=partial(_forward, *tensors) if forward else partial(_backward, v, *tensors),
+            bytes=(keys * q.numel() + values * v.numel()) * q.element_size(),
+            operations=directions * 2 * q.numel() * E * products,
+            unit="matrix",
+            special=directions * 2 * q.numel(),
+            timed=directions == 2,
+        )

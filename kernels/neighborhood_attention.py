@@ -29,6 +29,7 @@ from mixnas.kernels.work import counted
 
 MAX_HEAD_CHANNELS = 128
 _LOG2_E = math.log2(math.e)
+_MOST_HEADS = 65535  # of a launch
 
 
 # -- which keys: plain integers ---------------------------------------------------------------------------------------
@@ -217,6 +218,14 @@ def _geometry(kernel: str, q: torch.Tensor, window: Sequence[int], stride: Seque
     return (groups * counts[0] * counts[1], B * N), integers, options | config
 
 
+def _in_pieces(*tensors: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+    """Cut the examples where all heads of all are more than a grid's second axis holds."""
+    examples, heads = tensors[0].shape[0], tensors[0].shape[3]
+    if examples * heads <= _MOST_HEADS:
+        return [tensors]
+    return list(zip(*(tensor.split(max(1, _MOST_HEADS // heads)) for tensor in tensors), strict=True))
+
+
 def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -230,9 +239,10 @@ def _forward(
     q, k, v = (x.contiguous() for x in (q, k, v))
     out = torch.empty_like(v)
     lse = torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)  # of the scores in base 2
-    grid, integers, options = _geometry("neighborhood_attention_forward", q, window, stride, dilation, causal)
-    tensors = (q, k, v, out, lse)
-    launch(neighborhood_attention_forward_kernel, grid, *tensors, scale * _LOG2_E, *integers, **options)
+    for q_p, *others in _in_pieces(q, k, v, out, lse):
+        grid, integers, options = _geometry("neighborhood_attention_forward", q_p, window, stride, dilation, causal)
+        tensors = (q_p, *others)
+        launch(neighborhood_attention_forward_kernel, grid, *tensors, scale * _LOG2_E, *integers, **options)
     return out, lse
 
 
@@ -263,12 +273,12 @@ def _backward(
     grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     scale = scale * _LOG2_E
     options = (window, stride, dilation, causal)
-    grid, integers, constants = _geometry("neighborhood_attention_query_gradient", q, *options)
-    tensors = (grad, q, k, v, out, lse, delta, grad_q)
-    launch(neighborhood_attention_query_gradient_kernel, grid, *tensors, scale, *integers, **constants)
-    grid, integers, constants = _geometry("neighborhood_attention_key_gradient", q, *options)
-    tensors = (grad, q, k, v, lse, delta, grad_k, grad_v)
-    launch(neighborhood_attention_key_gradient_kernel, grid, *tensors, scale, *integers, **constants)
+    for tensors in _in_pieces(grad, q, k, v, out, lse, delta, grad_q):
+        grid, integers, constants = _geometry("neighborhood_attention_query_gradient", tensors[1], *options)
+        launch(neighborhood_attention_query_gradient_kernel, grid, *tensors, scale, *integers, **constants)
+    for tensors in _in_pieces(grad, q, k, v, lse, delta, grad_k, grad_v):
+        grid, integers, constants = _geometry("neighborhood_attention_key_gradient", tensors[1], *options)
+        launch(neighborhood_attention_key_gradient_kernel, grid, *tensors, scale, *integers, **constants)
     return grad_q, grad_k, grad_v
 
 

@@ -342,3 +342,11 @@ def aot_examples(kernel: str, bounds: dict[str, int]) -> Iterator[Example]:
             bytes=4 * x.numel() * x.element_size(),
             operations=(9 if is_forward else 14) * x.numel(),
         )
+        if is_forward:
+            yield Example(
+                label=f"{name} {rows}x{channels} rms",
+                call=partial(forward, x, None, x[0], None, 1e-5, False),
+                bytes=2 * x.numel() * x.element_size(),
+                operations=5 * x.numel(),
+                timed=False,
+            )

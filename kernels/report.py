@@ -25,6 +25,7 @@ _COLUMNS = (
     "call | launches | blocks | warps | registers | shared | loop x trips | instructions | blocks/SM | waves "
     "| predicted | bound by | floor | floor is | over floor"
 )
+_WHY = "why more than 8 times"
 
 
 def _commit() -> str:
@@ -83,12 +84,16 @@ def lines(table: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> 
     families = list(dict.fromkeys(row["family"] for row in table["rows"]))
     for family in families:
         columns = _COLUMNS.split(" | ") + (["predicted before", "over floor before"] if old else [])
-        yield from (f"### {family}", "", f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1))
+        because = any(row.get("because") for row in table["rows"] if row["family"] == family)
+        right = "---:|" * (len(columns) - 1)
+        columns += [_WHY] if because else []
+        yield from (f"### {family}", "", f"| {' | '.join(columns)} |", f"|---|{right}{'---|' if because else ''}")
         for row in (row for row in table["rows"] if row["family"] == family):
             cells = list(_cells(row))
             if old:
                 was = old.get((family, row["label"]))
                 cells += ["", ""] if was is None else [f"{_us(was['us'])} us", f"{was['us'] / row['floor_us']:.1f}"]
+            cells += [row.get("because", "")] if because else []
             yield f"| {' | '.join(cells)} |"
         yield ""
 

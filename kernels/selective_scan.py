@@ -13,6 +13,7 @@ the states within one into a scratch that the L2 cache holds.
 Shapes: B examples, L tokens, E channels, N states of a channel.
 """
 
+import itertools
 from collections.abc import Iterator
 from functools import partial
 
@@ -243,7 +244,7 @@ def segment_length(length: int, warps: int) -> int:
     """
     if warps >= ENOUGH_WARPS or length < 4 * SPAN:
         return length
-    return SPAN * max(2, cdiv(length, SPAN * cdiv(WANTED_WARPS, warps)))
+    return SPAN * cdiv(length, SPAN * cdiv(WANTED_WARPS, warps))
 
 
 def _outside(
@@ -410,8 +411,11 @@ def aot_examples(kernel: str, bounds: dict[str, int]) -> Iterator[Example]:
     N = bounds.get("states", MAX_STATES)
     split = kernel in ("selective_scan_ends", "selective_scan_chain")
     small = split or "sequences" in bounds
-    B, L, E = (1, 4096, min(2048, bounds.get("sequences", 2048))) if small else (64, 196, 384)
-    for dtype, name in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
+    whole, pieces = (64, 196, 384), (1, 4096, min(2048, bounds.get("sequences", 2048)))
+    # Whole sequences begin with no state, segments of them with what comes from those before: another variant.
+    variants = [(pieces, True)] if small else [(whole, True), (pieces, False)]
+    types = ((torch.bfloat16, "bf16"), (torch.float32, "fp32"))
+    for (dtype, name), ((B, L, E), timed) in itertools.product(types, variants):
         x, b = (torch.empty(B, L, width, dtype=dtype, device="meta") for width in (E, N))
         a, skip = torch.empty(E, N, device="meta"), torch.empty(E, device="meta")
         operands = (x, x, a, b, b, skip, skip)
@@ -427,4 +431,5 @@ def aot_examples(kernel: str, bounds: dict[str, int]) -> Iterator[Example]:
             bytes=(maps * x.numel() + 2 * b.numel()) * x.element_size() + kept,
             operations=operations * x.numel() * N,
             special=x.numel() * N if operations else 0,
+            timed=timed,
         )

@@ -206,6 +206,7 @@ def selective_scan_backward_kernel(
             delta = softplus(step + bias)
             state = exp2(delta[:, None] * a) * state + (delta * x)[:, None] * b[None, :]
         tl.debug_barrier()
+        after = state
         for later in range(SPAN):
             within = SPAN - 1 - later
             t = span * SPAN + within
@@ -220,7 +221,8 @@ def selective_scan_backward_kernel(
             decay = exp2(delta[:, None] * a)
             before = tl.load(scratch_ptr + within * BLOCK_E * BLOCK_N + at_scratch)
             input = delta * x
-            grad_c = tl.sum(grad[:, None] * (decay * before + input[:, None] * b[None, :]), 0)
+            grad_c = tl.sum(grad[:, None] * after, 0)
+            after = before
             grad_state += grad[:, None] * c[None, :]
             grad_b = tl.sum(grad_state * input[:, None], 0)
             grad_input = tl.sum(grad_state * b[None, :], 1)

@@ -46,6 +46,7 @@ class Example:
         operations: Arithmetic operations (a fused multiply-add is two).
         unit: What does the operations: "fp32" (plain multiply-adds) or "matrix" (tensor cores).
         special: Exponentials, logarithms, roots and reciprocals that no form of the operator does without.
+        timed: `retune` times it too; otherwise it is a variant that is compiled to see that it needs no stack.
     """
 
     label: str
@@ -54,6 +55,7 @@ class Example:
     operations: int
     unit: str = "fp32"
     special: int = 0
+    timed: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,12 +20,16 @@ import torch.nn.functional as F
 
 from mixnas.kernels import configs
 from mixnas.kernels.tools import aot, sass
+from mixnas.kernels.tools.reasons import BECAUSE
 
 MULTIPROCESSORS = 132
 SCHEDULERS = 4
 CLOCK_HZ = 1.755e9
 SPECIAL_A_CLOCK = 16  # lanes of a multiprocessor
+TENSOR_A_CLOCK = aot.OPERATIONS_PER_S["matrix"] / MULTIPROCESSORS / CLOCK_HZ  # operations of one, in bfloat16
+MOVED_A_CLOCK = 128  # bytes between one's lanes and L1 or shared memory, without bank conflicts
 LAUNCH_US = 2.0  # no launch takes less
+FAR = 8.0  # times its floor: a call that is predicted to take longer has its reason in `reasons.BECAUSE`
 _IPC = (0.30, 0.15, 0.75)  # of a scheduler: with no warp, more with each, at most
 
 
@@ -73,7 +77,8 @@ class Predicted:
         resident: Blocks that a multiprocessor holds at once.
         waves: Blocks over what the GPU holds at once.
         us: Predicted time.
-        bound_by: "issue", "special" (the unit of exponentials), or "launch".
+        bound_by: "issue", "special" (the unit of exponentials), "matrix" (tensor cores), "L1" (with shared memory),
+            "bytes" (every operand of the launch once, whether or not L2 still has it), or "launch".
     """
 
     kernel: str
@@ -99,6 +104,7 @@ class Row:
         other_us: Of operations that are no kernels of ours: their bytes over the copy bandwidth, or a launch each.
         us: Sum over launches and others, at least the floor of the call's bytes.
         bound_by: What most of it is spent on.
+        because: Why it takes more than `FAR` times its floor; empty where it does not.
     """
 
     family: str
@@ -108,6 +114,7 @@ class Row:
     us: float
     bound_by: str
     floors_us: dict[str, float]
+    because: str = ""
 
     @property
     def floor_us(self) -> float:
@@ -127,7 +134,9 @@ def resident_blocks(num_warps: int, registers: int, shared_bytes: int) -> int:
     return max(1, min(32, 64 // num_warps, by_registers, by_shared))
 
 
-def _time(blocks: int, num_warps: int, resident: int, counted: sass.Counts) -> tuple[float, str]:
+def _time(
+    blocks: int, num_warps: int, resident: int, counted: sass.Counts, operand_bytes: int = 0
+) -> tuple[float, str]:
     """Predicted microseconds of a launch, and what they are spent on."""
     rounds = -(-blocks // MULTIPROCESSORS)
     warps = min(resident, rounds) * num_warps
@@ -137,6 +146,9 @@ def _time(blocks: int, num_warps: int, resident: int, counted: sass.Counts) -> t
     times = {
         "issue": rounds * num_warps * counted.total / (schedulers * ipc) / CLOCK_HZ * 1e6,
         "special": rounds * num_warps * counted.special * 32 / SPECIAL_A_CLOCK / CLOCK_HZ * 1e6,
+        "matrix": rounds * num_warps * counted.tensor / TENSOR_A_CLOCK / CLOCK_HZ * 1e6,
+        "L1": rounds * num_warps * counted.moved / MOVED_A_CLOCK / CLOCK_HZ * 1e6,
+        "bytes": operand_bytes / aot.COPY_BYTES_PER_S * 1e6,
         "launch": LAUNCH_US,
     }
     bound = max(times, key=lambda what: times[what])
@@ -168,6 +180,9 @@ def _mean_trips(launch: aot.Launch) -> Callable[[int], float]:
         starts = range(0, height, rows)
         spans = [min(rows + down - 1, height + top - y) - max(top - y, 0) for y in starts]
         return lambda _: sum(spans) / len(spans)
+
+    if launch.name == "depthwise_correlation":
+        return lambda _: launch.arguments[6]
 
     if launch.name == "depthwise_weight":
         strips_each, width, unroll = launch.arguments[4], launch.arguments[6], launch.options["UNROLL"]
@@ -207,7 +222,9 @@ def predict(point: Point, gpu: str = configs.ANY_GPU) -> Row:
         counted = sass.Counts(**found["counts"])
         num_warps, blocks = launch.options["num_warps"], math.prod(launch.grid)
         resident = resident_blocks(num_warps, found["registers"], found["shared_bytes"])
-        us, bound = _time(blocks, num_warps, resident, counted)
+        operands = [argument for argument in launch.arguments if isinstance(argument, torch.Tensor)]
+        operand_bytes = sum(tensor.numel() * tensor.element_size() for tensor in operands)
+        us, bound = _time(blocks, num_warps, resident, counted, operand_bytes)
         predicted.append(
             Predicted(
                 kernel=launch.name,
@@ -239,6 +256,7 @@ def predict(point: Point, gpu: str = configs.ANY_GPU) -> Row:
         us=total,
         bound_by=binding,
         floors_us=floors,
+        because=BECAUSE.get(f"{point.family} {point.label}", "") if total > FAR * floor else "",
     )
 
 
@@ -273,7 +291,7 @@ def _depthwise(batch: int, size: tuple[int, int], channels: int, taps: tuple[int
             depthwise._forward, x, weight, weight[:, 0, 0, 0], None, "silu" if causal else "none", top, left, False
         ),
         bytes=2 * x.numel() * 2,
-        fp32=2 * batch * channels * valid,
+        **{"fp32" if causal else "matrix": 2 * batch * channels * valid},
         special=2 * x.numel() if causal else 0,
     )
 
@@ -293,7 +311,7 @@ def _weight_gradient(batch: int, size: int, channels: int, taps: int) -> Point:
         label=f"{batch}x{size}x{size}x{channels} k{taps}x{taps}, gradient of the weight",
         call=partial(depthwise.weight_gradient, x, x, (taps, taps, taps // 2, taps // 2)),
         bytes=2 * x.numel() * 2,
-        fp32=2 * batch * channels * valid,
+        matrix=2 * batch * channels * valid,
     )
 
 
@@ -401,8 +419,8 @@ def _block(batch: int, size: int, channels: int, taps: int) -> Point:
         if one_kernel
         else partial(_by_operators, *operands),
         bytes=2 * x.numel() * 2,
-        fp32=2 * batch * channels * valid + 30 * x.numel(),
-        matrix=2 * 2 * x.numel() * 4 * channels,
+        fp32=30 * x.numel(),
+        matrix=2 * batch * channels * valid + 2 * 2 * x.numel() * 4 * channels,
         special=4 * x.numel(),
     )
 

@@ -19,6 +19,8 @@ _HEADER = """# Kernels: resources and floors
 Written by `python -m mixnas.kernels.tools.report`; not to be edited. Every kernel and every row of the launch tables
 (`kernels/*.json`), compiled ahead of time for sm_90 (H100, H200) with Triton {triton}. What was timed is at the end.
 
+What became of each finding of the static review: `docs/kernels-findings.md`.
+
 Floors are for an H200: bytes (every operand once) over {bandwidth:.1f} TB/s, a measured copy, and operations over the
 rate of their unit: {fp32:.0f} TFLOP/s in plain fp32 (the vendor's figure), {matrix:.0f} TFLOP/s on the tensor cores (a
 measured bf16 product), {special:.1f} T/s for exponentials and their like. The largest bounds the kernel from below.

@@ -28,7 +28,7 @@ from mixnas.kernels.tools import aot
 from mixnas.kernels.tools.rows import Job, format_table, jobs, provenance_of_rows, sources, table_with
 from mixnas.kernels.tools.timing import Bench, Clock, Compilers, require_context
 
-LIMITS = {"num_warps": (1, 32), "num_stages": (1, 4), "ROWS": (1, 2)}
+LIMITS = {"num_warps": (1, 32), "num_stages": (1, 4), "ROWS": (1, 2), "maxnreg": (64, 255)}
 LARGEST_BLOCK = 65536
 GAIN = 0.98  # a difference within the noise isn't worth a change
 LAUNCH_US = 2.0  # no launch takes less, whatever its floor

@@ -61,6 +61,44 @@ def _nested(spans: Iterable[tuple[int, int]], end: int) -> Loop:
     return root
 
 
+_SHAPE = re.compile(r"\.(?:(\d+)x(\d+)x(\d+)|(16)(8)(\d+))(?:\.|$)")
+_PASSES = {"TF32": 2.0, "S8": 0.5, "U8": 0.5, "E4M3": 0.5, "E5M2": 0.5, "QGMMA": 0.5}  # beside bfloat16, in time
+
+
+def tensor_operations(name: str) -> tuple[float, float]:
+    """What an instruction of the tensor cores does, for one warp.
+
+    Args:
+        name: With its flags, such as "HMMA.16816.F32.BF16" or, of a group of four warps, "HGMMA.64x64x16.F32.BF16".
+
+    Returns:
+        Operations (a multiply-add is two), those of other types as many as bfloat16 would do in their time; and bytes
+        that it reads of shared memory: none of one warp's, at most both operands of a group's.
+    """
+    shape = _SHAPE.search(name)
+    if shape is None:
+        return 0.0, 0.0
+    m, n, k = (int(size) for size in shape.groups() if size)
+    parts = name.split(".")
+    passes = next((_PASSES[part] for part in parts if part in _PASSES), 1.0)
+    together = 4 if parts[0].endswith("GMMA") else 1
+    read = (m + n) * k * 2 * passes / together if together > 1 else 0.0
+    return 2.0 * m * n * k * passes / together, read
+
+
+_BYTES = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
+
+
+def moved_bytes(name: str) -> float:
+    """Bytes that a warp's instruction moves between registers or L1 and the lanes, of loads, stores and copies."""
+    kind, *flags = name.split(".")
+    if kind in ("LDSM", "STSM"):
+        return 128.0 * next((int(flag) for flag in flags if flag in ("2", "4")), 1)
+    if kind not in ("LDG", "STG", "LDS", "STS", "LDGSTS"):
+        return 0.0
+    return 32.0 * next((_BYTES[flag] for flag in flags if flag in _BYTES), 4)
+
+
 @dataclass(frozen=True)
 class Instruction:
     """One machine instruction: where it stands, and its name with all flags."""
@@ -171,6 +209,8 @@ class Counts:
         special: Exponentials, roots, reciprocals.
         fma: Plain multiply-adds in fp32.
         mma: On the tensor cores.
+        tensor: Operations that these do (see `tensor_operations`).
+        moved: Bytes through L1 and shared memory.
         loop: In the body of the loop that runs longest (static, the loops within it included); 0 without a loop.
         trips: Of that loop.
     """
@@ -179,6 +219,8 @@ class Counts:
     special: float
     fma: float
     mma: float
+    tensor: float
+    moved: float
     loop: int
     trips: float
 
@@ -199,7 +241,7 @@ def counts(sass: str, ptx: str, ttir: str, mean: Callable[[int], float], name: s
     found, root = instructions(sass)
     lines, ptx_root = _ptx(ptx)
     _match(_ttir(ttir, mean), ptx_root, root, lines, found, name)
-    total = special = fma = mma = 0.0
+    total = special = fma = mma = tensor = moved = 0.0
     weights: dict[int, float] = {}
     for item in found:
         around = root.innermost(item.place)
@@ -211,8 +253,11 @@ def counts(sass: str, ptx: str, ttir: str, mean: Callable[[int], float], name: s
         special += weight * (kind == "MUFU")
         fma += weight * (kind in ("FFMA", "FFMA2"))
         mma += weight * (kind in MMA)
+        operations, read = tensor_operations(item.name) if kind in MMA else (0.0, 0.0)
+        tensor += weight * operations
+        moved += weight * (read + moved_bytes(item.name))
         for loop in around[1:]:
             weights[id(loop)] = weights.get(id(loop), 0.0) + weight
     longest = max(root.inner, key=lambda loop: weights.get(id(loop), 0.0), default=None)
     body = 0 if longest is None else sum(longest.first <= item.place <= longest.last for item in found)
-    return Counts(total, special, fma, mma, body, longest.trips if longest else 0.0)
+    return Counts(total, special, fma, mma, tensor, moved, body, longest.trips if longest else 0.0)

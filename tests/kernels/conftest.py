@@ -13,6 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,6 +23,29 @@ from mixnas.kernels.testing import KernelContract
 _HERE = Path(__file__).parent
 _PIPES = "MIXNAS_KERNEL_TESTS"  # in the child: the descriptors it reads test names from and writes reports to
 _CHILD = pytest.StashKey["_Child"]()
+
+
+def _rounds_as_a_gpu() -> None:
+    """Round float32 to the nearest bfloat16, ties to even: the interpreter cuts bits off, which has a bias."""
+    from triton.runtime import interpreter
+
+    others = interpreter._convert_float
+    float32, bfloat16 = interpreter.tl.float32, interpreter.tl.bfloat16
+
+    def convert(values, from_type, to_type, rounding_mode):
+        if (from_type, to_type) == (bfloat16, float32):
+            return np.ascontiguousarray(values).view(np.uint16).astype(np.uint32) << 16
+        if (from_type, to_type) != (float32, bfloat16):
+            return others(values, from_type, to_type, rounding_mode)
+        bits = np.ascontiguousarray(values).view(np.uint32)
+        nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        return np.where(np.isnan(bits.view(np.float32)), 0x7FC0, nearest).astype(np.uint16)
+
+    interpreter._convert_float = convert
+
+
+if dispatch.INTERPRETING:
+    _rounds_as_a_gpu()
 
 
 class _Child:

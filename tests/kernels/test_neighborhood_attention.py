@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mixnas.kernels import dispatch
+from mixnas.kernels import neighborhood_attention as family
 from mixnas.kernels.neighborhood_attention import (
     attended,
     neighborhood_attention,
@@ -11,6 +12,7 @@ from mixnas.kernels.neighborhood_attention import (
     num_pairs,
 )
 from mixnas.kernels.testing import Case, KernelContract, relative_error
+from mixnas.kernels.tools import aot
 
 
 def _case(size, heads, channels, **options):
@@ -107,6 +109,19 @@ def test_full_window_is_full_attention():
         with dispatch.backend(backend):
             actual = neighborhood_attention(q, k, v, (6,))
         torch.testing.assert_close(actual, expected.transpose(1, 2))
+
+
+def test_more_heads_than_a_grid_holds_are_launched_in_pieces(monkeypatch):
+    """The second axis ends at 65,535: 1,024 images with 128 heads are more. In pieces the answer is the same."""
+    q = torch.empty(1024, 8, 8, 128, 16, dtype=torch.bfloat16, device="meta")
+    options = ([3, 3], [1, 1], [1, 1], [False, False], 1.0)
+    launches = aot.launches_of(lambda: family._forward(q, q, q, *options), "any")
+    assert [launch.grid[1] for launch in launches] == [511 * 128, 511 * 128, 2 * 128]
+    tensors = _case((4, 5), 2, 4).draw(torch.float32)
+    with dispatch.backend("triton"):
+        whole = neighborhood_attention(**tensors, window=(3, 3))
+        monkeypatch.setattr(family, "_MOST_HEADS", 2)
+        assert torch.equal(neighborhood_attention(**tensors, window=(3, 3)), whole)
 
 
 def test_says_what_is_wrong():

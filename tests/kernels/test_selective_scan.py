@@ -36,7 +36,7 @@ def test_sequences_are_split_only_where_programs_are_few():
     assert module.segment_length(8192, module.ENOUGH_WARPS) == 8192
     assert module.segment_length(63, 1) == 63, "a short one is soon done"
     assert module.segment_length(8192, 64) == 256
-    assert module.segment_length(196, 12) == 32, "of two spans at least"
+    assert module.segment_length(196, 12) == 16, "of a span at least"
     assert module.segment_length(83, 3) % module.SPAN == 0
 
 

@@ -1,9 +1,12 @@
 """What a launch is predicted to take: loops read off code, residency, and the report; nothing here compiles."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from mixnas.kernels import dispatch, report
-from mixnas.kernels.tools import predict, sass
+from mixnas.kernels.tools import predict, reasons, sass
 
 _TTIR = """
   tt.func public @a() {
@@ -71,12 +74,12 @@ def test_blocks_that_a_multiprocessor_holds(warps, registers, shared, expected):
 
 
 def test_more_warps_than_one_a_scheduler_wait_less():
-    counted = sass.Counts(1e6, 0, 0, 0, 0, 0)
+    counted = sass.Counts(1e6, 0, 0, 0, 0, 0, 0, 0)
     one, bound = predict._time(132, 4, 1, counted)
     four, _ = predict._time(132 * 4, 4, 4, counted)
     assert bound == "issue" and one == pytest.approx(1e6 / 0.45 / predict.CLOCK_HZ * 1e6)
     assert one < four < 4 * one
-    few = predict._time(1, 1, 1, sass.Counts(10, 0, 0, 0, 0, 0))
+    few = predict._time(1, 1, 1, sass.Counts(10, 0, 0, 0, 0, 0, 0, 0))
     assert few == (predict.LAUNCH_US, "launch")
 
 
@@ -115,3 +118,38 @@ def test_the_report_has_before_beside_after():
     lines = list(report.lines({"rows": [row]}, {"rows": [row | {"us": 40.0}]}))
     assert lines[0] == "### norm"
     assert lines[4].endswith("| 12 x 3 | 99 | 12 | 0.01 | 4.0 us | issue | 2.0 us | launch | 2.0 | 40.0 us | 20.0 |")
+
+
+def test_what_is_far_from_its_floor_has_a_reason():
+    """In the committed table, which the report wrote: a reason for each such row, beside it, and for no other."""
+    results = Path(report.__file__).parents[1] / "benchmarks" / "results" / "kernels-predicted.json"
+    table = json.loads(results.read_text())
+    far = {f"{row['family']} {row['label']}" for row in table["rows"] if row["us"] > predict.FAR * row["floor_us"]}
+    assert far == set(reasons.BECAUSE)
+    for row in table["rows"]:
+        assert row["because"] == reasons.BECAUSE.get(f"{row['family']} {row['label']}", "")
+        assert not any(launch["stack_bytes"] for launch in row["launches"]), row["label"]
+    printed = "\n".join(report.lines(table))
+    assert all(why in printed for why in reasons.BECAUSE.values())
+
+
+def test_operations_of_the_tensor_cores_by_the_name_of_the_instruction():
+    """Of one warp: a group of four shares a wgmma, which reads both operands from shared memory."""
+    assert sass.tensor_operations("HMMA.16816.F32.BF16") == (2 * 16 * 8 * 16, 0.0)
+    assert sass.tensor_operations("HMMA.1688.F32.TF32") == (2 * 2 * 16 * 8 * 8, 0.0)
+    assert sass.tensor_operations("HGMMA.64x32x16.F32.BF16") == (2 * 64 * 32 * 16 / 4, (64 + 32) * 16 * 2 / 4)
+    assert sass.tensor_operations("FFMA") == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("LDG.E.128", 512), ("STS", 128), ("LDS.U16", 64), ("LDSM.16.M88.4", 512), ("FADD", 0)]
+)
+def test_bytes_that_an_instruction_moves(name, expected):
+    assert sass.moved_bytes(name) == expected
+
+
+def test_what_binds_a_launch_of_products():
+    """A 128-column product of a whole GPU: as long as its operations over the rate that was measured."""
+    operations = 2.0 * 64 * 128 * 16 / 4 * 1e4
+    us, bound = predict._time(132, 4, 1, sass.Counts(1e4, 0, 0, 1e4, operations, 0, 0, 0))
+    assert bound == "matrix" and us == pytest.approx(132 * 4 * operations / 0.78e15 * 1e6)
