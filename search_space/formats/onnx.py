@@ -65,6 +65,9 @@ def _converted(program: torch.export.ExportedProgram) -> Any:
     """An `onnx.ModelProto`."""
     import torch
 
+    from mixnas.search_space.formats.widening import without_bfloat16
+
+    program = without_bfloat16(program)
     exporter = logging.getLogger("torch.onnx")
     level = exporter.level
     exporter.setLevel(logging.ERROR)
@@ -137,6 +140,7 @@ class Onnx:
     beside: tuple[str, ...] = ()
     packages: tuple[str, ...] = PACKAGES
     loads_with = ("onnxruntime",)
+    runtime = "onnxruntime"
     needs_mixnas = False
     load = staticmethod(load_onnx)
 
@@ -146,7 +150,7 @@ class Onnx:
 
         for name, module in network.units():
             quant = getattr(module, "quant", None)
-            problem = policy_of(quant).why_not("cpu", "onnxruntime") if quant is not None else ""
+            problem = policy_of(quant).why_not("cpu", self.runtime) if quant is not None else ""
             if problem:
                 return f"{name} has policy {quant}: {problem}"
         return ""

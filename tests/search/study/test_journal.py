@@ -44,7 +44,12 @@ def test_optuna_itself_reads_the_file(tmp_path, finished):
     study = optuna.load_study(study_name="search", storage=storage, sampler=optuna.samplers.RandomSampler())
     assert [t.state for t in study.trials] == [TrialState.COMPLETE] * 12
     assert study.metric_names == ["accuracy", "latency_ms", "params"]
-    assert "params <= 10000" in study.trials[0].constraints
+    names = study.user_attrs["constraints"]
+    assert "params <= 10000" in names
+    for trial in study.trials:
+        assert len(trial.constraints) == len(names)
+        held = dict(zip(names, trial.constraints.values(), strict=True))["params <= 10000"] <= 0
+        assert held == (trial.user_attrs["metrics"]["params"] <= 10_000)
     for trial in study.trials:
         architecture = Architecture.from_canonical(json.loads(trial.user_attrs["architecture"]))
         assert architecture.id == trial.user_attrs["id"]
@@ -87,6 +92,7 @@ def test_optuna_s_dashboard_reads_the_file(tmp_path, finished, trials):
     assert len(found["trials"]) == trials and {trial["state"] for trial in found["trials"]} == {"Complete"}
     for trial in (found["trials"][0], found["trials"][-1]):
         assert "architecture" in {attr["key"] for attr in trial["user_attrs"]} and len(trial["values"]) == 3
+        assert trial["constraints"] and all(isinstance(value, float | int) for value in trial["constraints"])
 
 
 def test_cut_anywhere_it_opens_and_keeps_every_whole_record(tmp_path, finished, space, objectives, constraints):
