@@ -72,6 +72,8 @@ BLOCKS = 5
 FORMATS = ("torch-export", "onnx", "safetensors")
 ABSOLUTE = 1e-4
 INPUTS = 64
+INTEGERS = ("layers", "alike", "numbers", "moved", "own", "ties")
+"""What is kept of `Integers`."""
 
 Axes = dict[str, set[str]]
 
@@ -201,9 +203,7 @@ def through(name: str, network: Network, inputs: torch.Tensor, folder: Path, apa
     about |= {"difference": agreement.difference, "identical": agreement.identical}
     if agreement.integers is not None:
         found = agreement.integers
-        about["integers"] = {
-            name: getattr(found, name) for name in ("layers", "alike", "numbers", "moved", "own", "ties")
-        }
+        about["integers"] = {name: getattr(found, name) for name in INTEGERS}
     if math.isfinite(allowed):
         about["allowed"] = allowed
     return about | {"seconds": round(time.perf_counter() - begun, 2)}

@@ -3,9 +3,9 @@
     python benchmarks/report.py [--trials 1000 10000] [--output FILE]
 
 The runs are made up: architectures of the embedded default, drawn at random, with metrics from their sizes and noise.
-Their studies are as a search writes them. Timed is `nas report` in a process of its own, from nothing. Where Chromium is
-installed the page is opened in it: seconds until its charts are drawn and the first network of the front was pointed at
-and chosen, and what the console and the network had to say. And where it is installed, how long `optuna-dashboard`
+Their studies are as a search writes them. Timed is `nas report` in a process of its own, from nothing. Where Chromium
+is installed the page is opened in it: seconds until its charts are drawn and the first network of the front was pointed
+at and chosen, and what the console and the network had to say. And where it is installed, how long `optuna-dashboard`
 takes to open the study, and what it sees. What is not installed is said.
 """
 

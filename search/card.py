@@ -283,9 +283,8 @@ def readme(plain: Mapping[str, Any], network: Network) -> str:
         )
         if "integers" in verified:
             whole += ["", f"{name}: {verified['integers']}."]
-        whole += [
-            line for quant, text in about.get("instead", {}).items() for line in ("", f"{name}: {quant} as {text}.")
-        ]
+        for quant, text in about.get("instead", {}).items():
+            whole += ["", f"{name}: {quant} runs as {text}."]
     lines += [
         *whole,
         "",

@@ -37,8 +37,8 @@ class Format(Protocol):
     It may also have `unit_outputs(path, batch)`, what each unit answers in a file as (name, array) in the order in
     which they run, to say where a wrong file goes wrong; `layer_values(path, batch)`, see `integers.compared`, where
     its runtime may round otherwise than torch; `call(path, batch, threads)`, a forward to be timed; `loads_with`, the
-    packages that a file loads with, where they are not `packages`, or torch; and `runtime`, as a policy's `instead` takes
-    it, where that is not "eager".
+    packages that a file loads with, where they are not `packages`, or torch; and `runtime`, as a policy's `instead`
+    takes it, where that is not "eager".
 
     Attributes:
         name: As `nas export --format` takes it.

@@ -12,21 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-_EXACT = frozenset(
-    f"aten::{name}"
-    for name in (
-        "cat",
-        "clone",
-        "constant_pad_nd",
-        "contiguous",
-        "flip",
-        "index_select",
-        "pad",
-        "relu",
-        "roll",
-        "stack",
-    )
-)
+_MOVE = ("cat", "clone", "constant_pad_nd", "contiguous", "flip", "index_select", "pad", "relu", "roll", "stack")
+_EXACT = frozenset(f"aten::{name}" for name in _MOVE)
 """Operations that answer with numbers that they were given, so that there is nothing to round."""
 
 _TO = ("aten::to", "aten::_to_copy")

@@ -140,7 +140,7 @@ def test_the_card_says_what_runs_in_a_file_in_the_place_of_a_policy(runs):
     assert files["model.onnx"]["weight_bytes"] == files["model.safetensors"]["weight_bytes"]
     verified = files["model.onnx"]["verified"]
     assert 0 < verified["difference"] <= verified["allowed"] < 0.1
-    assert "model.onnx: bf16 as float32: ONNX Runtime has no" in (folder / "README.md").read_text()
+    assert "model.onnx: bf16 runs as float32: ONNX Runtime has no" in (folder / "README.md").read_text()
 
 
 def test_what_cannot_be_written_is_said_before_anything_is(runs, tmp_path, monkeypatch):

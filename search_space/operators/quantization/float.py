@@ -72,7 +72,5 @@ class BF16:
         Torch multiplies bfloat16 on every CPU, slowly on one that has no instructions for it.
         """
         if runtime == "onnxruntime" and device == "cpu":
-            return (
-                "float32: ONNX Runtime has no bfloat16 kernels for a CPU, so numbers are rounded to it between products"
-            )
+            return "float32: ONNX Runtime has no bfloat16 kernels for a CPU; each operation's answer is rounded to it"
         return ""
