@@ -64,6 +64,7 @@ def to_onnx(module: nn.Module, inputs: Tensor, dynamic_batch: bool) -> bytes:
 def _converted(program: torch.export.ExportedProgram) -> Any:
     """An `onnx.ModelProto`."""
     import torch
+    from onnxscript import optimizer
 
     from mixnas.search_space.formats.widening import without_bfloat16
 
@@ -81,12 +82,16 @@ def _converted(program: torch.export.ExportedProgram) -> Any:
                 input_names=["input"],
                 output_names=["output"],
                 custom_translation_table=_of_integers(),
-                # The exporter would widen weights of few bits; ONNX Runtime does so itself when it loads them.
-                optimize=all(tensor.element_size() >= 4 for tensor in program.state_dict.values()),
+                optimize=False,  # more than half of the time, for patterns that ONNX Runtime fuses when it loads a file
             )
+        assert converted is not None
+        # Weights of few bits would be widened; ONNX Runtime does so itself when it loads them.
+        if all(tensor.element_size() >= 4 for tensor in program.state_dict.values()):
+            optimizer.inline(converted.model)
+            optimizer.fold_constants(converted.model)
+            optimizer.remove_unused_nodes(converted.model)
     finally:
         exporter.setLevel(level)
-    assert converted is not None
     return converted.model_proto
 
 
