@@ -20,7 +20,6 @@ from ...contracts.format import FEATURES, FormatContract, network_of, small
 
 class TestOnnx(FormatContract):
     name = "onnx"
-    quants = ("fp32",)
 
 
 def test_it_holds_the_weights_and_what_was_said_of_it(tmp_path):
