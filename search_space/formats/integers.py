@@ -128,6 +128,8 @@ def _moved_by_itself(
         ready = layer.policy.ready(dict(layer.named_buffers(recurse=False)), layer.bias, layer.inputs)
         for i, together in enumerate(reached[name]):
             alone = torch.cat([one[name][i] for one in singly])
+            if alone.shape != together.shape:  # its rows are no input's own
+                continue
             whole = (_whole(layer.policy.enter(rows, ready)) for rows in (together, alone))
             moved += int(torch.ne(*whole).sum())
     return moved
