@@ -133,7 +133,7 @@ def test_weights_are_stored_as_the_policy_stores_them(runs):
 def test_the_card_says_what_runs_in_a_file_in_the_place_of_a_policy(runs):
     if "onnx" not in available():
         pytest.skip("needs onnx, onnxscript and onnxruntime")
-    (folder,) = export_run(runs("standalone"), format_names=["safetensors", "onnx"], pick=BF16)
+    (folder,) = export_run(runs("standalone"), format_names=["safetensors", "onnx"], pick=BF16, verify=False)
     files = json.loads((folder / "card.json").read_text())["files"]
     assert "instead" not in files["model.safetensors"]
     assert files["model.onnx"]["instead"]["bf16"].startswith("float32: ONNX Runtime has no bfloat16 kernels")
