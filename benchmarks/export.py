@@ -72,6 +72,8 @@ BLOCKS = 5
 FORMATS = ("torch-export", "onnx", "safetensors")
 ABSOLUTE = 1e-4
 INPUTS = 64
+INTEGERS = ("layers", "alike", "numbers", "moved", "own", "ties")
+"""What is kept of `Integers`."""
 
 Axes = dict[str, set[str]]
 
@@ -201,7 +203,7 @@ def through(name: str, network: Network, inputs: torch.Tensor, folder: Path, apa
     about |= {"difference": agreement.difference, "identical": agreement.identical}
     if agreement.integers is not None:
         found = agreement.integers
-        about["integers"] = {name: getattr(found, name) for name in ("layers", "alike", "numbers", "moved")}
+        about["integers"] = {name: getattr(found, name) for name in INTEGERS}
     if math.isfinite(allowed):
         about["allowed"] = allowed
     return about | {"seconds": round(time.perf_counter() - begun, 2)}
@@ -276,6 +278,12 @@ def counted(rows: list[dict[str, Any]], names: Iterable[str]) -> dict[str, Any]:
                 "outputs_identical": sum(file["identical"] for file in whole),
                 "whole_numbers_identical": sum(file["identical"] or not _moved(file) for file in whole),
                 "refused": sum(file["result"] == "refused" for file in whole),
+                "refused_for_the_order_of_sums_alone": sum(
+                    file["result"] == "refused" and file.get("integers", {}).get("ties", False) for file in whole
+                ),
+                "numbers": sum(found["numbers"] for found in looked),
+                "moved": sum(found["moved"] for found in looked),
+                "moved_by_torch_itself": sum(found["own"] for found in looked),
                 "layers": sum(found["layers"] for found in looked),
                 "layers_alike": sum(found["alike"] for found in looked),
             },

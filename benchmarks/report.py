@@ -3,8 +3,10 @@
     python benchmarks/report.py [--trials 1000 10000] [--output FILE]
 
 The runs are made up: architectures of the embedded default, drawn at random, with metrics from their sizes and noise.
-Their studies are as a search writes them. Timed is `nas report` in a process of its own, from nothing; and where it is
-installed, how long `optuna-dashboard` takes to open the study.
+Their studies are as a search writes them. Timed is `nas report` in a process of its own, from nothing. Where Chromium
+is installed the page is opened in it: seconds until its charts are drawn and the first network of the front was pointed
+at and chosen, and what the console and the network had to say. And where it is installed, how long `optuna-dashboard`
+takes to open the study, and what it sees. What is not installed is said.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from _checkout import ROOT, use_checkout
 
 use_checkout()
+sys.path.insert(0, str(ROOT))
 
 from mixnas.search.config import load_config  # noqa: E402
 from mixnas.search.finish import searched_member  # noqa: E402
@@ -38,8 +41,10 @@ from mixnas.search_space.cost import cost  # noqa: E402
 from mixnas.search_space.files import write_json  # noqa: E402
 from mixnas.search_space.space import SearchSpace  # noqa: E402
 from mixnas.search_space.units import IOSpec  # noqa: E402
+from tests.search.report.browser import browser, visited, why_not  # noqa: E402
 
 DIGITS = IOSpec("image", (8, 8), 1, 10)
+CONSTRAINED = ('constraints=["params <= 30000"]',)
 FAILING = 50  # every so many trials one fails
 
 
@@ -52,7 +57,7 @@ def _metrics(architecture: Architecture, rng: np.random.Generator) -> dict[str, 
 
 def make_run(root: Path, trials: int, seed: int = 0) -> Run:
     """A run that looks as if so many trials had been evaluated."""
-    config = load_config(ROOT / "configs" / "digits.yaml")
+    config = load_config(ROOT / "configs" / "digits.yaml", settings=CONSTRAINED)
     objectives, constraints = config.parsed_objectives(), config.parsed_constraints()
     facts = {"seed": seed, "device": "made-up", "latency": "eager"}
     run = Run.create(root, config.to_plain(), name=f"made-{trials}", **facts)
@@ -98,10 +103,19 @@ def measure(trials: int) -> dict[str, Any]:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - begun
         size = (run.path / "report.html").stat().st_size
-        found = {"trials": trials, "seconds": round(seconds, 2), "bytes": size}
-        if importlib.util.find_spec("optuna_dashboard") is not None:
-            found["dashboard"] = dashboard(run.journal)
+        found: dict[str, Any] = {"trials": trials, "seconds": round(seconds, 2), "bytes": size}
+        found["browser"] = why_not() or in_browser(run.path / "report.html")
+        there = importlib.util.find_spec("optuna_dashboard") is not None
+        found["dashboard"] = dashboard(run.journal) if there else "optuna-dashboard is not installed"
     return found
+
+
+def in_browser(page: Path) -> dict[str, Any]:
+    """What a reader of the page meets in a headless Chromium."""
+    with browser() as chromium:
+        begun = time.perf_counter()
+        found = visited(chromium, page.as_uri())
+        return {"seconds": round(time.perf_counter() - begun, 2), **found}
 
 
 def dashboard(journal: Path) -> dict[str, Any]:
@@ -120,11 +134,13 @@ def dashboard(journal: Path) -> dict[str, Any]:
     (study,) = get("/api/studies")["study_summaries"]
     found = get(f"/api/studies/{study['study_id']}")
     seconds = time.perf_counter() - begun
+    done = [trial for trial in found["trials"] if trial["state"] == "Complete"]
     described = sum("architecture" in {a["key"] for a in trial["user_attrs"]} for trial in found["trials"])
     return {
         "seconds": round(seconds, 2),
         "trials": len(found["trials"]),
         "with_architecture": described,
+        "with_constraints": sum(bool(trial["constraints"]) for trial in done),
         "objectives": found["objective_names"],
     }
 

@@ -290,6 +290,8 @@ def readme(plain: Mapping[str, Any], network: Network) -> str:
         )
         if "integers" in verified:
             whole += ["", f"{name}: {verified['integers']}."]
+        for quant, text in about.get("instead", {}).items():
+            whole += ["", f"{name}: {quant} runs as {text}."]
     lines += [
         *whole,
         "",

@@ -35,6 +35,7 @@ from mixnas.search_space.formats.apart import Apart
 from mixnas.search_space.formats.format import Answer, Format, NotIdentical
 from mixnas.search_space.formats.safetensors import load_network
 from mixnas.search_space.network import Network
+from mixnas.search_space.operators.quantization.policy import policy_of
 from mixnas.search_space.operators.quantization.ran import products_that_ran
 from mixnas.search_space.reporting import SILENT, Report
 from mixnas.search_space.settings import one_or_more
@@ -239,6 +240,7 @@ def _write(
             "bytes": path.stat().st_size,
             "weight_bytes": file_format.weight_bytes(path),
             "needs": list(formats.loads_with(file_format)),
+            **_instead(file_format, network),
             "verified": {
                 "inputs": agreement.inputs,
                 "of": "the test split" if task is not None else "random numbers",
@@ -266,6 +268,15 @@ def _write(
         card["ran"] = [one.to_plain() for one in products_that_ran(network, inputs[:1])]
     card["exported_with"] = {"versions": versions(), "device": device_name("cpu"), **cards.processor()}
     _describe(folder, wanted, network, card, run.data())
+
+
+def _instead(file_format: Format, network: Network) -> dict[str, dict[str, str]]:
+    """What runs on a CPU in the place of the network's policies, in a file of a format."""
+    runtime = getattr(file_format, "runtime", "eager")
+    quants = [getattr(unit, "quant", None) for _, unit in network.units()]
+    said = {str(q): policy_of(q).instead("cpu", runtime) for q in dict.fromkeys(quants) if q is not None}
+    said = {name: text for name, text in said.items() if text}
+    return {"instead": said} if said else {}
 
 
 def _describe(

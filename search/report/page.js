@@ -2,12 +2,13 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const said = document.getElementById("said");
-  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const dark = matchMedia("screen and (prefers-color-scheme: dark)"); // paper is white
+  let printing = false;
 
   function colours() {
     const style = getComputedStyle(document.documentElement);
     const [ink, line] = ["--ink", "--line"].map((name) => style.getPropertyValue(name).trim());
-    return { ink, line };
+    return printing ? { ink: "#000000", line: "#bbbbbb" } : { ink, line };
   }
 
   function layout(figure) {
@@ -44,7 +45,9 @@
   }
   addEventListener("beforeprint", () => {
     for (const details of document.querySelectorAll("details")) details.open = true;
+    recolour(true);
   });
+  addEventListener("afterprint", () => recolour(false));
 
   const places = Object.entries(data.figures).map(([name, figure]) => [document.getElementById("chart-" + name), figure]);
   const drawn = places.map(([place, figure]) =>
@@ -59,7 +62,9 @@
     }
     document.body.dataset.drawn = String(drawn.length);
   });
-  dark.addEventListener("change", () => {
+  function recolour(forPaper) {
+    printing = forPaper;
     for (const [place, figure] of places) Plotly.relayout(place, layout(figure));
-  });
+  }
+  dark.addEventListener("change", () => recolour(printing));
 })();

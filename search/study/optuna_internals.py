@@ -6,6 +6,7 @@ the evaluation.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import optuna
 from optuna.samplers import BaseSampler, GPSampler, TPESampler
 from optuna.samplers._ga import BaseGASampler
 from optuna.storages.journal._storage import JournalOperation as JournalOperation
+from optuna.study._constrained_optimization import _CONSTRAINTS_KEY
 from optuna.trial import FrozenTrial, TrialState
 
 
@@ -27,6 +29,15 @@ def fail(study: optuna.Study, trial: FrozenTrial, **user_attrs: Any) -> None:
 def stored(study: optuna.Study, trial: optuna.Trial | FrozenTrial) -> FrozenTrial:
     """A trial as the storage has it, not a copy."""
     return study._storage.get_trial(trial._trial_id)
+
+
+def set_violations(study: optuna.Study, trial: optuna.Trial, violations: Sequence[float]) -> None:
+    """Store by how much a trial violates each constraint: zero or less where it does not.
+
+    As Optuna's samplers store it, one list. `Trial.set_constraint` gives each a name instead since Optuna 5, which
+    optuna-dashboard (0.21) does not read: it would show every trial as feasible. `FrozenTrial.constraints` has both.
+    """
+    study._storage.set_trial_system_attr(trial._trial_id, _CONSTRAINTS_KEY, list(violations))
 
 
 # -- generations of evolutionary samplers

@@ -22,7 +22,7 @@ from mixnas.search.strategies.drawing import trial_generator
 from mixnas.search.strategies.evolution import NSGA2
 from mixnas.search.study.journal import JournalFile
 from mixnas.search.study.objectives import Comparison, Objective
-from mixnas.search.study.optuna_internals import assign_generation, fail, stored
+from mixnas.search.study.optuna_internals import assign_generation, fail, set_violations, stored
 from mixnas.search.study.pareto import Reference
 from mixnas.search.study.reading import (
     FIDELITY,
@@ -176,6 +176,7 @@ class SearchStudy:
         check_objectives(self.optuna_study.user_attrs.get("objectives"), objectives, journal)
         if "objectives" not in self.optuna_study.user_attrs:
             self.optuna_study.set_user_attr("objectives", {o.name: o.direction for o in objectives})
+            self.optuna_study.set_user_attr("constraints", [str(c) for c in constraints])
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 self.optuna_study.set_metric_names([o.name for o in objectives])
@@ -371,8 +372,8 @@ class SearchStudy:
         trial.set_user_attr("seconds", round(seconds, 6))
         if share < 1:
             trial.set_user_attr(FIDELITY, share)
-        for constraint in self.results.constraints:
-            trial.set_constraint(str(constraint), constraint.violation(plain))
+        if self.results.constraints:
+            set_violations(self.optuna_study, trial, [c.violation(plain) for c in self.results.constraints])
         values = [float(plain[o.name]) for o in self.results.objectives]
         self.optuna_study.tell(trial, values=values)
         return self._add(proposal.trial)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mixnas.search_space.formats.integers import Integers
     from mixnas.search_space.network import Network
 
-TOOLS = ("format", "apart", "integers", "source")
+TOOLS = ("format", "apart", "integers", "source", "widening")
 
 Answer = Callable[["np.ndarray"], "np.ndarray"]
 """A loaded file: a batch of inputs to outputs, both arrays."""
@@ -36,8 +36,9 @@ class Format(Protocol):
 
     It may also have `unit_outputs(path, batch)`, what each unit answers in a file as (name, array) in the order in
     which they run, to say where a wrong file goes wrong; `layer_values(path, batch)`, see `integers.compared`, where
-    its runtime may round otherwise than torch; `call(path, batch, threads)`, a forward to be timed; and `loads_with`,
-    the packages that a file loads with, where they are not `packages`, or torch.
+    its runtime may round otherwise than torch; `call(path, batch, threads)`, a forward to be timed; `loads_with`, the
+    packages that a file loads with, where they are not `packages`, or torch; and `runtime`, as a policy's `instead`
+    takes it, where that is not "eager".
 
     Attributes:
         name: As `nas export --format` takes it.
@@ -218,17 +219,22 @@ _FLOAT32 = 1e-4
 """Another order of a sum changes the last digits."""
 
 
-def tolerance(network: torch.nn.Module) -> float:
+def tolerance(network: torch.nn.Module, *, floats_alone: bool = False) -> float:
     """Largest difference allowed between two ways of computing a network, as a share of its largest output.
 
     It follows from the coarsest type that is computed with; weights of few bits that are widened are float32.
+
+    Args:
+        network: Deployed.
+        floats_alone: Of what is between products of whole numbers.
     """
     import torch
 
     from mixnas.search_space.operators.quantization.projected import Stored
 
     shares = {torch.bfloat16: 2e-2, torch.float16: 2e-3, torch.float8_e4m3fn: 2e-2}
-    shares |= {torch.int8: 2e-2, torch.uint8: 2e-2}
+    if not floats_alone:
+        shares |= {torch.int8: 2e-2, torch.uint8: 2e-2}
     widened = {
         id(tensor)
         for layer in network.modules()
@@ -312,7 +318,7 @@ def verify(
         stated: See `compare`.
 
     Raises:
-        NotIdentical: A whole number is another one there.
+        NotIdentical: A whole number is another one there, and nothing but the order of sums is why.
         IntegrityError: It can't be loaded, fails, or differs.
     """
     from mixnas.search_space.formats import integers
@@ -327,6 +333,8 @@ def verify(
         return found
     whole = integers.compared(file_format, path, network, inputs)
     differs = f"outputs differ by up to {found.difference:.3g} (they reach {found.scale:.3g}; {found.inputs} inputs)"
+    if stated is None and whole is not None and not whole.ties:
+        raise IntegrityError(f"{path}: {differs}; {whole}. The file is wrong: do not use it.")
     if stated is None and (whole is None or whole.why):
         why = "its layers cannot be looked into" if whole is None else str(whole)
         raise NotIdentical(f"not identical to the deployed network: {differs}; {why}.")

@@ -2,6 +2,8 @@
 
 A runtime that adds floats in another order moves their last digits. That is no matter, until a number that is midway
 between two steps is rounded the other way: then a whole number is another one, and what follows differs by a step.
+That this is why is not taken for granted: the floats themselves are compared where the first number differs. Torch does
+it to itself: `own` counts the numbers that are other ones when the network is given its inputs one at a time.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mixnas.kernels import dispatch
-from mixnas.search_space.formats.format import Format
+from mixnas.search_space.formats.format import Format, tolerance
 from mixnas.search_space.operators.quantization import products
 from mixnas.search_space.operators.quantization.projected import Stored
 
@@ -29,6 +31,9 @@ class Integers:
         numbers: Whole numbers that inputs were rounded to.
         moved: How many of them are not the network's.
         why: The first operator that makes a difference, and how; empty where every whole number is the network's.
+        ties: Whether every layer answers alike, and what is before the first number that differs is the network's up
+            to the last digits: then nothing but the order of sums makes the difference.
+        own: Where some are moved, how many the network itself moves when its inputs come one at a time.
     """
 
     layers: int
@@ -36,13 +41,16 @@ class Integers:
     numbers: int
     moved: int
     why: str
+    ties: bool = True
+    own: int = 0
 
     def __str__(self) -> str:
         if not self.why:
             return f"all {self.numbers:,} whole numbers in {self.layers} layers are those of the network"
         return (
             f"{self.moved:,} of {self.numbers:,} whole numbers are not those of the network ({self.alike} of "
-            f"{self.layers} layers answer the same inputs identically): {self.why}"
+            f"{self.layers} layers answer the same inputs identically; given one input at a time, torch itself moves "
+            f"{self.own:,}): {self.why}"
         )
 
 
@@ -69,10 +77,12 @@ def compared(file_format: Format, path: Path, network: nn.Module, inputs: Tensor
     look, layers = getattr(file_format, "layer_values", None), whole_layers(network)
     if look is None or not layers:
         return None
-    alike = numbers = moved = count = 0
+    alike = numbers = moved = count = own = 0
     why = cause = ""
+    ties, allowed = True, tolerance(network, floats_alone=True)
     with dispatch.as_traced():
         reached = _reached(network, inputs, layers)
+        kept = {name: list(rows) for name, rows in reached.items()}
         for name, rows, answer, before in look(path, inputs.numpy()):
             there, answered = torch.from_numpy(rows), torch.from_numpy(answer)
             if not reached.get(name) or reached[name][0].shape != there.shape:
@@ -89,16 +99,40 @@ def compared(file_format: Format, path: Path, network: nn.Module, inputs: Tensor
             if not cause and not torch.equal(here, there):
                 cause = before or "a layer"
             if differing and not why:
-                why = (
-                    f"{name} ({layer.policy.name}) is the first where they differ: what is before it ({cause}) adds "
-                    "floats in another order, and a number midway between two steps is then rounded the other way"
+                off, reach = (here - there).abs().max().item(), here.abs().max().item()
+                ties = off <= allowed * reach
+                why = f"{name} ({layer.policy.name}) is the first where they differ: what is before it ({cause}) " + (
+                    f"adds floats in another order, {off:.1g} apart where they reach {reach:.2g}, and a number midway "
+                    "between two steps is then rounded the other way"
+                    if ties
+                    else f"answers otherwise, by up to {off:.2g} where it reaches {reach:.2g}: more than an order of "
+                    "sums explains"
                 )
             if not same and not why:
                 off = (expected.double() - answered.double()).abs().max().item()
                 why = f"{name} ({layer.policy.name}) answers the same inputs with numbers that are up to {off:.2g} off"
-    if any(reached.values()):
-        return None
-    return Integers(count, alike, numbers, moved, why)
+        if any(reached.values()):
+            return None
+        if moved:
+            own = _moved_by_itself(network, inputs, layers, kept)
+    return Integers(count, alike, numbers, moved, why, ties and alike == count, own)
+
+
+def _moved_by_itself(
+    network: nn.Module, inputs: Tensor, layers: dict[str, Stored], reached: dict[str, list[Tensor]]
+) -> int:
+    """How many whole numbers are other ones when a network is given one input at a time."""
+    singly = [_reached(network, one, layers) for one in inputs.split(1)]
+    moved = 0
+    for name, layer in layers.items():
+        ready = layer.policy.ready(dict(layer.named_buffers(recurse=False)), layer.bias, layer.inputs)
+        for i, together in enumerate(reached[name]):
+            alone = torch.cat([one[name][i] for one in singly])
+            if alone.shape != together.shape:  # its rows are no input's own
+                continue
+            whole = (_whole(layer.policy.enter(rows, ready)) for rows in (together, alone))
+            moved += int(torch.ne(*whole).sum())
+    return moved
 
 
 def _whole(entered: Any) -> Tensor:

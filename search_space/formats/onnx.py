@@ -64,7 +64,11 @@ def to_onnx(module: nn.Module, inputs: Tensor, dynamic_batch: bool) -> bytes:
 def _converted(program: torch.export.ExportedProgram) -> Any:
     """An `onnx.ModelProto`."""
     import torch
+    from onnxscript import optimizer
 
+    from mixnas.search_space.formats.widening import without_bfloat16
+
+    program = without_bfloat16(program)
     exporter = logging.getLogger("torch.onnx")
     level = exporter.level
     exporter.setLevel(logging.ERROR)
@@ -78,12 +82,16 @@ def _converted(program: torch.export.ExportedProgram) -> Any:
                 input_names=["input"],
                 output_names=["output"],
                 custom_translation_table=_of_integers(),
-                # The exporter would widen weights of few bits; ONNX Runtime does so itself when it loads them.
-                optimize=all(tensor.element_size() >= 4 for tensor in program.state_dict.values()),
+                optimize=False,  # more than half of the time, for patterns that ONNX Runtime fuses when it loads a file
             )
+        assert converted is not None
+        # Weights of few bits would be widened; ONNX Runtime does so itself when it loads them.
+        if all(tensor.element_size() >= 4 for tensor in program.state_dict.values()):
+            optimizer.inline(converted.model)
+            optimizer.fold_constants(converted.model)
+            optimizer.remove_unused_nodes(converted.model)
     finally:
         exporter.setLevel(level)
-    assert converted is not None
     return converted.model_proto
 
 
@@ -137,6 +145,7 @@ class Onnx:
     beside: tuple[str, ...] = ()
     packages: tuple[str, ...] = PACKAGES
     loads_with = ("onnxruntime",)
+    runtime = "onnxruntime"
     needs_mixnas = False
     load = staticmethod(load_onnx)
 
@@ -146,7 +155,7 @@ class Onnx:
 
         for name, module in network.units():
             quant = getattr(module, "quant", None)
-            problem = policy_of(quant).why_not("cpu", "onnxruntime") if quant is not None else ""
+            problem = policy_of(quant).why_not("cpu", self.runtime) if quant is not None else ""
             if problem:
                 return f"{name} has policy {quant}: {problem}"
         return ""

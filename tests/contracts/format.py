@@ -115,31 +115,36 @@ class FormatContract:
         file_format.write(network, path, {})
         formats.verify(file_format, path, network, IOS[kind].example(3, generator=torch.Generator().manual_seed(0)))
 
-    @pytest.mark.parametrize("io", [FEATURES, TOKENS, RAW], ids=["features", "tokens", "raw"])
-    def test_a_file_loads_where_it_says_and_answers_any_batch(self, file_format, path, io):
-        """By the text that an export's `load.py` holds; where the format promises it, without this package."""
-        network, x = small(io), io.example(5)
-        if io == FEATURES:
-            lay(self.name, path)
-        else:
-            file_format.write(network, path, {})
-        np.save(path.with_name("x.npy"), x.numpy())
+    def test_files_load_where_they_say_and_answer_any_batch(self, file_format, path):
+        """By the text that an export's `load.py` holds; where the format promises it, without this package. Features,
+        tokens and raw numbers, in one process."""
+        expected: dict[Path, np.ndarray] = {}
+        for name, io in {"features": FEATURES, "tokens": TOKENS, "raw": RAW}.items():
+            network, x, place = small(io), io.example(5), path.parent / name / path.name
+            place.parent.mkdir()
+            if io == FEATURES:
+                lay(self.name, place)
+            else:
+                file_format.write(network, place, {})
+            np.save(place.with_name("x.npy"), x.numpy())
+            with torch.no_grad():
+                expected[place.parent] = network(x).numpy()
         text = (
             "from __future__ import annotations\nimport sys\nimport numpy as np\n"
             + ("" if file_format.needs_mixnas else "sys.modules['mixnas'] = None\n")
             + inspect.getsource(file_format.load)
-            + f"answer = {file_format.load.__name__}({str(path)!r})\n"
-            + "x = np.load(sys.argv[1])\n"
-            + "np.savez(sys.argv[2], all=answer(x), one=answer(x[:1]))\n"
+            + "for folder in sys.argv[1:]:\n"
+            + f"    answer = {file_format.load.__name__}(f'{{folder}}/{path.name}')\n"
+            + "    x = np.load(f'{folder}/x.npy')\n"
+            + "    np.savez(f'{folder}/answers.npz', all=answer(x), one=answer(x[:1]))\n"
         )
-        answers = path.with_name("answers.npz")
-        command = [sys.executable, "-c", text, str(path.with_name("x.npy")), str(answers)]
-        subprocess.run(command, check=True, cwd=path.parent, capture_output=True)
-        with torch.no_grad():
-            expected = network(x).numpy()
-        with np.load(answers) as found:
-            np.testing.assert_allclose(found["all"], expected, rtol=1e-4, atol=1e-5)
-            np.testing.assert_allclose(found["one"], expected[:1], rtol=1e-4, atol=1e-5)
+        subprocess.run(
+            [sys.executable, "-c", text, *map(str, expected)], check=True, cwd=path.parent, capture_output=True
+        )
+        for folder, outputs in expected.items():
+            with np.load(folder / "answers.npz") as found:
+                np.testing.assert_allclose(found["all"], outputs, rtol=1e-4, atol=1e-5)
+                np.testing.assert_allclose(found["one"], outputs[:1], rtol=1e-4, atol=1e-5)
 
     def test_another_networks_file_is_noticed(self, file_format, path):
         lay(self.name, path)

@@ -23,6 +23,7 @@ from mixnas.search_space.errors import ConfigError, IntegrityError
 from mixnas.search_space.files import stamped
 from mixnas.search_space.formats import format as formats
 from mixnas.search_space.formats.safetensors import Safetensors, load_network, read_extra
+from mixnas.search_space.operators.quantization import float as policies
 
 FORMER = Path(__file__).parents[1] / "data" / "v1"
 FP32, BF16 = "54820b57dc37", "6dd9d032a086"  # attention and mlp; the first of `finished`, the second of `standalone`
@@ -129,12 +130,26 @@ def test_weights_are_stored_as_the_policy_stores_them(runs):
     assert trained.read_bytes() == before and not network.deployed
 
 
+def test_the_card_says_what_runs_in_a_file_in_the_place_of_a_policy(runs):
+    if "onnx" not in available():
+        pytest.skip("needs onnx, onnxscript and onnxruntime")
+    (folder,) = export_run(runs("standalone"), format_names=["safetensors", "onnx"], pick=BF16, verify=False)
+    files = json.loads((folder / "card.json").read_text())["files"]
+    assert "instead" not in files["model.safetensors"]
+    assert files["model.onnx"]["instead"]["bf16"].startswith("float32: ONNX Runtime has no bfloat16 kernels")
+    assert files["model.onnx"]["weight_bytes"] == files["model.safetensors"]["weight_bytes"]
+    verified = files["model.onnx"]["verified"]
+    assert 0 < verified["difference"] <= verified["allowed"] < 0.1
+    assert "model.onnx: bf16 runs as float32: ONNX Runtime has no" in (folder / "README.md").read_text()
+
+
 def test_what_cannot_be_written_is_said_before_anything_is(runs, tmp_path, monkeypatch):
     output = tmp_path / "out"
     with pytest.raises(ConfigError, match=r"no format is called 'onx'. Did you mean 'onnx'\? Allowed: onnx, "):
         export_run(runs("finished"), format_names=["safetensors", "onx"], output=str(output))
     monkeypatch.setattr(type(formats.get("onnx")), "packages", ())
-    with pytest.raises(ConfigError, match=f"{BF16} cannot be exported as onnx: .*token has policy bf16"):
+    monkeypatch.setattr(policies.BF16, "why_not", lambda self, device, runtime: "not there")
+    with pytest.raises(ConfigError, match=f"{BF16} cannot be exported as onnx: .*token has policy bf16: not there"):
         export_run(
             runs("standalone"),
             format_names=["safetensors", "onnx"],

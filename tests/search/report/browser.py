@@ -70,6 +70,10 @@ class Browser:
         steps = [{"type": "keyDown", "value": key}, {"type": "keyUp", "value": key}]
         self._do("POST", "/actions", {"actions": [{"type": "key", "id": "keys", "actions": steps}]})
 
+    def devtools(self, command: str, **parameters: Any) -> Any:
+        """A command of the DevTools protocol: another screen, the dark, paper."""
+        return self._do("POST", "/goog/cdp/execute", {"cmd": command, "params": parameters})
+
     def log(self, kind: str) -> list[dict[str, Any]]:
         """What the console ("browser") or the network ("performance") had to say since it was last asked."""
         found: list[dict[str, Any]] = self._do("POST", "/se/log", {"type": kind})
@@ -100,3 +104,37 @@ def browser() -> Iterator[Browser]:
         process.terminate()
         process.wait()
         process.stdout.close()
+
+
+def visited(chromium: Browser, url: str) -> dict[str, Any]:
+    """Go to a page of `nas report` as a reader does: it is drawn, and the front's first network pointed at and chosen.
+
+    Returns:
+        "charts" drawn, "points" of the front's chart, "hover" (its text), "copied" (what the click copied), "errors"
+        of the console, and "remote", the addresses that were asked for and are no file's.
+    """
+    for kind in ("browser", "performance"):
+        chromium.log(kind)  # of the page before
+    chromium.open(url)
+    chromium.wait("document.body.dataset.drawn")
+    place = chromium.run(
+        "document.getElementById('chart-front').scrollIntoView();"
+        "const points = [...document.querySelectorAll('#chart-front .scatterlayer .trace')].at(-1)"
+        ".querySelectorAll('.point'); const box = points[0].getBoundingClientRect();"
+        "return [box.x + box.width / 2, box.y + box.height / 2];"
+    )
+    chromium.move_to(*place)
+    chromium.wait("document.querySelector('#chart-front .hoverlayer .hovertext')")
+    hover = chromium.run("return document.querySelector('#chart-front .hoverlayer').textContent;")
+    chromium.move_to(*place, click=True)
+    chromium.wait("document.body.dataset.copied")
+    messages = [json.loads(entry["message"])["message"] for entry in chromium.log("performance")]
+    asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    return {
+        "charts": int(chromium.run("return document.body.dataset.drawn;")),
+        "points": chromium.run("return document.querySelectorAll('#chart-front .point').length;"),
+        "hover": hover,
+        "copied": chromium.run("return document.body.dataset.copied;"),
+        "errors": [entry["message"] for entry in chromium.log("browser") if entry["level"] == "SEVERE"],
+        "remote": [one for one in asked if one.partition(":")[0] not in ("file", "data", "blob")],
+    }

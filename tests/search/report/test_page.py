@@ -18,7 +18,7 @@ from mixnas.search.report.page import page, write_report
 from mixnas.search.run.directory import Run
 from mixnas.search.study.results import Results, TrialRecord
 
-from .browser import browser, why_not
+from .browser import Browser, browser, visited, why_not
 
 FORMER = Path(__file__).parents[2] / "data" / "v1"
 EVIL = "</script><script>document.body.dataset.evil=1</script><img src=x onerror='document.body.dataset.evil=1'>&<b>"
@@ -152,31 +152,65 @@ def test_a_browser_draws_it_and_hover_copy_and_keys_work(run, tmp_path):
     path = write_report(run)
     ids = [m.id for m in run.front().members]
     with browser() as chromium:
-        chromium.open(path.as_uri())
-        chromium.wait("document.body.dataset.drawn === '6'")
-        assert chromium.run("return document.querySelectorAll('#chart-front .point').length;") >= 40 + len(ids)
-        place = chromium.run(
-            "document.getElementById('chart-front').scrollIntoView();"
-            "const points = [...document.querySelectorAll('#chart-front .scatterlayer .trace')].at(-1)"
-            ".querySelectorAll('.point'); const box = points[0].getBoundingClientRect();"
-            "return [box.x + box.width / 2, box.y + box.height / 2];"
-        )
-        chromium.move_to(*place)
-        chromium.wait("document.querySelector('#chart-front .hoverlayer .hovertext')")
-        assert ids[0] in chromium.run("return document.querySelector('#chart-front .hoverlayer').textContent;")
-        chromium.move_to(*place, click=True)
-        chromium.wait(f"document.body.dataset.copied === 'nas export finished --pick {ids[0]}'")
+        found = visited(chromium, path.as_uri())
+        assert found["charts"] == 6 and found["points"] >= 40 + len(ids) and ids[0] in found["hover"]
+        assert found["copied"] == f"nas export finished --pick {ids[0]}"
+        assert found["errors"] == found["remote"] == []
         chromium.run("document.querySelectorAll('button[data-copy]')[1].focus();")
         chromium.press("\ue007")  # Enter
         chromium.wait(f"document.body.dataset.copied === 'nas export finished --pick {ids[1]}'")
         (tmp_path / "evil.html").write_text(page(evil(run)))
-        chromium.open((tmp_path / "evil.html").as_uri())
-        chromium.wait("document.body.dataset.drawn")
+        found = visited(chromium, (tmp_path / "evil.html").as_uri())
         assert chromium.run("return document.body.dataset.evil ?? null;") is None
+        assert found["errors"] == found["remote"] == []
+
+
+def luminance(color: str) -> float:
+    """Relative luminance of rgb(...), 0 to 1 (WCAG 2.2)."""
+    parts = [int(part) / 255 for part in re.findall(r"\d+", color)[:3]]
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+INK = """
+const paper = getComputedStyle(document.body).backgroundColor;
+const words = [...document.querySelectorAll('p, td, th, h1, h2, figcaption, summary')];
+const drawn = [...document.querySelectorAll('#chart-front .xtick text')];
+return [paper, [...new Set(words.map((e) => getComputedStyle(e).color)), getComputedStyle(drawn[0]).fill]];
+"""
+
+
+def contrasts(chromium: Browser, paper: str = "") -> list[float]:
+    """Of each colour of words on the page's own background, or on that of paper."""
+    there, inks = chromium.run(INK)
+    pairs = [sorted((luminance(ink), luminance(paper or there))) for ink in inks]
+    return [(light + 0.05) / (dim + 0.05) for dim, light in pairs]
+
+
+@pytest.mark.skipif(bool(why_not()), reason=why_not())
+def test_ten_thousand_trials_are_read_on_a_phone_in_the_dark_and_on_paper(run, tmp_path, monkeypatch):
+    results = many(contents(run), 10_000)
+    monkeypatch.setattr(reading, "read_results", lambda *_: results)
+    path = write_report(run)
+    with browser() as chromium:
+        found = visited(chromium, path.as_uri())
+        assert found["points"] >= POINTS and found["errors"] == found["remote"] == [] and found["copied"]
+        assert min(contrasts(chromium)) >= 4.5  # what WCAG 2.2 asks for text, 1.4.3
+        screen = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+        chromium.devtools("Emulation.setDeviceMetricsOverride", **screen)
+        chromium.wait("document.querySelector('#chart-front svg').getBoundingClientRect().width <= 390")
+        assert chromium.run("return document.documentElement.scrollWidth;") <= 390  # tables scroll by themselves
+        night = [{"name": "prefers-color-scheme", "value": "dark"}]
+        chromium.devtools("Emulation.setEmulatedMedia", features=night)
+        chromium.wait("getComputedStyle(document.querySelector('#chart-front .xtick text')).fill !== 'rgb(27, 31, 36)'")
+        assert luminance(chromium.run(INK)[0]) < 0.05 and min(contrasts(chromium)) >= 4.5
+        chromium.devtools("Emulation.setEmulatedMedia", media="print", features=night)
+        chromium.run("dispatchEvent(new Event('beforeprint'));")
+        chromium.wait("getComputedStyle(document.querySelector('#chart-front .xtick text')).fill === 'rgb(0, 0, 0)'")
+        assert min(contrasts(chromium, "rgb(255, 255, 255)")) >= 4.5  # on white paper
+        assert chromium.run("return [...document.querySelectorAll('details')].every((one) => one.open);")
+        assert chromium.run("return [...document.querySelectorAll('button')].every((one) => !one.offsetParent);")
         assert [entry for entry in chromium.log("browser") if entry["level"] == "SEVERE"] == []
-        messages = [json.loads(entry["message"])["message"] for entry in chromium.log("performance")]
-        asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-        assert {url.partition(":")[0] for url in asked} <= {"file", "data", "blob"} and len(asked) >= 2
 
 
 def test_a_command_that_is_copied_runs_nothing_of_the_run(run):
