@@ -13,6 +13,7 @@ from mixnas.evaluators.costs import SpaceCosts, costs
 from mixnas.evaluators.metrics import metrics_of
 from mixnas.evaluators.other_devices import OtherDevices
 from mixnas.evaluators.protocol import Metric, Outcome, Request, attempt
+from mixnas.evaluators.starting import begun
 from mixnas.evaluators.tasks.loading import by_name
 from mixnas.evaluators.tasks.task import Task
 from mixnas.evaluators.training import TrainConfig, TrainResult, evaluate, steps_of, train
@@ -180,7 +181,7 @@ class StandaloneEvaluator:
             StoppedEarly: `should_stop` said so.
         """
         generator = torch.Generator().manual_seed(self._spec.seed)
-        network = Network(architecture, self.task.io, generator=generator)
+        network = begun(Network(architecture, self.task.io, generator=generator), self.task)
         result = train(
             network,
             self.task,
