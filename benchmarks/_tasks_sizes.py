@@ -21,7 +21,7 @@ from PIL import Image
 from mixnas.search.run.directory import Run
 
 CLASSES, SIDE = 10, 32
-PROFILE = 0.2  # of the part's time, for each space
+PROFILE = 0.15  # of the part's time, for each space
 PICTURES = 200_000
 HERE = Path(__file__).resolve().parent
 
