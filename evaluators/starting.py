@@ -177,7 +177,7 @@ def _network_of(given: str, where: str) -> Path:
 def _best_of(run: Path, where: str) -> Path:
     front = parse_json(read_bytes(run / "pareto.json"), str(run / "pareto.json"))
     try:
-        metric, members = front["metric"], front["members"]
+        metric, members = front["metric"], front["front"]
         sign = 1 if front["objectives"].get(metric, "max") == "max" else -1
         ranked = sorted(members, key=lambda m: sign * float(m["metrics"][metric]), reverse=True)
         ids = [str(member["id"]) for member in ranked]

@@ -149,7 +149,7 @@ def _check_interface(module: Mapping[str, Any], where: str) -> None:
             "of one tensor to one tensor, exported in evaluation mode."
         )
     (root,) = (entry for entry in module["module_call_graph"] if entry["fqn"] == "")
-    leaf = {"type": None, "context": None, "children_spec": []}
+    leaf: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
     arguments = {"type": "builtins.tuple", "context": "null", "children_spec": [leaf]}
     named = {"type": "builtins.dict", "context": "[]", "children_spec": []}
     spec = {"type": "builtins.tuple", "context": "null", "children_spec": [arguments, named]}
@@ -166,11 +166,11 @@ def _check_texts(plain: Any, where: str) -> None:
         if key == "expr_str":
             bare = re.sub(r"Symbol\('([su]\d+)'", r"Symbol(\1", text)
             words = re.findall(r"[A-Za-z0-9_]+", bare)
-            fine = _SHAPE.fullmatch(bare) and all(map(_WORDS_OF_SHAPES.fullmatch, words))
+            fine = bool(_SHAPE.fullmatch(bare) and all(map(_WORDS_OF_SHAPES.fullmatch, words)))
         elif key in ("name", "as_name", "forward_arg_names", "graph_name", "mutated_inputs"):
-            fine = text == "" or _NAME.fullmatch(text)
+            fine = text == "" or bool(_NAME.fullmatch(text))
         elif key in ("parameter_name", "buffer_name", "tensor_constant_name"):
-            fine = _PATH.fullmatch(text)
+            fine = bool(_PATH.fullmatch(text))
         else:
             continue
         if not fine:

@@ -106,13 +106,13 @@ def test_of_a_run_it_is_the_most_accurate_network(earlier, tmp_path):
     save_network(tmp_path / "networks" / "bb.safetensors", earlier)
     save_network(tmp_path / "networks" / "aa.safetensors", network(architecture(8, CONV)))
     members = [{"id": "aa", "metrics": {"accuracy": 0.5}}, {"id": "bb", "metrics": {"accuracy": 0.9}}]
-    front = {"metric": "accuracy", "objectives": {"accuracy": "max"}, "members": members}
+    front = {"metric": "accuracy", "objectives": {"accuracy": "max"}, "front": members}
     (tmp_path / "pareto.json").write_text(json.dumps(front))
     assert Start(str(tmp_path), "init").file == "bb.safetensors"
     members[1]["id"] = "../bb"
     (tmp_path / "pareto.json").write_text(json.dumps(front))
     assert Start(str(tmp_path), "init").file == "aa.safetensors"
-    (tmp_path / "pareto.json").write_text(json.dumps({**front, "members": [{}]}))
+    (tmp_path / "pareto.json").write_text(json.dumps({**front, "front": [{}]}))
     with pytest.raises(IntegrityError, match=r"pareto\.json"):
         Start(str(tmp_path), "init")
 
