@@ -149,6 +149,8 @@ class Segmentation(Task):
             extents = extents or (suited(_median_extent(pairs)),) * 2
             _check_room(where, pairs, extents, channels, memory_gib)
             found = {name: _decoded(pairs[name], extents, channels, names) for name in SPLITS}
+            if names is None:
+                _check_numbers(found, pairs)
         self._set_up(found, names, stride, weighted)
         self._flip, self._shift = flip, max(1, min(self.io.size) // 8) if crop else 0
         height, width = self.io.size
@@ -375,6 +377,30 @@ def _decoded(
                 f"{allowed - 1} ({listed(names or ())}); {UNLABELLED} where nothing is known."
             )
     return pixels, masks
+
+
+def _check_numbers(
+    found: Mapping[str, tuple[NDArray[np.uint8], NDArray[np.uint8]]], pairs: Mapping[str, Sequence[Pair]]
+) -> None:
+    """Refuse a number behind a gap: without names of classes it is more likely a slip than one class more."""
+    there = np.zeros(256, dtype=bool)
+    for _, masks in found.values():
+        there[np.unique(masks)] = True
+    there[UNLABELLED] = False
+    numbers = np.flatnonzero(there)
+    gaps = np.flatnonzero(~there[: int(numbers[-1]) + 1]) if len(numbers) else numbers
+    if not len(gaps):
+        return
+    odd = int(numbers[numbers > gaps[0]][0])
+    pair = next(
+        pair for name, (_, masks) in found.items() for pair, mask in zip(pairs[name], masks, strict=True) if odd in mask
+    )
+    known = f"0 to {gaps[0] - 1}" if gaps[0] else "not 0"
+    raise ConfigError(
+        f"{visible(str(pair.mask))}: holds the number {odd}, and no mask holds {gaps[0]}: the classes so far are "
+        f"{known}. Number them from 0 without gaps, write {UNLABELLED} where nothing is known, or say "
+        "task.labels."
+    )
 
 
 # -- shapes that are drawn ----------------------------------------------------------------------------------------

@@ -134,6 +134,12 @@ def test_bad_pairs_are_refused_by_name(folder):
     refused("memory_gib allows 0", size=16, memory_gib=0)
     mask = folder / "masks" / "03.png"
     good = mask.read_bytes()
+    classes = np.asarray(Image.open(mask)).copy()
+    classes[:8, :8] = 200
+    Image.fromarray(classes).save(mask)
+    refused(
+        r"03\.png: holds the number 200, and no mask holds 3: the classes so far are 0 to 2.*255.*task.labels", size=16
+    )
     Image.new("L", (8, 8)).save(mask)
     refused(r"03\.png: has 8x8 pixels, and its picture 16x16")
     Image.new("RGB", (16, 16)).save(mask)
