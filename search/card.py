@@ -362,6 +362,8 @@ def _classes(plain: Mapping[str, Any], io: IOSpec) -> list[str]:
         lines += [f"Classes, in the order of the outputs: {', '.join(plain['labels'])}.", ""]
     if "target" in plain:
         lines += ["It answers with (target - mean) / std; `load.in_units(outputs)` gives the targets' own unit.", ""]
+    if io.padded:
+        lines += [f"Series shorter than {io.size[0]} moments are filled up with NaN at their end.", ""]
     if io.mean is not None:
         of = "pixels, 0 to 255" if "pictures" in plain else "numbers"
         lines += [f"It reads raw {of}: what standardises them is part of the network.", ""]

@@ -7,6 +7,7 @@ linear, `features(x)` is what it reads and `linear` the layer, so that a probe c
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from mixnas.search_space.operators.layers import Linear, WindowConv
@@ -27,8 +28,18 @@ class _LinearHead(nn.Module):
         return self.linear(self.features(x))
 
 
+class _OneAnswer(_LinearHead):
+    def features(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """What the last layer reads."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """(B, *size, C) to (B, outputs); `valid` (B, L, 1): which tokens count."""
+        return self.linear(self.features(x, valid))
+
+
 @register("head", "pool", paper="Lin et al. 2013, Network In Network (arXiv 1312.4400), section 3.2")
-class Pool(_LinearHead):
+class Pool(_OneAnswer):
     """Mean over positions, then linear: (B, *size, C) to (B, outputs)."""
 
     @staticmethod
@@ -36,8 +47,10 @@ class Pool(_LinearHead):
         """One answer."""
         return ()
 
-    def features(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """(B, *size, C) to (B, C)."""
+        if valid is not None:
+            return (x * valid).sum(dim=1) / valid.sum(dim=1)
         return x.flatten(1, -2).mean(dim=1)
 
 
@@ -46,7 +59,7 @@ class Pool(_LinearHead):
     "attsets",
     paper="Yang et al. 2020, AttSets, Robust Attentional Aggregation of Deep Feature Sets (arXiv 1808.00758)",
 )
-class AttSets(_LinearHead):
+class AttSets(_OneAnswer):
     """Weighted mean over positions, then linear: each channel has weights of its own, softmax over positions of W x.
 
     (B, *size, C) to (B, outputs). A bias of the weights would cancel. With W = 0 it is `pool`, on one position as well.
@@ -58,13 +71,21 @@ class AttSets(_LinearHead):
 
     out_size = Pool.out_size
 
-    def features(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """(B, *size, C) to (B, C)."""
         tokens = x.flatten(1, -2)
-        return (self.weights(tokens).softmax(dim=1) * tokens).sum(dim=1)
+        weights = self.weights(tokens)
+        if valid is not None:
+            weights = weights.masked_fill(~valid, -torch.inf)
+        return (weights.softmax(dim=1) * tokens).sum(dim=1)
 
 
-@register("head", "token", paper="Long et al. 2015, Fully Convolutional Networks (arXiv 1411.4038), section 3")
+@register(
+    "head",
+    "token",
+    paper="Long et al. 2015, Fully Convolutional Networks (arXiv 1411.4038), section 3",
+    pointwise=True,
+)
 class Token(_LinearHead):
     """Linear at each position: (B, *size, C) to (B, *size, outputs)."""
 
