@@ -30,6 +30,7 @@ _Begins = TypeVar("_Begins", Network, Supernet)
 OPTION = "init"
 _RUNS = "runs"
 _FILE = "model.safetensors"  # of an export
+_TOLD = 8  # units that are left out, in a line
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,8 @@ class Taken:
 
     def __str__(self) -> str:
         text = f"{len(self.whole)} units taken ({listed(self.whole) or 'none'})"
-        reasons = "; ".join(f"{name}: {why}" for name, why in self.left.items())
+        reasons = "; ".join(f"{name}: {why}" for name, why in list(self.left.items())[:_TOLD])
+        reasons += "; and others" if len(self.left) > _TOLD else ""
         return f"{text}; {len(self.left)} not ({reasons})" if self.left else text
 
 

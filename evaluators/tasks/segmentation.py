@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ SHAPES = ("background", "disc", "square", "cross")
 _MASKS = (".png", ".bmp", ".gif", ".tif", ".tiff", ".pgm")  # without loss
 _DRAWN = {"train": 800, "validation": 200, "test": 400}
 _MOST_CLASSES = 255
+_HEADS = ("sub_pixel", "lr_aspp")
 
 
 class Pairs:
@@ -92,8 +93,8 @@ class Segmentation(Task):
         path: The folder; by default shapes of any colour are drawn on noise (`SHAPES`).
         labels: Names of the classes by number; by default their numbers.
         size: Extent of what networks read, one number or [height, width]; by default as of `folder`, 32 for drawn ones.
-        stride: How many pixels of each extent a token of the last stage has: the head is `sub_pixel` with this scale,
-            `token` where it is 1.
+        stride: How many pixels of each extent a token of the last stage has, which the head makes up for.
+        head: "sub_pixel", a convolution (`token` where stride is 1), or "lr_aspp", light and over two scales.
         channels: 1 or 3.
         weighted: Whether a class counts the more in training the fewer pixels it has.
         flip: Whether training pictures are mirrored left to right.
@@ -117,6 +118,7 @@ class Segmentation(Task):
         labels: Sequence[str] | None = None,
         size: int | Sequence[int] | None = None,
         stride: int = 2,
+        head: Literal["sub_pixel", "lr_aspp"] = "sub_pixel",
         channels: int = 3,
         weighted: bool = False,
         flip: bool = True,
@@ -130,6 +132,8 @@ class Segmentation(Task):
         where = f"task {self.name}"
         extents = checked_size(where, size)
         check_whole(where, low=1, high=16, stride=stride)
+        if head not in _HEADS:
+            raise ConfigError(f"{where}: head is {head!r}. Allowed: {', '.join(_HEADS)}.")
         if channels not in (1, 3) or isinstance(channels, bool):
             raise ConfigError(f"{where}: channels is {channels!r}. Allowed: 1, 3.")
         check_flags(where, weighted=weighted, flip=flip, crop=crop)
@@ -151,7 +155,7 @@ class Segmentation(Task):
             found = {name: _decoded(pairs[name], extents, channels, names) for name in SPLITS}
             if names is None:
                 _check_numbers(found, pairs)
-        self._set_up(found, names, stride, weighted)
+        self._set_up(found, names, stride, head, weighted)
         self._flip, self._shift = flip, max(1, min(self.io.size) // 8) if crop else 0
         height, width = self.io.size
         self._about = {
@@ -165,6 +169,7 @@ class Segmentation(Task):
         found: Mapping[str, tuple[NDArray[np.uint8], NDArray[np.uint8]]],
         names: tuple[str, ...] | None,
         stride: int,
+        head: str,
         weighted: bool,
     ) -> None:
         counted = {name: np.bincount(masks.ravel(), minlength=256)[:UNLABELLED] for name, (_, masks) in found.items()}
@@ -187,9 +192,10 @@ class Segmentation(Task):
             raise ConfigError(f"task {self.name}: stride is {stride}, which does not divide {height}x{width}.")
         first, second = np.sum([moments(one) for one in pixels], axis=0) / (len(pixels) * height * width)
         spread = np.sqrt(np.maximum(second - first**2, 0.25))
+        plain = stride == 1 and head == "sub_pixel"
         self.io = IOSpec(
             "image", (height, width), channels, count,
-            head="token" if stride == 1 else "sub_pixel", head_knobs=() if stride == 1 else (("scale", stride),),
+            head="token" if plain else head, head_knobs=() if plain else (("scale", stride),),
             out_size=(height, width),
             mean=tuple(round(float(v), 4) for v in first), std=tuple(round(float(v), 4) for v in spread),
         )  # fmt: skip

@@ -16,6 +16,8 @@ from mixnas.evaluators.tasks.loading import by_name
 from mixnas.evaluators.tasks.segmentation import Pairs
 from mixnas.evaluators.tasks.task import IGNORE, SPLITS, Task
 from mixnas.search_space.errors import ConfigError
+from mixnas.search_space.space import SearchSpace
+from mixnas.search_space.supernet import Supernet
 from tests.contracts.task import DenseTaskContract
 
 COLOURS = np.array([[20, 20, 20], [220, 30, 30], [30, 220, 30]], dtype=np.uint8)
@@ -153,3 +155,23 @@ def test_bad_pairs_are_refused_by_name(folder):
     refused(r"more\.png: is the mask of no picture")
     (folder / "masks" / "more.png").rename(folder / "masks" / "03.jpg")
     refused(r"03\.jpg: cannot be one of the masks.*JPEG would mix")
+
+
+def test_the_light_head_answers_for_each_pixel_in_a_super_network_too():
+    block = {"mixer": "identity", "channel_mixer": "mlp"}
+    space = SearchSpace.from_dict(
+        {"stem": {"name": "conv", "stride": 2}, "stages": [{"width": [4, 8], "block": block}]}
+    )
+    for stride, stem in ((2, 2), (1, 1)):
+        task = by_name("segmentation", size=16, stride=stride, head="lr_aspp", at_most=8)
+        assert task.io.head == "lr_aspp" and task.io.grid == (16, 16)
+        if stem == 2:
+            supernet = Supernet(space, task.io, torch.Generator().manual_seed(0))
+            x, y = task.train.gather(torch.arange(4))
+            for choice in (supernet.smallest(), supernet.largest()):
+                views, own = supernet.subnet(choice).eval(), supernet.extract(choice).eval()
+                assert views(x).shape == (4, 16, 16, 4)
+                torch.testing.assert_close(views(x), own(x))
+                task.training_loss(supernet.subnet(choice).train()(x), y).backward()
+    with pytest.raises(ConfigError, match=r"head is 'aspp'\. Allowed: sub_pixel, lr_aspp"):
+        by_name("segmentation", head="aspp")
