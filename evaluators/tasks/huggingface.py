@@ -20,7 +20,7 @@ from mixnas.evaluators.tasks.arrays import ArrayPictures, check_file
 from mixnas.evaluators.tasks.decoding import MAX_PIXELS, read_picture
 from mixnas.evaluators.tasks.folder import SPLIT_FOLDERS, checked_size, suited
 from mixnas.evaluators.tasks.options import PictureOptions, check_memory, takes_picture_options
-from mixnas.search_space.errors import ConfigError, listed, nearest, shown, visible
+from mixnas.search_space.errors import ConfigError, IntegrityError, listed, nearest, shown, visible
 from mixnas.search_space.files import parse_json, read_bytes
 
 INFO, STATE, PARTS = "dataset_info.json", "state.json", "dataset_dict.json"
@@ -72,7 +72,7 @@ class HuggingFace(ArrayPictures):
         columns = {split: _columns(folder, image, label) for split, folder in folders.items()}
         rows = {split: _rows(folder, *columns[split][:2]) for split, folder in folders.items()}
         if extents is None:
-            extents = (suited(_median_extent(rows)),) * 2
+            extents = (suited(_median_extent(folders, rows)),) * 2
         needed = sum(len(of) for of, _ in rows.values()) * extents[0] * extents[1] * channels
         if needed > memory_gib * 2**30:
             raise ConfigError(
@@ -95,7 +95,10 @@ def is_saved(folder: Path) -> bool:
 
 def _json(file: Path) -> Any:
     check_file(file)
-    return parse_json(read_bytes(file), visible(str(file)))
+    try:
+        return parse_json(read_bytes(file), visible(str(file)))
+    except IntegrityError as error:
+        raise ConfigError(f"{error} Save the dataset again.") from error
 
 
 def _splits(root: Path) -> dict[str, Path]:
@@ -216,8 +219,12 @@ def _opened(where: str, encoded: bytes) -> tuple[int, int]:
     return width, height
 
 
-def _median_extent(rows: Mapping[str, tuple[list[bytes], NDArray[Any]]]) -> int:
-    shorter = [min(_opened(f"{split}: row {i}", one)) for split, (of, _) in rows.items() for i, one in enumerate(of)]
+def _median_extent(folders: Mapping[str, Path], rows: Mapping[str, tuple[list[bytes], NDArray[Any]]]) -> int:
+    """Of the pictures' shorter extents; every header is looked at."""
+    shorter = []
+    for split, (pictures, _) in rows.items():
+        where = visible(str(folders[split]))
+        shorter += [min(_opened(f"{where}: row {i}", one)) for i, one in enumerate(pictures)]
     return int(np.median(shorter))
 
 

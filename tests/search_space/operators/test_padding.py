@@ -1,9 +1,14 @@
 """Series of different lengths: where something is, no operator's answer changes with what lies behind the end."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from mixnas.evaluators.supernet.judging import SubnetJudge
+from mixnas.evaluators.supernet.training import SupernetConfig, train_supernet
+from mixnas.evaluators.tasks.checks import check_task
+from mixnas.evaluators.tasks.task import Split, Task
 from mixnas.search_space import registry
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import ConfigError
@@ -11,6 +16,8 @@ from mixnas.search_space.formats.safetensors import Safetensors, load_safetensor
 from mixnas.search_space.formats.torch_export import exported_network
 from mixnas.search_space.network import IOSpec, Network, check_op
 from mixnas.search_space.registry import Context
+from mixnas.search_space.space import SearchSpace
+from mixnas.search_space.supernet import Supernet
 from tests.contracts.cases import WIDTH, Case, cases
 
 LENGTHS = (9, 13)
@@ -143,6 +150,26 @@ def test_it_is_exported(kind, tmp_path):
     Safetensors().write(deployed, tmp_path / "model.safetensors", {})
     answer = load_safetensors(tmp_path / "model.safetensors")(x.numpy())
     torch.testing.assert_close(torch.from_numpy(answer), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["sequence", "causal"])
+def test_a_super_network_of_them_is_trained_and_judged(kind):
+    class Slopes(Task):
+        name = "slopes"
+        io = IOSpec(kind, (LENGTHS[1],), 3, 2, padded=True)
+
+        def __init__(self) -> None:
+            x = series(LENGTHS[1]).repeat(8, 1, 1)
+            self.train = self.validation = self.test = Split(x, torch.arange(len(x)) % 2)
+
+    task = check_task(Slopes(), "slopes")
+    block = {"mixer": ["identity", "attention", "dwconv"], "channel_mixer": ["none", "mlp"]}
+    space = SearchSpace.from_dict({"stem": "linear", "norm": "rms", "stages": [{"width": [8, 16], "block": block}]})
+    supernet = Supernet(space, task.io, torch.Generator().manual_seed(0))
+    result = train_supernet(supernet, task, SupernetConfig(steps=3, batch_size=6, samples=1), seed=0)
+    assert np.isfinite(result.loss) and all(p.isfinite().all() for p in supernet.parameters())
+    found = SubnetJudge(supernet, task, seed=0, probe=12)(supernet.smallest())
+    assert 0 <= found["accuracy"] <= 1 and np.isfinite(found["loss"])
 
 
 def test_only_sequences_of_features_are_padded():
