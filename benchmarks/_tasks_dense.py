@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from _tasks_common import RESULTS, Beside, say, searched, told, write
+from _tasks_common import Beside, Clock, say, searched, told
 from svg import Series, chart
 from torch import Tensor, nn
 
@@ -47,10 +47,13 @@ class Espcn(nn.Module):
         return self
 
 
-def super_resolution(args: Any) -> None:
+def super_resolution(args: Any, clock: Clock) -> None:
     """A front of PSNR against latency on the test photograph, with ESPCN and bicubic interpolation."""
     with tempfile.TemporaryDirectory() as name:
-        run, took = searched("super_resolution", Path(name), *args.set)
+        settings = clock.settings(
+            "super_resolution", profile=0.12, supernet=0.35, search=0.18, final=0.18, changes=args.set
+        )
+        run, took = searched("super_resolution", Path(name), *settings)
         beside = Beside(run)
         torch.manual_seed(0)
         espcn = Espcn(beside.task.io)
@@ -67,7 +70,7 @@ def super_resolution(args: Any) -> None:
         bicubic = beside.task.bicubic["test"]
         best = max(member["test_psnr"] for member in record["front"])
         say(f"bicubic {bicubic:.2f} dB, ESPCN {reference['test_psnr']:.2f} dB, the front's best {best:.2f} dB")
-        write(
+        clock.write(
             "super_resolution",
             {
                 **record,
@@ -90,14 +93,17 @@ def super_resolution(args: Any) -> None:
             x="latency (ms, CPU, one thread, one patch)",
             y="PSNR on luma (dB)",
         )
-        (RESULTS / "tasks-super_resolution.svg").write_text(text)
+        (clock.results / "tasks-super_resolution.svg").write_text(text)
 
 
-def segmentation(args: Any) -> None:
+def segmentation(args: Any, clock: Clock) -> None:
     """A front of mean intersection over union against latency, on shapes that are drawn."""
     with tempfile.TemporaryDirectory() as name:
-        run, took = searched("segmentation", Path(name), *args.set)
+        settings = clock.settings(
+            "segmentation", profile=0.12, supernet=0.35, search=0.17, final=0.22, changes=args.set
+        )
+        run, took = searched("segmentation", Path(name), *settings)
         record = told(run, took)
         best = max(member["test_mean_iou"] for member in record["front"])
         say(f"best mean IoU on test: {best:.4f}")
-        write("segmentation", {**record, "best_test_mean_iou": best, "as_good_as_asked": best >= MEAN_IOU})
+        clock.write("segmentation", {**record, "best_test_mean_iou": best, "as_good_as_asked": best >= MEAN_IOU})

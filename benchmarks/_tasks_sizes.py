@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import subprocess
 import sys
 import tempfile
-import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from _checkout import ROOT
-from _tasks_common import NAS, say, timed, told, write
+from _tasks_common import NAS, Clock, say, timed, told
 from PIL import Image
 
 from mixnas.search.run.directory import Run
 
 CLASSES, SIDE = 10, 32
+PROFILE = 0.15  # of the part's time, for each space
 PICTURES = 200_000
 HERE = Path(__file__).resolve().parent
 
@@ -47,8 +49,8 @@ def draw_many(folder: Path, pictures: int, seed: int = 0) -> None:
         list(pool.map(draw_class, [folder] * CLASSES, range(CLASSES), [each] * CLASSES, [seed] * CLASSES))
 
 
-STEPS = """
-import json, resource, sys, time
+ROUNDS = """
+import json, sys, time
 sys.path.insert(0, {here!r})
 from _checkout import use_checkout
 use_checkout()
@@ -59,38 +61,49 @@ from mixnas.evaluators.tasks import by_name
 from mixnas.evaluators.training import TrainConfig, optimizer_of
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.network import Network
+
 told = json.loads(sys.argv[1])
-began = time.monotonic()
-task = by_name(told["task"])
-ready = time.monotonic() - began
-network = Network(Architecture.from_dict(told["architecture"]), task.io, generator=torch.Generator().manual_seed(0))
+ends = time.monotonic() + told["seconds"]
 config = TrainConfig(batch_size=told["batch_size"])
-optimizer = optimizer_of(network, config)
-batches = Batches(task.train, config.batch_size, task.augment, torch.device("cpu"))
-data = batches.forever(torch.Generator().manual_seed(0))
-def steps(n):
-    for _ in range(n):
-        x, y = next(data)
-        optimizer.zero_grad()
-        task.training_loss(network(x), y).backward()
-        optimizer.step()
-steps(100)
+class Arm:
+    def __init__(self, gib):
+        began = time.monotonic()
+        self.task = by_name({{**told["task"], "memory_gib": gib}})
+        self.ready = time.monotonic() - began
+        generator = torch.Generator().manual_seed(0)
+        self.network = Network(Architecture.from_dict(told["architecture"]), self.task.io, generator=generator)
+        self.optimizer = optimizer_of(self.network, config)
+        self.batches = Batches(self.task.train, config.batch_size, self.task.augment, torch.device("cpu"))
+        self.data = self.batches.forever(torch.Generator().manual_seed(0))
+        self.per_second = []
+    def steps(self, n):
+        began = time.monotonic()
+        for _ in range(n):
+            x, y = next(self.data)
+            self.optimizer.zero_grad()
+            self.task.training_loss(self.network(x), y).backward()
+            self.optimizer.step()
+        self.per_second.append(n / (time.monotonic() - began))
+arms = {{"memory": Arm(1.0), "decoded": Arm(0.05)}}
+print("both are ready", {{name: round(arm.ready) for name, arm in arms.items()}}, file=sys.stderr, flush=True)
+for arm in arms.values():
+    arm.steps(50)
+    arm.per_second.clear()
+# In turns, so that a busier minute falls on both; the readers of one are asked for nothing while the other steps.
+while time.monotonic() < ends or len(arms["decoded"].per_second) < 3:
+    for arm in arms.values():
+        arm.steps(told["steps"])
+task = arms["decoded"].task
 began = time.monotonic()
-steps(told["steps"])
-took = time.monotonic() - began
-began = time.monotonic()
-indices = torch.arange(1000)
-if not task.record()["in_memory"]:
-    task.train.gather(indices)
-decoding = time.monotonic() - began
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+task.train.gather(torch.arange(1000))
+decoding = 1000 / (time.monotonic() - began)
 print(json.dumps({{
-    "steps_per_second": told["steps"] / took, "ready_seconds": ready, "peak_mib": peak,
-    "in_memory": task.record()["in_memory"],
-    "waited_share": batches._reader.waited_s / max(batches._reader.seconds, 1e-9),
-    "pictures_decoded_per_second_by_one_process": 1000 / decoding if decoding > 0.01 else None,
-}}))
+    name: {{
+        "in_memory": arm.task.record()["in_memory"], "ready_seconds": arm.ready, "steps_per_second": arm.per_second,
+        "waited_share": arm.batches._reader.waited_s / max(arm.batches._reader.seconds, 1e-9),
+    }}
+    for name, arm in arms.items()
+}} | {{"pictures_decoded_per_second_by_one_process": decoding}}))
 """
 
 TRAINED = {
@@ -108,35 +121,39 @@ TRAINED = {
 }
 
 
-def memory(args: Any) -> None:
+def memory(args: Any, clock: Clock) -> None:
     """A search on pictures that are decoded at each step: its peak memory; steps a second beside those in memory."""
     with tempfile.TemporaryDirectory(dir=args.scratch) as name:
         home = Path(name)
-        began = time.monotonic()
         draw_many(home / "many", args.pictures)
-        drawn = time.monotonic() - began
+        drawn = clock.gone
         say(f"drew {args.pictures:,} pictures in {drawn:.0f} s")
-        steps = {}
-        # In turns, so that a busier minute falls on both: in memory, decoded at each step, and again.
-        for label, gib in (("memory", 1.0), ("decoded", 0.05), ("memory again", 1.0), ("decoded again", 0.05)):
-            told_ = {
-                "task": {"name": "folder", "path": str(home / "many"), "size": SIDE, "channels": 3, "memory_gib": gib},
-                "architecture": TRAINED,
-                "batch_size": 64,
-                "steps": args.steps,
-            }
-            program = STEPS.format(here=str(HERE))
-            took, said = timed([sys.executable, "-c", program, json.dumps(told_)], home)
-            steps[label] = json.loads(said.splitlines()[-1]) | {"process": took}
-            say(f"{label}: {steps[label]}")
-        changes = ["task.memory_gib=0.05", "search.time=60s", "supernet.seconds=120", "final.candidates=4"]
-        settings = [word for change in [*changes, *args.set] for word in ("--set", change)]
+        asked = {
+            "task": {"name": "folder", "path": str(home / "many"), "size": SIDE, "channels": 3},
+            "architecture": TRAINED,
+            "batch_size": 64,
+            "steps": 100,
+            "seconds": 0.45 * clock.seconds,
+        }
+        took, said = timed([sys.executable, "-c", ROUNDS.format(here=str(HERE)), json.dumps(asked)], home)
+        steps = json.loads(said.splitlines()[-1])
+        pairs = zip(steps["decoded"]["steps_per_second"], steps["memory"]["steps_per_second"], strict=True)
+        ratios = sorted(slow / fast for slow, fast in pairs)
+        say(f"decoded at each step over in memory, of {len(ratios)} rounds: {ratios[len(ratios) // 2]:.3f}; {took}")
+        left = clock.left
+        changes = [
+            "task.memory_gib=0.05",
+            f"latency.profile={max(10, 0.1 * left):.0f}s",
+            f"supernet.seconds={max(10, 0.25 * left):.0f}",
+            f"search.time={max(10, 0.15 * left):.0f}s",
+            "final.candidates=4",
+            "final.train.steps=200",
+            *args.set,
+        ]
+        settings = [word for change in changes for word in ("--set", change)]
         took, table = timed([*NAS, "search", "--data", "many", "--name", "many", *settings], home)
         say(f"{table}\nsearch: {took}")
-        fast, slow = (
-            max(steps[n]["steps_per_second"] for n in steps if n.startswith(k)) for k in ("memory", "decoded")
-        )
-        write(
+        clock.write(
             "memory",
             {
                 **told(Run.open(home / "runs" / "many"), took),
@@ -147,7 +164,8 @@ def memory(args: Any) -> None:
                 "peak_gib": took["peak_together_mib"] / 1024,
                 "allowed_gib": 3,
                 "steps": steps,
-                "streamed_over_in_memory": slow / fast,
+                "streamed_over_in_memory": ratios[len(ratios) // 2],
+                "of_rounds": ratios,
             },
         )
 
@@ -183,6 +201,7 @@ from mixnas.search_space.cost import cost
 from mixnas.search_space.space import SearchSpace
 from mixnas.search_space.supernet import Supernet
 told = json.loads(sys.argv[1])
+open('/proc/self/oom_score_adj', 'w').write('1000')  # where memory ends, this ends, and nobody else
 config = load_config(told["config"])
 task = by_name(told["task"] or config.task.to_plain())
 space = SearchSpace.from_dict(config.space)
@@ -221,7 +240,7 @@ def available_gib() -> float:
     return int(line.split()[1]) / 2**20
 
 
-def sizes(args: Any) -> None:
+def sizes(args: Any, clock: Clock) -> None:
     """`space show`, `latency profile`, `query` for 1,000 architectures, and one step of a super-network, for both."""
     record: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
@@ -239,20 +258,26 @@ def sizes(args: Any) -> None:
             found["query_h100"], said = timed([*NAS, *asked, "--device", "nvidia-h100", "--estimate"], home)
             found["query_h100"]["median_ms"] = float(np.median([row["latency_ms"] for row in json.loads(said)]))
             say(f"{config}: query of an H100 {found['query_h100']}")
-            if args.profile:
-                tables = ["--tables", home / f"tables-{config}"]
-                profile = ["latency", "profile", "-c", file, "--budget", args.profile, *tables, "--json", *few]
-                found["profile_cpu"], said = timed([*NAS, *profile], home)
-                found["profile_cpu"] |= {"budget": args.profile, "accuracy": json.loads(said)["accuracy"]}
-                found["query_cpu"], said = timed([*NAS, *asked, *tables], home)
-                found["query_cpu"]["median_ms"] = float(np.median([row["latency_ms"] for row in json.loads(said)]))
-                say(f"{config}: profile {found['profile_cpu']}, query {found['query_cpu']}")
+            tables, budget = ["--tables", home / f"tables-{config}"], f"{PROFILE * clock.seconds:.0f}s"
+            profile = ["latency", "profile", "-c", file, "--budget", budget, *tables, "--json", *few]
+            found["profile_cpu"], said = timed([*NAS, *profile], home)
+            found["profile_cpu"] |= {"budget": budget, "accuracy": json.loads(said)["accuracy"]}
+            found["query_cpu"], said = timed([*NAS, *asked, *tables], home)
+            found["query_cpu"]["median_ms"] = float(np.median([row["latency_ms"] for row in json.loads(said)]))
+            say(f"{config}: profile {found['profile_cpu']}, query {found['query_cpu']}")
             if (there := available_gib()) < settings["needs_gib"]:
                 found["supernet_step"] = f"left out: it needs {settings['needs_gib']} GiB, and {there:.0f} were free"
                 say(f"{config}: a super-network's step was {found['supernet_step']}")
                 continue
             told_ = {"config": str(file), "seed": 0, **settings}
-            took, said = timed([sys.executable, "-c", STEP.format(here=str(HERE)), json.dumps(told_)], home)
+            try:
+                took, said = timed([sys.executable, "-c", STEP.format(here=str(HERE)), json.dumps(told_)], home)
+            except subprocess.CalledProcessError as error:
+                if error.returncode != -signal.SIGKILL:
+                    raise
+                found["supernet_step"] = f"was ended by the system: {there:.0f} GiB were free, and it needed more"
+                say(f"{config}: a super-network's step {found['supernet_step']}")
+                continue
             found["supernet_step"] = json.loads(said.splitlines()[-1]) | {"process": took}
             say(f"{config}: a super-network's step {found['supernet_step']}")
-    write("sizes", record)
+    clock.write("sizes", record)

@@ -8,31 +8,34 @@
     python benchmarks/tasks.py memory             200,000 pictures on disk: peak memory, and steps a second
     python benchmarks/tasks.py sizes              the two spaces of real size: seconds and memory
 
-The data is drawn here, from a seed. Times are of the whole process, as somebody who waits sees them.
+Each keeps to a budget of wall-clock time, which `--budget` changes: the phases of its search and what is trained beside
+it take their shares of it. The data is drawn here, from a seed. Times are of the whole process, as somebody who waits
+sees them; progress goes to stderr.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from _checkout import use_checkout
+from _checkout import ROOT, use_checkout
 
 use_checkout()
 
 import numpy as np  # noqa: E402
-from _tasks_common import NAS, say, timed, write  # noqa: E402
+from _tasks_common import CORES, NAS, RESULTS, Clock, say, timed  # noqa: E402
 from _tasks_dense import segmentation, super_resolution  # noqa: E402
 from _tasks_sequences import bytes_, mqar  # noqa: E402
 from _tasks_sizes import PICTURES, memory, sizes  # noqa: E402
 from PIL import Image, ImageDraw  # noqa: E402
 
+from mixnas.search.config import load_config  # noqa: E402
 from mixnas.search.run.directory import Run  # noqa: E402
+from mixnas.search_space.settings import parse_duration  # noqa: E402
 
 SHAPES = ("circle", "cross", "ring", "square", "triangle")
 
@@ -77,13 +80,28 @@ def draw_folder(folder: Path, each: int, seed: int) -> None:
             drawn(shape, rng).save(folder / shape / f"{i:04}.{'png' if i % 2 else 'jpg'}")
 
 
-def pictures(args: argparse.Namespace) -> None:
+def scaled(by: float) -> list[str]:
+    """Settings that make each phase of the embedded configuration so many times as long; none for 1: one command."""
+    if by == 1:
+        return []
+    plain = load_config(ROOT / "configs" / "pictures.yaml")
+    assert plain.search.time is not None and plain.supernet.seconds is not None and plain.final.train.steps is not None
+    return [
+        f"latency.profile={plain.latency.profile * by:.0f}s",
+        f"supernet.seconds={plain.supernet.seconds * by:.0f}",
+        f"search.time={plain.search.time * by:.0f}s",
+        f"final.train.steps={max(1, round(plain.final.train.steps * by))}",
+    ]
+
+
+def pictures(args: argparse.Namespace, clock: Clock) -> None:
     """The search, the export, and its answers to the files of pictures that nobody has seen."""
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         draw_folder(home / "shapes", 120, seed=0)
         draw_folder(home / "unseen", 40, seed=1)
-        settings = [word for change in args.set for word in ("--set", change)]
+        changes = [*scaled(clock.seconds / BUDGETS["pictures"]), *args.set]
+        settings = [word for change in changes for word in ("--set", change)]
         took, table = timed([*NAS, "search", "--data", "shapes", "--name", "shapes", *settings], home)
         say(f"{table}\nsearch: {took}")
         run = Run.open(home / "runs" / "shapes")
@@ -98,13 +116,14 @@ def pictures(args: argparse.Namespace) -> None:
             right.setdefault(file, []).append(Path(path).parent.name == label)
         card = json.loads((folder / "card.json").read_text())
         data = run.data()
-        write(
+        clock.write(
             "pictures",
             {
                 "pictures": {key: data[key] for key in ("summary", "labels", "counts", "pictures")},
                 "search": took,
+                "settings": changes,
                 "allowed_seconds": 480,
-                "cores": len(os.sched_getaffinity(0)),
+                "cores": CORES,
                 "phases": run.manifest["phases"],
                 "trials": dict(front.trials),
                 "front": [
@@ -134,17 +153,31 @@ PARTS = {
 }
 
 
+BUDGETS = {
+    "pictures": 480,
+    "mqar": 600,
+    "bytes": 900,
+    "super_resolution": 480,
+    "segmentation": 360,
+    "memory": 480,
+    "sizes": 360,
+}
+"""Seconds on two cores."""
+
+
 def main() -> None:
     """One part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--budget", metavar="TIME", help="wall-clock time of the part, such as 8m; by default its own")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the search: to try a part")
+    parser.add_argument("-o", "--results", type=Path, default=RESULTS, help="folder of the record: to try a part")
     parser.add_argument("--pictures", type=int, default=PICTURES, help="of memory: so many are drawn")
-    parser.add_argument("--steps", type=int, default=1500, help="of memory: so many are timed")
     parser.add_argument("--scratch", help="of memory: a folder on the disk that is meant")
-    parser.add_argument("--profile", default="4m", help="of sizes: time for the profile of this CPU; '' for none")
     args = parser.parse_args()
-    PARTS[args.part](args)
+    budget = BUDGETS[args.part] if args.budget is None else parse_duration(args.budget, "--budget")
+    say(f"{args.part}: some {budget:.0f} s")
+    PARTS[args.part](args, Clock(budget, args.results))
 
 
 if __name__ == "__main__":

@@ -61,7 +61,8 @@ _HEAD = "a head is the task's and not the space's: {} ends in `{}`"
 ELSEWHERE: dict[str, dict[tuple[str, str], str]] = {
     "operators": {
         ("head", "attsets"): _HEAD.format("digits", "pool"),
-        ("head", "offset_learning"): _HEAD.format("digits", "pool") + "; segmentation may end in it (`offsets`)",
+        ("head", "lr_aspp"): _HEAD.format("digits", "pool") + "; segmentation may end in it (`head`)",
+        ("head", "offset_learning"): _HEAD.format("digits", "pool") + "; segmentation may end in it (`head`)",
         ("head", "sub_pixel"): _HEAD.format("digits", "pool") + "; configs/super_resolution.yaml ends in it",
         ("head", "token"): _HEAD.format("digits", "pool") + "; configs/segmentation.yaml and the other tour end in it",
     },

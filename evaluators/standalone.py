@@ -15,6 +15,7 @@ from mixnas.evaluators.metrics import energy_of, metrics_of
 from mixnas.evaluators.other_devices import OtherDevices
 from mixnas.evaluators.pausing import NotThisTrainingError
 from mixnas.evaluators.protocol import Metric, Outcome, Part, Request, attempt
+from mixnas.evaluators.starting import begun
 from mixnas.evaluators.tasks.loading import by_name
 from mixnas.evaluators.tasks.task import Task
 from mixnas.evaluators.training import TrainConfig, TrainResult, evaluate, steps_of, train
@@ -201,7 +202,7 @@ class StandaloneEvaluator:
 
         def trained(begin: bytes | None) -> tuple[Network, TrainResult]:
             generator = torch.Generator().manual_seed(self._spec.seed)
-            network = Network(architecture, self.task.io, generator=generator)
+            network = begun(Network(architecture, self.task.io, generator=generator), self.task)
             result = train(
                 network,
                 self.task,

@@ -17,6 +17,7 @@ from mixnas.evaluators.batches import Batches, gather, in_order
 from mixnas.evaluators.pausing import Stream, captured, opened, restore, restore_random
 from mixnas.evaluators.protocol import standard_error
 from mixnas.evaluators.tasks.task import Accumulator, Task, asked
+from mixnas.evaluators.teaching import answers_of_teacher, taught_loss
 from mixnas.search_space.errors import ConfigError, NasError, StoppedEarly
 from mixnas.search_space.operators.auxiliary import collected
 from mixnas.search_space.operators.norms import norms_with_running_statistics, reset_running_statistics
@@ -218,8 +219,8 @@ def train(
             loss = torch.zeros((), device=device)
             for some_x, some_y in _in_parts(x, y, parts):
                 with precision_of(config, device), collected() as added:
-                    outputs = network(some_x)
-                    share = (task.training_loss(outputs, some_y) + sum(added)) * (len(some_x) / len(x))
+                    taught, outputs = answers_of_teacher(task, some_x), network(some_x)
+                    share = (taught_loss(task, outputs, some_y, taught) + sum(added)) * (len(some_x) / len(x))
                 share.backward()
                 loss = loss + share.detach()
             if config.clip:

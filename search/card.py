@@ -8,6 +8,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from mixnas.evaluators.starting import by_unit, why_not
 from mixnas.evaluators.tasks.decoding import read_picture
 from mixnas.search.policies import used
 from mixnas.search.run.directory import Run
@@ -15,7 +18,7 @@ from mixnas.search.run.front import SHARE, Front, Member
 from mixnas.search.run.integrity import EXPORT_FORMAT, EXPORT_MANIFEST
 from mixnas.search.study.objectives import parse_constraints
 from mixnas.search_space.cost import unit_cost
-from mixnas.search_space.errors import exactly
+from mixnas.search_space.errors import exactly, listed
 from mixnas.search_space.files import dump_yaml
 from mixnas.search_space.formats.format import Format
 from mixnas.search_space.network import Network
@@ -175,10 +178,38 @@ def card(
         "versions": manifest["versions"],
         "io": network.io.to_plain(),
         **{key: value for key, value in run.data().items() if value and key in _TOLD},
+        **trained_before(run.data(), network, shared=search.get("evaluator") == "supernet"),
         "files": dict(files),
         "config": config,
         **({"instead": instead} if instead else {}),
     }
+
+
+def trained_before(data: Mapping[str, Any], network: Network, *, shared: bool) -> dict[str, Any]:
+    """Which trained networks this one goes by: its teacher, and what it began with.
+
+    Args:
+        data: Of the run, see `recorded`.
+        network: What is exported.
+        shared: Whether it comes from a super-network, which takes smaller units too.
+    """
+    found: dict[str, Any] = {}
+    if teacher := data.get("teacher"):
+        found["teacher"] = {**teacher}
+    if init := data.get("init"):
+        with torch.random.fork_rng(devices=[]):  # as it was trained, and not as it is deployed
+            trained = by_unit(Network(network.architecture, network.io).state_dict())
+        own = {unit: {name: tuple(t.shape) for name, t in tensors.items()} for unit, tensors in trained.items()}
+        earlier = {unit: {n: tuple(shape) for n, shape in shapes.items()} for unit, shapes in init["units"].items()}
+        left = {}
+        for unit, shapes in own.items():
+            if unit not in earlier:
+                left[unit] = "the earlier network has none"
+            elif why := why_not(earlier[unit], shapes, smaller=False):
+                left[unit] = f"in part or not at all: {why}" if shared else why
+        taken = [unit for unit in own if unit not in left]
+        found["init"] = {"from": init["from"], "sha256": init["sha256"], "taken": taken, "not_taken": left}
+    return found
 
 
 def budget(front: Front, member: Member) -> list[str]:
@@ -305,6 +336,7 @@ def readme(plain: Mapping[str, Any], network: Network) -> str:
         "outputs = answer(inputs)  # NumPy arrays; any number of inputs",
         "```",
         "",
+        *_trained_before(plain),
         *_products(plain),
         "## Architecture",
         "",
@@ -339,12 +371,31 @@ def _classes(plain: Mapping[str, Any], io: IOSpec) -> list[str]:
         lines += [f"Classes, in the order of the outputs: {', '.join(plain['labels'])}.", ""]
     if "target" in plain:
         lines += ["It answers with (target - mean) / std; `load.in_units(outputs)` gives the targets' own unit.", ""]
+    if io.padded:
+        lines += [f"Series shorter than {io.size[0]} moments are filled up with NaN at their end.", ""]
     if io.mean is not None:
         of = "pixels, 0 to 255" if "pictures" in plain else "numbers"
         lines += [f"It reads raw {of}: what standardises them is part of the network.", ""]
     if "pictures" in plain and plain.get("labels"):
         lines += ["`python load.py PICTURE` prints the class of a picture's file (needs Pillow).", ""]
     return lines
+
+
+def _trained_before(plain: Mapping[str, Any]) -> list[str]:
+    """The networks that it learned from and began with."""
+    lines = []
+    if teacher := plain.get("teacher"):
+        lines.append(
+            f"- It learned from {teacher['file']} too (SHA-256 {teacher['sha256']}): {teacher['weight']:.0%} of the "
+            f"loss, temperature {teacher['temperature']:g}."
+        )
+    if init := plain.get("init"):
+        lines.append(
+            f"- It began with the weights of {init['from']} (SHA-256 {init['sha256']}) in "
+            f"{listed(init['taken']) or 'no unit'}."
+        )
+        lines += [f"  - {unit} not: {why}." for unit, why in init["not_taken"].items()]
+    return ["## Networks that were trained before", "", *lines, ""] if lines else []
 
 
 def _products(plain: Mapping[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ from mixnas.evaluators.tasks.choosing import task_of
 from mixnas.evaluators.tasks.loading import by_name
 from mixnas.evaluators.tasks.task import Task, recorded
 from mixnas.search.config import Config, read_config
+from mixnas.search_space import registry
 from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.files import load_yaml
 from mixnas.search_space.settings import apply_overrides
@@ -60,10 +61,20 @@ def _suited(task: Task) -> dict[str, Any]:
         if any(extent // stride % 2 for extent in io.size):
             for stage in space["stages"][1:]:
                 del stage["downsample"]  # an odd grid cannot be halved
+    if io.padded:
+        _without_what_cannot_be_told(plain["space"], io.kind)
     first, *_ = plain["objectives"]
     if task.metric != first:
         plain["objectives"] = {task.metric: task.direction, "latency_ms": "min", "params": "min"}
     return plain
+
+
+def _without_what_cannot_be_told(space: dict[str, Any], kind: str) -> None:
+    """Take the operators out that cannot pass over padding: the series have different lengths."""
+    for stage in space["stages"]:
+        for axis in ("mixer", "gate", "channel_mixer"):
+            named = [(op if isinstance(op, str) else op["name"], op) for op in stage["block"][axis]]
+            stage["block"][axis] = [op for name, op in named if registry.get(axis, name).serves_padded(kind)]
 
 
 def _as_it_was_read(task: Task) -> dict[str, Any]:

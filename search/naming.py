@@ -39,8 +39,10 @@ class Named:
 
     @classmethod
     def schema(cls) -> Schema:
-        """What is read, as a JSON Schema: its options are whoever's it names."""
-        named = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+        """What is read, as a JSON Schema: its options are whoever's it names, beside those of every task."""
+        teacher: Schema = {"anyOf": [{"type": "string"}, {"type": "object", "required": ["file"]}]}
+        of_all: Schema = {"teacher": teacher, "init": {"type": "string"}, "at_most": {"type": "integer", "minimum": 1}}
+        named = {"type": "object", "properties": {"name": {"type": "string"}, **of_all}, "required": ["name"]}
         return {"anyOf": [{"type": "string"}, named]}
 
 

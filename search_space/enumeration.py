@@ -62,7 +62,9 @@ def entries(space: SearchSpace, io: IOSpec, s: int, befores: list[Context]) -> l
         for op in ops_of(space.tree.stem):
             check_stem(op, io)
             size = registry_size_after("stem", op, io.before)
-            sites += [Site("stem", "", "stem", op, io.before, Context(w, size, io.kind)) for w in stage.width]
+            sites += [
+                Site("stem", "", "stem", op, io.before, Context(w, size, io.kind, io.padded)) for w in stage.width
+            ]
         befores = list(dict.fromkeys(site.after for site in sites))
     name = f"stages.{s}.downsample"
     for op, before in itertools.product(ops_of(stage.downsample), befores):
@@ -71,7 +73,7 @@ def entries(space: SearchSpace, io: IOSpec, s: int, befores: list[Context]) -> l
         check_op("downsample", op, before, name)
         size = registry_size_after("downsample", op, before)
         widths = (before.width,) if s == 0 else stage.width  # a stem answers with the first stage's width already
-        sites += [Site(name, "", "downsample", op, before, Context(w, size, io.kind)) for w in widths]
+        sites += [Site(name, "", "downsample", op, before, Context(w, size, io.kind, io.padded)) for w in widths]
     return sites
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
@@ -76,9 +77,21 @@ def _check_op(axis: str, op: Op, context: Context) -> None:
             f"{label} {op.name!r} does not serve {context.kind} tasks (it serves {', '.join(operator.kinds)}). "
             f"Allowed: {', '.join(suitable)}."
         )
+    if context.padded and not operator.serves_padded(context.kind):
+        able = [n for n in registry.names(axis) if _serves_padded(axis, n, context.kind)]
+        raise ConfigError(
+            f"{label} {op.name!r} cannot be told where a series ends: its answers would change with what stands behind "
+            f"the end, or how much. The series have different lengths. Allowed for these: {', '.join(able) or 'none'}. "
+            "Choose one of them, cut all series to one length (task.length), or use kind: causal."
+        )
     problem = operator.check(context, op.options) if operator.check else None
     if problem:
         raise ConfigError(f"{label} {op}: {problem}. Choose other values, or another width or input size.")
+
+
+def _serves_padded(axis: str, name: str, kind: str) -> bool:
+    operator = registry.get(axis, name)
+    return kind in operator.kinds and operator.serves_padded(kind)
 
 
 def check_op(axis: str, op: Op, context: Context, where: str) -> None:
@@ -135,11 +148,36 @@ def checked_plan(architecture: Architecture, io: IOSpec) -> tuple[tuple[str, Uni
     return planned
 
 
-def _named(name: str, module: nn.Module) -> nn.Sequential:
+def _named(name: str, module: nn.Module, wrap: type[nn.Sequential] = nn.Sequential) -> nn.Sequential:
     """The operator's name in the parameter's name: operators never share weights by accident, and files read well."""
-    wrapper = nn.Sequential()
+    wrapper = wrap()
     wrapper.add_module(name, module)
     return wrapper
+
+
+def padding_apart(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Series with zeros where they have ended, and which positions are there, (B, L, 1)."""
+    valid = ~x[..., :1].isnan()
+    return torch.where(valid, x, 0.0), valid
+
+
+def padding_back(y: Tensor, valid: Tensor) -> Tensor:
+    """With NaN where a series has ended: so the next unit is told, and no gradient comes from there."""
+    return torch.where(valid, y, torch.nan)
+
+
+def _is_told(axis: str, op: Op, context: Context) -> bool:
+    """Whether an operator is told which positions are there; where nothing is padded, nothing is looked up."""
+    return context.padded and op.name in registry.names(axis) and registry.get(axis, op.name).takes_valid
+
+
+class _Padded(nn.Sequential):
+    """An operator that reads series which have ended before others: as without them, each position by itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, L, C) to (B, L, C'), NaN where there is nothing."""
+        x, valid = padding_apart(x)
+        return padding_back(super().forward(x), valid)
 
 
 class TokenBranch(nn.Module):
@@ -153,10 +191,19 @@ class TokenBranch(nn.Module):
         self.mixer = _named(mixer.name, make("mixer", "mixer", mixer, context, context, unit.quant))
         self.gate = nn.ModuleDict({gate.name: make("gate", "gate", gate, context, context, unit.quant)})
         self._gate = gate.name
+        self._padded = context.padded
+        self._told = context.kind != "causal" and _is_told("mixer", mixer, context)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ..., C) to the same."""
+        if self._padded:
+            return self._of_padded(x)
         return x + self.gate[self._gate](self.norm(x), self.mixer)
+
+    def _of_padded(self, x: Tensor) -> Tensor:
+        x, valid = padding_apart(x)
+        mixer = functools.partial(self.mixer[0], valid=valid) if self._told else self.mixer
+        return padding_back(x + self.gate[self._gate](self.norm(x), mixer), valid)
 
 
 class ChannelBranch(nn.Module):
@@ -169,9 +216,13 @@ class ChannelBranch(nn.Module):
         self.norm = _named(norm.name, make("norm", "norm", norm, context, context, None))
         module = make("channel_mixer", "channel_mixer", mixer, context, context, unit.quant)
         self.channel_mixer = _named(mixer.name, module)
+        self._padded = context.padded
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ..., C) to the same."""
+        if self._padded:
+            x, valid = padding_apart(x)
+            return padding_back(x + self.channel_mixer(self.norm(x)), valid)
         y: Tensor = self.channel_mixer(self.norm(x))
         return x + y
 
@@ -184,6 +235,8 @@ class Head(nn.Module):
         norm, head = unit.op("norm"), unit.op("head")
         self.norm = _named(norm.name, make("norm", "norm", norm, unit.before, unit.before, None))
         self.output = _named(head.name, make("output", "head", head, unit.before, unit.after, None))
+        self._padded = unit.before.padded
+        self._told = _is_told("head", head, unit.before)
 
     @property
     def linear(self) -> nn.Linear | None:
@@ -193,11 +246,19 @@ class Head(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """What `linear` reads."""
+        if self._padded:
+            x, valid = padding_apart(x)
+            told = {"valid": valid} if self._told else {}
+            return self.output[0].features(self.norm(x), **told)  # type: ignore[operator,no-any-return]
         features: Tensor = self.output[0].features(self.norm(x))  # type: ignore[operator]
         return features
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, *size, C) to the head's answers."""
+        if self._padded:
+            x, valid = padding_apart(x)
+            told = {"valid": valid} if self._told else {}
+            return self.output[0](self.norm(x), **told)  # type: ignore[no-any-return]
         answers: Tensor = self.output(self.norm(x))
         return answers
 
@@ -211,7 +272,8 @@ def build_unit(unit: Unit, make: Make = _build) -> nn.Module:
     if unit.role == "head":
         return Head(unit, make)
     ((axis, op),) = unit.ops
-    return _named(op.name, make("", axis, op, unit.before, unit.after, None))
+    module = make("", axis, op, unit.before, unit.after, None)
+    return _named(op.name, module, _Padded if unit.before.padded else nn.Sequential)
 
 
 @torch.no_grad()
@@ -332,7 +394,7 @@ class Network(nn.Module):
 def _reading(stem: nn.Module, io: IOSpec) -> nn.Module:
     """A stem that first standardises what it reads: part of the network, not of its unit: nobody counts it."""
     assert io.mean is not None and io.std is not None
-    wrapper = nn.Sequential()
+    wrapper = _Padded() if io.padded else nn.Sequential()
     wrapper.add_module("standardise", Standardise(io.mean, io.std).to(next(stem.parameters()).device))
     for name, operator in stem.named_children():
         wrapper.add_module(name, operator)

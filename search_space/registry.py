@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import fnmatch
 import importlib
+import inspect
 import math
 import pkgutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
+from functools import cached_property
 from typing import Any, TypeVar
 
 from mixnas.search_space.errors import ConfigError, NasError, exactly, listed, nearest, shown
@@ -39,11 +41,13 @@ class Context:
         width: Channels, the last dimension.
         size: Token grid: (height, width) of an image, (length,) of a sequence.
         kind: "image", "sequence" (bidirectional) or "causal".
+        padded: Whether examples may be shorter than `size`: what is not there is NaN between units.
     """
 
     width: int
     size: tuple[int, ...]
     kind: str
+    padded: bool = False
 
     @property
     def tokens(self) -> int:
@@ -122,7 +126,7 @@ class Operator:
         kinds: The kinds of task that it serves.
         paper: Where it comes from.
         knobs: Its settings.
-        check: See `register`.
+        check, pointwise, one_length: See `register`.
     """
 
     axis: str
@@ -132,6 +136,24 @@ class Operator:
     paper: str
     knobs: Mapping[str, Knob] = field(default_factory=dict)
     check: Callable[[Context, Mapping[str, Value]], str | None] | None = None
+    pointwise: bool = False
+    one_length: bool = False
+
+    @cached_property
+    def takes_valid(self) -> bool:
+        """Whether its `forward` can be told which positions are there, `valid` (B, L, 1)."""
+        return "valid" in inspect.signature(self.build.forward).parameters  # type: ignore[attr-defined]
+
+    def serves_padded(self, kind: str) -> bool:
+        """Whether its answers where something is are the same whatever lies behind it, and however much of it.
+
+        What sees no later position need not be told, unless it gives one answer to all of them.
+        """
+        if self.axis == "quant" or self.pointwise or self.takes_valid:
+            return True
+        if self.one_length:
+            return False
+        return kind == "causal" and self.axis not in BETWEEN
 
 
 STRUCTURE: Mapping[str, Knob] = {
@@ -164,6 +186,8 @@ def register(
     knobs: Mapping[str, Knob] | None = None,
     check: Callable[[Context, Mapping[str, Value]], str | None] | None = None,
     aliases: tuple[str, ...] = (),
+    pointwise: bool = False,
+    one_length: bool = False,
 ) -> Callable[[_Class], _Class]:
     """Class decorator that registers a module as an operator.
 
@@ -176,6 +200,10 @@ def register(
         knobs: Its settings; the class takes them as keyword arguments of the same names.
         check: `check(context, knobs)` returns why that combination is impossible, or None.
         aliases: Former names, under which stored architectures may have it; the canonical form has `name`.
+        pointwise: Whether it answers at each position from that position alone. What looks at others may be told which
+            of them are there: `forward` then has an argument `valid`, (B, L, 1) bool or None for all.
+        one_length: Whether what it answers at a position depends on how many there are in all, even where no later one
+            is looked at: its weights are of one length, or all positions share something.
 
     Raises:
         NasError: The name is taken or cannot be one, or the axis or a kind does not exist.
@@ -201,7 +229,7 @@ def register(
             if taken is not None and taken.build is not cls:
                 here, there = (f"{c.__module__}.{c.__qualname__}" for c in (cls, taken.build))
                 raise NasError(f"{axis} {known!r} is registered twice: by {there} and by {here}. Rename one.")
-        _operators[axis, name] = Operator(axis, name, cls, kinds, paper, knobs, check)
+        _operators[axis, name] = Operator(axis, name, cls, kinds, paper, knobs, check, pointwise, one_length)
         _aliases.update({(axis, alias): name for alias in aliases})
         return cls
 

@@ -249,6 +249,10 @@ class Supernet(nn.Module):
                 self._networks.popitem(last=False)
         return network
 
+    def rule_of(self, name: str) -> Rule:
+        """By which smaller tensors of this name lie in the stored one; see `slicing_rules`."""
+        return self._rules[name]
+
     def touched(self, architectures: Iterable[Architecture]) -> list[nn.Parameter]:
         """The store's parameters that the sub-networks of these architectures are views of, each once."""
         views = (view for architecture in architectures for view in self.subnet(architecture).parameters())

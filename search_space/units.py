@@ -47,6 +47,7 @@ class IOSpec:
         head_knobs: Those of the head's knobs that are not at their defaults: {"scale": 3}, or pairs.
         mean, std: Of each input channel. Given both, a network itself begins with (x - mean) / std, and so does what is
             exported of it: it reads raw numbers, as pixels from 0 to 255.
+        padded: Whether sequences of features may be shorter than `size`: they are filled up with NaN at their end.
 
     Raises:
         ConfigError: A kind, an extent or a number that cannot be.
@@ -68,6 +69,7 @@ class IOSpec:
     mean: tuple[float, ...] | None = field(default=None, repr=False)
     std: tuple[float, ...] | None = field(default=None, repr=False)
     head_knobs: tuple[tuple[str, Value], ...] = ()
+    padded: bool = field(default=False, repr=False)  # without which the digests of earlier super-networks stand
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -93,6 +95,8 @@ class IOSpec:
             given = repr(self.head_knobs)
             raise ConfigError(f'IOSpec: head_knobs is {given}. It must be a mapping, as in {{"scale": 3}}.') from None
         object.__setattr__(self, "head_knobs", knobs)
+        if self.padded and (self.kind == "image" or self.tokens):
+            raise ConfigError("IOSpec: padded is of sequences of features. Leave it out.")
         self._check_normalisation()
 
     def _check_normalisation(self) -> None:
@@ -142,11 +146,11 @@ class IOSpec:
     @property
     def before(self) -> Context:
         """What the stem reads."""
-        return Context(self.in_features, self.size, self.kind)
+        return Context(self.in_features, self.size, self.kind, self.padded)
 
     def after(self, size: tuple[int, ...]) -> Context:
         """What a head answers with on the grid `size`."""
-        return Context(self.num_outputs, size, self.kind)
+        return Context(self.num_outputs, size, self.kind, self.padded)
 
     def to_plain(self) -> dict[str, Any]:
         """Plain data; `from_plain` is its inverse."""
@@ -157,8 +161,9 @@ class IOSpec:
             else:
                 plain[name] = list(plain[name])
         plain["head_knobs"] = dict(self.head_knobs)
-        if not self.head_knobs:  # as it was written before heads had knobs
-            del plain["head_knobs"]
+        for name in ("head_knobs", "padded"):  # as it was written before there were these
+            if not plain[name]:
+                del plain[name]
         return plain
 
     @classmethod
@@ -230,14 +235,16 @@ class Unit:
         }
         if self.quant is not None:
             plain["quant"] = self.quant.to_plain()
-        if self.tokens:
-            plain["tokens"] = True
+        for name, flag in (("tokens", self.tokens), ("padded", self.before.padded)):
+            if flag:
+                plain[name] = True
         return plain
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Unit:
         """The inverse of `to_plain`."""
-        before, after = (Context(plain[n][0], tuple(plain[n][1:]), plain["kind"]) for n in ("before", "after"))
+        padded = bool(plain.get("padded", False))
+        before, after = (Context(plain[n][0], tuple(plain[n][1:]), plain["kind"], padded) for n in ("before", "after"))
         ops = tuple((axis, Op.from_plain(op)) for axis, op in plain["ops"].items())
         quant = Op.from_plain(plain["quant"]) if "quant" in plain else None
         return cls(plain["role"], ops, before, after, quant, bool(plain.get("tokens", False)))
@@ -316,11 +323,11 @@ def plan(
     context = io.before
     for s, stage in enumerate(architecture.stages):
         if s == 0:
-            after = Context(stage.width, size_after("stem", architecture.stem, context), io.kind)
+            after = Context(stage.width, size_after("stem", architecture.stem, context), io.kind, io.padded)
             units.append(("stem", stem_unit(architecture.stem, io, after)))
             context = after
         if s > 0 or stage.downsample.name != "none":
-            after = Context(stage.width, size_after("downsample", stage.downsample, context), io.kind)
+            after = Context(stage.width, size_after("downsample", stage.downsample, context), io.kind, io.padded)
             units.append((f"stages.{s}.downsample", downsample_unit(stage.downsample, context, after)))
             context = after
         for b, block in enumerate(stage.blocks):

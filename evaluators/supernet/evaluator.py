@@ -17,6 +17,7 @@ from mixnas.evaluators.costs import SpaceCosts, costs
 from mixnas.evaluators.metrics import energy_of, metrics_of
 from mixnas.evaluators.other_devices import OtherDevices
 from mixnas.evaluators.protocol import Metric, Outcome, Part, Request, attempt, guarded
+from mixnas.evaluators.starting import begun
 from mixnas.evaluators.supernet.judging import SubnetJudge, fine_tune
 from mixnas.evaluators.supernet.processes import processes
 from mixnas.evaluators.supernet.sampling import FairSampler
@@ -167,7 +168,7 @@ class SupernetEvaluator:
 
     def _trained(self, report: Report, should_stop: Callable[[], bool] | None) -> SubnetJudge:
         spec = self._spec
-        supernet = Supernet(self.space, self.task.io, torch.Generator().manual_seed(spec.seed))
+        supernet = begun(Supernet(self.space, self.task.io, torch.Generator().manual_seed(spec.seed)), self.task)
         judge = self._judge_of(supernet)
         if spec.checkpoint is not None and is_trained(spec.checkpoint):
             self._train(supernet, SILENT, should_stop)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mixnas.evaluators.batches import gather
+from mixnas.evaluators.starting import begun
 from mixnas.evaluators.supernet.probe import ends_linearly, fitted
 from mixnas.evaluators.tasks.task import Examples, Task
 from mixnas.evaluators.training import TrainConfig, TrainResult, calibrate, judged, recalibrate, train
@@ -236,6 +237,9 @@ def fine_tune(
         DivergedError: The loss became NaN or infinite.
         StoppedEarly: `should_stop` said so.
     """
-    network = supernet.extract(architecture) if inherit else Network(architecture, supernet.io, generator=generator)
+    if inherit:
+        network = supernet.extract(architecture)
+    else:
+        network = begun(Network(architecture, supernet.io, generator=generator), task)
     result = train(network, task, config, generator=generator, device=device, report=report, should_stop=should_stop)
     return network, result

@@ -31,6 +31,7 @@ from mixnas.evaluators.batches import Batches
 from mixnas.evaluators.supernet.processes import Group, processes
 from mixnas.evaluators.supernet.sampling import CORNERS, FairSampler
 from mixnas.evaluators.tasks.task import Task
+from mixnas.evaluators.teaching import answers_of_teacher, taught_loss
 from mixnas.evaluators.training import (
     DivergedError,
     TrainConfig,
@@ -368,25 +369,27 @@ class _Training:
         """Gradients of one step's sub-networks on this process's share; the loss of the first."""
         x, y = x.chunk(self.group.size)[self.group.rank], y.chunk(self.group.size)[self.group.rank]
         self.supernet.zero_grad()
+        with precision_of(self.config, self.device):
+            taught = answers_of_teacher(self.task, x)
         teacher: Tensor | None = None
         first = 0.0
         for architecture in architectures:
             network = self.supernet.subnet(architecture).train()
             with precision_of(self.config, self.device), collected() as added:
                 outputs = network(x)
-                loss = self._loss(outputs, teacher, y) + sum(added)
+                loss = self._loss(outputs, teacher, y, taught) + sum(added)
             (loss / len(architectures)).backward()
             if teacher is None:
                 teacher, first = outputs.detach(), loss.item()
         return first
 
-    def _loss(self, outputs: Tensor, teacher: Tensor | None, y: Tensor) -> Tensor:
+    def _loss(self, outputs: Tensor, teacher: Tensor | None, y: Tensor, taught: Tensor | None) -> Tensor:
         share = 0.0 if teacher is None else self.config.distillation
         distilled = self.task.distillation(outputs, teacher, y) if teacher is not None and share else None
         if distilled is None:
-            return self.task.training_loss(outputs, y)
+            return taught_loss(self.task, outputs, y, taught)
         loss = share * distilled
-        return loss + (1 - share) * self.task.training_loss(outputs, y) if share < 1 else loss
+        return loss + (1 - share) * taught_loss(self.task, outputs, y, taught) if share < 1 else loss
 
     # -- time -------------------------------------------------------------------------------------------------------
 
@@ -441,7 +444,9 @@ class _Training:
         config = {k: v for k, v in asdict(self.config).items() if k not in ("checkpoint_every", "probe", "processes")}
         return {
             "space": _space_digest(self.supernet),
-            "task": json.dumps([self.task.name, getattr(self.task, "label_smoothing", None)]),
+            "task": json.dumps(
+                [self.task.name, getattr(self.task, "label_smoothing", None), *_trained_before(self.task)]
+            ),
             "config": json.dumps(config, sort_keys=True),
             "seed": str(self.seed),
         }
@@ -498,6 +503,11 @@ def _seed_global(seed: int, device: torch.device) -> None:
     if device.type == "cuda":
         with torch.cuda.device(device):
             torch.cuda.manual_seed(seed)
+
+
+def _trained_before(task: Task) -> list[str]:
+    """Digests of the networks that a training goes by."""
+    return [one.digest for one in (getattr(task, "teacher", None), getattr(task, "start", None)) if one is not None]
 
 
 def _space_digest(supernet: Supernet) -> str:

@@ -74,6 +74,10 @@ class ArrayPictures(PictureTask):
             of_splits[name] = splits[name].targets
         size, channels = next(iter(shapes))[:2], next(iter(shapes))[2]
         train = pixels["train"]
+        if options.randaugment and train.dtype != np.uint8:
+            raise ConfigError(
+                f"{where}: randaugment is of pixels from 0 to 255, and these are {train.dtype}. Leave it."
+            )
         sums = np.zeros((2, channels))
         for start in range(0, len(parts["train"]), _AT_ONCE):
             sums += moments(train[parts["train"][start : start + _AT_ONCE]])

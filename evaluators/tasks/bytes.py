@@ -31,6 +31,12 @@ _BYTES = 256
 _LEFT_OUT = ("site-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__")  # of the standard library
 
 
+_LEAST = 2
+"""Windows of a split that networks are judged on: of one there is no telling by how much its score is off."""
+_FEW = 32
+"""Fewer are used, and told."""
+
+
 class Windows:
     """Neighbouring windows of a text that do not overlap: each byte is asked for once.
 
@@ -104,6 +110,7 @@ class Bytes(Task):
         by_split = _split(texts, validation, test, seed)
         sizes = {"train": None, "validation": validation_size, "test": test_size}
         splits = {name: _windows(by_split[name], length, sizes[name], f"{where}: {name}") for name in SPLITS}
+        few = [name for name in SPLITS[1:] if len(splits[name]) < _FEW]
         self.train, self.validation, self.test = (splits[name] for name in SPLITS)
         self.io = IOSpec("causal", (length,), _BYTES, _BYTES, head="token", tokens=True)
         total = hashlib.sha256()
@@ -113,7 +120,7 @@ class Bytes(Task):
         windows = "/".join(f"{len(splits[name]):,}" for name in SPLITS)
         self._about = {
             "summary": f"{len(texts):,} files of {where}; {cut} bytes for train/validation/test, {windows} windows of "
-            f"{length} bytes",
+            f"{length} bytes" + (f"; {' and '.join(few)} tell little: give more text or a lower length" if few else ""),
             "files": len(texts),
             "sha256": total.hexdigest(),
         }
@@ -200,9 +207,11 @@ def _split(texts: Mapping[str, bytes], validation: float, test: float, seed: int
 
 def _windows(text: NDArray[np.uint8], length: int, most: int | None, where: str) -> Windows:
     count = (len(text) - 1) // length
-    if count < 1:
+    needed = 1 if most is None else _LEAST
+    if count < needed:
         raise ConfigError(
-            f"{where} has {len(text):,} bytes; a window needs {length + 1:,}. Give more, or lower length."
+            f"{where} has {len(text):,} bytes, which is {count} windows; {needed} of {length} bytes need "
+            f"{needed * length + 1:,}. Give more text, lower length, or raise the share of that split."
         )
     chosen = np.arange(count) if most is None else np.unique(np.linspace(0, count - 1, min(most, count)).astype(int))
     return Windows(text, length, torch.from_numpy(chosen * length))

@@ -114,6 +114,8 @@ def _check_split(split: Any, io: IOSpec, where: str) -> None:
             raise ConfigError(f"{where}: tokens range from {low} to {high}, io allows 0 to {io.in_features - 1}.")
     elif inputs.dtype != torch.float32:
         raise ConfigError(f"{where}: inputs are {inputs.dtype}, they must be floating point, float32: inputs.float().")
+    elif io.padded:
+        _check_ends(inputs, where)
     elif not bool(torch.isfinite(inputs).all()):
         raise ConfigError(f"{where}: inputs hold NaN or infinity.")
     if tuple(targets.shape[1 : 1 + len(io.grid)]) != io.grid:
@@ -123,6 +125,18 @@ def _check_split(split: Any, io: IOSpec, where: str) -> None:
         )
     if isinstance(split, Split) and not bool(_labelled(targets, io).any()):
         raise ConfigError(f"{where}: no target is labelled, all are {IGNORE}; nothing could be learned or judged.")
+
+
+def _check_ends(inputs: Tensor, where: str) -> None:
+    """Series that may be shorter: finite numbers, and behind the end NaN in each channel."""
+    there = inputs.isfinite().all(-1)
+    ended = inputs.isnan().all(-1)
+    lengths = there.sum(1, keepdim=True)
+    before = torch.arange(inputs.shape[1], device=inputs.device) < lengths
+    if not bool((there | ended).all()) or not torch.equal(there, before) or not bool(lengths.all()):
+        raise ConfigError(
+            f"{where}: an input is no series of finite numbers with NaN behind its end, in each channel (io.padded)."
+        )
 
 
 def _labelled(targets: Tensor, io: IOSpec) -> Tensor:

@@ -21,6 +21,7 @@ READS = (
     "a .csv or .parquet file of series",
     "CIFAR's archive or its folder",
     "the folder of MNIST-style IDX files",
+    "a folder that Hugging Face's save_to_disk wrote",
     "a folder with pictures in images/ and their masks in masks/",
     "a text file (.txt, .md, .py) or a folder of them",
 )
@@ -52,6 +53,8 @@ def _of_folder(place: Path) -> str:
         return "idx"
     if {"data_batch_1.bin", "data_batch_1"} & names or {"train.bin", "test.bin"} <= names or names >= _CIFAR_100:
         return "cifar"
+    if {"state.json", "dataset_dict.json"} & names:
+        return "huggingface"
     folders = {entry.name.lower() for entry in place.iterdir() if entry.is_dir()}
     if {"images", "masks"} <= folders or _has_pairs(place):
         return "segmentation"

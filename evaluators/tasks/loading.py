@@ -121,8 +121,9 @@ def by_name(spec: str | Mapping[str, Any], /, **options: Any) -> Task:
     Args:
         spec: A name ("digits"), "package.module:Class", or a mapping {name: ..., option: value} as in a
             configuration file.
-        **options: Keyword arguments of the task's class, added to those of the mapping; and `at_most`, the number of
-            examples that each split has at most.
+        **options: Keyword arguments of the task's class, added to those of the mapping; and what every task has:
+            `teacher`, a trained network to learn from (`evaluators.teaching`), `init`, a run or an export to begin
+            with (`evaluators.starting`), and `at_most`, the number of examples that each split has at most.
 
     Returns:
         The task, checked for all that a task must have.
@@ -140,11 +141,19 @@ def by_name(spec: str | Mapping[str, Any], /, **options: Any) -> Task:
     from mixnas.evaluators.isolation import undisturbed
     from mixnas.evaluators.tasks import checks  # and torch with them, whose state is put back too
 
-    at_most = options.pop("at_most", None)
+    at_most, teacher, init = (options.pop(name, None) for name in ("at_most", "teacher", "init"))
     with undisturbed():
         task = _made(spec, options, checks.check_class)
     with undisturbed():
         checked = checks.check_task(task, spec)
+    if teacher is not None:
+        from mixnas.evaluators.teaching import Teacher, TeacherConfig
+
+        checked.teacher = Teacher(TeacherConfig.from_plain(teacher, f"task {spec!r}: teacher"), checked)
+    if init is not None:
+        from mixnas.evaluators.starting import Start
+
+        checked.start = Start(init, f"task {spec!r}: init")
     if at_most is None:
         return checked
     from mixnas.evaluators.tasks.thinning import thinned

@@ -77,6 +77,8 @@ class PictureOptions:
         flip: Whether training pictures are mirrored left to right.
         crop: Whether they are shifted, by up to an eighth of their extent.
         jitter: How far brightness and contrast are changed: by a factor from 1 - `jitter` to 1 + `jitter`.
+        randaugment: How many operations of RandAugment each training picture goes through; 0 for none.
+        magnitude: Of those, from 0 to 30.
         erase: Share of the training pictures in which a rectangle is erased.
         mixup: Number of the Beta distribution by which two pictures are mixed; 0 for none.
         cutmix: Likewise of those that get a rectangle of another.
@@ -90,6 +92,8 @@ class PictureOptions:
     flip: bool = True
     crop: bool = True
     jitter: float = 0.0
+    randaugment: int = 0
+    magnitude: float = 9.0
     erase: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
@@ -100,7 +104,8 @@ class PictureOptions:
         check_shares(where, self.validation, self.test, self.seed)
         check_flags(where, weighted=self.weighted, flip=self.flip, crop=self.crop)
         check_share(where, jitter=self.jitter, label_smoothing=self.label_smoothing)
-        for name, high in (("erase", 1.0), ("mixup", 10.0), ("cutmix", 10.0)):
+        check_whole(where, low=0, high=16, randaugment=self.randaugment)
+        for name, high in (("magnitude", 30.0), ("erase", 1.0), ("mixup", 10.0), ("cutmix", 10.0)):
             value: object = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= high:
                 raise ConfigError(f"{where}: {name} is {value!r}, it must be a number from 0 to {high:g}.")

@@ -18,6 +18,7 @@ from mixnas.evaluators.tasks.augmenting import erased, jittered, mirrored, mixed
 from mixnas.evaluators.tasks.decoding import decode_many
 from mixnas.evaluators.tasks.digits import random_shift
 from mixnas.evaluators.tasks.options import PictureOptions
+from mixnas.evaluators.tasks.randaugment import rand_augmented
 from mixnas.evaluators.tasks.task import SPLITS, Examples, Task
 from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.units import IOSpec
@@ -222,6 +223,8 @@ class PictureTask(Task):
             inputs = random_shift(inputs, self._shift, fill, generator)
         if options.jitter:
             inputs = jittered(inputs, options.jitter, generator)
+        if options.randaugment:
+            inputs = rand_augmented(inputs, options.randaugment, options.magnitude, fill, generator)
         if options.erase:
             inputs = erased(inputs, options.erase, fill, generator)
         if options.mixup or options.cutmix:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ SHAPES = ("background", "disc", "square", "cross")
 _MASKS = (".png", ".bmp", ".gif", ".tif", ".tiff", ".pgm")  # without loss
 _DRAWN = {"train": 800, "validation": 200, "test": 400}
 _MOST_CLASSES = 255
+_HEADS = ("sub_pixel", "lr_aspp", "offset_learning")
 
 
 class Pairs:
@@ -92,9 +93,9 @@ class Segmentation(Task):
         path: The folder; by default shapes of any colour are drawn on noise (`SHAPES`).
         labels: Names of the classes by number; by default their numbers.
         size: Extent of what networks read, one number or [height, width]; by default as of `folder`, 32 for drawn ones.
-        stride: How many pixels of each extent a token of the last stage has: the head is `sub_pixel` with this scale,
-            `token` where it is 1.
-        offsets: Whether the head is `offset_learning`: classes attend to tokens and tokens to classes. Of stride 1.
+        stride: How many pixels of each extent a token of the last stage has, which the head makes up for.
+        head: "sub_pixel", a convolution (`token` where stride is 1); "lr_aspp", light and over two scales; or
+            "offset_learning", classes attend to tokens and tokens to classes, of stride 1.
         channels: 1 or 3.
         weighted: Whether a class counts the more in training the fewer pixels it has.
         flip: Whether training pictures are mirrored left to right.
@@ -118,7 +119,7 @@ class Segmentation(Task):
         labels: Sequence[str] | None = None,
         size: int | Sequence[int] | None = None,
         stride: int = 2,
-        offsets: bool = False,
+        head: Literal["sub_pixel", "lr_aspp", "offset_learning"] = "sub_pixel",
         channels: int = 3,
         weighted: bool = False,
         flip: bool = True,
@@ -132,12 +133,14 @@ class Segmentation(Task):
         where = f"task {self.name}"
         extents = checked_size(where, size)
         check_whole(where, low=1, high=16, stride=stride)
+        if head not in _HEADS:
+            raise ConfigError(f"{where}: head is {head!r}. Allowed: {', '.join(_HEADS)}.")
         if channels not in (1, 3) or isinstance(channels, bool):
             raise ConfigError(f"{where}: channels is {channels!r}. Allowed: 1, 3.")
-        check_flags(where, weighted=weighted, flip=flip, crop=crop, offsets=offsets)
-        if offsets and stride > 1:
+        check_flags(where, weighted=weighted, flip=flip, crop=crop)
+        if head == "offset_learning" and stride > 1:
             raise ConfigError(
-                f"{where}: offsets is true and stride is {stride}. Its head answers each token: 1."
+                f"{where}: stride is {stride}. The head offset_learning answers each token: set stride to 1."
             )
         check_shares(where, validation, test, seed)
         check_share(where, label_smoothing=label_smoothing)
@@ -155,7 +158,8 @@ class Segmentation(Task):
             extents = extents or (suited(_median_extent(pairs)),) * 2
             _check_room(where, pairs, extents, channels, memory_gib)
             found = {name: _decoded(pairs[name], extents, channels, names) for name in SPLITS}
-        head = "sub_pixel" if stride > 1 else "offset_learning" if offsets else "token"
+            if names is None:
+                _check_numbers(found, pairs)
         self._set_up(found, names, stride, head, weighted)
         self._flip, self._shift = flip, max(1, min(self.io.size) // 8) if crop else 0
         height, width = self.io.size
@@ -193,9 +197,10 @@ class Segmentation(Task):
             raise ConfigError(f"task {self.name}: stride is {stride}, which does not divide {height}x{width}.")
         first, second = np.sum([moments(one) for one in pixels], axis=0) / (len(pixels) * height * width)
         spread = np.sqrt(np.maximum(second - first**2, 0.25))
+        ends_in = "token" if stride == 1 and head == "sub_pixel" else head
         self.io = IOSpec(
             "image", (height, width), channels, count,
-            head=head, head_knobs=(("scale", stride),) if head == "sub_pixel" else (),
+            head=ends_in, head_knobs=(("scale", stride),) if ends_in in ("sub_pixel", "lr_aspp") else (),
             out_size=(height, width),
             mean=tuple(round(float(v), 4) for v in first), std=tuple(round(float(v), 4) for v in spread),
         )  # fmt: skip
@@ -383,6 +388,30 @@ def _decoded(
                 f"{allowed - 1} ({listed(names or ())}); {UNLABELLED} where nothing is known."
             )
     return pixels, masks
+
+
+def _check_numbers(
+    found: Mapping[str, tuple[NDArray[np.uint8], NDArray[np.uint8]]], pairs: Mapping[str, Sequence[Pair]]
+) -> None:
+    """Refuse a number behind a gap: without names of classes it is more likely a slip than one class more."""
+    there = np.zeros(256, dtype=bool)
+    for _, masks in found.values():
+        there[np.unique(masks)] = True
+    there[UNLABELLED] = False
+    numbers = np.flatnonzero(there)
+    gaps = np.flatnonzero(~there[: int(numbers[-1]) + 1]) if len(numbers) else numbers
+    if not len(gaps):
+        return
+    odd = int(numbers[numbers > gaps[0]][0])
+    pair = next(
+        pair for name, (_, masks) in found.items() for pair, mask in zip(pairs[name], masks, strict=True) if odd in mask
+    )
+    known = f"0 to {gaps[0] - 1}" if gaps[0] else "not 0"
+    raise ConfigError(
+        f"{visible(str(pair.mask))}: holds the number {odd}, and no mask holds {gaps[0]}: the classes so far are "
+        f"{known}. Number them from 0 without gaps, write {UNLABELLED} where nothing is known, or say "
+        "task.labels."
+    )
 
 
 # -- shapes that are drawn ----------------------------------------------------------------------------------------

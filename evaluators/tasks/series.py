@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mixnas.evaluators.tasks.arrays import class_numbers
@@ -41,18 +42,34 @@ def _read(
         if x.ndim not in (2, 3) or x.dtype.kind not in "iuf" or 0 in x.shape:
             raise ConfigError(f"{where}: series have shape {x.shape} and type {x.dtype}; it is (n, length, channels).")
         series = x.astype(np.float32).reshape(*x.shape[:2], -1)
-        if not np.isfinite(series).all():
-            raise ConfigError(f"{where}: series hold NaN or infinity. Fill them in, or leave the series out.")
+        lengths = _lengths(where, series)
         y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
         if y.ndim != 1 or len(y) != len(x) or y.dtype.kind not in "iufbUS":
             raise ConfigError(f"{where}: targets have shape {y.shape} and type {y.dtype}; one for each of {len(x)}.")
-        series = cut_to(where, list(series), length)
+        series = cut_to(where, [one[:n] for one, n in zip(series, lengths, strict=True)], length)
         found[split] = Table(series, y, tuple(f"channel {i}" for i in range(series.shape[-1])))
     return found, file.labels()
 
 
+def _lengths(where: str, series: NDArray[np.float32]) -> NDArray[np.int64]:
+    """(n,) moments of each series, whose end is where all that follows is NaN in every channel."""
+    there: NDArray[np.bool_] = np.any(~np.isnan(series), axis=2)
+    lengths = np.where(np.any(there, axis=1), there.shape[1] - np.argmax(there[:, ::-1], axis=1), 0)
+    before = np.arange(series.shape[1])[None, :, None] < lengths[:, None, None]
+    if not (np.isfinite(series) | ~before).all() or not lengths.all():
+        first = int(np.flatnonzero(~(np.isfinite(series) | ~before).all((1, 2)) | (lengths == 0))[0])
+        raise ConfigError(
+            f"{where}: series hold NaN or infinity, series {first} first. Fill them in, or leave the series out; of "
+            "one that is shorter than others, all moments behind its end are NaN in each channel."
+        )
+    return lengths
+
+
 class Series(Task):
     """Series in a file. Networks read raw numbers, and standardise them themselves.
+
+    Series of different lengths are filled up with NaN to the longest. Networks are then of operators that can be told
+    where a series ends (`IOSpec.padded`), or, with kind "causal", of any that see no later moment.
 
     A number that is to be answered is learned as (number - mean) / std of the training targets; the metric, the mean
     absolute error, is in the numbers' own unit, and `load.py` of an export answers in it.
@@ -62,7 +79,7 @@ class Series(Task):
             `npz`.
         answers: "class", "number", or "auto": classes where targets are words, or at most 100 different whole numbers.
         kind: "sequence", or "causal" where no position may see later ones.
-        length: Series are cut after so many moments; none where all have as many.
+        length: Series are cut after so many moments; none for as many as the longest has.
         target, id, time: Names of columns, see `read_csv`.
         validation, test: Shares, where the file has no such split.
         seed: Of that.
@@ -139,10 +156,12 @@ class Series(Task):
         self.train, self.validation, self.test = (split(name) for name in SPLITS)
         steps, channels = next(iter(shapes))
         seen = self.train.inputs.double()
-        mean, std = seen.mean((0, 1)), seen.std((0, 1), correction=0)
+        padded = any(bool(getattr(self, name).inputs.isnan().any()) for name in SPLITS)
+        mean = seen.nanmean((0, 1))
+        std = (seen - mean).square().nanmean((0, 1)).sqrt()
         std[std < 1e-12] = 1.0
         self.io = IOSpec(
-            kind, (int(steps),), int(channels), len(classes) if self._of_classes else 1,
+            kind, (int(steps),), int(channels), len(classes) if self._of_classes else 1, padded=padded,
             mean=tuple(float(f"{v:.6g}") for v in mean.tolist()), std=tuple(float(f"{v:.6g}") for v in std.tolist()),
         )  # fmt: skip
         self._weights: Tensor | None = None
@@ -168,7 +187,9 @@ class Series(Task):
         count = "/".join(str(len(getattr(self, name))) for name in SPLITS)
         io = self.io
         what = f"of {len(self.labels)} classes" if self.labels else "with a number each"
-        summary = f"{sum(len(getattr(self, name)) for name in SPLITS):,} series {what}, {io.size[0]} moments of "
+        shortest = min(int((~getattr(self, name).inputs[..., 0].isnan()).sum(1).min()) for name in SPLITS)
+        moments = f"{shortest} to {io.size[0]}" if io.padded else str(io.size[0])
+        summary = f"{sum(len(getattr(self, name)) for name in SPLITS):,} series {what}, {moments} moments of "
         summary += f"{io.in_features} channel{'s' * (io.in_features > 1)}; {count} for train/validation/test"
         summary += f"; {self._told}" if self._told else ""
         target = {} if self._of_classes else {"target": {"mean": self._mean, "std": self._std}}

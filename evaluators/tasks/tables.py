@@ -36,7 +36,7 @@ class Table:
     """Series and their targets.
 
     Attributes:
-        series: (n, L, C) float32.
+        series: (n, L, C) float32; NaN behind the end of a series that is shorter than the longest.
         targets: (n,) numbers or words.
         channels: Names of the channels.
         told: What is read from which column, for a summary; "" where there are none.
@@ -53,7 +53,8 @@ def read_csv(path: Path, *, target: str | None, id: str | None, time: str | None
 
     With a column of ids that come again, a line is one moment of a series, in the order of the column of times, or of
     the lines; the other columns are channels, and the target is the same in all lines of a series. Without, or where
-    all ids differ, a line is a series, and the other columns are its moments in order.
+    all ids differ, a line is a series, and the other columns are its moments in order: one that is shorter has empty
+    cells at its end.
 
     Args:
         path: The file, UTF-8; "," or ";" or tabs between the columns, and with the latter two a decimal comma too.
@@ -61,10 +62,10 @@ def read_csv(path: Path, *, target: str | None, id: str | None, time: str | None
             stands with x and z.
         id: The column of ids; by default id, series or series_id, where there is one.
         time: The column of times, numbers; by default time, t, step or timestamp, where there is one.
-        length: Series are cut after so many moments; None where all have as many.
+        length: Series are cut after so many moments; None for as many as the longest has.
 
     Raises:
-        ConfigError: Something is missing or no finite number, lengths differ or are 1, or two columns might be the
+        ConfigError: Something is missing or no finite number, all have one moment, or two columns might be the
             target or the id. It names the line or the columns.
     """
     where = visible(str(path))
@@ -193,7 +194,7 @@ def _as_table(
     channels = [name for name in columns if name not in taken]
     if not channels:
         raise ConfigError(f"{where}: has no column of values beside {listed(taken)}.")
-    values = _numbers(where, rows, [columns.index(name) for name in channels], channels)
+    values = _numbers(where, rows, [columns.index(name) for name in channels], channels, open_end=wide)
     words = [row[columns.index(found["target"])].strip() for row in rows]
     if "" in words:
         raise ConfigError(
@@ -207,7 +208,8 @@ def _as_table(
     told = f"{', '.join(parts)}, {'moments' if wide else 'channels'} {visible(listed(channels))}"
     if wide:
         series, names = values[..., None], ("value",)
-        return Table(cut_to(where, list(series), length), _as_targets(where, words), names, told)
+        ended = [one[: int(there.sum())] for one, there in zip(series, ~np.isnan(values), strict=True)]
+        return Table(cut_to(where, ended, length), _as_targets(where, words), names, told)
     order = range(len(rows))
     if found["time"] is not None:
         times = _numbers(where, rows, [columns.index(found["time"])], [found["time"]])[:, 0]
@@ -240,12 +242,15 @@ def _column(
 
 
 def _numbers(
-    where: str, rows: Sequence[Sequence[str]], columns: Sequence[int], names: Sequence[str]
+    where: str, rows: Sequence[Sequence[str]], columns: Sequence[int], names: Sequence[str], *, open_end: bool = False
 ) -> NDArray[np.float32]:
-    """(rows, columns) finite numbers."""
-    found = np.empty((len(rows), len(columns)), dtype=np.float64)
+    """(rows, columns) finite numbers; with an open end, NaN for the empty cells behind a row's last number."""
+    found = np.full((len(rows), len(columns)), math.nan)
     for number, row in enumerate(rows):
-        for at, column in enumerate(columns):
+        count = len(columns)
+        while open_end and count > 1 and not row[columns[count - 1]].strip():
+            count -= 1
+        for at, column in enumerate(columns[:count]):
             try:
                 found[number, at] = math.nan if "_" in row[column] else float(row[column])
             except ValueError:
@@ -261,23 +266,20 @@ def _numbers(
 
 
 def cut_to(where: str, series: Sequence[NDArray[np.float32]], length: int | None) -> NDArray[np.float32]:
-    """(n, L, C) of series that have one length, or are cut to one."""
-    lengths = [len(one) for one in series]
-    if length is None and min(lengths) != max(lengths):
-        raise ConfigError(
-            f"{where}: series have from {min(lengths)} to {max(lengths)} moments, and networks read one length: no "
-            f"operator passes padding over. Say task.length={min(lengths)} to take the first {min(lengths)} of each, "
-            "or bring them to one length."
-        )
-    wanted = length or lengths[0]
+    """(n, L, C) of series that are cut to a length, or to that of the longest; NaN behind the end of shorter ones."""
+    longest = max(map(len, series))
+    wanted = length or longest
     if wanted < 2:
         raise ConfigError(
             f"{where}: series have 1 moment, and need 2 at least. Give a line for each moment, with the id of its "
             "series, or a line for a series with a column for each moment; of an .npz file x is (n, length, channels)."
         )
-    if min(lengths) < wanted:
-        raise ConfigError(f"{where}: a series has {min(lengths)} moments, and length asks for {wanted}.")
-    return np.stack([one[:wanted] for one in series])
+    if longest < wanted:
+        raise ConfigError(f"{where}: the longest series has {longest} moments, and length asks for {wanted}.")
+    found = np.full((len(series), wanted, series[0].shape[-1]), np.nan, dtype=np.float32)
+    for row, one in zip(found, series, strict=True):
+        row[: len(one)] = one[:wanted]
+    return found
 
 
 def _as_targets(where: str, words: Sequence[str]) -> NDArray[Any]:

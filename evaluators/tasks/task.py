@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,10 @@ from torch import Tensor
 from mixnas.search_space.cost import METRICS as COSTS
 from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.units import IOSpec
+
+if TYPE_CHECKING:
+    from mixnas.evaluators.starting import Start
+    from mixnas.evaluators.teaching import Teacher
 
 IGNORE = -100
 """A target that is not scored, as in `torch.nn.functional.cross_entropy`."""
@@ -145,6 +149,8 @@ class Task:
             below 1.
         train, validation, test: The splits; see `Split`, `Examples`.
         labels: Names of the classes in the order of the outputs, where they have names.
+        teacher: A trained network that networks learn from beside the targets; see `evaluators.teaching`.
+        start: A run whose weights networks begin with where they fit; see `evaluators.starting`.
 
     Examples:
         >>> import mixnas, torch
@@ -168,6 +174,8 @@ class Task:
     validation: Examples
     test: Examples
     labels: tuple[str, ...] = ()
+    teacher: Teacher | None = None
+    start: Start | None = None
 
     _loss_smooths: ClassVar[bool] = True
 
@@ -266,9 +274,10 @@ class Task:
 
 
 def recorded(task: Task) -> dict[str, Any]:
-    """`Task.record`; a task that does not inherit from `Task` need not have one."""
+    """`Task.record`, and which trained networks it goes by; a task that is none of `Task` need not have one."""
     said: Callable[[], Mapping[str, Any]] = getattr(task, "record", dict)
-    return dict(said())
+    trained = {"teacher": getattr(task, "teacher", None), "init": getattr(task, "start", None)}
+    return {**said(), **{name: one.record() for name, one in trained.items() if one is not None}}
 
 
 def _are_classes(outputs: Tensor, targets: Tensor) -> bool:

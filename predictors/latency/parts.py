@@ -276,7 +276,7 @@ class _Places:
         """The grid behind a stem or a downsample on a grid of `size`."""
         if stage == 0 and op.name == "none":  # the network has no such unit
             return size
-        return self.size_after(axis, op, Context(self.io.in_features, size, self.io.kind))
+        return self.size_after(axis, op, Context(self.io.in_features, size, self.io.kind, self.io.padded))
 
     def behind(self, choice: OpChoice, axis: str, stage: int | None, before: _Grid) -> _Grid:
         """The grid behind a stem or a downsample; only the choices that decide it become digits."""
@@ -325,16 +325,16 @@ class _Places:
         own = self.digit(choice, axis, (stage, None))
         widths = (after,) if before is None or before is after else (before, after)
         digits = (own, *widths, *grid.digits)
-        kind = self.io.kind
+        kind, padded = self.io.kind, self.io.padded
 
         def frame(cell: tuple[int, ...]) -> Unit:
             op, size = own.values[cell[0]], grid.sizes[cell[1 + len(widths) :]]
             wide = [digit.values[position] for digit, position in zip(widths, cell[1:], strict=False)]
             assert isinstance(op, Op)
             inside = self.io.in_features if before is None else wide[0]
-            behind = Context(wide[-1], self.after(axis, op, size, stage), kind)  # type: ignore[arg-type]
+            behind = Context(wide[-1], self.after(axis, op, size, stage), kind, padded)  # type: ignore[arg-type]
             tokens = before is None and self.io.tokens
-            return Unit(axis, (), Context(inside, size, kind), behind, None, tokens)  # type: ignore[arg-type]
+            return Unit(axis, (), Context(inside, size, kind, padded), behind, None, tokens)  # type: ignore[arg-type]
 
         def fill(interner: Interner) -> _Filled:
             frames = np.empty([digit.size for digit in digits], dtype=np.int32)
@@ -420,7 +420,7 @@ class _Places:
         frames = np.empty((width.size, *grid.sizes.shape), dtype=np.int32)
         for position, wide in enumerate(width.values):
             for cell in np.ndindex(grid.sizes.shape):
-                context = Context(wide, grid.sizes[cell], self.io.kind)  # type: ignore[arg-type]
+                context = Context(wide, grid.sizes[cell], self.io.kind, self.io.padded)  # type: ignore[arg-type]
                 frames[(position, *cell)] = interner.frame(Unit(role, (), context, after(context)))
         return frames
 

@@ -12,7 +12,7 @@ from mixnas.kernels.norm import layer_norm, rms_norm
 from mixnas.search_space.registry import Context, Knob, Value, register
 
 
-@register("norm", "layer", paper="Ba et al. 2016, Layer Normalization (arXiv 1607.06450)")
+@register("norm", "layer", paper="Ba et al. 2016, Layer Normalization (arXiv 1607.06450)", pointwise=True)
 class LayerNorm(nn.LayerNorm):
     """Layer normalisation per token, eps 1e-6."""
 
@@ -24,7 +24,12 @@ class LayerNorm(nn.LayerNorm):
         return layer_norm(x, self.weight, self.bias, self.eps)
 
 
-@register("norm", "rms", paper="Zhang and Sennrich 2019, Root Mean Square Layer Normalization (arXiv 1910.07467)")
+@register(
+    "norm",
+    "rms",
+    paper="Zhang and Sennrich 2019, Root Mean Square Layer Normalization (arXiv 1910.07467)",
+    pointwise=True,
+)
 class RMSNorm(nn.RMSNorm):
     """Root-mean-square normalisation per token, eps 1e-6."""
 

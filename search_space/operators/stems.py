@@ -164,6 +164,7 @@ class EmbeddingStem(_Stem):
     "linear",
     paper="Vaswani et al. 2017, Attention Is All You Need (arXiv 1706.03762), section 3.4, for continuous features",
     knobs={"position": _POSITION},
+    pointwise=True,
 )
 class LinearStem(_Stem):
     """Each position projected by itself. (B, ..., C_in) to (B, ..., C)."""

@@ -37,3 +37,18 @@ def test_what_a_command_took_is_measured(tasks, tmp_path):
     took, said = tasks.timed([sys.executable, "-c", "print(sum(i * i for i in range(10**6)))"], tmp_path)
     assert said.strip() == "333332833333500000"
     assert took["cpu_seconds"] > 0 and took["seconds"] > 0 and took["peak_mib"] > 1
+
+
+def test_a_budget_is_shared_out_and_what_is_set_counts(tasks):
+    assert tasks.scaled(1) == []
+    assert "search.time=38s" in tasks.scaled(0.5) and "final.train.steps=300" in tasks.scaled(0.5)
+    clock = tasks.Clock(600)
+    assert clock.settings("mqar-hybrids", search=0.5, changes=["search.trials=2"]) == [
+        "search.time=300s",
+        "search.trials=2",
+    ]
+    found = clock.settings("segmentation", profile=0.1, supernet=0.3, search=0.2, final=0.001)
+    assert found[:3] == ["search.time=120s", "latency.profile=60s", "supernet.seconds=180"]
+    (steps,) = (int(one.partition("=")[2]) for one in found[3:])
+    assert 1 <= steps < 1000  # fewer than the configuration has: a thousandth of the time is not enough for those
+    assert set(tasks.BUDGETS) == set(tasks.PARTS)

@@ -105,6 +105,81 @@ class Head(nn.Module):
         return self.output(self.norm(x))
 '''
 
+_PADDED_FRAME = '''
+def apart(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Series with zeros where they have ended, which is where x is NaN, and which positions are there."""
+    valid = ~x[..., :1].isnan()
+    return torch.where(valid, x, 0.0), valid
+
+
+def back(y: Tensor, valid: Tensor) -> Tensor:
+    """NaN again where a series has ended."""
+    return torch.where(valid, y, torch.nan)
+
+
+class Padded(nn.Sequential):
+    """Operators of each position by itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, valid = apart(x)
+        return back(super().forward(x), valid)
+
+
+def padded(**operator: nn.Module) -> nn.Sequential:
+    """An operator under its name: so its weights are called in the file."""
+    return Padded(OrderedDict(operator))
+'''
+
+_OF_PADDED = (
+    (
+        """        return x + self.gate[0](self.norm(x), self.mixer)
+""",
+        """        x, valid = apart(x)
+        mixer = (lambda y: self.mixer[0](y, valid=valid)) if self.told else self.mixer
+        return back(x + self.gate[0](self.norm(x), mixer), valid)
+""",
+    ),
+    (
+        "mixer: nn.Module, gate: nn.Sequential) -> None:",
+        "mixer: nn.Module, gate: nn.Sequential, told: bool) -> None:",
+    ),
+    (
+        "        self.norm, self.mixer, self.gate = norm, mixer, gate\n",
+        "        self.norm, self.mixer, self.gate, self.told = norm, mixer, gate, told\n",
+    ),
+    (
+        """        return x + self.channel_mixer(self.norm(x))
+""",
+        """        x, valid = apart(x)
+        return back(x + self.channel_mixer(self.norm(x)), valid)
+""",
+    ),
+    (
+        """        return self.output(self.norm(x))
+""",
+        """        x, valid = apart(x)
+        return self.output[0](self.norm(x), valid) if self.told else self.output(self.norm(x))
+""",
+    ),
+    ("norm: nn.Module, output: nn.Module) -> None:", "norm: nn.Module, output: nn.Module, told: bool) -> None:"),
+    (
+        "        self.norm, self.output = norm, output\n",
+        "        self.norm, self.output, self.told = norm, output, told\n",
+    ),
+)
+"""What is otherwise in the frame of a network whose series have different lengths."""
+
+
+def _frame(padded: bool) -> str:
+    if not padded:
+        return _FRAME
+    text = _FRAME
+    for usual, changed in _OF_PADDED:
+        assert usual in text
+        text = text.replace(usual, changed)
+    return _PADDED_FRAME + "\n" + text
+
+
 _QUANTIZED = '''
 @torch.no_grad()
 def quantized(policy: Any, operator: nn.Module) -> nn.Module:
@@ -174,6 +249,10 @@ if __name__ == "__main__":
 
 _FRAME_NAMES = (
     "named",
+    "apart",
+    "back",
+    "Padded",
+    "padded",
     "TokenBranch",
     "ChannelBranch",
     "Block",
@@ -259,7 +338,7 @@ class _Writer:
         if axis == "stem" and self._network.io.mean is not None:
             of = [repr(self._network.io.mean), repr(self._network.io.std)]
             named.insert(0, f"standardise={_call(self._code.names[Symbol.of(Standardise)], of)}")
-        return _call("named", named)
+        return _call("padded" if unit.before.padded and axis in ("stem", "downsample") else "named", named)
 
     def _at(self, context: Context) -> str:
         return f"{self._context}({context.width}, {context.size!r}, {context.kind!r})".replace("'", '"')
@@ -271,7 +350,15 @@ class _Writer:
             return self._op(axis, op, unit)
         build = {"token": "TokenBranch", "channel": "ChannelBranch", "head": "Head"}[unit.role]
         arguments = [f"{'output' if axis == 'head' else axis}={self._op(axis, op, unit)}" for axis, op in unit.ops]
+        if unit.before.padded and unit.role in ("token", "head"):
+            arguments.append(f"told={self._told(unit)}")
         return _call(build, arguments)
+
+    def _told(self, unit: Unit) -> bool:
+        """Whether the operator that looks at several positions is told which of them are there."""
+        axis = "mixer" if unit.role == "token" else "head"
+        operator = registry.get(axis, unit.op(axis).name)
+        return operator.takes_valid and (axis == "head" or unit.before.kind != "causal")
 
     # -- the network --------------------------------------------------------------------------------------------------
 
@@ -331,7 +418,7 @@ class _Writer:
             *([_QUANTIZED] if any_quantized else []),
             *([_FOLDED] if any_folded else []),
             *([_MERGED] if any_merged else []),
-            _FRAME,
+            _frame(io.padded),
             self._class(),
             _LOAD.format(weights=weights, example=made),
         ]

@@ -15,6 +15,7 @@ from mixnas.search_space.registry import Context, Knob, register
     paper="Abdullah 2024, Activator: GLU Activation Function as the Core Component of a Vision Transformer "
     "(arXiv 2405.15953)",
     knobs={"expansion": Knob(2.0, low=0.25, high=16, doc="hidden width over width")},
+    pointwise=True,
 )
 class Activator(nn.Module):
     """down(norm(gelu(gate(x))) * norm(up(x))), with biases; one layer norm for both. As released it mixes no tokens."""

@@ -15,6 +15,7 @@ from mixnas.search_space.registry import Context, register
     "swiglu",
     paper="Shazeer 2020, GLU Variants Improve Transformer (arXiv 2002.05202), equation 6",
     knobs={"expansion": EXPANSION},
+    pointwise=True,
 )
 class SwiGLU(nn.Module):
     """W3 (silu(W1 x) * W2 x), without biases."""

@@ -16,6 +16,7 @@ EXPANSION = Knob(4.0, low=0.25, high=16, doc="hidden width over width")
     "mlp",
     paper="Vaswani et al. 2017 (arXiv 1706.03762), section 3.3, with GELU (arXiv 1606.08415)",
     knobs={"expansion": EXPANSION},
+    pointwise=True,
 )
 class MLP(nn.Module):
     """W2 gelu(W1 x), with biases."""

@@ -36,6 +36,7 @@ def _sees_the_future(context: Context, knobs: Mapping[str, Value]) -> str | None
         "form": Knob("mlp", choices=("mlp", "conv"), doc="tokens to feed-forward layers, or examples to convolutions"),
     },
     check=_sees_the_future,
+    one_length=True,
 )
 class MoE(nn.Module):
     """sum over the chosen experts e of g_e expert_e(x), g = softmax(router(x)), of two renormalised to sum 1.

@@ -7,7 +7,12 @@ from torch import Tensor, nn
 from mixnas.search_space.registry import Context, register
 
 
-@register("channel_mixer", "none", paper="Arora et al. 2023, Zoology (arXiv 2312.04927), blocks without an MLP")
+@register(
+    "channel_mixer",
+    "none",
+    paper="Arora et al. 2023, Zoology (arXiv 2312.04927), blocks without an MLP",
+    pointwise=True,
+)
 class NoChannelMixer(nn.Module):
     """The block has no second half."""
 

@@ -15,6 +15,7 @@ from mixnas.search_space.registry import Context, register
     "star_mlp",
     paper="Yu et al. 2024, MetaFormer Baselines for Vision (arXiv 2210.13452), section 3.1, StarReLU",
     knobs={"expansion": EXPANSION},
+    pointwise=True,
 )
 class StarMLP(nn.Module):
     """W2 (scale * relu(W1 x)^2 + bias), without other biases; scale and bias are one learned number each."""

@@ -25,6 +25,7 @@ def _heads_divide(context: Context, knobs: Mapping[str, Value]) -> str | None:
     paper=f"{_PAPER}, section 3, the headwise gate at position G1",
     knobs={"heads": Knob(4, low=1, high=64, doc="heads; divides the width")},
     check=_heads_divide,
+    pointwise=True,
 )
 class G1HeadSigmoid(nn.Module):
     """Acts on the output, computed from the input: each head's channels times one factor of sigmoid(W x), no bias.
@@ -44,7 +45,7 @@ class G1HeadSigmoid(nn.Module):
         return (mixer(x).unflatten(-1, (self.heads, -1)) * factors).flatten(-2)
 
 
-@register("gate", "value_gate", paper=f"{_PAPER}, section 3, position G2: what is mixed is gated")
+@register("gate", "value_gate", paper=f"{_PAPER}, section 3, position G2: what is mixed is gated", pointwise=True)
 class ValueGate(nn.Module):
     """Acts on the input: mixer(x * sigmoid(W x)), no bias.
 

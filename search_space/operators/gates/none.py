@@ -11,7 +11,9 @@ from mixnas.search_space.registry import Context, register
 Mixer = Callable[[Tensor], Tensor]
 
 
-@register("gate", "none", paper="Yu et al. 2022, MetaFormer Is Actually What You Need (arXiv 2111.11418)")
+@register(
+    "gate", "none", paper="Yu et al. 2022, MetaFormer Is Actually What You Need (arXiv 2111.11418)", pointwise=True
+)
 class NoGate(nn.Module):
     """The mixer alone."""
 

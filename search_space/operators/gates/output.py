@@ -14,6 +14,7 @@ from mixnas.search_space.registry import Context, register
     "gate",
     "output_sigmoid",
     paper="Qiu et al. 2025, Gated Attention for Large Language Models (arXiv 2505.06708), elementwise output gate",
+    pointwise=True,
 )
 class OutputSigmoid(nn.Module):
     """Acts on the output, computed from the input: mixer(x) * sigmoid(W x), one factor per element."""

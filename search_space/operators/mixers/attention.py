@@ -50,10 +50,11 @@ class _Heads(nn.Module):
 class Attention(_Heads):
     """Multi-head softmax attention over all tokens, scale (C / heads)^-1/2; causal tasks see no later token."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, ..., C) to the same."""
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """(B, ..., C) to the same; `valid` (B, L, 1): which tokens there are to look at."""
         q, k, v = self.split(x)
-        return self.join(F.scaled_dot_product_attention(q, k, v, is_causal=self.causal), x)
+        mask = None if valid is None else valid.unsqueeze(1).transpose(2, 3)
+        return self.join(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal), x)
 
 
 @register(
@@ -68,10 +69,12 @@ class LinearAttention(_Heads):
 
     chunk = 64
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, ..., C) to the same."""
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """(B, ..., C) to the same; `valid` (B, L, 1): which tokens there are to look at."""
         q, k, v = self.split(x)
         q, k = F.elu(q) + 1, F.elu(k) + 1
+        if valid is not None:
+            k = k * valid.unsqueeze(1)
         if self.causal:
             return self.join(self._causal(q, k, v), x)
         denominator = q @ k.sum(dim=-2, keepdim=True).transpose(-1, -2)

@@ -76,6 +76,7 @@ class ConvProjectionAttention(nn.Module):
     "section 2.1",
     knobs={"heads": _HEADS},
     check=_heads_divide,
+    one_length=True,
 )
 class RelativeAttention(WindowAttention):
     """Multi-head softmax attention over all tokens, with a learned bias for each head and distance: one tile."""

@@ -12,7 +12,9 @@ from mixnas.search_space.operators.layers import KERNEL_SIZES, DepthwiseConv
 from mixnas.search_space.registry import Context, Knob, Value, register
 
 
-@register("mixer", "identity", paper="Yu et al. 2024, MetaFormer Baselines for Vision (arXiv 2210.13452)")
+@register(
+    "mixer", "identity", paper="Yu et al. 2024, MetaFormer Baselines for Vision (arXiv 2210.13452)", pointwise=True
+)
 class Identity(nn.Module):
     """No mixing of tokens."""
 
@@ -38,10 +40,15 @@ class Pooling(nn.Module):
         self.pool_size = pool_size
         self.causal = context.kind == "causal"
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, ..., C) to the same."""
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """(B, ..., C) to the same; `valid` (B, L, 1): which tokens count."""
         k = self.pool_size
-        if x.dim() == 4:
+        if valid is not None:
+            there = valid.to(x.dtype)
+            both = torch.cat([x * there, there], dim=-1).transpose(1, 2)
+            y = F.avg_pool1d(both, k, 1, k // 2).transpose(1, 2)
+            y = y[..., :-1] / y[..., -1:].clamp(min=0.5 / k)  # at a token that is there it is at least 1 / k
+        elif x.dim() == 4:
             y = F.avg_pool2d(x.permute(0, 3, 1, 2), k, 1, k // 2, count_include_pad=False).permute(0, 2, 3, 1)
         elif not self.causal:
             y = F.avg_pool1d(x.transpose(1, 2), k, 1, k // 2, count_include_pad=False).transpose(1, 2)
@@ -63,6 +70,12 @@ class DWConv(DepthwiseConv):
 
     def __init__(self, context: Context, *, kernel_size: int) -> None:
         super().__init__(context, kernel_size)
+
+    def forward(
+        self, x: Tensor, activation: str = "none", gate: Tensor | None = None, valid: Tensor | None = None
+    ) -> Tensor:
+        """See `DepthwiseConv`; `valid` (B, L, 1): what is not there is as what lies beyond the ends."""
+        return super().forward(x if valid is None else x * valid, activation, gate)
 
 
 def _has_branches(context: Context, knobs: Mapping[str, Value]) -> str | None:
@@ -98,7 +111,9 @@ class InceptionDWConv(nn.Module):
         self.branches = nn.ModuleList(DepthwiseConv(branch, extent) for extent in extents)
         self.split = [context.width - len(extents) * branch.width] + [branch.width] * len(extents)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, ..., C) to the same."""
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """(B, ..., C) to the same; `valid` (B, L, 1): what is not there is as what lies beyond the ends."""
+        if valid is not None:
+            x = x * valid
         untouched, *parts = x.split(self.split, dim=-1)
         return torch.cat([untouched, *(conv(part) for conv, part in zip(self.branches, parts, strict=True))], dim=-1)

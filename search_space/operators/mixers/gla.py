@@ -71,9 +71,11 @@ class GatedLinearAttention(nn.Module):
     def _normed(self, norm: nn.RMSNorm, x_BLHD: Tensor) -> Tensor:
         return normed(norm, x_BLHD).flatten(-2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, ..., C) to the same."""
-        s = (x if self.causal else self.local(x)).flatten(1, -2)
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """(B, ..., C) to the same; `valid` (B, L, 1): which tokens are written into the states."""
+        s = (x if self.causal else self.local(x if valid is None else x * valid)).flatten(1, -2)
+        if valid is not None:
+            s = s * valid
         q, k, v = (self._split(projection(s)) for projection in (self.query, self.key, self.value))
         low = self.decay_low(s)
         decay = self._decay(low, self.decay)

@@ -108,6 +108,7 @@ class SGConv(nn.Module):
         "threshold": Knob(0.001, low=0.0, high=1.0, doc="taps become smaller by this, and those below it zero"),
         "channels": Knob(1, choices=(1, 2), doc="kernels of each channel"),
     },
+    one_length=True,
 )
 class LongConv(nn.Module):
     """value(y) * sigmoid(gate(y)), y = gelu(k * x + skip x), k = sign(K) relu(|K| - threshold).

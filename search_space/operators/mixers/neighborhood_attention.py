@@ -22,6 +22,7 @@ from mixnas.search_space.registry import Context, Knob, register
         "dilation": Knob(1, low=1, high=64, doc="distance between neighbouring keys"),
     },
     check=_heads_divide,
+    one_length=True,
 )
 class NeighborhoodAttention(nn.Module):
     """Multi-head softmax attention of each token to the `window` nearest along each axis, never fewer at borders.

@@ -23,6 +23,7 @@ def _is_small(context: Context, knobs: Mapping[str, Value]) -> str | None:
     "random_mixing",
     paper="Yu et al. 2024, MetaFormer Baselines for Vision (arXiv 2210.13452), section 3.2, RandFormer",
     check=_is_small,
+    one_length=True,
 )
 class RandomMixing(nn.Module):
     """R x, R = softmax of uniform numbers in each row, frozen; in causal tasks over the tokens so far.

@@ -36,8 +36,10 @@ class ShortConvGate(nn.Module):
         else:
             self.before, self.after, self.value, self.out = (Linear(width, width, bias=False) for _ in range(4))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, ..., C) to the same."""
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """(B, ..., C) to the same; `valid` (B, L, 1): what is not there is as what lies beyond the ends."""
+        if valid is not None:
+            x = x * valid
         if self.form == "baseconv":
             return self.conv(x, gate=self.gate(x)) + x
         y: Tensor = self.out(self.conv(self.before(x) * self.value(x), gate=self.after(x)))

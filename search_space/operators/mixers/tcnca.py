@@ -24,6 +24,7 @@ from mixnas.search_space.registry import Context, Knob, register
         "depth": Knob(3, choices=(1, 2, 3, 4), doc="windows, one on the other"),
         "chunk": Knob(64, low=1, high=4096, doc="tokens that attend to each other"),
     },
+    one_length=True,
 )
 class TCNCA(nn.Module):
     """update * (silu(carry(z) + out(silu(reset(z)) * a)) - x), z = silu(windows(x) + skip x), update = sigmoid of z.

@@ -37,6 +37,7 @@ def _generated(maps: Tensor, convs: nn.ParameterList, norms: nn.ModuleList, last
         "hidden": Knob(16, choices=(16, 32, 64), doc="channels of what makes the taps from it"),
         "layers": Knob(1, choices=(1, 2, 3), doc="of hidden channels, behind the first"),
     },
+    one_length=True,
 )
 class TVConv(nn.Module):
     """y[u] = sum over the window's taps j of taps_j[u] * x[u + j], each channel by itself.

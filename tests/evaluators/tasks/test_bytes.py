@@ -85,6 +85,15 @@ def test_a_single_file_is_cut_into_its_beginning_its_middle_and_its_end(folder):
     assert task_of(folder)["name"] == "bytes"
 
 
+def test_a_split_of_one_window_is_refused_and_few_are_told(folder):
+    (folder / "one.txt").write_bytes(bytes(range(1, 251)) * 4)
+    with pytest.raises(ConfigError, match="validation has 101 bytes, which is 1 windows; 2 of 64 bytes need 129"):
+        by_name("bytes", path=str(folder / "one.txt"), length=64)
+    told = by_name("bytes", path=str(folder / "one.txt"), length=8).record()["summary"]
+    assert told.endswith("windows of 8 bytes; validation and test tell little: give more text or a lower length")
+    assert "tell little" not in by_name("bytes", length=64).record()["summary"]
+
+
 def test_the_default_is_the_standard_library():
     task = by_name("bytes", length=64)
     assert len(task.train) > 50_000 and (len(task.validation), len(task.test)) == (512, 2048)
@@ -95,7 +104,7 @@ def test_the_default_is_the_standard_library():
     ("options", "said"),
     [
         ({"length": 1}, "length is 1"),
-        ({"length": 500}, "has .* bytes; a window needs 501"),
+        ({"length": 500}, "has .* bytes, which is 0 windows; . of 500 bytes need"),
         ({"pattern": "*.md"}, "no file that matches"),
         ({"validation": 0.9, "test": 0.2}, "some must be left to train"),
         ({"memory_gib": 0}, "Raise memory_gib"),

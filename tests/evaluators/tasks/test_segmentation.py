@@ -19,6 +19,8 @@ from mixnas.evaluators.training import TrainConfig, evaluate, train
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.network import Network
+from mixnas.search_space.space import SearchSpace
+from mixnas.search_space.supernet import Supernet
 from tests.contracts.task import DenseTaskContract
 
 COLOURS = np.array([[20, 20, 20], [220, 30, 30], [30, 220, 30]], dtype=np.uint8)
@@ -79,7 +81,7 @@ def test_masks_are_cut_and_brought_to_size_as_their_pictures_are(tmp_path):
 
 
 def test_classes_with_offsets_learn(folder):
-    task = by_name("segmentation", path=str(folder), size=16, stride=1, offsets=True)
+    task = by_name("segmentation", path=str(folder), size=16, stride=1, head="offset_learning")
     stages = [{"width": 8, "block": {"mixer": "dwconv", "channel_mixer": "mlp"}}]
     architecture = Architecture.from_dict({"stem": {"name": "conv", "stride": 1}, "stages": stages})
     generator = torch.Generator().manual_seed(0)
@@ -142,13 +144,19 @@ def test_bad_pairs_are_refused_by_name(folder):
             by_name("segmentation", path=str(folder), **options)
 
     refused("stride is 3, which does not divide", size=16, stride=3)
-    refused("offsets is true and stride is 2", size=16, stride=2, offsets=True)
+    refused("stride is 2. The head offset_learning", size=16, stride=2, head="offset_learning")
     refused(r"masks/.*\.png: holds the number 2, and the classes are 0 to 1", size=16, labels=["a", "b"])
     refused("class 'd' has no pixel in train", size=16, labels=["a", "b", "c", "d"])
     refused("names a class twice", labels=["a", "a"])
     refused("memory_gib allows 0", size=16, memory_gib=0)
     mask = folder / "masks" / "03.png"
     good = mask.read_bytes()
+    classes = np.asarray(Image.open(mask)).copy()
+    classes[:8, :8] = 200
+    Image.fromarray(classes).save(mask)
+    refused(
+        r"03\.png: holds the number 200, and no mask holds 3: the classes so far are 0 to 2.*255.*task.labels", size=16
+    )
     Image.new("L", (8, 8)).save(mask)
     refused(r"03\.png: has 8x8 pixels, and its picture 16x16")
     Image.new("RGB", (16, 16)).save(mask)
@@ -162,3 +170,23 @@ def test_bad_pairs_are_refused_by_name(folder):
     refused(r"more\.png: is the mask of no picture")
     (folder / "masks" / "more.png").rename(folder / "masks" / "03.jpg")
     refused(r"03\.jpg: cannot be one of the masks.*JPEG would mix")
+
+
+def test_the_light_head_answers_for_each_pixel_in_a_super_network_too():
+    block = {"mixer": "identity", "channel_mixer": "mlp"}
+    space = SearchSpace.from_dict(
+        {"stem": {"name": "conv", "stride": 2}, "stages": [{"width": [4, 8], "block": block}]}
+    )
+    for stride, stem in ((2, 2), (1, 1)):
+        task = by_name("segmentation", size=16, stride=stride, head="lr_aspp", at_most=8)
+        assert task.io.head == "lr_aspp" and task.io.grid == (16, 16)
+        if stem == 2:
+            supernet = Supernet(space, task.io, torch.Generator().manual_seed(0))
+            x, y = task.train.gather(torch.arange(4))
+            for choice in (supernet.smallest(), supernet.largest()):
+                views, own = supernet.subnet(choice).eval(), supernet.extract(choice).eval()
+                assert views(x).shape == (4, 16, 16, 4)
+                torch.testing.assert_close(views(x), own(x))
+                task.training_loss(supernet.subnet(choice).train()(x), y).backward()
+    with pytest.raises(ConfigError, match=r"head is 'aspp'\. Allowed: sub_pixel, lr_aspp"):
+        by_name("segmentation", head="aspp")

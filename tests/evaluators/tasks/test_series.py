@@ -13,7 +13,10 @@ from mixnas.evaluators.tasks.choosing import task_of
 from mixnas.evaluators.tasks.series import Series
 from mixnas.evaluators.tasks.tables import read_csv, read_parquet
 from mixnas.evaluators.tasks.task import SPLITS, Task
+from mixnas.search.data import config_for
+from mixnas.search_space.enumeration import check_space
 from mixnas.search_space.errors import ConfigError
+from mixnas.search_space.space import SearchSpace
 from tests.contracts.task import TaskContract
 
 
@@ -106,10 +109,9 @@ GOOD = "id,value,label\n" + "".join(f"{i},{t},{i % 2}\n" for i in range(8) for t
         ("a,label\n1,x\nnan,y\n", {}, "line 3: a is 'nan'"),
         ("a,label\n1,x\n,y\n", {}, "line 3: a is ''"),
         ("label\nx\n", {}, "no column of values"),
-        (GOOD + "7,9,1\n", {}, "series have from 4 to 5 moments.*task.length=4"),
         (GOOD + "7,9,0\n", {}, "series '7' has more than one target"),
         (GOOD, {"target": "lable"}, "no column is called 'lable'.* Did you mean 'label'"),
-        (GOOD, {"length": 5}, "a series has 4 moments, and length asks for 5"),
+        (GOOD, {"length": 5}, "the longest series has 4 moments, and length asks for 5"),
         (GOOD.replace(",0\n", ",1\n"), {}, "labels have 1 different values"),
         (GOOD, {"answers": "words"}, "answers is 'words'"),
         ("a,b,label\n1,2,x\n", {"answers": "number"}, "answers is 'number', and a target is 'x'"),
@@ -308,3 +310,61 @@ def test_what_a_float32_does_not_hold_is_called_that(tmp_path):
     with pytest.raises(ConfigError, match=r"column c1 is of type list<.*>; numbers and words are read") as caught:
         read_parquet(tmp_path / "d.parquet", target=None, id=None, time=None, length=None)
     assert "cannot be read as Parquet" not in str(caught.value)
+
+
+def test_series_of_different_lengths_are_filled_up(tmp_path):
+    """The same ones from each format: lines, cells, and arrays."""
+    rng, lengths = np.random.default_rng(0), [3, 6, 1, 4] * 6
+    series = [np.round(rng.normal(size=n), 3).astype(np.float32) for n in lengths]
+    words = ["walk", "run"] * 12
+    of_moments = [
+        f"s{i},{v!r},{w}" for i, (one, w) in enumerate(zip(series, words, strict=True)) for v in map(float, one)
+    ]
+    of_series = [
+        ",".join([*map(repr, map(float, one)), *[""] * (6 - len(one)), w]) for one, w in zip(series, words, strict=True)
+    ]
+    x = np.full((24, 6), np.nan, dtype=np.float32)
+    for row, one in zip(x, series, strict=True):
+        row[: len(one)] = one
+    np.savez(tmp_path / "d.npz", x=x, y=np.array(words))
+    csv_of(tmp_path / "moments.csv", "id,value,label", of_moments)
+    csv_of(tmp_path / "series.csv", "a,b,c,d,e,f,label", of_series)
+    tasks = [
+        by_name({"name": "series", "path": str(tmp_path / name)}) for name in ("d.npz", "moments.csv", "series.csv")
+    ]
+    assert "1 to 6 moments" in tasks[0].record()["summary"]
+    for task in tasks:
+        assert task.io.padded and task.io.size == (6,) and task.io == tasks[0].io
+        for name in SPLITS:
+            found, first = getattr(task, name).inputs, getattr(tasks[0], name).inputs
+            assert torch.equal(found.nan_to_num(-99), first.nan_to_num(-99))
+    known = np.concatenate([x[i][~np.isnan(x[i])] for i in tasks[0].record()["split"]["train"]]).astype(np.float64)
+    assert tasks[0].io.mean[0] == pytest.approx(known.mean(), rel=1e-4)
+    assert tasks[0].io.std[0] == pytest.approx(known.std(), rel=1e-4)
+
+
+@pytest.mark.parametrize("place", [(0, 1, 0), (3, slice(None), 0), (2, slice(None), slice(None))])
+def test_an_npz_with_a_hole_is_refused_and_says_which_series(place, tmp_path):
+    x = waves(20)
+    x[place] = np.nan
+    np.savez(tmp_path / "d.npz", x=x, y=np.arange(20) % 2)
+    with pytest.raises(ConfigError, match=rf"d\.npz: train: series hold NaN or infinity, series {place[0]} first"):
+        Series(path=str(tmp_path / "d.npz"))
+
+
+def test_the_space_for_them_has_no_mixer_that_cannot_be_told(tmp_path):
+    x = waves(40)
+    x[::2, 7:] = np.nan
+    np.savez(tmp_path / "d.npz", x=x, y=np.arange(40) % 2)
+    kept = {}
+    for kind in ("sequence", "causal"):
+        config = config_for(tmp_path / "d.npz", settings=[f"task.kind={kind}"])
+        task = by_name(config.task.to_plain())
+        check_space(SearchSpace.from_dict(config.space), task.io)
+        (stage,) = config.space["stages"]
+        kept[kind] = {op if isinstance(op, str) else op["name"] for op in stage["block"]["mixer"]}
+    assert kept["causal"] - kept["sequence"] == {"ssm"} and "attention" in kept["sequence"]
+    plain = {**config.space, "stages": [{**stage, "block": {"mixer": "ssm", "channel_mixer": "mlp"}}]}
+    io = by_name({"name": "series", "path": str(tmp_path / "d.npz")}).io
+    with pytest.raises(ConfigError, match="mixer 'ssm' cannot be told where a series ends"):
+        check_space(SearchSpace.from_dict(plain), io)

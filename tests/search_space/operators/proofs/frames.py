@@ -180,6 +180,19 @@ def sub_pixel_sequence(dtype):
     return head(channels_last(x)), expected
 
 
+@proof("head", "lr_aspp", "torch.nn: AvgPool2d, Conv2d of 1 x 1, AdaptiveAvgPool2d, Upsample, PixelShuffle(2)")
+def lr_aspp(dtype):
+    head = between("head", "lr_aspp", 6, 3, (4, 6), scale=2).to(dtype)
+    x = torch.randn(2, 6, 4, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+    def conv(layer: nn.Module, y: Tensor) -> Tensor:
+        return F.conv2d(y, layer.weight[:, :, None, None], layer.bias)
+
+    inside = conv(head.inside, nn.AvgPool2d(2)(x)).relu() * conv(head.gate, nn.AdaptiveAvgPool2d(1)(x)).sigmoid()
+    finer = nn.Upsample(scale_factor=2, mode="bilinear")(conv(head.coarse, inside))
+    return channels_first(head(channels_last(x))), nn.PixelShuffle(2)(conv(head.fine, x) + finer)
+
+
 for _scale, _published in ((2, 21_284), (3, 22_729), (4, 24_752)):
 
     @count("head", "sub_pixel", f"ESPCN, scale {_scale}", _published)
