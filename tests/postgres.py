@@ -102,7 +102,16 @@ def _free_port() -> int:
 
 
 def _started(folder: Path, port: int) -> subprocess.Popen[bytes]:
-    options = ["-c", "listen_addresses=127.0.0.1", "-c", f"port={port}", "-c", "unix_socket_directories="]
+    options = [
+        "-c",
+        "listen_addresses=127.0.0.1",
+        "-c",
+        f"port={port}",
+        "-c",
+        "unix_socket_directories=",
+        "-c",
+        "fsync=off",
+    ]
     command = [*_as_other(), str(programs() / "postgres"), "-D", str(folder / "data"), *options]
     with open(folder / "log", "ab") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, start_new_session=True)
@@ -141,8 +150,7 @@ def running() -> Iterator[Postgres]:
             yield server
         finally:
             if server.process.poll() is None:
-                server.process.send_signal(signal.SIGINT)  # at once, and in order
-                server.process.wait(60)
+                server.stop()
 
 
 @pytest.fixture(scope="session")

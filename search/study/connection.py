@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import logging
 import threading
 import time
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import optuna
 from optuna.storages import RDBStorage
+from optuna.study import StudyDirection
 
 from mixnas.search.study.server import EXTRA, Server
 from mixnas.search_space.errors import ConfigError, MachineError, StoppedEarly, without_password
@@ -64,30 +66,47 @@ class Connection:
         settings: dict[str, Any] = {"connect_args": arguments, "pool_pre_ping": True, "pool_size": 4}
         self._gone = False  # it was given up: whoever still asks need not wait as long again
         self._alive: frozenset[int] = frozenset()
-        self._ended, self._beats = threading.Event(), None
+        self._ended = threading.Event()
+        self._beats: threading.Thread | None = None
         self._engine = create_engine(server.url, **settings)
+        self.rdb: RDBStorage
         try:
-            with self._engine.begin() as connection:
-                self._lock(connection, "tables")  # two that make the tables at once are in each other's way
-                self.rdb = RDBStorage(server.url.replace("{", "{{").replace("}", "}}"), engine_kwargs=settings)
+            with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                try:
+                    self._make_tables(connection, settings)
+                finally:
+                    connection.invalidate()  # with its lock
         except SQLAlchemyError as error:
-            self._engine.dispose()
+            self.close()
             raise ConfigError(f"storage: {server.url} cannot be used: {_said(error)} {_advice(error)}") from None
         except optuna.exceptions.StorageInternalError as error:
-            self._engine.dispose()
+            self.close()
             raise ConfigError(f"storage: {server.url} cannot be used: {_said(error.__cause__ or error)}") from None
         except RuntimeError as error:  # Optuna names both versions
-            self._engine.dispose()
+            self.close()
             raise ConfigError(f"storage: {server.url} was made by another version of Optuna. {error}") from None
         self._sessions = sessionmaker(self._engine)
+
+    def _make_tables(self, connection: Any, settings: dict[str, Any]) -> None:
+        """Make Optuna's tables, where they are not there; one driver at a time, or they were in each other's way."""
+        from optuna.storages._rdb import models
+        from sqlalchemy import text
+
+        query = text("SELECT pg_advisory_lock(hashtextextended('mixnas:tables', 0))")
+        connection.execute(query)
+        models.BaseModel.metadata.create_all(connection)
+        url = self.server.url.replace("{", "{{").replace("}", "}}")
+        self.rdb = RDBStorage(url, settings, skip_compatibility_check=True, skip_table_creation=True)
+        self.rdb._version_manager.check_table_schema_compatibility()  # by itself: it could not be closed otherwise
 
     def close(self) -> None:
         """End heartbeats and connections."""
         self._ended.set()
         if self._beats is not None:
             self._beats.join()
-        self.rdb.remove_session()
-        self.rdb.engine.dispose()
+        if hasattr(self, "rdb"):
+            self.rdb.remove_session()
+            self.rdb.engine.dispose()
         self._engine.dispose()
 
     # -- transactions -----------------------------------------------------------------------------------------------
@@ -134,17 +153,15 @@ class Connection:
 
     # -- locks ------------------------------------------------------------------------------------------------------
 
-    def _lock(self, session: Any, name: str) -> None:
-        from sqlalchemy import text
-
-        session.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"), {"name": self._key(name)})
-
     def _key(self, name: str) -> str:
         return f"mixnas:{self.server.study}:{name}"
 
     def lock(self, session: Session) -> None:
         """Be the only driver that proposes or agrees on something, to the end of a transaction."""
-        self._lock(session, "proposals")
+        from sqlalchemy import text
+
+        query = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
+        session.execute(query, {"name": self._key("proposals")})
 
     @contextlib.contextmanager
     def held(self, name: str) -> Iterator[bool]:
@@ -191,6 +208,50 @@ class Connection:
             if self.should_stop():
                 raise StoppedEarly("stopped while another driver was waited for.")
             time.sleep(_PAUSE_S)
+
+    # -- what drivers agree on --------------------------------------------------------------------------------------
+
+    def make_study(self, directions: Sequence[StudyDirection]) -> None:
+        """Make the study, where it is not there."""
+
+        def made() -> None:
+            with contextlib.suppress(optuna.exceptions.DuplicatedStudyError):
+                self.rdb.create_new_study(directions, self.server.study)
+
+        self.patiently(made)
+
+    def attributes(self) -> dict[str, Any]:
+        """Of the study; none where there is no such study yet."""
+
+        def read() -> dict[str, Any]:
+            try:
+                return self.rdb.get_study_user_attrs(self.rdb.get_study_id_from_name(self.server.study))
+            except KeyError:
+                return {}
+
+        return self.patiently(read)
+
+    def agree(self, key: str, value: Any) -> Any:
+        """An attribute of the study: what another driver set it to before, else this, which it then is for all."""
+        return self.change(key, lambda known: value if known is None else known)
+
+    def change(self, key: str, changed: Callable[[Any], Any]) -> Any:
+        """Set an attribute of the study to what a function makes of it (of None where it is not there)."""
+        from optuna.storages._rdb import models
+
+        def work(session: Session) -> Any:
+            self.lock(session)
+            study = models.StudyModel.find_or_raise_by_name(self.server.study, session)
+            found = models.StudyUserAttributeModel.find_by_study_and_key(study, key, session)
+            before = None if found is None else json.loads(str(found.value_json))
+            text = json.dumps(changed(before))
+            if found is None:
+                session.add(models.StudyUserAttributeModel(study_id=study.study_id, key=key, value_json=text))
+            else:
+                found.value_json = text
+            return json.loads(text)
+
+        return self.transact(work)
 
     # -- heartbeats -------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from mixnas.search_space.errors import ConfigError, shown
@@ -74,14 +74,6 @@ class Server:
     def schema(cls) -> Schema:
         """What `from_plain` reads, as a JSON Schema."""
         return {"anyOf": [{"type": "string"}, schema_of(cls)]}
-
-    def with_secrets_of(self, other: Server | None) -> Server:
-        """This one, with what another has of secrets where it has none itself."""
-        if other is None or self.secrets or other.url != self.url:
-            return self
-        found = replace(self)
-        object.__setattr__(found, "secrets", other.secrets)
-        return found
 
     def __str__(self) -> str:
         return f"{self.url} (study {self.study})"

@@ -12,7 +12,6 @@ architecture waits as a new trial, with what became of it among its `retries`; a
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -133,31 +132,6 @@ class SharedStorage(BaseStorage):
         """How many trials are in flight, with whomever, as was read last."""
         return len(self.get_all_trials(self.study, False, (TrialState.RUNNING,)))
 
-    def agree(self, key: str, value: Any) -> Any:
-        """An attribute of the study: what another driver set it to before, else this, which it then is for all."""
-        return self._attribute(key, lambda known: value if known is None else known)
-
-    def change(self, key: str, changed: Callable[[Any], Any]) -> Any:
-        """Set an attribute of the study to what a function makes of it (None where it is not there)."""
-        return self._attribute(key, changed)
-
-    def _attribute(self, key: str, changed: Callable[[Any], Any]) -> Any:
-        from optuna.storages._rdb import models
-
-        def work(session: Any) -> Any:
-            self._connection.lock(session)
-            study = models.StudyModel.find_or_raise_by_id(self.study, session)
-            found = models.StudyUserAttributeModel.find_by_study_and_key(study, key, session)
-            before = None if found is None else json.loads(found.value_json)
-            after = changed(before)
-            if found is None:
-                session.add(models.StudyUserAttributeModel(study_id=self.study, key=key, value_json=json.dumps(after)))
-            elif after != before:
-                found.value_json = json.dumps(after)
-            return json.loads(json.dumps(after))
-
-        return self._connection.transact(work)
-
     def _drop_drafts(self) -> None:
         self._drafts, self._pending = {}, {}
 
@@ -208,7 +182,7 @@ class SharedStorage(BaseStorage):
                 self.set_trial_user_attr(trial_id, "failure", f"{reason}, and {RETRIES} retries were lost before")
             else:
                 self.set_trial_user_attr(trial_id, "failure", INTERRUPTED)
-                kept = {key: attrs[key] for key in ("id", "architecture", "queued") if key in attrs}
+                kept: dict[str, Any] = {key: attrs[key] for key in ("id", "architecture", "queued") if key in attrs}
                 waiting = optuna.trial.create_trial(
                     state=TrialState.WAITING,
                     params=trial.params,
@@ -235,7 +209,7 @@ class SharedStorage(BaseStorage):
             trial.datetime_start = model.datetime_start
         else:
             trial = copy.deepcopy(template_trial)
-        trial.number, trial._trial_id = model.number, trial_id
+        trial.number, trial._trial_id = int(model.number), trial_id
         self._drafts[trial_id] = trial
         if template_trial is None:
             self.set_trial_user_attr(trial_id, DRIVER, self.driver)
@@ -323,7 +297,7 @@ class SharedStorage(BaseStorage):
         from optuna.storages._rdb import models
 
         pending = self._pending[trial_id]
-        model = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
+        model: Any = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
         self._rdb.check_trial_is_updatable(trial_id, model.state)
         for name, (value, distribution) in pending.params.items():
             text = distribution_to_json(distribution)

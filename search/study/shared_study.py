@@ -15,6 +15,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ class SharedStudy(SearchStudy):
 
     def _begin(self) -> None:
         attributes = self.optuna_study.user_attrs
-        known = {key: attributes[key] for key in ("objectives", "reference") if key in attributes}
+        known: dict[str, Any] = {key: attributes[key] for key in ("objectives", "reference") if key in attributes}
         trials = self._shared.get_all_trials(self._shared.study, deepcopy=False)
         self._copy = JournalCopy(self.path, self.optuna_study.directions, known, trials)
         self._backend = self._copy.backend
@@ -178,7 +179,7 @@ class SharedStudy(SearchStudy):
         if self._agreed or self.results.reference is None or self._copy is None or self._shared.claiming:
             return
         mine = {"point": list(self.results.reference.point), "span": list(self.results.reference.span)}
-        found = self._shared.agree("reference", mine)
+        found = self._connection.agree("reference", mine)
         self.results.agree(Reference(tuple(found["point"]), tuple(found["span"])))
         self._copy.set("reference", found)
         self._agreed = True
@@ -277,7 +278,7 @@ class SharedStudy(SearchStudy):
     def _send_unsent(self) -> None:
         """Tell what an earlier session could not, unless others carry it out by now."""
         for one in self._read_unsent():
-            if not self._shared.claim(lambda one=one: self._sent(one)):
+            if not self._shared.claim(partial(self._sent, one)):
                 _logger.warning("the result of %s, which could not be sent, is no longer wanted", one["id"])
         self._unsent.unlink(missing_ok=True)
 
