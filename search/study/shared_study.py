@@ -185,6 +185,11 @@ class SharedStudy(SearchStudy):
         self._agreed = True
 
     @property
+    def synced(self) -> bool:
+        """What was told is on the server's disk: it says so of each transaction, whatever the copy is."""
+        return True
+
+    @property
     def elsewhere(self) -> int:
         """How many trials are in flight with other drivers, as was seen last."""
         return self._shared.running() - len(self._shared.mine)
