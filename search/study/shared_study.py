@@ -30,7 +30,7 @@ from mixnas.search.study.connection import Connection
 from mixnas.search.study.journal import JournalFile
 from mixnas.search.study.objectives import Objective
 from mixnas.search.study.pareto import Reference
-from mixnas.search.study.reading import summary_path
+from mixnas.search.study.reading import read_records, summary_path
 from mixnas.search.study.results import TrialRecord
 from mixnas.search.study.shared_storage import DRIVER, GivenAwayError, SharedStorage
 from mixnas.search.study.storage import Storage
@@ -111,6 +111,9 @@ class SharedStudy(SearchStudy):
         journal: Of the copy.
         connection: To the server; whoever gives it closes it.
         driver: Who this is (see `SharedStorage`).
+
+    Raises:
+        IntegrityError: The server has lost trials that the copy of an earlier session has.
     """
 
     def __init__(self, journal: str | Path, *args: Any, connection: Connection, driver: str, **options: Any) -> None:
@@ -130,12 +133,30 @@ class SharedStudy(SearchStudy):
         attributes = self.optuna_study.user_attrs
         known: dict[str, Any] = {key: attributes[key] for key in ("objectives", "reference") if key in attributes}
         trials = self._shared.get_all_trials(self._shared.study, deepcopy=False)
+        self._check_copy(trials)
         self._copy = JournalCopy(self.path, self.optuna_study.directions, known, trials)
         self._backend = self._copy.backend
         for trial in trials:
             self._take_in(trial)
         self._send_unsent()
         self._shared.claim(lambda: None, began=True)
+
+    def _check_copy(self, trials: Sequence[FrozenTrial]) -> None:
+        """Refuse to go on where the server has lost trials that an earlier copy has: that would be lost with it."""
+        if not os.path.lexists(self.path):
+            return
+        try:
+            records, _ = read_records(self.path, self.results.objectives)
+        except IntegrityError as error:
+            _logger.warning("%s It is made anew from the server.", error)
+            return
+        there = {(t.number, t.user_attrs.get("id")) for t in trials if t.state.is_finished()}
+        gone = sum(record.evaluated and (record.number, record.id) not in there for record in records)
+        if gone:
+            raise IntegrityError(
+                f"{self._connection.server}: has lost trials: {gone} that were evaluated are only in the copy "
+                f"{self.path}. Restore the database from its backup, or start a new run; this one can be looked at."
+            )
 
     def mark_interrupted(self, but: Collection[int] = ()) -> None:
         """Nothing to do: what a claim proposed and was not given out is not there, and others' trials are theirs."""

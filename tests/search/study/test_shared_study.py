@@ -15,7 +15,7 @@ from mixnas.search.engines.local import LocalEngine
 from mixnas.search.engines.session import Budget, Session
 from mixnas.search.study.connection import Connection
 from mixnas.search.study.reading import check_journal, read_results
-from mixnas.search_space.errors import ConfigError, MachineError
+from mixnas.search_space.errors import ConfigError, IntegrityError, MachineError
 from tests.postgres import PASSWORD, postgres, running, why_not  # noqa: F401 - a fixture
 from tests.search.problems import TINY, FromFunction, analytic
 from tests.search.study.shared_driver import (
@@ -207,6 +207,14 @@ def test_a_server_that_goes_away_for_a_while_is_waited_for_and_then_not(own_serv
     found = read_results(tmp_path / "a" / "study.journal", OBJECTIVES)
     assert found.counts["done"] == 12 and len(counted.ids) == len(set(counted.ids)) == 12
     assert not (tmp_path / "a" / "unsent.json").exists()
+
+
+def test_a_server_that_has_lost_trials_is_not_taken_for_the_truth(postgres, tmp_path):  # noqa: F811
+    drive(tmp_path / "a", postgres.new(), 3)
+    before = (tmp_path / "a" / "study.journal").read_bytes()
+    with pytest.raises(IntegrityError, match="3 that were evaluated are only in the copy"):
+        drive(tmp_path / "a", postgres.new(), 3)
+    assert (tmp_path / "a" / "study.journal").read_bytes() == before
 
 
 def test_what_is_wrong_with_a_server_is_said_without_the_password(postgres, url):  # noqa: F811
