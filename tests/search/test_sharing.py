@@ -22,12 +22,12 @@ from mixnas.search.study import connection as connections
 from mixnas.search.study.server import Server
 from mixnas.search_space.errors import ConfigError, StoppedEarly
 from mixnas.search_space.files import dump_yaml
-from tests.postgres import PASSWORD, postgres  # noqa: F401 - a fixture
+from tests.postgres import PASSWORD
 from tests.search.test_job import PLAIN, STANDALONE
 
 
 @pytest.fixture
-def url(postgres):  # noqa: F811
+def url(postgres):
     return postgres.new()
 
 

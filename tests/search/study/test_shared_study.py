@@ -16,7 +16,7 @@ from mixnas.search.engines.session import Budget, Session
 from mixnas.search.study.connection import Connection
 from mixnas.search.study.reading import check_journal, read_results
 from mixnas.search_space.errors import ConfigError, IntegrityError, MachineError
-from tests.postgres import PASSWORD, postgres, running, why_not  # noqa: F401 - a fixture
+from tests.postgres import PASSWORD, running, why_not
 from tests.search.problems import TINY, FromFunction, analytic
 from tests.search.study.shared_driver import (
     OBJECTIVES,
@@ -31,7 +31,7 @@ LIMIT_S = 120
 
 
 @pytest.fixture
-def url(postgres):  # noqa: F811
+def url(postgres):
     return postgres.new()
 
 
@@ -209,7 +209,7 @@ def test_a_server_that_goes_away_for_a_while_is_waited_for_and_then_not(own_serv
     assert not (tmp_path / "a" / "unsent.json").exists()
 
 
-def test_a_server_that_has_lost_trials_is_not_taken_for_the_truth(postgres, tmp_path):  # noqa: F811
+def test_a_server_that_has_lost_trials_is_not_taken_for_the_truth(postgres, tmp_path):
     drive(tmp_path / "a", postgres.new(), 3)
     before = (tmp_path / "a" / "study.journal").read_bytes()
     with pytest.raises(IntegrityError, match="3 that were evaluated are only in the copy"):
@@ -217,7 +217,7 @@ def test_a_server_that_has_lost_trials_is_not_taken_for_the_truth(postgres, tmp_
     assert (tmp_path / "a" / "study.journal").read_bytes() == before
 
 
-def test_what_is_wrong_with_a_server_is_said_without_the_password(postgres, url):  # noqa: F811
+def test_what_is_wrong_with_a_server_is_said_without_the_password(postgres, url):
     database = url.rpartition("/")[2]
     for wrong, said in [
         (postgres.url(database, "not th3 password"), "PGPASSWORD"),
@@ -230,7 +230,7 @@ def test_what_is_wrong_with_a_server_is_said_without_the_password(postgres, url)
         assert not any("th3" in text or "corr3ct" in text for text in told)
 
 
-def test_tables_of_another_version_of_optuna_are_refused(postgres, url):  # noqa: F811
+def test_tables_of_another_version_of_optuna_are_refused(postgres, url):
     Connection(server_at(url)).close()
     database = url.rpartition("/")[2]
     postgres.execute("UPDATE alembic_version SET version_num = 'v3.0.0.a'", database)
