@@ -25,6 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import _engines_postgres
 import _quality
 import numpy as np
 from _engines import SPACE, Sleeper, made_up
@@ -376,6 +377,10 @@ def faults(args: argparse.Namespace) -> dict[str, Any]:
         rounds("tune: worker killed", lambda folder, seed: with_killed(RayEngine(**tune), folder, seed))
     for kind in ("driver killed", "head killed", "raylet killed", "Ctrl-C once", "Ctrl-C twice"):
         rounds(kind, lambda folder, seed, kind=kind: _killed_round(kind, folder, seed))
+    team = _engines_postgres
+    if not args.kinds or team.KIND in args.kinds:
+        with team.server() as there:
+            rounds(team.KIND, lambda folder, seed: team.killed_round(_judged, there.new(), folder, seed))
     return found
 
 

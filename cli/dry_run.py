@@ -28,9 +28,11 @@ def dry_run(config: Config, source: str, *, json: bool) -> None:
     from mixnas.evaluators.tasks.task import recorded
     from mixnas.search.problem import Problem
     from mixnas.search.rehearsal import rehearse
+    from mixnas.search.sharing import check_storage
     from mixnas.search.strategies import STRATEGIES
 
     problem = Problem(config, source)
+    check_storage(problem, recorded(problem.task))
     latency, search = config.latency, config.search
     strategy = STRATEGIES.name_of(problem.strategy)
     found = rehearse(problem) if search.evaluator in ("supernet", "standalone") else None
@@ -62,6 +64,7 @@ def dry_run(config: Config, source: str, *, json: bool) -> None:
         f"search        {search.trials} trials by {strategy}, {search.evaluator}, {limit}, seed {search.seed}",
         *([f"super-network {_supernet_time(config)}"] if search.evaluator == "supernet" else []),
         f"engine        {_engine(config)}",
+        *([f"storage       {config.storage}"] if config.storage else []),
         f"latency       of {problem.device}, {latency.runtime}, {latency.threads} threads, batch size "
         f"{latency.batch_size}; {profile}",
     ]

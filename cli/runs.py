@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING
 from mixnas.cli.dry_run import dry_run
 from mixnas.cli.overview import overview
 from mixnas.cli.printing import colored, number, print_json, print_table
-from mixnas.cli.verbs import Verb, budgeted, config_name, configured, engine_settings, load_config, settings, trusting
+from mixnas.cli.verbs import (
+    Verb,
+    budgeted,
+    config_name,
+    configured,
+    engine_settings,
+    load_config,
+    settings,
+    storage_settings,
+    trusting,
+)
 from mixnas.search_space.errors import ConfigError, IntegrityError, StoppedEarly, nearest
 
 if TYPE_CHECKING:
@@ -66,7 +76,7 @@ def search(args: argparse.Namespace) -> int:
     else:
         from mixnas.search.data import config_for
 
-        changed = [*engine_settings(args, args.read), *settings(args)]
+        changed = [*engine_settings(args, args.read), *storage_settings(args, args.read), *settings(args)]
         config = config_for(args.data, base=args.config, settings=changed)
         source = args.config or f"data {args.data}"
     check_sinks(args.log)
@@ -163,7 +173,7 @@ def resume(args: argparse.Namespace) -> int:
     plain = opened.config() if args.config is None else args.read or load_yaml(args.config)
     if said := about_to_import(opened.manifest, args.trust):
         print(said, file=sys.stderr)
-    changed = [*engine_settings(args, plain), *settings(args)]
+    changed = [*engine_settings(args, plain), *storage_settings(args, plain), *settings(args)]
     run, config = reopen(args.run, args.runs, config=args.config, settings=changed, trust=args.trust, plain=args.read)
     return _execute(args, run, config)
 

@@ -69,6 +69,7 @@ def budgeted(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", metavar="NAME", help="what carries the trials out: local, or ray")
     parser.add_argument("--workers", type=int, metavar="N", help="processes that evaluate")
     parser.add_argument("--address", metavar="A", help="of a Ray cluster, HOST:PORT or auto (default: one of its own)")
+    parser.add_argument("--storage", metavar="URL", help="a PostgreSQL server, for a study that several drivers share")
 
 
 def trusting(parser: argparse.ArgumentParser) -> None:
@@ -109,6 +110,19 @@ def engine_settings(args: argparse.Namespace, plain: Any) -> list[str]:
     return [f"search.engine={json.dumps({**kept, **given})}"]
 
 
+def storage_settings(args: argparse.Namespace, plain: Any) -> list[str]:
+    """`--storage` as a setting; the other options of a storage stay.
+
+    Args:
+        args: Of the command line.
+        plain: The configuration that it changes.
+    """
+    if getattr(args, "storage", None) is None:
+        return []
+    before = plain.get("storage") if isinstance(plain, Mapping) else None
+    return [f"storage={json.dumps({**(before if isinstance(before, Mapping) else {}), 'url': args.storage})}"]
+
+
 def config_name(args: argparse.Namespace) -> str:
     """The configuration's file, for messages."""
     return str(args.config or DEFAULT_CONFIG.name)
@@ -121,7 +135,7 @@ def load_config(args: argparse.Namespace) -> Config:
 
     path = args.config or DEFAULT_CONFIG
     plain = load_yaml(path) if args.read is None else args.read
-    changed = [*engine_settings(args, plain), *settings(args)]
+    changed = [*engine_settings(args, plain), *storage_settings(args, plain), *settings(args)]
     return config.load_config(path, settings=changed, plain=plain)
 
 

@@ -21,6 +21,7 @@ from mixnas.search.promotion import Asynchronous
 from mixnas.search.strategies import Strategy
 from mixnas.search.strategies.auto import Auto
 from mixnas.search.study.objectives import Comparison, Objective, parse_constraints, parse_objectives
+from mixnas.search.study.server import Server
 from mixnas.search_space.errors import ConfigError, nearest
 from mixnas.search_space.files import dump_yaml, load_yaml
 from mixnas.search_space.settings import Between, Seconds, load, to_plain
@@ -137,6 +138,8 @@ class Config:
         supernet: Training of the super-network.
         final: What happens to the front.
         latency: Measuring and predicting latency.
+        storage: The PostgreSQL server on which the study lies, where several drivers share it; None for the run's own
+            directory.
     """
 
     task: Named = field(default_factory=lambda: Named("digits"))
@@ -151,6 +154,7 @@ class Config:
     supernet: SupernetConfig = field(default_factory=lambda: SupernetConfig(seconds=110.0))
     final: FinalConfig = field(default_factory=FinalConfig)
     latency: LatencyConfig = field(default_factory=LatencyConfig)
+    storage: Server | None = None
 
     def __post_init__(self) -> None:
         self.parsed_objectives()

@@ -46,6 +46,7 @@ from mixnas.search.run.progress import Progress, make_progress
 from mixnas.search.run.stopping import StopSignal
 from mixnas.search.run.trust import require_trust
 from mixnas.search.rungs import NetworksInRungs
+from mixnas.search.sharing import check_same, check_storage, drivers
 from mixnas.search.study.reading import read_results
 from mixnas.search.study.results import Results, TrialRecord
 from mixnas.search.study.study import Proposal, SearchStudy
@@ -87,6 +88,7 @@ class Job:
         self.problem = Problem(config, str(run.path / "config.yaml"), seed=run.manifest.get("seed"))
         run.check_latency(self.problem.device, self.problem.latency_tag)
         self._report = _PhasesOfRun(run, progress)
+        self._drivers = drivers(run, self.problem, stop, progress.note)
         recipe = (
             None if config.search.evaluator == "standalone" else [config.final.weights, to_plain(config.final.train)]
         )
@@ -116,8 +118,8 @@ class Job:
             InfeasibleError: No finished trial satisfies the constraints.
         """
         run, problem = self.run, self.problem
-        with run, self.progress, self.stop:
-            record = recorded(problem.task)
+        record = recorded(problem.task)
+        with run, self.progress, self.stop, self._drivers.together(record):
             run.write_data(record)
             run.write_config(self.config.to_plain())
             if summary := record.get("summary"):
@@ -125,16 +127,19 @@ class Job:
             before = run.front() if run.has_front else None
             self._known = before if before is not None and before.final else None
             run.update(finished=None)
-            latency = problem.latency(run.latency, run.manifest.get("reference_ms"))
-            evaluator = problem.evaluator(latency, run.supernet)
-            run.update(policies=latency.instead(policies_of(problem.space)))
-            problem.check_latency(latency, self._report, self.stop)
-            evaluator.prepare(self._report, self.stop)
-            self._say_what_began(record)
-            if latency.here:  # latencies of a run compare only under one reference time, also after a resume
-                run.update(reference_ms=latency.reference_ms)
+            with self._drivers.preparing() as reference_ms:
+                latency = problem.latency(run.latency, reference_ms)
+                evaluator = problem.evaluator(latency, run.supernet)
+                run.update(policies=latency.instead(policies_of(problem.space)))
+                problem.check_latency(latency, self._report, self.stop)
+                evaluator.prepare(self._report, self.stop)
+                self._say_what_began(record)
+                if latency.here:  # latencies of a run compare only under one reference time, also after a resume
+                    run.update(reference_ms=latency.reference_ms)
             correcting = Correcting(run, problem, latency, lambda: self.stop.requested)
             results = self._search(evaluator, correcting)
+            if results is None:
+                return run.front()
             records = self._choose(correcting.current(results), latency, correcting)
             if not results.evaluated:
                 limit = f" (search.time: {self.config.search.time:g} s)" if self.config.search.time else ""
@@ -178,6 +183,7 @@ class Job:
             kind = "measured" if latency.here else "predicted"
             front = self._front(results, members, knee, others=others, latency=kind, final=True)
             run.write_tables(results.to_csv(), front)
+            self._drivers.finished(results)
             run.finish()
             shutil.rmtree(run.rungs, ignore_errors=True)  # whoever extends the run comes to the same without
         if not members and problem.constraints:
@@ -273,23 +279,20 @@ class Job:
 
     # -- search -----------------------------------------------------------------------------------------------------
 
-    def _search(self, evaluator: Evaluator, correcting: Correcting) -> Results:
+    def _search(self, evaluator: Evaluator, correcting: Correcting) -> Results | None:
+        """The study's trials; None where another driver brings them to their end."""
         search, problem = self.config.search, self.problem
-        with SearchStudy(
-            self.run.journal,
-            problem.space,
-            problem.objectives,
-            problem.constraints,
-            strategy=problem.strategy,
-            seed=search.seed,
-            cheap=evaluator.cheap,
-        ) as study:
+        with self._drivers.study(evaluator) as study:
             # where trainings were left off, some may have to be gone on with though all are begun
             if study.results.evaluated < search.trials + study.results.queued or problem.shares is not None:
                 try:
                     self._carry_out(study, evaluator, correcting)
                 finally:
                     self._write_searched(study.results)  # a front so far for whoever stopped it
+            if said := self._drivers.left_to_another(study):
+                self._write_searched(study.results)
+                self.progress.note(f"{said}. If that comes to nothing: nas resume {self.run.name}")
+                return None
             if search.evaluator == "supernet":  # where each would be trained from scratch, it is left to the strategy
                 self._judge_uniform(study, evaluator)
             return study.results
@@ -335,7 +338,9 @@ class Job:
             self.progress.note(f"{beside} of {begun} trials so far are of one policy throughout, beside the budget")
         with self._report.phase("search", trials, unit="trials", seconds=search.time, initial=begun) as phase:
             ended = time.monotonic() + search.time if search.time else math.inf
-            for until in correcting.legs(begun - beside, search.trials, search.engine):
+            alone = self._drivers.alone  # drivers predict alike to the end
+            legs = correcting.legs(begun - beside, search.trials, search.engine) if alone else [search.trials]
+            for until in legs:
                 if until == begun - beside and climbing is None:  # where it was stopped before it could measure
                     if correcting.measure(study.results, until):
                         study.cheap_changed()
@@ -461,6 +466,7 @@ def new_run(config: Config, *, root: str | Path, name: str | None, source: str, 
         ConfigError, InfeasibleError: See `Problem`; nothing is made then.
     """
     problem = Problem(config, source)
+    check_storage(problem, recorded(problem.task))
     return Run.create(
         root,
         config.to_plain(),
@@ -504,6 +510,7 @@ def reopen(
     else:
         changed = load_config(config, settings=settings, plain=plain)
     run.check_fixed(changed.to_plain())
+    check_same(run.config(), changed, run.path)
     require_trust(run.manifest, run.path, "resume", trust)
     return run, changed
 

@@ -147,6 +147,11 @@ class Problem:
                 f"search.halving: train.stop_at is {config.train.stop_at:g}; a training that ends early is no rung. "
                 "Leave one of them out."
             )
+        if config.storage is not None:
+            raise ConfigError(
+                f"search.halving: the study lies on {config.storage}, and trainings that are left off lie in a driver's own "
+                "directory. Search in rungs without storage, on one driver with as many workers as there are."
+            )
         _ = self.shares
 
     @property

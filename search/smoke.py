@@ -60,6 +60,7 @@ def shrunk(config: Config) -> tuple[Config, tuple[str, ...]]:
             config.final, candidates=min(config.final.candidates, CANDIDATES), train=_short(config.final.train)
         ),
         latency=replace(config.latency, profile=min(config.latency.profile, PROFILE_S), passes=1, final_passes=1),
+        storage=None,  # what means nothing is not for a team
     )
     return small, omitted
 

@@ -105,10 +105,22 @@ _LONGEST_SHOWN = 60
 _LONGEST_LIST = 110
 
 
+_PASSWORD = re.compile(r"(://[^:/?#@\s]*):\S*@|([?&](?:ssl)?password=)[^&\s'\"]*")
+
+
+def without_password(text: str) -> str:
+    """Text in which the passwords of URLs are not.
+
+    >>> without_password("--set storage=postgresql://ann:s3cret@host/db")
+    '--set storage=postgresql://ann:***@host/db'
+    """
+    return _PASSWORD.sub(lambda found: f"{found[1]}:***@" if found[1] is not None else f"{found[2]}***", text)
+
+
 def shown(value: object) -> str:
-    """A value as messages show it: its `repr`, cut where it is long."""
+    """A value as messages show it: its `repr`, cut where it is long, without a password."""
     try:
-        text = repr(value)
+        text = without_password(repr(value))
     except (ValueError, RecursionError):  # a whole number of thousands of digits
         text = f"<{type(value).__name__}>"
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}... ({len(text)} characters)"

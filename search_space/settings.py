@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from mixnas.search_space.errors import ConfigError, exactly, listed, nearest, shown
+from mixnas.search_space.errors import ConfigError, exactly, listed, nearest, shown, without_password
 from mixnas.search_space.files import parse_yaml
 
 _T = TypeVar("_T")
@@ -258,6 +258,7 @@ def apply_overrides(plain: Mapping[str, Any], settings: Iterable[str]) -> tuple[
         key, equals, text = setting.partition("=")
         key = key.strip()
         parts = key.split(".")
+        setting = without_password(setting)
         setting = setting if len(setting) <= 80 else f"{setting[:80]}..."
         if not equals or not all(parts):
             raise ConfigError(f"--set {setting}: expected key=value, for example search.trials=20.")

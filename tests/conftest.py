@@ -6,6 +6,8 @@ import signal
 
 from hypothesis import settings
 
+from tests.postgres import postgres as postgres  # a fixture
+
 settings.register_profile("mixnas", deadline=None)  # how long a machine takes is no property of the code
 settings.load_profile("mixnas")
 

@@ -24,7 +24,7 @@ from mixnas.evaluators.protocol import Outcome
 from mixnas.search.engines.climbing import Climbing
 from mixnas.search.run.stopping import StopSignal
 from mixnas.search.study.results import INTERRUPTED, TrialRecord
-from mixnas.search.study.study import Continuation, Proposal, SearchStudy, SpaceExhausted
+from mixnas.search.study.study import BudgetTaken, Continuation, Proposal, SearchStudy, SpaceExhausted
 from mixnas.search_space.errors import MachineError, NasError, StoppedEarly
 from mixnas.search_space.reporting import SILENT, Report
 
@@ -32,6 +32,7 @@ _logger = logging.getLogger(__name__)
 
 _SAME_FAILURES = 5  # so many failures from the start, all for the same reason, are the set-up's fault
 _CHECKPOINT_SECONDS = 15.0
+_LOOK_SECONDS = 1.0  # between two looks at what other drivers do
 _LATEST = 50  # trials that say how long one takes
 
 
@@ -90,6 +91,7 @@ class Session:
         self._report, self._keep, self._on_trial, self._checkpoint = report, keep, on_trial, checkpoint
         self._started: float | None = None
         self._last_checkpoint = time.monotonic()
+        self._looked = -math.inf
         self._in_flight: dict[int, tuple[Proposal, float]] = {}  # by trial number, with when it was proposed
         self._unreported: deque[TrialRecord] = deque()
         self._first_failures: list[str] | None = []
@@ -127,17 +129,26 @@ class Session:
 
         Returns:
             Proposals, whose outcomes `done` takes in any order. None where the search is over (`over`), or has to wait
-            for what is in flight.
+            for what is in flight. Where all that is left is in flight with other drivers, it waits for what becomes of
+            that.
 
         Raises:
             InfeasibleError: See `SearchStudy.ask`.
         """
         if self._started is None:  # what an engine needs to start its workers is no time of the search
             self._started = time.monotonic()
-        self._tell_progress()
-        self._maybe_checkpoint()
-        if self.over:
-            return []
+        while True:
+            self._tell_progress()
+            self._maybe_checkpoint()
+            proposals = [] if self.over else self._propose(count)
+            if proposals or self._in_flight or self.over or not self._study.elsewhere:
+                return proposals
+            time.sleep(_LOOK_SECONDS)
+
+    def _propose(self, count: int) -> list[Proposal]:
+        if not self.left and self._study.elsewhere and time.monotonic() - self._looked >= _LOOK_SECONDS:
+            self._study.refresh()
+            self._looked = time.monotonic()
         proposals: list[Proposal] = []
         self._promote(count, proposals)
         wanted = len(proposals) + min(count - len(proposals), self.left)
@@ -146,15 +157,17 @@ class Session:
         while len(proposals) < wanted and not self._stop.requested:
             try:
                 with self._stop.shield():
-                    proposal = self._study.ask()
+                    proposal = self._study.ask(self._budget.trials)
                     self._exhausted = ""
                     if self._climbing is not None:
                         proposal = self._climbing.first(proposal)
                     self._in_flight[proposal.number] = proposal, time.monotonic()
+            except BudgetTaken:
+                break
             except SpaceExhausted as end:
                 self._exhausted = str(end)
                 self._promote(count, proposals)
-                if not self._in_flight:
+                if not self._in_flight and not self._study.elsewhere:
                     self._ending = Ending("exhausted", str(end))
                 break
             except MachineError:
@@ -194,7 +207,7 @@ class Session:
     def left(self) -> int:
         """How many more trials the budget lets be proposed."""
         begun = sum(not isinstance(proposal, Continuation) for proposal, _ in self._in_flight.values())
-        return max(0, self._budget.trials - self._study.results.evaluated - begun)
+        return max(0, self._budget.trials - self._study.results.evaluated - begun - self._study.elsewhere)
 
     @property
     def evaluated(self) -> int:
@@ -274,8 +287,7 @@ class Session:
                 _logger.warning("trial %d (%s) failed: %s", record.number, record.id, record.failure)
             else:
                 record = self._study.tell(proposal, outcome.metrics, outcome.seconds, share=_share(proposal))
-                del self._in_flight[proposal.number]
-                self._unreported.append(record)
+                self._landed(proposal, record)
                 if self._climbing is not None:
                     self._climbing.told(record)
         self._report_safe_trials()
@@ -319,10 +331,13 @@ class Session:
 
     def _fail(self, proposal: Proposal, reason: str, seconds: float) -> TrialRecord:
         record = self._study.tell_failure(proposal, reason, seconds)
-        del self._in_flight[proposal.number]
-        if reason != INTERRUPTED:
-            self._unreported.append(record)
+        self._landed(proposal, record)
         return record
+
+    def _landed(self, proposal: Proposal, record: TrialRecord) -> None:
+        del self._in_flight[proposal.number]
+        if record.status != INTERRUPTED:  # which it is too where it was given to another driver meanwhile
+            self._unreported.append(record)
 
     def _check_complete(self, metrics: Mapping[str, float]) -> None:
         results = self._study.results

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import fcntl
 import os
 import re
@@ -32,6 +31,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from mixnas.predictors.measuring.table import tagged
+from mixnas.search.run.fixed import difference, fixed
 from mixnas.search.run.front import Front
 from mixnas.search.run.integrity import (
     ABSENT,
@@ -71,15 +71,6 @@ FORMAT = 3
 Since 3, there are digests: what was written before has none, and is read all the same."""
 _READABLE = (1, 2, FORMAT)
 _RESUMABLE = (2, FORMAT)
-
-FIXED_KEYS = (
-    *("task", "objectives", "constraints", "space", "search.evaluator", "train", "supernet"),
-    *("latency.runtime", "latency.threads", "latency.batch_size", "search.halving"),
-)
-"""What the trials of a run depend on: a resumed run may change its seed, strategy and budget, not these."""
-_FREE = ("checkpoint_every", "processes")  # of the super-network: its weights are the same
-
-_MOST_LINES, _LONGEST_LINE = 40, 160  # of a difference that is told
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -187,7 +178,7 @@ class Run:
             "commit": commit(),
             **facts,
             "phases": [],
-            "fixed": _fixed(config),
+            "fixed": fixed(config),
             "digests": {"config.yaml": [digest_of(text.encode())]},
         }
         atomic_write(path / "config.yaml", text)
@@ -528,22 +519,12 @@ class Run:
         Raises:
             ConfigError: With the differences in what `FIXED_KEYS` names.
         """
-        now = _fixed(config)
-        for key, before in self.manifest["fixed"].items():
-            after = now.get(key)
-            if key in ("train", "supernet") and isinstance(after, Mapping):  # a later version may have more settings
-                after = {name: after[name] for name in before if name in after}
-            # the order of objectives is the order of the values that are stored, and the file's text shows it
-            old, new = (dump_yaml({key: plain}).splitlines() for plain in (before, after))
-            if old != new:
-                lines = list(difflib.unified_diff(old, new, "as the run was started", "now", lineterm="", n=1))
-                shown_lines = [line if len(line) <= _LONGEST_LINE else line[:_LONGEST_LINE] + "..." for line in lines]
-                left = f"\n... ({len(lines)} lines)" if len(lines) > _MOST_LINES else ""
-                diff = visible("\n".join(shown_lines[:_MOST_LINES])) + left
-                raise ConfigError(
-                    f"{self.path}: {key} has changed since the run was started, so its trials cannot be gone on with. "
-                    f"Start a new run, or change it back:\n{diff}"
-                )
+        key, lines = difference(self.manifest["fixed"], fixed(config), ("as the run was started", "now"))
+        if key:
+            raise ConfigError(
+                f"{self.path}: {key} has changed since the run was started, so its trials cannot be gone on with. "
+                f"Start a new run, or change it back:\n{lines}"
+            )
 
     # -- looking ----------------------------------------------------------------------------------------------------
 
@@ -562,19 +543,6 @@ class Run:
             running=counts["running"] if running else 0,
             trials=trials if isinstance(trials, int) else None,
         )
-
-
-def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What `FIXED_KEYS` names of a resolved configuration, as far as it is there."""
-    found: dict[str, Any] = {}
-    for key in FIXED_KEYS:
-        group, _, name = key.rpartition(".")
-        place = config.get(group) if group else config
-        if isinstance(place, Mapping) and name in place:
-            found[key] = place[name]
-    if "supernet" in found:
-        found["supernet"] = {name: value for name, value in found["supernet"].items() if name not in _FREE}
-    return found
 
 
 def list_runs(root: str | Path = "runs") -> list[RunStatus]:

@@ -32,6 +32,7 @@ from mixnas.search_space.space import SearchSpace
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
     from optuna.study import Study
+    from optuna.trial import FrozenTrial
 
 Cheap = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 """Metrics that are known without evaluating, each (rows,), of encoded architectures (rows, variables)."""
@@ -112,3 +113,11 @@ class Batching(Protocol):
 
     def begin_batch(self, study: Study, count: int) -> None:
         """Called before `count` proposals are asked for one after the other."""
+
+
+@runtime_checkable
+class Hearing(Protocol):
+    """What a sampler may offer that counts trials as they end (`after_trial`)."""
+
+    def heard(self, trial: FrozenTrial) -> None:
+        """Called with a trial that another process of a shared study has ended."""

@@ -133,11 +133,18 @@ class _Evolution(OverSpace):
         self: Any, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
     ) -> None:
         """Count the trial in its generation."""
+        self._count(trial, state)
+        super().after_trial(study, trial, state, values)  # type: ignore[misc]
+
+    def heard(self, trial: FrozenTrial) -> None:
+        """See `strategies.Hearing`."""
+        self._count(trial, trial.state)
+
+    def _count(self: Any, trial: FrozenTrial, state: TrialState) -> None:
         generation = generation_of(self, trial)
         if self._finished is not None and state == TrialState.COMPLETE and generation is not None:
             self._finished.setdefault(generation, []).append(trial)
             self._finished.pop(generation - 3, None)  # nobody asks for these again
-        super().after_trial(study, trial, state, values)  # type: ignore[misc]
 
     def sample_relative(
         self: Any, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]

@@ -177,6 +177,10 @@ class Results:
         if record.whole and not before.whole and self.feasible(record):
             self._add_to_front(record)
 
+    def agree(self, reference: Reference) -> None:
+        """Take the box that others have fixed."""
+        self.reference, self._hypervolume = reference, None
+
     def _add_to_front(self, record: TrialRecord) -> None:
         point = as_minimised(np.array(self.values(record)), self.objectives)[0]
         if np.isnan(point).any() or (self._front_points <= point).all(axis=1).any():

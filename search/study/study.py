@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from mixnas.evaluators.protocol import Request
@@ -50,6 +51,10 @@ class SpaceExhausted(NasError):  # noqa: N818 - not a failure: everything has be
     """Every architecture of the space that may be evaluated has been."""
 
 
+class BudgetTaken(NasError):  # noqa: N818 - not a failure: others carry the rest out
+    """Other drivers have in flight what was left of the budget."""
+
+
 @dataclass(frozen=True)
 class Proposal:
     """What is to be evaluated, and the Optuna trial that holds it."""
@@ -84,8 +89,8 @@ class Continuation(Proposal):
         return self.record.number
 
 
-def _record(trial: FrozenTrial, further: Mapping[str, Any] = MappingProxyType({})) -> TrialRecord:
-    """It shares what is long with the trial.
+def record_of(trial: FrozenTrial, further: Mapping[str, Any] = MappingProxyType({})) -> TrialRecord:
+    """A trial as it is told of; it shares what is long with the trial.
 
     Args:
         trial: As the storage has it.
@@ -160,13 +165,12 @@ class SearchStudy:
         self._size = space.size()
         question = Question(space, tuple(objectives), tuple(constraints), seed)
         sampler = strategy.make(question, cheap, lambda architecture: self._refusal(architecture) is None)
-        check_journal(journal, objectives)  # more closely than Optuna does
-        self._backend = JournalFile(journal)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        name, storage = self._open(objectives)
         try:
             self.optuna_study = optuna.create_study(
-                study_name=STUDY_NAME,
-                storage=Storage(self._backend),
+                study_name=name,
+                storage=storage,
                 sampler=sampler,
                 directions=["maximize" if o.maximise else "minimize" for o in objectives],
                 load_if_exists=True,
@@ -180,14 +184,25 @@ class SearchStudy:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 self.optuna_study.set_metric_names([o.name for o in objectives])
-        self.mark_interrupted()
-        trials = self.optuna_study.get_trials(deepcopy=False)
-        further = self.optuna_study.user_attrs
-        records = [_record(trial, further) for trial in trials if trial.state != TrialState.WAITING]
-        self.results = Results(objectives, constraints, records, _reference(self.optuna_study))
-        self._store_reference()
-        self._seen = {r.id: r.number for r in self.results.records if r.evaluated}
         self._summarised = -1  # bytes of the journal that its summary is of
+        self.results = Results(objectives, constraints, reference=_reference(self.optuna_study))
+        self._begin()
+        self._store_reference()
+
+    def _open(self, objectives: Sequence[Objective]) -> tuple[str, BaseStorage]:
+        """The study's name and its storage."""
+        check_journal(self.path, objectives)  # more closely than Optuna does
+        self._backend = JournalFile(self.path)
+        return STUDY_NAME, Storage(self._backend)
+
+    def _begin(self) -> None:
+        """Take in the trials there are."""
+        self.mark_interrupted()
+        further = self.optuna_study.user_attrs
+        for trial in self.optuna_study.get_trials(deepcopy=False):
+            if trial.state != TrialState.WAITING:
+                self.results.add(record_of(trial, further))
+        self._seen = {r.id: r.number for r in self.results.records if r.evaluated}
 
     def __enter__(self) -> SearchStudy:
         return self
@@ -262,11 +277,23 @@ class SearchStudy:
         self._queue.extend(a for a in dict.fromkeys(architectures) if self._refusal(a) is None)
         return len(self._queue) - before
 
-    def ask(self) -> Proposal:
+    @property
+    def elsewhere(self) -> int:
+        """How many trials other drivers have in flight, as far as is known; see `shared_study`."""
+        return 0
+
+    def refresh(self) -> None:
+        """See what other drivers did."""
+
+    def ask(self, trials: int | None = None) -> Proposal:
         """The next architecture to evaluate: one that was not evaluated before and is not known to be infeasible.
+
+        Args:
+            trials: The budget, where other drivers spend it too: how many may be evaluated or in flight.
 
         Raises:
             SpaceExhausted: There is none left.
+            BudgetTaken: Others have what was left of it.
             InfeasibleError: None was found that satisfies the constraints which are known without evaluating.
         """
         while True:
@@ -311,7 +338,7 @@ class SearchStudy:
             trial.set_user_attr("duplicate_of", self._seen[architecture.id])
         trial.set_user_attr("failure", refusal)
         self.optuna_study.tell(trial, state=TrialState.PRUNED)
-        self.results.add(_record(stored(self.optuna_study, trial)))
+        self._taken(trial)
 
     def _unseen(self) -> Architecture:
         """An architecture that may be evaluated: near the front, anywhere, or the first of a small space."""
@@ -410,9 +437,14 @@ class SearchStudy:
         return self._add(proposal.trial)
 
     def _add(self, trial: optuna.Trial) -> TrialRecord:
-        record = _record(stored(self.optuna_study, trial))
-        self.results.add(record)
+        record = self._taken(trial)
         self._store_reference()
+        return record
+
+    def _taken(self, trial: optuna.Trial) -> TrialRecord:
+        """Take a trial that has ended in among the results."""
+        record = record_of(stored(self.optuna_study, trial))
+        self.results.add(record)
         return record
 
 
