@@ -149,8 +149,8 @@ class Problem:
             )
         if config.storage is not None:
             raise ConfigError(
-                f"search.halving: the study lies on {config.storage}, and trainings that are left off lie in a driver's own "
-                "directory. Search in rungs without storage, on one driver with as many workers as there are."
+                f"search.halving: the study lies on {config.storage}; trainings that are left off lie in a driver's "
+                "own directory. Search in rungs without storage, on one driver with as many workers as there are."
             )
         _ = self.shares
 
