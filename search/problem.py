@@ -144,6 +144,11 @@ class Problem:
                 f"search.halving: train.stop_at is {config.train.stop_at:g}; a training that ends early is no rung. "
                 "Leave one of them out."
             )
+        if getattr(config, "storage", None) is not None:  # a team's study on a server, where this version has those
+            raise ConfigError(
+                "search.halving: trainings that were left off lie in the folder of one driver, and storage has several. "
+                "Use one of them."
+            )
         _ = self.shares
 
     @property
