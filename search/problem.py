@@ -146,7 +146,7 @@ class Problem:
             )
         if getattr(config, "storage", None) is not None:  # a team's study on a server, where this version has those
             raise ConfigError(
-                "search.halving: trainings that were left off lie in the folder of one driver, and storage has several. "
+                "search.halving: trainings that were left off lie in one driver's folder, and storage has several. "
                 "Use one of them."
             )
         _ = self.shares
