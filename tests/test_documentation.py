@@ -216,7 +216,7 @@ def test_the_grammar_s_example_is_a_configuration(tmp_path):
     assert "120 trials by predictor" in out.getvalue()  # what `auto` is for that many
 
 
-_MADE = {"latency/", "networks/", "exports/"}  # in the directory of a run
+_MADE = {"latency/", "networks/", "rungs/", "exports/"}  # in the directory of a run
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")], ids=str)

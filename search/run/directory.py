@@ -392,6 +392,10 @@ class Run:
         """
         data = read_bytes(self.path / name)
         problem = not_as_written(self.manifest, name, data)
+        if problem and not self._entered:  # it may have been written by somebody else since this was opened
+            self.manifest = read_manifest(self.path / "manifest.json", _READABLE)
+            data = read_bytes(self.path / name)
+            problem = not_as_written(self.manifest, name, data)
         if problem:
             raise IntegrityError(f"{self.path / name}: {problem}")
         return data

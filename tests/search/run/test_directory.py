@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -386,6 +387,19 @@ def test_between_the_manifest_and_the_file_nothing_is_missing(tmp_path, objectiv
     with pytest.raises(RuntimeError, match="killed here"):
         run.write_tables("number\n", front_of(Results(objectives)))
     assert dict(problems(run.path, Run.open("r", tmp_path).manifest)) == {}
+
+
+def test_a_run_that_was_opened_before_it_was_written_on_is_not_called_damaged(tmp_path):
+    opened = Run.create(tmp_path, CONFIG, name="r")
+    front = final()
+    opened.write_tables("number\n", front)
+    other = Run.open("r", tmp_path)
+    other.write_tables("number\n", dataclasses.replace(front, run="r", knee=None))
+    other.write_tables("number\n0\n", dataclasses.replace(front, run="r", device="cpu-other"))
+    assert opened.front().device == "cpu-other"
+    (opened.path / "pareto.json").write_text("{}")
+    with pytest.raises(IntegrityError, match="damaged"):
+        opened.front()
 
 
 def test_a_network_of_the_front_that_is_gone_is_said(tmp_path):
