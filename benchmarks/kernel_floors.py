@@ -106,8 +106,8 @@ def window_attention(s: Shape) -> tuple[Launches, Launches]:
 
 
 def retention_2d(s: Shape) -> tuple[Launches, Launches]:
-    """Turning is three passes for each of q and k; the second axis copies all three and the answer; a sum."""
-    layers, turning = [projection(s)] * 4, [elementwise(s, 1, 1)] * 2 + [elementwise(s, 2, 1)]
+    """Turning is four passes for each of q and k; the second axis copies all three and the answer; a sum."""
+    layers, turning = [projection(s)] * 4, [elementwise(s, 1, 1)] * 3 + [elementwise(s, 2, 1)]
     rows, columns = attention(s, s.size[1]), attention(s, s.size[0])
     copies = [elementwise(s, 1, 1)] * (4 if s.batch > 1 else 1)
     now = [*layers, *turning, *turning, rows, *copies, columns, window(s, 5), elementwise(s, 2, 1)]

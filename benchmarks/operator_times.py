@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How long each operator takes beside its oracle, or the plain composition that its formula is, on one thread.
 
-    pip install timm torchvision       # the oracles that are libraries; without them the compositions alone are timed
+    pip install timm                   # the oracles that are a library's; without it the compositions alone are timed
     python benchmarks/operator_times.py [--only NAME ...] [--seconds S]
 
 Forwards at (1, 56, 56, 64) and (1, 1024, 64), knobs at their defaults, in turn: ours, the other, ours, the other, and

@@ -1,6 +1,6 @@
 """Modules of libraries, of the same sizes and with weights of their own: what they answer is what the proofs compare.
 
-timm, transformers and torchvision are not needed elsewhere: where they are not installed the composition is timed.
+timm is not needed elsewhere: where it is not installed the compositions alone are timed.
 """
 
 from __future__ import annotations
@@ -104,21 +104,6 @@ def global_context_attention(m, x):
         q = torch.nn.functional.adaptive_avg_pool2d(q, size)
         parts = window_partition(t, size).view(-1, size[0] * size[1], width)
         return window_reverse(module(parts, q).view(-1, *size, width), size, t.shape[1:3])
-
-    return run
-
-
-@library("deformable", "ops.deform_conv2d, depthwise, with its layers", package="torchvision")
-def deformable(m, x):
-    from torchvision.ops import deform_conv2d
-
-    window = m.window.flatten()
-
-    def run(t):
-        y = torch.nn.functional.conv2d(t, m.mix.weight[:, :, None, None])
-        (layer,) = m.offsets.values()
-        told = torch.nn.functional.conv2d(y, layer.weight[:, :, None, None], layer.bias).clamp(0, m.bound)
-        return deform_conv2d(y, told * window.view(1, -1, 1, 1), m.kernel["depthwise"], padding=1)
 
     return run
 

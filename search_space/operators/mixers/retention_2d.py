@@ -83,7 +83,7 @@ class Retention2d(nn.Module):
         pairs = x_BNHD.unflatten(-1, (-1, 2))
         across = torch.stack([-pairs[..., 1], pairs[..., 0]], dim=-1).flatten(-2)
         cosines, sines = (t.unsqueeze(1).to(x_BNHD.dtype) for t in (self.cosines, self.sines))
-        return torch.addcmul(x_BNHD * cosines, across, sines)
+        return x_BNHD * cosines + across * sines
 
     def _attended(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         """Over dimension -3 of (..., N, heads, d)."""
