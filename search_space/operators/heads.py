@@ -20,27 +20,17 @@ class _LinearHead(nn.Module):
         super().__init__()
         self.linear = Linear(before.width, after.width)
 
-    def features(self, x: Tensor) -> Tensor:
-        """What the last layer reads."""
+    def features(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """What the last layer reads; `valid` (B, L, 1): which tokens count, where several are read together."""
         return x
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, *size, C) to the answers."""
-        return self.linear(self.features(x))
-
-
-class _OneAnswer(_LinearHead):
-    def features(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """What the last layer reads."""
-        raise NotImplementedError
-
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """(B, *size, C) to (B, outputs); `valid` (B, L, 1): which tokens count."""
+        """(B, *size, C) to the answers."""
         return self.linear(self.features(x, valid))
 
 
 @register("head", "pool", paper="Lin et al. 2013, Network In Network (arXiv 1312.4400), section 3.2")
-class Pool(_OneAnswer):
+class Pool(_LinearHead):
     """Mean over positions, then linear: (B, *size, C) to (B, outputs)."""
 
     @staticmethod
@@ -60,7 +50,7 @@ class Pool(_OneAnswer):
     "attsets",
     paper="Yang et al. 2020, AttSets, Robust Attentional Aggregation of Deep Feature Sets (arXiv 1808.00758)",
 )
-class AttSets(_OneAnswer):
+class AttSets(_LinearHead):
     """Weighted mean over positions, then linear: each channel has weights of its own, softmax over positions of W x.
 
     (B, *size, C) to (B, outputs). A bias of the weights would cancel. With W = 0 it is `pool`, on one position as well.
