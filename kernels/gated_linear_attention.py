@@ -156,7 +156,7 @@ class _Call:
     def pick(self, kernel: str) -> dict[str, int]:
         """The launch's row of the table."""
         features = {"key_channels": self.D, "value_channels": self.E, "bits": 8 * self.q.element_size()}
-        return configs.pick(kernel, self.q, **features, sequences=self.B * self.H)
+        return configs.pick(kernel, self.q, **features, directions=self.directions, sequences=self.B * self.H)
 
     def chunks(self, options: Mapping[str, int | str]) -> int:
         """How many chunks a sequence has."""
@@ -362,7 +362,8 @@ def aot_examples(kernel: str, bounds: dict[str, int]) -> Iterator[Example]:
         "gated_linear_attention_forward": (4, 2, 2),
         "gated_linear_attention_gradient": (8, 2, 4),
     }[kernel]
-    for directions, reverse in ((2, q), (1, None)):
+    most = bounds.get("directions", 2)
+    for directions, reverse in ((2, q), (1, None))[2 - most :]:
         tensors = (q, q, v, q, reverse, D**-0.5)
         yield Example(
             label=f"{name} {B}x{L}x{H} D{D} E{E} {'both directions' if reverse is not None else 'causal'}",
@@ -371,5 +372,5 @@ def aot_examples(kernel: str, bounds: dict[str, int]) -> Iterator[Example]:
             operations=directions * 2 * q.numel() * E * products,
             unit="matrix",
             special=directions * 2 * q.numel(),
-            timed=directions == 2,
+            timed=directions == most,
         )

@@ -104,9 +104,10 @@ def _measured_row(item: dict[str, Any]) -> Iterator[str]:
 
 _MODEL = """**Predicted, not timed**: the instructions that a warp runs, counted in machine code with the trips of its
 loops, times the warps of the busiest multiprocessor, over what its four schedulers issue: 0.45 a clock with one warp
-each, 0.15 more with each further one, 0.75 at most. Good to about a factor of 1.5. Of a call with several launches the
-longest is shown; the prediction is of all, with the bytes of other operations. Floors know the exponential unit; no
-launch takes less than 2 us."""
+each, 0.15 more with each further one, 0.75 at most; or longer, where the exponential unit, the tensor cores, L1 with
+shared memory, or every operand of the launch once through device memory take longer. Good to about a factor of 1.5. Of
+a call with several launches the longest is shown; the prediction is of all, with the bytes of other operations. Floors
+know the exponential unit; no launch takes less than 2 us."""
 
 
 def _predicted(results: Path) -> Iterator[str]:
