@@ -9,8 +9,6 @@ import importlib.util
 from collections.abc import Callable
 from importlib.metadata import version
 
-import torch
-
 from . import FORMS, Form
 
 
@@ -80,30 +78,6 @@ def window_attention(m, x):
     def run(t):
         parts = window_partition(t, size).view(-1, m.window**2, t.shape[-1])
         return window_reverse(module(parts).view(-1, *size, t.shape[-1]), size, *t.shape[1:3])
-
-    return run
-
-
-@library(
-    "global_context_attention",
-    "gcvit GlobalContextVitBlock's parts: FeatureBlock and WindowAttentionGlobal",
-    first=False,
-)
-def global_context_attention(m, x):
-    from timm.models.gcvit import FeatureBlock, WindowAttentionGlobal
-    from timm.models.swin_transformer import window_partition, window_reverse
-
-    width, size = x.shape[-1], (m._tile[0], m._tile[1])
-    makers = [FeatureBlock(width, 1, "max").eval() for _ in m.generator]
-    module = WindowAttentionGlobal(width, num_heads=m.heads, window_size=size, use_global=True).eval()
-
-    def run(t):
-        q = t.permute(0, 3, 1, 2)
-        for maker in makers:
-            q = maker(q)
-        q = torch.nn.functional.adaptive_avg_pool2d(q, size)
-        parts = window_partition(t, size).view(-1, size[0] * size[1], width)
-        return window_reverse(module(parts, q).view(-1, *size, width), size, t.shape[1:3])
 
     return run
 
