@@ -101,7 +101,9 @@ def test_every_kernel_of_the_tables_is_checked(scripts, points):
     import _kernel_grid
 
     products = [product for product in _kernel_grid.products(points == "tiny") if product.rows < 1000]
-    assert _launched(getattr(_kernel_grid, points)(), products) == set(configs.kernels())
+    # Banded products are for large maps on a GPU: none of the shapes that the interpreter gets through takes them.
+    large = set(configs.load()["depthwise_banded"]["kernels"]) if points == "tiny" else set()
+    assert _launched(getattr(_kernel_grid, points)(), products) == set(configs.kernels()) - large
 
 
 def test_products_of_few_bits_are_checked(scripts, monkeypatch):
