@@ -250,10 +250,12 @@ class SharedStudy(SearchStudy):
     def _restore(self, seen: dict[str, int], queue: deque[Any], refused: int) -> None:
         self._seen, self._queue, self._refused_in_a_row = dict(seen), deque(queue), refused
 
-    def tell(self, proposal: Proposal, metrics: Mapping[str, float], seconds: float) -> TrialRecord:
+    def tell(
+        self, proposal: Proposal, metrics: Mapping[str, float], seconds: float, *, share: float = 1.0
+    ) -> TrialRecord:
         """See `SearchStudy`. Where the trial was given to others meanwhile, its record says that it was interrupted."""
         try:
-            return self._told(proposal, lambda: super(SharedStudy, self).tell(proposal, metrics, seconds))
+            return self._told(proposal, lambda: super(SharedStudy, self).tell(proposal, metrics, seconds, share=share))
         except MachineError:
             self._keep_unsent(proposal, metrics, seconds)
             raise
