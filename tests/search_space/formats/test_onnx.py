@@ -56,9 +56,10 @@ class Halves(torch.nn.Module):
             parameter.data = torch.randint(-9, 10, parameter.shape, generator=generator).bfloat16()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.first(x.to(torch.bfloat16))
+        dtype = self.first.weight.dtype
+        y = self.first(x.to(dtype))
         left, right = (y * 1.7).chunk(2, -1)
-        z = torch.cat([left + right, left - 0.1], -1).relu().type_as(y).to(torch.bfloat16)
+        z = torch.cat([left + right, left - 0.1], -1).relu().type_as(y).to(dtype)
         rounded = z.div(64.0).round().clamp(-9, 9)
         return x + self.scale * self.second(rounded)
 
