@@ -136,9 +136,7 @@ class Segmentation(Task):
             raise ConfigError(f"{where}: channels is {channels!r}. Allowed: 1, 3.")
         check_flags(where, weighted=weighted, flip=flip, crop=crop, offsets=offsets)
         if offsets and stride > 1:
-            raise ConfigError(
-                f"{where}: offsets is true and stride is {stride}. Its head answers each token: 1."
-            )
+            raise ConfigError(f"{where}: offsets is true and stride is {stride}. Its head answers each token: 1.")
         check_shares(where, validation, test, seed)
         check_share(where, label_smoothing=label_smoothing)
         check_memory(where, memory_gib)
