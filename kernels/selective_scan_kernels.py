@@ -200,18 +200,24 @@ def selective_scan_backward_kernel(
             t = span * SPAN + within
             row = example * LENGTH + t
             tl.store(scratch_ptr + within * BLOCK_E * BLOCK_N + at_scratch, state)
-            x = tl.load(x_ptr + row * E + e, mask=in_e & (t < LENGTH), other=0.0).to(tl.float32)
-            step = tl.load(step_ptr + row * E + e, mask=in_e & (t < LENGTH), other=0.0).to(tl.float32)
-            b = tl.load(b_ptr + row * N + n, mask=in_n & (t < LENGTH), other=0.0).to(tl.float32)
+            here_e, here_n = in_e, in_n
+            if LENGTH % SEGMENT:  # the last segment reaches past the end
+                here_e, here_n = in_e & (t < LENGTH), in_n & (t < LENGTH)
+            x = tl.load(x_ptr + row * E + e, mask=here_e, other=0.0).to(tl.float32)
+            step = tl.load(step_ptr + row * E + e, mask=here_e, other=0.0).to(tl.float32)
+            b = tl.load(b_ptr + row * N + n, mask=here_n, other=0.0).to(tl.float32)
             delta = softplus(step + bias)
             state = exp2(delta[:, None] * a) * state + (delta * x)[:, None] * b[None, :]
         tl.debug_barrier()
         after = state
+        # Registers bind here: what is finished is stored at once, a state is loaded once the one after is done with.
         for later in range(SPAN):
             within = SPAN - 1 - later
             t = span * SPAN + within
             row = example * LENGTH + t
-            here_e, here_n = in_e & (t < LENGTH), in_n & (t < LENGTH)
+            here_e, here_n = in_e, in_n
+            if LENGTH % SEGMENT:
+                here_e, here_n = in_e & (t < LENGTH), in_n & (t < LENGTH)
             x = tl.load(x_ptr + row * E + e, mask=here_e, other=0.0).to(tl.float32)
             step = tl.load(step_ptr + row * E + e, mask=here_e, other=0.0).to(tl.float32) + bias
             grad = tl.load(grad_ptr + row * E + e, mask=here_e, other=0.0).to(tl.float32)
@@ -219,12 +225,14 @@ def selective_scan_backward_kernel(
             c = tl.load(c_ptr + row * N + n, mask=here_n, other=0.0).to(tl.float32)
             delta = softplus(step)
             decay = exp2(delta[:, None] * a)
-            before = tl.load(scratch_ptr + within * BLOCK_E * BLOCK_N + at_scratch)
             input = delta * x
             grad_c = tl.sum(grad[:, None] * after, 0)
+            tl.store(grad_c_ptr + (rows_before + row) * N + n, grad_c, mask=here_n)
+            before = tl.load(scratch_ptr + within * BLOCK_E * BLOCK_N + at_scratch)
             after = before
             grad_state += grad[:, None] * c[None, :]
             grad_b = tl.sum(grad_state * input[:, None], 0)
+            tl.store(grad_b_ptr + (rows_before + row) * N + n, grad_b, mask=here_n)
             grad_input = tl.sum(grad_state * b[None, :], 1)
             grad_state *= decay
             grad_kept = grad_state * before  # times d(delta a)
@@ -232,12 +240,10 @@ def selective_scan_backward_kernel(
             grad_a += grad_kept * delta[:, None]
             grad_step = grad_delta * sigmoid(step)
             grad_skip += grad * x
-            grad_bias += tl.where(here_e, grad_step, 0.0)
+            grad_bias += grad_step  # 0 past the end, where no gradient has come in yet
             grad_x = grad * skip + grad_input * delta
             tl.store(grad_x_ptr + row * E + e, grad_x.to(grad_x_ptr.dtype.element_ty), mask=here_e)
             tl.store(grad_step_ptr + row * E + e, grad_step.to(grad_step_ptr.dtype.element_ty), mask=here_e)
-            tl.store(grad_b_ptr + (rows_before + row) * N + n, grad_b, mask=here_n)
-            tl.store(grad_c_ptr + (rows_before + row) * N + n, grad_c, mask=here_n)
     tl.store(grad_a_ptr + place * E * N + at_en, grad_a, mask=in_en)
     tl.store(grad_skip_ptr + place * E + e, grad_skip, mask=in_e)
     tl.store(grad_bias_ptr + place * E + e, grad_bias, mask=in_e)

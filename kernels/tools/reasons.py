@@ -5,8 +5,8 @@ such row, and none for others.
 """
 
 _SCAN = (
-    "issue binds: a token of 32 channels with 16 states takes some 560 instructions in the gradient alone, a third of "
-    "them for a second look at the states, and the ends of segments and the kept states were walked before, as the "
+    "issue binds: a token of 32 channels with 16 states takes some 540 instructions in the gradient alone, a quarter "
+    "of them for a second look at the states, and the ends of segments and the kept states were walked before, as the "
     "forward keeps nothing; the floor counts each state once. It would take the forward's states in memory (four bytes "
     "for each channel and token at 16 states and one in 16 tokens)"
 )

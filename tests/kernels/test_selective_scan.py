@@ -29,6 +29,7 @@ class TestSelectiveScan(KernelContract):
         "small steps": _case(1, 9, 4, 2, bias=-8.0),
         "one token": _case(1, 1, 1, 1),
         "in segments, the last one short": _case(1, 67, 5, 3),
+        "in segments that fill the sequence": _case(1, 80, 5, 3),
     }
 
 

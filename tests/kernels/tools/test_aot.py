@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from mixnas.kernels import FAMILIES, configs, dispatch
-from mixnas.kernels.tools import aot
+from mixnas.kernels.tools import aot, resources
 
 pytestmark = pytest.mark.skipif(not dispatch.HAS_TRITON, reason="Triton isn't installed")
 
@@ -29,12 +29,20 @@ def test_every_row_compiles_without_spills(family):
     spilled = [
         f"{item.kernel} {item.gpu}[{item.row}] {item.label}: stack of {item.stack_bytes} bytes"
         for item in found
-        if (item.stack_bytes or item.instructions["local"]) and not item.spills_because
+        if item.stack_bytes or item.instructions["local"]
     ]
     assert not spilled
     warp_groups = [item.label for item in found if item.gpu == configs.NO_WGMMA and item.instructions["wgmma"]]
     assert not warp_groups
     assert all(item.shared_bytes <= 227 * 1024 for item in found)
+
+
+def test_no_launch_of_any_triton_has_a_stack():
+    """In the committed table, whose rows for the Triton that is here the slow test compiles anew."""
+    tables = resources.read()
+    assert {"3.6.0", "3.7.1"} <= set(tables)
+    for version, rows in tables.items():
+        assert not [row for row in rows if row["stack_bytes"] != "0"], version
 
 
 def test_one_family_and_the_cache(tmp_path, monkeypatch):
