@@ -56,6 +56,8 @@ IOS = {
         IOSpec("image", (8, 16), 3, 5),
         IOSpec("image", (8, 8), 1, 4, head="token"),
         IOSpec("image", (8, 8), 3, 2, head="sub_pixel", out_size=(16, 16)),
+        IOSpec("image", (8, 8), 3, 2, head="lr_aspp", out_size=(16, 16)),
+        IOSpec("image", (8, 8), 3, 3, head="offset_learning"),
     ],
     "sequence": [
         IOSpec("sequence", (24,), 3, 4, head="attsets", out_size=()),
@@ -314,6 +316,9 @@ def measure(count: int, seed: int, names: Iterable[str]) -> dict[str, Any]:
         rows.append({"id": architecture.id, "kind": io.kind, "architecture": str(architecture), **found})
         said = [file["result"] for file in found.values()]
         print(f"{i + 1}/{count} {architecture.id} {said}", file=sys.stderr, flush=True)
+        for file in (*found.values(), *(file.get("with_float32_instead", {}) for file in found.values())):
+            if file.get("result") == "wrong":
+                print(file.get("why", file), file=sys.stderr, flush=True)
     every = {(axis, name) for axis in registry.AXES for name in registry.names(axis)} - {("channel_mixer", "none")}
     missing = {name: sorted(f"{axis} {op}" for axis, op in every - seen) for name, seen in shown.items()}
     return {
