@@ -150,6 +150,20 @@ def tracing() -> bool:
     return any(not getattr(mode, "observes", False) for mode in _get_current_dispatch_mode_stack())
 
 
+@contextlib.contextmanager
+def keeping() -> Iterator[None]:
+    """For what is made once and kept: it can be read in and out of inference mode, and has no gradient.
+
+    Inside a trace nothing is switched: torch.export would write down that gradients are, of the switches of inference
+    mode only one half, and put all that follows into a graph of its own.
+    """
+    if tracing():
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
 class TracedOtherwiseError(RuntimeError):
     """Something asked whether it is traced, where the answer would show other operations than eager mode's."""
 

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from mixnas.kernels import configs
+from mixnas.kernels import configs, fused_block
 from mixnas.kernels.tools import resources
 from mixnas.search_space import registry
 
@@ -96,9 +96,12 @@ def _launched(points, products):
 
 
 @pytest.mark.parametrize("points", ["odd", "tiny"])
-def test_every_kernel_of_the_tables_is_checked(scripts, points):
+def test_every_kernel_of_the_tables_is_checked(scripts, points, monkeypatch):
     """A new family has to be in the grid: it says here which kernels no point launches."""
     import _kernel_grid
+
+    if points == "tiny":  # the interpreter takes one kernel for few positions too; what is only recorded does not
+        monkeypatch.setattr(fused_block, "ENOUGH_POSITIONS", 1)
 
     products = [product for product in _kernel_grid.products(points == "tiny") if product.rows < 1000]
     # Banded products are for large maps on a GPU: none of the shapes that the interpreter gets through takes them.

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixnas.kernels.dispatch import use_triton
+from mixnas.kernels.dispatch import keeping, use_triton
 from mixnas.kernels.quantized_linear import FP8, epilogue, scaled_linear
 from mixnas.search_space.operators.quantization.affine import EPSILON, straight_through
 from mixnas.search_space.operators.quantization.projected import Projected, State
@@ -42,7 +41,7 @@ class _Ready:
     def widened(self) -> Tensor:
         """Float32, made once."""
         if "widened" not in self.made:
-            with torch.inference_mode(False), torch.no_grad():
+            with keeping():
                 self.made["widened"] = self.weight.float()
         return self.made["widened"]
 

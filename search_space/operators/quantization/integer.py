@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixnas.kernels.dispatch import use_triton
+from mixnas.kernels.dispatch import keeping, use_triton
 from mixnas.kernels.quantized_linear import epilogue, int4_linear, pack_int4, scaled_linear, unpack_int4
 from mixnas.search_space.operators.quantization import products
 from mixnas.search_space.operators.quantization.affine import (
@@ -85,7 +85,7 @@ class _Floats:
     def kept(self, name: str, make: Callable[[], Any]) -> Any:
         """Make it once."""
         if name not in self.made:
-            with torch.inference_mode(False), torch.no_grad():
+            with keeping():
                 self.made[name] = make()
         return self.made[name]
 

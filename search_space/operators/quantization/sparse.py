@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mixnas.kernels.dispatch import keeping
 from mixnas.kernels.quantized_linear import parted
 from mixnas.search_space.operators.quantization.affine import dequantize, fake_rows, quantize_rows, straight_through
 from mixnas.search_space.operators.quantization.projected import Projected, State
@@ -52,7 +53,7 @@ class _Ready:
     def weight(self) -> Tensor:
         """(N, K), made once."""
         if "weight" not in self.made:
-            with torch.inference_mode(False), torch.no_grad():
+            with keeping():
                 self.made["weight"] = self.widen()
         return self.made["weight"]
 
