@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mixnas.search_space.errors import NasError
 
+_ENDS_SECONDS = 120
 _JOIN_SECONDS = 10.0
 
 
@@ -86,8 +87,10 @@ def processes(count: int, target: Callable[..., object], *args: Any) -> Iterator
             _join(meeting, 0, count)
             yield
         except RuntimeError as error:
-            for helper in helpers:  # it may be about to end
-                helper.join(_JOIN_SECONDS / count)
+            # Who hung up is about to end, which on a busy machine takes its time; of another error's helpers none may be.
+            hung_up = "onnection" in str(error)
+            for helper in helpers:
+                helper.join((_ENDS_SECONDS if hung_up else _JOIN_SECONDS) / count)
             failed = [helper.exitcode for helper in helpers if helper.exitcode]
             if not failed:
                 raise
