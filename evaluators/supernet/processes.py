@@ -87,7 +87,7 @@ def processes(count: int, target: Callable[..., object], *args: Any) -> Iterator
             _join(meeting, 0, count)
             yield
         except RuntimeError as error:
-            # Who hung up is about to end, which on a busy machine takes its time; of another error's helpers none may be.
+            # Who hung up is about to end, which takes its time on a busy machine; else none may be.
             hung_up = "onnection" in str(error)
             for helper in helpers:
                 helper.join((_ENDS_SECONDS if hung_up else _JOIN_SECONDS) / count)
