@@ -83,7 +83,7 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ..., C) to the same."""
-        if not torch.is_grad_enabled() and not torch.compiler.is_exporting():
+        if not torch.is_grad_enabled():
             # A sequence as an image of one row: for images alone torch reads channels last as they are.
             image = x.flatten(1, -2).unsqueeze(1).permute(0, 3, 1, 2)
             y = F.group_norm(image, self.num_groups, self.weight, self.bias, self.eps)
