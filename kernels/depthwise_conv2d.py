@@ -130,7 +130,7 @@ def _aten(x_BHWC: torch.Tensor, weight_C1KK: torch.Tensor, bias: torch.Tensor | 
     oneDNN's kernel for 13 taps in float32 is 2 to 3 times slower than its other one, which begins at 15: two rows and
     columns of nought cost less.
     """
-    if weight_C1KK.shape[-1] == 13 and weight_C1KK.dtype == torch.float32:
+    if weight_C1KK.shape[-1] == 13 and weight_C1KK.dtype == torch.float32 and not tracing():
         weight_C1KK = F.pad(weight_C1KK, (1, 1, 1, 1))
     z = F.conv2d(x_BHWC.permute(0, 3, 1, 2), weight_C1KK, bias, padding="same", groups=weight_C1KK.shape[0])
     return z.permute(0, 2, 3, 1)

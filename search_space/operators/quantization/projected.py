@@ -329,15 +329,13 @@ class Stored(_Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        ready = self._ready
-        if ready is None:
-            stored = {name: self._buffers[name] for name in self._names}
-            if dispatch.tracing():
-                ready = self._made(stored)
-            else:
-                with torch.inference_mode(False), torch.no_grad():
-                    ready = self._ready = self._made(stored)
-        return self.multiplied(x, self.rows(x), ready)
+        stored = {name: self._buffers[name] for name in self._names}
+        if dispatch.tracing():  # what is kept is no buffer: a trace would hold it as a further constant
+            return self.multiplied(x, self.rows(x), self._made(stored))
+        if self._ready is None:
+            with torch.inference_mode(False), torch.no_grad():
+                self._ready = self._made(stored)
+        return self.multiplied(x, self.rows(x), self._ready)
 
     def _made(self, stored: Any) -> Any:
         return self.policy.ready(stored, self.bias, self.inputs)

@@ -75,7 +75,7 @@ def test_a_mapping_carries_options() -> None:
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("digit", ["'digit'", "Did you mean 'digits'?", "mqar", "package.module:Class"]),
+        ("digit", ["'digit'", "Did you mean 'digits'?", "compression", "in all", "package.module:Class"]),
         ({"name": "mqar", "vocab": 64}, ["'vocab'", "Did you mean 'vocab_size'?", "power_a"]),
         ({"name": "digits", "seed": 1}, ["'seed'", "Allowed: label_smoothing"]),
         ({"name": "digits", "label_smoothing": 1}, ["label_smoothing is 1", "below 1"]),

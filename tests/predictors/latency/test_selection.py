@@ -187,11 +187,11 @@ def test_what_the_runtime_gets_wrong_is_left_out(tmp_path, monkeypatch):
 
 
 def test_what_a_runtime_has_no_kernels_for_is_not_measured(tmp_path):
-    block = {"mixer": ["identity", "pooling"], "channel_mixer": "mlp", "quant": ["fp32", "bf16"]}
+    block = {"mixer": ["identity", "pooling"], "channel_mixer": "mlp", "quant": ["fp32", "fp8"]}
     space = SearchSpace.from_dict({"stem": "conv", "stages": [{"width": 8, "block": block}]})
     if runtimes.missing("onnxruntime"):
         pytest.skip(runtimes.missing("onnxruntime"))
     of = Profiler(space, IO, device="cpu", runtime="onnxruntime", directory=tmp_path, config=QUICK)
     chosen = [what.config.get("quant") for what in of.choose_units(100)]
-    assert "fp32" in chosen and "bf16" not in chosen
-    assert all("bf16" not in str(what.config) for what in of.choose_networks(10))
+    assert "fp32" in chosen and "fp8" not in chosen
+    assert all("fp8" not in str(what.config) for what in of.choose_networks(10))
