@@ -301,16 +301,12 @@ class Job:
         """Have each likely finalist judged under each policy throughout: a mixed answer is then no worse than those."""
         likely = choose_finalists(study.results, self.config.final.candidates)
         wanted = with_one_policy(self.problem.space, [record.architecture for record in likely])
-        count = study.queue(wanted)
-        if not count:
+        if not (count := study.queue(wanted)):
             return
-        budget = Budget(trials=study.results.evaluated + count)
-        with (
-            self._report.phase(
-                "uniform policies", budget.trials, unit="trials", initial=study.results.evaluated
-            ) as phase,
-            Session(study, budget, stop=self.stop, report=phase, on_trial=self._on_trial) as session,
-        ):
+        before = study.results.evaluated
+        budget = Budget(trials=before + count)
+        told = self._report.phase("uniform policies", budget.trials, unit="trials", initial=before)
+        with told as phase, Session(study, budget, stop=self.stop, report=phase, on_trial=self._on_trial) as session:
             self.config.search.engine.run(session, evaluator)
             session.ending()
         self._write_searched(study.results)

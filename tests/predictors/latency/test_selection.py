@@ -14,8 +14,9 @@ from mixnas.predictors.latency.selection import cover, draw_by_size, sample_rows
 from mixnas.predictors.measuring import measure, runtimes
 from mixnas.predictors.measuring.measure import MeasureConfig
 from mixnas.predictors.measuring.table import BY_SIZE, MeasurementTable
-from mixnas.search_space.architecture import Architecture
+from mixnas.search_space.architecture import Architecture, Op
 from mixnas.search_space.errors import ConfigError
+from mixnas.search_space.operators.quantization.policy import policy_of
 from mixnas.search_space.space import SearchSpace
 from mixnas.search_space.units import IOSpec
 
@@ -186,12 +187,13 @@ def test_what_the_runtime_gets_wrong_is_left_out(tmp_path, monkeypatch):
         profile(of.space, IO, device="cpu", directory=tmp_path / "again", config=quick)
 
 
-def test_what_a_runtime_has_no_kernels_for_is_not_measured(tmp_path):
-    block = {"mixer": ["identity", "pooling"], "channel_mixer": "mlp", "quant": ["fp32", "fp8"]}
+def test_what_a_runtime_has_no_kernels_for_is_not_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(type(policy_of(Op("bf16"))), "why_not", lambda _, device, runtime: f"{runtime} has no kernels")
+    block = {"mixer": ["identity", "pooling"], "channel_mixer": "mlp", "quant": ["fp32", "bf16"]}
     space = SearchSpace.from_dict({"stem": "conv", "stages": [{"width": 8, "block": block}]})
     if runtimes.missing("onnxruntime"):
         pytest.skip(runtimes.missing("onnxruntime"))
     of = Profiler(space, IO, device="cpu", runtime="onnxruntime", directory=tmp_path, config=QUICK)
     chosen = [what.config.get("quant") for what in of.choose_units(100)]
-    assert "fp32" in chosen and "fp8" not in chosen
-    assert all("fp8" not in str(what.config) for what in of.choose_networks(10))
+    assert "fp32" in chosen and "bf16" not in chosen
+    assert all("bf16" not in str(what.config) for what in of.choose_networks(10))
