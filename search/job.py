@@ -299,11 +299,10 @@ class Job:
 
     def _judge_uniform(self, study: SearchStudy, evaluator: Evaluator) -> None:
         """Have each likely finalist judged under each policy throughout: a mixed answer is then no worse than those."""
-        likely = choose_finalists(study.results, self.config.final.candidates)
-        wanted = with_one_policy(self.problem.space, [record.architecture for record in likely])
-        if not (count := study.queue(wanted)):
+        likely = [record.architecture for record in choose_finalists(study.results, self.config.final.candidates)]
+        before, count = study.results.evaluated, study.queue(with_one_policy(self.problem.space, likely))
+        if not count:
             return
-        before = study.results.evaluated
         budget = Budget(trials=before + count)
         told = self._report.phase("uniform policies", budget.trials, unit="trials", initial=before)
         with told as phase, Session(study, budget, stop=self.stop, report=phase, on_trial=self._on_trial) as session:
