@@ -280,10 +280,9 @@ class Job:
     # -- search -----------------------------------------------------------------------------------------------------
 
     def _search(self, evaluator: Evaluator, correcting: Correcting) -> Results | None:
-        """The study's trials; None where another driver brings them to their end."""
+        """The study's trials, with more of those that were left off; None where another driver brings them to their end."""
         search, problem = self.config.search, self.problem
         with self._drivers.study(evaluator) as study:
-            # where trainings were left off, some may have to be gone on with though all are begun
             if study.results.evaluated < search.trials + study.results.queued or problem.shares is not None:
                 try:
                     self._carry_out(study, evaluator, correcting)
