@@ -280,7 +280,7 @@ class Job:
     # -- search -----------------------------------------------------------------------------------------------------
 
     def _search(self, evaluator: Evaluator, correcting: Correcting) -> Results | None:
-        """The study's trials, with more of those that were left off; None where another driver brings them to their end."""
+        """The study's trials, and more of those left off; None where another driver brings them to their end."""
         search, problem = self.config.search, self.problem
         with self._drivers.study(evaluator) as study:
             if study.results.evaluated < search.trials + study.results.queued or problem.shares is not None:
