@@ -81,12 +81,15 @@ def profile(args: argparse.Namespace) -> int:
     plain = {"task": config.task.to_plain(), "space": config.space}
     if args.address is not None:
         from mixnas.predictors.latency.predictor import user_directory
-        from mixnas.search.engines.on_ray.meter import MeteredLatency
+        from mixnas.search.engines.on_ray.meter import MeteredLatency, give_back
 
         latency = dataclasses.replace(config.latency, profile=budget, runtime=runtime)
         source = MeteredLatency(latency.spec(device, config.search.seed, None, None), args.address)
-        with progress, progress.phase("profile", budget, unit="s", seconds=budget):
-            predictor = source.profile(space, io, Path(args.tables or user_directory()), plain=plain)
+        try:
+            with progress, progress.phase("profile", budget, unit="s", seconds=budget):
+                predictor = source.profile(space, io, Path(args.tables or user_directory()), plain=plain)
+        finally:
+            give_back()
     else:
         with progress, progress.phase("profile", budget, unit="s", seconds=budget) as phase:
             predictor = profiling.profile(
