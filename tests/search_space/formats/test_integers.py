@@ -88,6 +88,25 @@ def test_a_number_that_is_rounded_otherwise_is_refused_with_the_operator_and_the
         formats.verify(file_format, path, network, X, stated=1e-6)
 
 
+def test_moved_numbers_are_why_also_where_outputs_differ_by_more_than_is_allowed(onnx, tmp_path, monkeypatch):
+    path, network, file_format = tmp_path / "model.onnx", network_with("w8a8"), formats.get("onnx")
+    path.write_bytes(written("w8a8"))
+    moved(onnx, path, "stages.0.blocks.0.channel.norm.layer.bias", 2e-4)
+    compare = formats.compare
+
+    def strict(answer, network, inputs, what, stated=None):
+        return compare(answer, network, inputs, what, 1e-9 if stated is None else stated)
+
+    monkeypatch.setattr(formats, "compare", strict)
+    with pytest.raises(NotIdentical, match=r"by up to .* is allowed .*; .*whole numbers are not those") as caught:
+        formats.verify(file_format, path, network, X)
+    assert "The file is wrong" not in str(caught.value)
+    moved(onnx, path, "stages.0.blocks.0.channel.norm.layer.bias", 2e-2)
+    with pytest.raises(IntegrityError, match="The file is wrong") as caught:
+        formats.verify(file_format, path, network, X)
+    assert not isinstance(caught.value, NotIdentical)
+
+
 def test_what_no_order_of_sums_explains_is_wrong_and_not_only_rounded_otherwise(onnx, tmp_path):
     path, network, file_format = tmp_path / "model.onnx", network_with("w8a8"), formats.get("onnx")
     path.write_bytes(written("w8a8"))
