@@ -152,9 +152,9 @@ def test_a_compressed_file_is_refused_by_what_it_would_unpack_to(codec, tmp_path
     def write(pictures: list[bytes]) -> None:
         table = pyarrow.table({"image": pictures, "label": pyarrow.array([of for _, of in given]).dictionary_encode()})
         options = pyarrow.ipc.IpcWriteOptions(compression=codec)
-        with pyarrow.OSFile(str(folder / "data-00000-of-00001.arrow"), "wb") as sink:
-            with pyarrow.ipc.new_stream(sink, table.schema, options=options) as writer:
-                writer.write_table(table)
+        file = str(folder / "data-00000-of-00001.arrow")
+        with pyarrow.OSFile(file, "wb") as sink, pyarrow.ipc.new_stream(sink, table.schema, options=options) as writer:
+            writer.write_table(table)
 
     write([image for image, _ in given])
     assert by_name("huggingface", path=str(folder)).labels == tuple(NAMES)
