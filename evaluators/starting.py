@@ -21,8 +21,9 @@ from mixnas.search_space.errors import ConfigError, IntegrityError, listed, show
 from mixnas.search_space.files import parse_json, read_bytes
 from mixnas.search_space.formats.safetensors import FORMAT, load_tensors
 from mixnas.search_space.network import Network
+from mixnas.search_space.space import SearchSpace
 from mixnas.search_space.supernet import Supernet, slice_of
-from mixnas.search_space.units import is_unit
+from mixnas.search_space.units import IOSpec, is_unit
 
 _Begins = TypeVar("_Begins", Network, Supernet)
 
@@ -97,6 +98,10 @@ class Start:
         }
         return {"from": Path(self.given).name, "file": self.file, "sha256": self.digest, "units": shapes}
 
+    def has_weights(self, unit: str) -> bool:
+        """Whether a unit of the earlier network has more than vectors and numbers: a matrix, a kernel."""
+        return any(tensor.ndim > 1 for tensor in self._units.get(unit, {}).values())
+
     def begin(self, network: Network | Supernet) -> Taken:
         """Put what fits into a network, in place, or into the store of a super-network; `taken` says what.
 
@@ -124,6 +129,29 @@ class Start:
         left |= {unit: "the earlier network has none" for unit in own if unit not in self._units}
         self.taken = Taken(tuple(whole), left)
         return self.taken
+
+
+def check_fits(start: Start, space: SearchSpace, io: IOSpec) -> Taken:
+    """What networks of a space can take, refused where it comes to nothing.
+
+    Args:
+        start: With what they begin.
+        space, io: Of the networks.
+
+    Returns:
+        What a super-network of the space takes; one network takes what it has of it.
+
+    Raises:
+        ConfigError: Nothing fits, or nothing but the head and vectors of others, as those of norms.
+    """
+    taken = start.begin(Supernet(space, io, torch.Generator().manual_seed(0)))
+    if not any(unit != "head" and start.has_weights(unit) for unit in taken.whole):
+        raise ConfigError(
+            f"task.init: nothing of {visible(start.given)[:200]} fits into networks of this space but its head and "
+            f"norms, if those: {taken}. Give a network for such inputs, search a space that holds its operators, or "
+            "leave init out."
+        )
+    return taken
 
 
 def begun(network: _Begins, task: Any) -> _Begins:
