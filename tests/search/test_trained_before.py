@@ -64,7 +64,7 @@ def test_the_run_and_the_card_say_what_it_learned_from_and_began_with(earlier, r
     assert "teacher: teacher.pt2" in told and "25% of the loss" in told and "init: earlier" in told
     assert "init: earlier: each network begins with what it has of 4 units taken (head, stages.0.blocks.0.ch" in told
     assert told.count("teacher: ") == 1 and told.index("init: ") < told.index("1/1")  # before anything is trained
-    assert not caplog.records
+    assert not [one for one in caplog.records if one.name.startswith("mixnas") and "teacher" in one.getMessage()]
     data = run.data()
     assert data["teacher"]["weight"] == 0.25 and set(data["init"]["units"]) >= {"stem", "head"}
     front, network = run.front(), network_of(run)
@@ -88,8 +88,10 @@ def test_a_search_into_which_nothing_but_the_head_fits_is_refused_before_it_star
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "d.npz", x=rng.normal(size=(60, 12, 2)), y=np.arange(60) % 10)
     task = {"name": "series", "path": str(tmp_path / "d.npz"), "init": str(earlier.path)}
-    stem = {"name": "conv", "stride": 2}
-    plain = {**PLAIN, "space": {"stem": stem, "stages": [{"width": 8, "blocks": [{**BLOCK, "channel_mixer": "none"}]}]}}
+    plain = {
+        **PLAIN,
+        "space": {"stem": "linear", "stages": [{"width": 8, "blocks": [{**BLOCK, "channel_mixer": "none"}]}]},
+    }
     with pytest.raises(ConfigError, match=r"task\.init: nothing of .* fits .*: 1 units taken \(head\); .*stem"):
         new_run(read_config({**plain, "task": task}, "test"), root=tmp_path / "runs", name="a", source="test")
     assert not (tmp_path / "runs").exists()
