@@ -57,6 +57,7 @@ def dry_run(config: Config, source: str, *, json: bool) -> None:
     summary = recorded(problem.task).get("summary")
     lines = [
         *([f"data          {summary}"] if summary else []),
+        *(f"{name:13} {said}" for name, said in (line.split(": ", 1) for line in problem.told(recorded(problem.task)))),
         f"task          {config.task.name}: {problem.io.kind}, input {'x'.join(map(str, problem.io.size))}",
         f"space         {problem.space.size():,} architectures, {len(problem.space.variables)} choices",
         f"objectives    {', '.join(map(str, problem.objectives))}",

@@ -8,7 +8,6 @@ needed, and nothing of the run is executed.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,8 +21,9 @@ from mixnas.search_space.errors import ConfigError, IntegrityError, listed, show
 from mixnas.search_space.files import parse_json, read_bytes
 from mixnas.search_space.formats.safetensors import FORMAT, load_tensors
 from mixnas.search_space.network import Network
+from mixnas.search_space.space import SearchSpace
 from mixnas.search_space.supernet import Supernet, slice_of
-from mixnas.search_space.units import is_unit
+from mixnas.search_space.units import IOSpec, is_unit
 
 _Begins = TypeVar("_Begins", Network, Supernet)
 
@@ -62,7 +62,7 @@ class Start:
 
     Raises:
         ConfigError: There is no such run, export or file, or it has no trained network.
-        IntegrityError: A file is damaged.
+        IntegrityError: A file is damaged, or holds a weight that is not finite.
 
     Attributes:
         taken: What the last network or super-network took.
@@ -72,12 +72,20 @@ class Start:
         if not isinstance(given, str) or not given:
             raise ConfigError(f"{where}: {shown(given)} is no run. Give a run, or the folder of an export.")
         self.given, self.taken = given, Taken((), {})
-        file = _network_of(given, where)
+        try:
+            file = _network_of(given, where)
+        except OSError as error:  # a name that no file can have, a folder that may not be entered
+            reason = error.strerror or type(error).__name__
+            raise ConfigError(f"{where}: {visible(given)[:200]}: {reason}. Give a run, or a path.") from error
         tensors, metadata = load_tensors(file, FORMAT)
         self._units = by_unit(tensors)
         if not any(tensor.is_floating_point() for tensor in tensors.values()):
             raise ConfigError(f"{where}: {visible(str(file))} holds no weights that are trained. Give another network.")
-        self._deployed = json.loads(metadata.get("folded", "false")) is True
+        _check_finite(file, self._units)
+        if metadata.get("folded", "false") not in ("true", "false") or "architecture" not in metadata:
+            problem = "names no architecture" if "architecture" not in metadata else "does not say what is folded"
+            raise IntegrityError(f"{visible(str(file))}: its metadata {problem}; the file is damaged. Write it again.")
+        self._deployed = metadata.get("folded") == "true"
         self.network = hashlib.sha256(metadata["architecture"].encode()).hexdigest()[:12]
         self.digest = hashlib.sha256(read_bytes(file)).hexdigest()
         self.file = file.name
@@ -89,6 +97,10 @@ class Start:
             for unit, tensors in self._units.items()
         }
         return {"from": Path(self.given).name, "file": self.file, "sha256": self.digest, "units": shapes}
+
+    def has_weights(self, unit: str) -> bool:
+        """Whether a unit of the earlier network has more than vectors and numbers: a matrix, a kernel."""
+        return any(tensor.ndim > 1 for tensor in self._units.get(unit, {}).values())
 
     def begin(self, network: Network | Supernet) -> Taken:
         """Put what fits into a network, in place, or into the store of a super-network; `taken` says what.
@@ -117,6 +129,29 @@ class Start:
         left |= {unit: "the earlier network has none" for unit in own if unit not in self._units}
         self.taken = Taken(tuple(whole), left)
         return self.taken
+
+
+def check_fits(start: Start, space: SearchSpace, io: IOSpec) -> Taken:
+    """What networks of a space can take, refused where it comes to nothing.
+
+    Args:
+        start: With what they begin.
+        space, io: Of the networks.
+
+    Returns:
+        What a super-network of the space takes; one network takes what it has of it.
+
+    Raises:
+        ConfigError: Nothing fits, or nothing but the head and vectors of others, as those of norms.
+    """
+    taken = start.begin(Supernet(space, io, torch.Generator().manual_seed(0)))
+    if not any(unit != "head" and start.has_weights(unit) for unit in taken.whole):
+        raise ConfigError(
+            f"task.init: nothing of {visible(start.given)[:200]} fits into networks of this space but its head and "
+            f"norms, if those: {taken}. Give a network for such inputs, search a space that holds its operators, or "
+            "leave init out."
+        )
+    return taken
 
 
 def begun(network: _Begins, task: Any) -> _Begins:
@@ -153,6 +188,17 @@ def why_not(earlier: Mapping[str, tuple[int, ...]], own: Mapping[str, tuple[int,
         if not fits or (shape != own[name] and not smaller):
             return f"{name} has the shape {own[name]}, and was {shape}"
     return ""
+
+
+def _check_finite(file: Path, units: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Refuse weights that are NaN or infinite: whatever begins with them stays so."""
+    for unit, tensors in units.items():
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
+                raise IntegrityError(
+                    f"{visible(str(file))}: {visible(name)[:100]} of {visible(unit)[:100] or 'no unit'} is NaN or "
+                    "infinite. Give a network whose training did not diverge."
+                )
 
 
 def _place(own: Tensor, tensor: Tensor, rule: tuple[str, ...]) -> None:

@@ -8,8 +8,6 @@ there it is the mean squared error between the two networks' outputs.
 from __future__ import annotations
 
 import hashlib
-import logging
-import multiprocessing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +25,6 @@ from mixnas.search_space.settings import Between, build
 
 OPTION = "teacher"
 _BATCHES = (1, 3)  # it has to take any number of inputs
-
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,8 +66,6 @@ class Teacher:
     def __init__(self, config: TeacherConfig, task: Task) -> None:
         self.config = config
         where = visible(config.file)
-        if multiprocessing.parent_process() is None:
-            _logger.warning("teacher: reading the program in %s; nothing in it but tensor operations is run", where)
         self._program: Any = load_program(config.file)
         self.digest = hashlib.sha256(read_bytes(config.file, at_most=MOST_BYTES)).hexdigest()
         self._on: dict[torch.device, nn.Module] = {}

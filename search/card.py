@@ -88,6 +88,10 @@ def in_units(outputs: np.ndarray) -> np.ndarray:
 """
 
 _CALLED_WITH_PICTURES = """    for picture in sys.argv[1:]:
+        try:
+            read_picture(picture, SIZE, CHANNELS)
+        except Exception as error:  # a decoder raises whatever it meets
+            sys.exit(f"{picture}: cannot be read as a picture: {error}")
         for name in FILES:
             print(picture, name, *classify(picture, name))
     if sys.argv[1:]:

@@ -124,6 +124,8 @@ class Job:
             run.write_config(self.config.to_plain())
             if summary := record.get("summary"):
                 self.progress.note(f"data: {summary}")
+            for said in problem.told(record):
+                self.progress.note(said)
             before = run.front() if run.has_front else None
             self._known = before if before is not None and before.final else None
             run.update(finished=None)
@@ -133,7 +135,6 @@ class Job:
                 run.update(policies=latency.instead(policies_of(problem.space)))
                 problem.check_latency(latency, self._report, self.stop)
                 evaluator.prepare(self._report, self.stop)
-                self._say_what_began(record)
                 if latency.here:  # latencies of a run compare only under one reference time, also after a resume
                     run.update(reference_ms=latency.reference_ms)
             correcting = Correcting(run, problem, latency, lambda: self.stop.requested)
@@ -193,18 +194,6 @@ class Job:
                 f"{nearest_to(finalists, problem.constraints)}. They stand in the table. Relax the constraints."
             )
         return front
-
-    def _say_what_began(self, record: Mapping[str, Any]) -> None:
-        """Which trained networks the run goes by, and what of an earlier one was taken."""
-        if teacher := record.get("teacher"):
-            self.progress.note(
-                f"teacher: {teacher['file']} ({teacher['sha256'][:12]}), temperature {teacher['temperature']:g}, "
-                f"{teacher['weight']:.0%} of the loss"
-            )
-        if record.get("init") and (start := self.problem.task.start) is not None:
-            shared = self.config.search.evaluator == "supernet"
-            said = str(start.taken) if shared else "each network begins with what fits of it; its card says what"
-            self.progress.note(f"init: {record['init']['from']}: {said}")
 
     def finish_trial(self, number: int) -> Member:
         """A trial's network with its final weights, judged and measured, whether it came on the front or not.

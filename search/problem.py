@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,6 +14,7 @@ from mixnas.evaluators.costs import SpaceCosts
 from mixnas.evaluators.other_devices import PREFIX, OtherDevices, devices_in
 from mixnas.evaluators.protocol import Evaluator
 from mixnas.evaluators.standalone import StandaloneEvaluator, StandaloneSpec
+from mixnas.evaluators.starting import Taken, check_fits
 from mixnas.evaluators.supernet.evaluator import SupernetEvaluator, SupernetSpec
 from mixnas.evaluators.tasks.loading import by_name
 from mixnas.evaluators.tasks.task import Task
@@ -51,6 +53,7 @@ class Problem:
         objectives: In order.
         constraints: What a result has to satisfy.
         corners: The cheapest and dearest architecture by each cost.
+        taken: What networks of the space can take of the earlier network (`init`); None without one.
 
     Args:
         config: As resolved.
@@ -86,6 +89,8 @@ class Problem:
         self.constraints = config.parsed_constraints(known)
         self.corners: Corners = corners(self.space, self.io)
         self._check_memory(source, latency.torch_device)
+        start = getattr(self.task, "start", None)  # a task need not be one of `Task`
+        self.taken: Taken | None = None if start is None else check_fits(start, self.space, self.io)
         check_constraints(self.constraints, self.corners)
         self._check_peak()
         self._check_shares()
@@ -177,6 +182,19 @@ class Problem:
                 f"{source}: space: its largest architecture has {params:.3g} parameters, and training them takes "
                 f"{needed / 2**30:,.0f} GiB; this machine has {there / 2**30:,.0f} GiB. Make it narrower or shallower."
             )
+
+    def told(self, record: Mapping[str, Any]) -> list[str]:
+        """Which trained networks trainings go by, and what of an earlier one is taken; of what `recorded` gives."""
+        lines = []
+        if teacher := record.get("teacher"):
+            lines.append(
+                f"teacher: {teacher['file']} ({teacher['sha256'][:12]}), a program of tensor operations alone, "
+                f"temperature {teacher['temperature']:g}, {teacher['weight']:.0%} of the loss"
+            )
+        if self.taken is not None:
+            each = "" if self.config.search.evaluator == "supernet" else "each network begins with what it has of "
+            lines.append(f"init: {record['init']['from']}: {each}{self.taken}")
+        return lines
 
     @property
     def provisional(self) -> tuple[str, ...]:

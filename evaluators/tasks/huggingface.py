@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixnas.evaluators.tasks.arrays import ArrayPictures, check_file
+from mixnas.evaluators.tasks.arrow import batches, check_unpacked
 from mixnas.evaluators.tasks.decoding import MAX_PIXELS, read_picture
 from mixnas.evaluators.tasks.folder import SPLIT_FOLDERS, checked_size, suited
 from mixnas.evaluators.tasks.options import PictureOptions, check_memory, takes_picture_options
@@ -29,6 +30,7 @@ INFO, STATE, PARTS = "dataset_info.json", "state.json", "dataset_dict.json"
 _IMAGES = ("image", "img", "picture", "x")
 _LABELS = ("label", "labels", "fine_label", "class", "y")
 _MOST_CHANNELS = 3
+_LONGEST_NAME = 1000  # characters: an array of words has room for the longest in each place
 _FILE = re.compile(r"[A-Za-z0-9_.=-]+\.arrow")
 
 
@@ -42,7 +44,7 @@ class HuggingFace(ArrayPictures):
         label: The column of classes; by default the one of type ClassLabel, or called label.
         size: Extent of what networks read, one number or [height, width]; by default as of `folder`.
         channels: 1 or 3.
-        memory_gib: What the pictures may take.
+        memory_gib: What the pictures may take, and what compressed files of Arrow may unpack to.
         options: See `PictureOptions`; flip is off: whether a mirrored picture is one of the same class is not known.
 
     Raises:
@@ -70,7 +72,9 @@ class HuggingFace(ArrayPictures):
             raise ConfigError(f"task {self.name}: channels is {channels!r}. Allowed: 1, 3.")
         folders = _splits(Path(path))
         columns = {split: _columns(folder, image, label) for split, folder in folders.items()}
-        rows = {split: _rows(folder, *columns[split][:2]) for split, folder in folders.items()}
+        files = {split: _files(folder) for split, folder in folders.items()}
+        check_unpacked([file for of in files.values() for file in of], memory_gib)
+        rows = {split: _rows(folder, files[split], *columns[split][:2]) for split, folder in folders.items()}
         if extents is None:
             extents = (suited(_median_extent(folders, rows)),) * 2
         needed = sum(len(of) for of, _ in rows.values()) * extents[0] * extents[1] * channels
@@ -154,10 +158,10 @@ def _columns(folder: Path, image: str | None, label: str | None) -> tuple[str, s
     return chosen[0], chosen[1], [str(name) for name in names] if isinstance(names, list) else None
 
 
-def _rows(folder: Path, image: str, label: str) -> tuple[list[bytes], NDArray[Any]]:
-    """Encoded pictures, and the classes."""
+def _files(folder: Path) -> list[Path]:
+    """The files of Arrow of a split."""
     try:
-        import pyarrow
+        import pyarrow  # noqa: F401
     except ImportError as error:
         raise ConfigError("task huggingface: reading Arrow needs pyarrow: pip install pyarrow.") from error
     state = _json(folder / STATE)
@@ -170,39 +174,60 @@ def _rows(folder: Path, image: str, label: str) -> tuple[list[bytes], NDArray[An
         raise ConfigError(
             f"{visible(str(folder))}: is a selection of rows of other files. Save dataset.flatten_indices() of it."
         )
+    return [folder / name for name in names]
+
+
+def _rows(folder: Path, files: Sequence[Path], image: str, label: str) -> tuple[list[bytes], NDArray[Any]]:
+    """Encoded pictures, and the classes."""
     pictures: list[bytes] = []
     labels: list[Any] = []
-    for name in names:
-        file = folder / name
+    for file in files:
         where = visible(str(file))
-        check_file(file)
-        if file.is_symlink():
-            raise ConfigError(f"{where}: is a link. Put the file there.")
-        try:
-            with pyarrow.memory_map(str(file)) as source, pyarrow.ipc.open_stream(source) as reader:
-                for batch in reader:
-                    held = batch.column(image).to_pylist(), batch.column(label).to_pylist()
-                    for row, (one, answer) in enumerate(zip(*held, strict=True), len(pictures)):
-                        encoded = one.get("bytes") if isinstance(one, dict) else one
-                        if not isinstance(encoded, bytes):
-                            raise ConfigError(
-                                f"{where}: row {row} has no picture's bytes in column {visible(image)}; a path beside "
-                                "them is not followed. Save the dataset with its pictures embedded."
-                            )
-                        if answer is None or not isinstance(answer, int | str) or answer == -1:
-                            raise ConfigError(
-                                f"{where}: row {row} has no class in column {visible(label)}. Leave it out."
-                            )
-                        pictures.append(encoded)
-                        labels.append(answer)
-        except ConfigError:
-            raise
-        except (pyarrow.ArrowException, OSError, KeyError, ValueError) as error:
-            reason = visible(" ".join(str(error).split()))[:150]
-            raise ConfigError(f"{where}: cannot be read as a stream of Arrow ({reason}). Save it again.") from error
+        for batch in batches(file, (image, label)):
+            _check_types(where, batch.schema, image, label)
+            held = batch.column(image).to_pylist(), batch.column(label).to_pylist()
+            for row, (one, answer) in enumerate(zip(*held, strict=True), len(pictures)):
+                encoded = one.get("bytes") if isinstance(one, dict) else one
+                if not isinstance(encoded, bytes):
+                    raise ConfigError(
+                        f"{where}: row {row} has no picture's bytes in column {visible(image)}; a path beside "
+                        "them is not followed. Save the dataset with its pictures embedded."
+                    )
+                if answer is None or not isinstance(answer, int | str) or answer == -1:
+                    raise ConfigError(f"{where}: row {row} has no class in column {visible(label)}. Leave it out.")
+                if isinstance(answer, str) and len(answer) > _LONGEST_NAME:
+                    raise ConfigError(
+                        f"{where}: row {row} has a class of {len(answer):,} characters in column {visible(label)}; at "
+                        f"most {_LONGEST_NAME:,} are read. Shorten it."
+                    )
+                pictures.append(encoded)
+                labels.append(answer)
     if not pictures:
         raise ConfigError(f"{visible(str(folder))}: has no rows.")
     return pictures, np.array(labels)
+
+
+def _check_types(where: str, schema: Any, image: str, label: str) -> None:
+    """Refuse columns whose values are no bytes, or share them: a view that comes again is a copy for each row."""
+    from pyarrow import types
+
+    kind = schema.field(image).type
+    stored = kind
+    if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        stored = kind.field("bytes").type
+    if not types.is_binary(stored) and not types.is_large_binary(stored):
+        raise ConfigError(
+            f"{where}: column {visible(image)} is of type {visible(str(kind))[:150]}; pictures are bytes, or a struct "
+            "of bytes and a path. Save the dataset with its pictures embedded."
+        )
+    given = schema.field(label).type
+    answer = given.value_type if types.is_dictionary(given) else given
+    allowed = (types.is_integer, types.is_boolean, types.is_string, types.is_large_string, types.is_null)
+    if not any(one(answer) for one in allowed):
+        raise ConfigError(
+            f"{where}: column {visible(label)} is of type {visible(str(given))[:150]}; classes are whole numbers or "
+            "words. Choose another column with task.label=NAME."
+        )
 
 
 def _opened(where: str, encoded: bytes) -> tuple[int, int]:

@@ -34,7 +34,7 @@ def _read(
     """Tables by split, all under "train" where the file has none, and the names of classes that it gives."""
     if not path.lower().endswith(".npz"):
         read = read_parquet if path.lower().endswith(".parquet") else read_csv
-        return {"train": read(Path(path), length=length, **columns)}, None
+        return {"train": read(Path(path), length=length, memory_gib=memory_gib, **columns)}, None
     file = NpzFile(path, memory_gib)
     found = {}
     for split, (x, y) in read_pairs(file).items():
@@ -46,7 +46,7 @@ def _read(
         y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
         if y.ndim != 1 or len(y) != len(x) or y.dtype.kind not in "iufbUS":
             raise ConfigError(f"{where}: targets have shape {y.shape} and type {y.dtype}; one for each of {len(x)}.")
-        series = cut_to(where, [one[:n] for one, n in zip(series, lengths, strict=True)], length)
+        series = cut_to(where, [one[:n] for one, n in zip(series, lengths, strict=True)], length, memory_gib)
         found[split] = Table(series, y, tuple(f"channel {i}" for i in range(series.shape[-1])))
     return found, file.labels()
 
@@ -85,7 +85,7 @@ class Series(Task):
         seed: Of that.
         weighted: Whether a class counts the more in training the rarer it is.
         label_smoothing: See `Task`.
-        memory_gib: What an .npz file may unpack to.
+        memory_gib: What the file may unpack to, its series filled up to the longest.
     """
 
     name = "series"

@@ -48,7 +48,15 @@ class Table:
     told: str = ""
 
 
-def read_csv(path: Path, *, target: str | None, id: str | None, time: str | None, length: int | None) -> Table:
+def read_csv(
+    path: Path,
+    *,
+    target: str | None,
+    id: str | None,
+    time: str | None,
+    length: int | None,
+    memory_gib: float = 4.0,
+) -> Table:
     """Series from a CSV file whose first line names its columns.
 
     With a column of ids that come again, a line is one moment of a series, in the order of the column of times, or of
@@ -63,10 +71,11 @@ def read_csv(path: Path, *, target: str | None, id: str | None, time: str | None
         id: The column of ids; by default id, series or series_id, where there is one.
         time: The column of times, numbers; by default time, t, step or timestamp, where there is one.
         length: Series are cut after so many moments; None for as many as the longest has.
+        memory_gib: What the series may take, all filled up to the longest; and what their targets may.
 
     Raises:
-        ConfigError: Something is missing or no finite number, all have one moment, or two columns might be the
-            target or the id. It names the line or the columns.
+        ConfigError: Something is missing or no finite number, all have one moment, two columns might be the target or
+            the id, or it unpacks to too much. It names the line or the columns.
     """
     where = visible(str(path))
     check_file(path)
@@ -80,15 +89,23 @@ def read_csv(path: Path, *, target: str | None, id: str | None, time: str | None
         raise ConfigError(f"{where}: cannot be read as CSV in UTF-8 with a line of names first ({error}).") from error
     if delimiter != ",":
         rows = _with_points(where, rows)
-    return _as_table(where, columns, rows, target=target, id=id, time=time, length=length)
+    return _as_table(where, columns, rows, target=target, id=id, time=time, length=length, memory_gib=memory_gib)
 
 
-def read_parquet(path: Path, *, target: str | None, id: str | None, time: str | None, length: int | None) -> Table:
+def read_parquet(
+    path: Path,
+    *,
+    target: str | None,
+    id: str | None,
+    time: str | None,
+    length: int | None,
+    memory_gib: float = 4.0,
+) -> Table:
     """Series from a Parquet file; what its columns are, is told as of a CSV file.
 
     Args:
         path: The file; its columns are numbers or words.
-        target, id, time, length: See `read_csv`.
+        target, id, time, length, memory_gib: See `read_csv`.
 
     Raises:
         ConfigError: It is damaged, unpacks to too much, or has a column of something else; and see `read_csv`.
@@ -128,7 +145,8 @@ def read_parquet(path: Path, *, target: str | None, id: str | None, time: str | 
         reason = visible(" ".join(str(error).split()))[:150]
         raise ConfigError(f"{where}: cannot be read as Parquet ({reason}). Save it again.") from error
     rows = [["" if value is None else str(value) for value in row] for row in zip(*values, strict=True)]
-    return _as_table(where, [n.strip() for n in schema.names], rows, target=target, id=id, time=time, length=length)
+    columns = [name.strip() for name in schema.names]
+    return _as_table(where, columns, rows, target=target, id=id, time=time, length=length, memory_gib=memory_gib)
 
 
 def _with_points(where: str, rows: Sequence[Sequence[str]]) -> list[list[str]]:
@@ -163,6 +181,7 @@ def _as_table(
     id: str | None,
     time: str | None,
     length: int | None,
+    memory_gib: float,
 ) -> Table:
     """What `read_csv` says, of lines that were read."""
     if len(set(columns)) < len(columns) or not rows:
@@ -196,6 +215,7 @@ def _as_table(
         raise ConfigError(f"{where}: has no column of values beside {listed(taken)}.")
     values = _numbers(where, rows, [columns.index(name) for name in channels], channels, open_end=wide)
     words = [row[columns.index(found["target"])].strip() for row in rows]
+    _check_words(where, found["target"], words, memory_gib)
     if "" in words:
         raise ConfigError(
             f"{where}, line {words.index('') + 2}: {visible(found['target'])}, the target, is empty. Fill it in, or "
@@ -209,7 +229,7 @@ def _as_table(
     if wide:
         series, names = values[..., None], ("value",)
         ended = [one[: int(there.sum())] for one, there in zip(series, ~np.isnan(values), strict=True)]
-        return Table(cut_to(where, ended, length), _as_targets(where, words), names, told)
+        return Table(cut_to(where, ended, length, memory_gib), _as_targets(where, words), names, told)
     order = range(len(rows))
     if found["time"] is not None:
         times = _numbers(where, rows, [columns.index(found["time"])], [found["time"]])[:, 0]
@@ -220,7 +240,7 @@ def _as_table(
     for identity, own in lines.items():
         if len({words[i] for i in own}) > 1:
             raise ConfigError(f"{where}: series {visible(identity)!r} has more than one target.")
-    series = cut_to(where, [values[own] for own in lines.values()], length)
+    series = cut_to(where, [values[own] for own in lines.values()], length, memory_gib)
     return Table(series, _as_targets(where, [words[own[0]] for own in lines.values()]), tuple(channels), told)
 
 
@@ -265,8 +285,26 @@ def _numbers(
     return found.astype(np.float32)
 
 
-def cut_to(where: str, series: Sequence[NDArray[np.float32]], length: int | None) -> NDArray[np.float32]:
-    """(n, L, C) of series that are cut to a length, or to that of the longest; NaN behind the end of shorter ones."""
+def _check_words(where: str, column: str, words: Sequence[str], memory_gib: float) -> None:
+    """Refuse targets that take too much: an array has room for the longest in each place, 4 bytes a character."""
+    longest = max(map(len, words))
+    needed = 4 * longest * len(words)
+    if needed > memory_gib * 2**30:
+        raise ConfigError(
+            f"{where}: {visible(column)[:100]}, the target, unpacks to {needed / 2**30:,.3g} GiB: {len(words):,} "
+            f"values, the longest of {longest:,} characters; memory_gib allows {memory_gib:g}. Raise that, or shorten "
+            "the longest."
+        )
+
+
+def cut_to(
+    where: str, series: Sequence[NDArray[np.float32]], length: int | None, memory_gib: float
+) -> NDArray[np.float32]:
+    """(n, L, C) of series that are cut to a length, or to that of the longest; NaN behind the end of shorter ones.
+
+    Raises:
+        ConfigError: Series have one moment, or fewer than are asked for, or take more than memory_gib allows.
+    """
     longest = max(map(len, series))
     wanted = length or longest
     if wanted < 2:
@@ -276,6 +314,14 @@ def cut_to(where: str, series: Sequence[NDArray[np.float32]], length: int | None
         )
     if longest < wanted:
         raise ConfigError(f"{where}: the longest series has {longest} moments, and length asks for {wanted}.")
+    needed = len(series) * wanted * series[0].shape[-1] * np.dtype(np.float32).itemsize
+    if needed > memory_gib * 2**30:
+        middle = sorted(map(len, series))[len(series) // 2]
+        raise ConfigError(
+            f"{where}: unpacks to {needed / 2**30:,.3g} GiB, and memory_gib allows {memory_gib:g}: its {len(series):,} "
+            f"series are filled up to {wanted:,} moments, and half have at most {middle:,}. Raise that, or cut them "
+            "with length."
+        )
     found = np.full((len(series), wanted, series[0].shape[-1]), np.nan, dtype=np.float32)
     for row, one in zip(found, series, strict=True):
         row[: len(one)] = one[:wanted]

@@ -13,7 +13,7 @@ from mixnas.evaluators.tasks.task import recorded
 from mixnas.evaluators.training import TrainConfig
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import ConfigError, IntegrityError
-from mixnas.search_space.formats.safetensors import save_network
+from mixnas.search_space.formats.safetensors import FORMAT, load_tensors, save_network, save_tensors
 from mixnas.search_space.network import Network
 from mixnas.search_space.space import SearchSpace
 from mixnas.search_space.supernet import Supernet
@@ -125,3 +125,27 @@ def test_what_is_no_network_is_refused(tmp_path, file):
     (tmp_path / "model.safetensors").write_bytes(Path(file).read_bytes()[:-9])
     with pytest.raises(IntegrityError, match="damaged"):
         by_name("digits", init=str(tmp_path))
+    with pytest.raises(ConfigError, match=r"init: x{200}: File name too long"):
+        by_name("digits", init="x" * 5000)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"folded": "nonsense"}, "its metadata does not say what is folded"),
+        ({"architecture": None}, "its metadata names no architecture"),
+        ({"stem": float("nan")}, r"of stem is NaN or infinite"),
+        ({"head": float("inf")}, r"of head is NaN or infinite"),
+    ],
+)
+def test_a_network_that_is_damaged_in_itself_is_refused_and_named(change, said, file, tmp_path):
+    tensors, metadata = load_tensors(file, FORMAT)
+    ((key, value),) = change.items()
+    if key in ("stem", "head"):
+        name = next(name for name, one in tensors.items() if name.startswith(key) and one.is_floating_point())
+        tensors[name].view(-1)[-1] = value
+    else:
+        metadata = {name: text for name, text in {**metadata, key: value}.items() if text is not None}
+    save_tensors(tmp_path / "bad.safetensors", tensors, metadata)
+    with pytest.raises(IntegrityError, match=rf"bad\.safetensors: .*{said}"):
+        by_name("digits", init=str(tmp_path / "bad.safetensors"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 from mixnas.predictors.measuring.value import Latency
@@ -66,3 +68,15 @@ def test_a_loader_is_python_with_the_functions_that_verified():
     compile(text, "load.py", "exec")
     assert "def load_onnx(" in text and "def load_safetensors(" in text and '"model.py"' in text
     assert "import mixnas" not in text and "from mixnas" not in text
+
+
+def test_a_loader_says_in_one_sentence_which_picture_it_cannot_read(tmp_path):
+    data = {"labels": ["a", "b"], "pictures": {"size": [8, 8], "channels": 3}}
+    file = tmp_path / "load.py"
+    file.write_text(loader([formats.get("safetensors")], FEATURES, data))
+    (tmp_path / "text.png").write_text("no picture")
+    for name, why in (("nowhere.png", "No such file or directory"), ("text.png", "cannot identify image file")):
+        command = [sys.executable, "-I", file, name]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+        assert done.returncode == 1 and done.stderr.count("\n") == 1
+        assert done.stderr.startswith(f"{name}: cannot be read as a picture: ") and why in done.stderr

@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 import io
 
+import numpy as np
 import pytest
 
+from mixnas.evaluators.tasks.task import recorded
 from mixnas.search.card import card, readme
 from mixnas.search.config import read_config
 from mixnas.search.job import Job, new_run, reopen
+from mixnas.search.problem import Problem
 from mixnas.search.run.directory import Run
 from mixnas.search.run.progress import make_progress
 from mixnas.search.run.stopping import StopSignal
@@ -51,7 +54,7 @@ def network_of(run: Run):
     return load_network(file)
 
 
-def test_the_run_and_the_card_say_what_it_learned_from_and_began_with(earlier, root):
+def test_the_run_and_the_card_say_what_it_learned_from_and_began_with(earlier, root, caplog):
     teacher = root / "teacher.pt2"
     TorchExport().write(copy.deepcopy(network_of(earlier)), teacher, {})
     said = io.StringIO()
@@ -59,6 +62,9 @@ def test_the_run_and_the_card_say_what_it_learned_from_and_began_with(earlier, r
     run = searched(root, "later", task, BLOCK, {**BLOCK, "mixer": "pooling"}, said=said)
     told = " ".join(said.getvalue().split())
     assert "teacher: teacher.pt2" in told and "25% of the loss" in told and "init: earlier" in told
+    assert "init: earlier: each network begins with what it has of 4 units taken (head, stages.0.blocks.0.ch" in told
+    assert told.count("teacher: ") == 1 and told.index("init: ") < told.index("1/1")  # before anything is trained
+    assert not [one for one in caplog.records if one.name.startswith("mixnas") and "teacher" in one.getMessage()]
     data = run.data()
     assert data["teacher"]["weight"] == 0.25 and set(data["init"]["units"]) >= {"stem", "head"}
     front, network = run.front(), network_of(run)
@@ -75,3 +81,21 @@ def test_the_run_and_the_card_say_what_it_learned_from_and_began_with(earlier, r
     again, config = reopen(run.path, settings=["search.trials=2"])
     with pytest.raises(ConfigError, match=r"the data has changed since the run was started \(teacher"):
         Job(again, config, progress=make_progress("quiet"), stop=StopSignal()).execute()
+
+
+def test_a_search_into_which_nothing_but_the_head_fits_is_refused_before_it_starts(earlier, tmp_path):
+    """A network of pictures, for series: its head has as many classes and is as wide."""
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "d.npz", x=rng.normal(size=(60, 12, 2)), y=np.arange(60) % 10)
+    task = {"name": "series", "path": str(tmp_path / "d.npz"), "init": str(earlier.path)}
+    plain = {
+        **PLAIN,
+        "space": {"stem": "linear", "stages": [{"width": 8, "blocks": [{**BLOCK, "channel_mixer": "none"}]}]},
+    }
+    with pytest.raises(ConfigError, match=r"task\.init: nothing of .* fits .*: 1 units taken \(head\); .*stem"):
+        new_run(read_config({**plain, "task": task}, "test"), root=tmp_path / "runs", name="a", source="test")
+    assert not (tmp_path / "runs").exists()
+    plain["space"]["stages"][0]["blocks"][0]["channel_mixer"] = "mlp"  # which is the same of pictures and of series
+    problem = Problem(read_config({**plain, "task": task}, "test"))
+    (said,) = problem.told(recorded(problem.task))
+    assert said.startswith("init: earlier: each network begins with what it has of 2 units taken (head, stages.0.")

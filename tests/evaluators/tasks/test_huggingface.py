@@ -127,3 +127,40 @@ def test_rows_that_cannot_be_used_are_named(tmp_path):
         by_name("huggingface", path=str(save(tmp_path / "s", good, _indices_data_files=[{"filename": "i.arrow"}])))
     with pytest.raises(ConfigError, match=r"has no column 'imag'\. Did you mean 'image'"):
         by_name("huggingface", path=str(tmp_path / "s"), image="imag")
+
+
+@pytest.mark.parametrize(("at", "offset"), [(-1, 2**31 - 1), (5, 2**30), (3, -5000), (-1, 4000)])
+def test_offsets_that_lead_out_of_a_column_are_refused(at, offset, tmp_path):
+    given = rows(4)
+    folder = save(tmp_path / "d", given, files=1)
+    file = folder / "data-00000-of-00001.arrow"
+    offsets = np.cumsum([0] + [len(image) for image, _ in given]).astype("<i4")
+    content = file.read_bytes()
+    assert content.count(offsets.tobytes()) == 1
+    wrong = offsets.copy()
+    wrong[at] = offset
+    file.write_bytes(content.replace(offsets.tobytes(), wrong.tobytes()))
+    with pytest.raises(ConfigError, match=r"data-00000-of-00001\.arrow: cannot be read as a stream of Arrow"):
+        by_name("huggingface", path=str(folder))
+
+
+@pytest.mark.parametrize("codec", ["zstd", "lz4"])
+def test_a_compressed_file_is_refused_by_what_it_would_unpack_to(codec, tmp_path):
+    given = rows(4)
+    folder = save(tmp_path / "d", given, files=1)
+
+    def write(pictures: list[bytes]) -> None:
+        table = pyarrow.table({"image": pictures, "label": pyarrow.array([of for _, of in given]).dictionary_encode()})
+        options = pyarrow.ipc.IpcWriteOptions(compression=codec)
+        file = str(folder / "data-00000-of-00001.arrow")
+        with pyarrow.OSFile(file, "wb") as sink, pyarrow.ipc.new_stream(sink, table.schema, options=options) as writer:
+            writer.write_table(table)
+
+    write([image for image, _ in given])
+    assert by_name("huggingface", path=str(folder)).labels == tuple(NAMES)
+    write([bytes(1 << 22)] * len(given))  # 48 MiB
+    pyarrow.default_memory_pool().release_unused()
+    before = pyarrow.total_allocated_bytes()
+    with pytest.raises(ConfigError, match=r"arrow: unpacks to 0\.0469 GiB, .* memory_gib allows 0\.03"):
+        by_name("huggingface", path=str(folder), memory_gib=0.03)
+    assert pyarrow.total_allocated_bytes() - before < 1 << 22

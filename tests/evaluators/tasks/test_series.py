@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -368,3 +369,18 @@ def test_the_space_for_them_has_no_mixer_that_cannot_be_told(tmp_path):
     io = by_name({"name": "series", "path": str(tmp_path / "d.npz")}).io
     with pytest.raises(ConfigError, match="mixer 'ssm' cannot be told where a series ends"):
         check_space(SearchSpace.from_dict(plain), io)
+
+
+def test_series_that_filled_up_take_too_much_are_refused_before_they_are(tmp_path):
+    """1,000 series of a moment or two, and one of 10,000: 38 MiB, of a file of 100 kB."""
+    lines = [f"{i},0.5,{i % 2}" for i in range(1000) for _ in range(1 + i % 2)] + ["long,1,0"] * 10_000
+    path = csv_of(tmp_path / "d.csv", "id,value,label", lines)
+    tracemalloc.start()
+    with pytest.raises(ConfigError, match=r"d\.csv: unpacks to 0\.0373 GiB, and .* allows 0\.01: .* to 10,000 mom"):
+        by_name("series", path=str(path), memory_gib=0.01)
+    assert tracemalloc.get_traced_memory()[1] < 30 << 20
+    tracemalloc.stop()
+    assert by_name("series", path=str(path), memory_gib=0.01, length=2, validation=0.1, test=0.1).io.size == (2,)
+    words = csv_of(tmp_path / "w.csv", "a,b,label", [f"1,2,{'w' * 900 if i == 0 else i % 2}" for i in range(400)])
+    with pytest.raises(ConfigError, match=r"w\.csv: label, the target, unpacks to"):
+        by_name("series", path=str(words), memory_gib=0.001)
