@@ -148,6 +148,34 @@ def test_an_address_that_will_not_do_is_refused():
         assert "s3cret" not in str(raised.value)
 
 
+def test_no_part_of_a_password_is_told_of_an_address_that_cannot_be_taken_apart(tmp_path, capfd):
+    place = "127.0.0.1:5432/nas"
+    (tmp_path / "mine.yaml").write_text(dump_yaml(STANDALONE))
+    for given, said in [
+        (f"postgresql+psycopg://ann:geheim@teilzwei@{place}", "percent-encode it"),
+        (f"postgresql+psycopg://ann:geheim/teilzwei@{place}", "percent-encode it"),
+        (f"postgresql+psycopg://ann:geheim:teilzwei@{place}", "percent-encode it"),
+        (f"postgresql+psycopg://{place}?options=geheim@teilzwei", "percent-encode it"),
+        (f"postgresql+psycopg://ann:geheim@{place}:teilzwei", "no host, port and database"),
+        ("postgresql+psycopg://ann:geheim/teilzwei", "no host, port and database"),
+        ("host=127.0.0.1 user=ann password=geheim dbname=teilzwei", "is not the URL"),
+        (f"ann:geheim@teilzwei@{place}", "is not the URL"),
+        (f"postgresql+psycopg:/ann:geheim@teilzwei@{place}", "is not the URL"),
+        (f"postgresql+psycopg://ann@{place}?Password=geheim", "Did you mean 'password'"),
+        (f"postgresql+psycopg://ann@{place}?passwort=geheim&teilzwei=1", "none of libpq's"),
+        (f"postgresql+psycopg://ann@{place}?password=geheim&password=teilzwei", "password stands there twice"),
+    ]:
+        with pytest.raises(ConfigError, match=said) as raised:
+            read_config({"storage": given}, "test")
+        texts = [str(raised.value), repr(raised.value.__cause__), repr(raised.value.__context__)]
+        for how in (["--storage", given], ["--set", f"storage={given}"], ["--set", f"storage.url={given}"]):
+            called = ["search", "-c", str(tmp_path / "mine.yaml"), "--runs", str(tmp_path / "runs"), *how, "--dry-run"]
+            assert main(called) == 2
+            texts.append(capfd.readouterr().err)
+            assert "geheim" not in texts[-1], (given, how, texts[-1])
+        assert not any(part in text for text in texts for part in ("geheim", "teilzwei")), (given, texts)
+
+
 def test_an_address_is_kept_without_its_secrets():
     given = "postgres://ann:s3cr%2Fet@host:5433/nas?sslmode=require&sslpassword=other&host=/run/pg"
     server = read_config({"storage": given}, "test").storage
