@@ -35,7 +35,7 @@ _PARAMETERS = frozenset(
         *("tcp_user_timeout", "user"),
     )
 )
-"""What libpq knows, to PostgreSQL 18. Another is not sent there: whoever misspells `password` would read it in a log."""
+"""What libpq knows, to PostgreSQL 18. Another is refused: it may be `password`, misspelt."""
 _WHOLE = re.compile(r"([A-Za-z][A-Za-z0-9.+-]*)://(.*)", re.DOTALL)
 _UNESCAPED = re.compile(r"[@/?#\s]")
 _PLACE = re.compile(r"([\w.%-]*|\[[0-9A-Fa-f:.%\w]+\])(:\d*)?(/[^/?#@:\s]*)?(\?[^?#@\s]*)?")
