@@ -135,20 +135,17 @@ class Connection:
         def foreign(name: str, columns: set[str]) -> bool:
             return name in views or not columns <= {one["name"] for one in inspector.get_columns(name)}
 
-        known = {
-            table.name: {column.name for column in table.columns} for table in models.BaseModel.metadata.tables.values()
-        }
-        name, migrations = models.VersionInfoModel.__tablename__, "alembic_version"
-        if (
-            name in there
-            and not foreign(name, known[name])
-            and connection.execute(text(f"SELECT 1 FROM {name}")).first()
-        ):
+        tables = models.BaseModel.metadata.tables.values()
+        known = {table.name: {column.name for column in table.columns} for table in tables}
+        version, migrations = models.VersionInfoModel.__tablename__, "alembic_version"
+
+        def filled(name: str) -> bool:
+            return connection.execute(text(f"SELECT 1 FROM {name}")).first() is not None
+
+        if version in there and not foreign(version, known[version]) and filled(version):
             return  # all of Optuna's were made, by whichever version
         found = [name for name, columns in known.items() if name in there and foreign(name, columns)]
-        if migrations in there and (
-            foreign(migrations, {"version_num"}) or connection.execute(text(f"SELECT 1 FROM {migrations}")).first()
-        ):
+        if migrations in there and (foreign(migrations, {"version_num"}) or filled(migrations)):
             found.append(migrations)
         if found:
             raise ConfigError(
