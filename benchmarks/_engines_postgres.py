@@ -25,6 +25,7 @@ from mixnas.search.engines.on_ray import _head
 from mixnas.search.engines.session import Budget, Session
 from mixnas.search.strategies import STRATEGIES
 from mixnas.search.study.connection import Connection
+from mixnas.search.study.driver import Driver
 from mixnas.search.study.objectives import parse_objectives
 from mixnas.search.study.server import Server
 from mixnas.search.study.shared_study import SharedStudy
@@ -72,7 +73,7 @@ def drive(folder: Path, url: str, seed: int) -> Any:
                 strategy=strategy,
                 seed=seed,
                 connection=connection,
-                driver=folder.name,
+                driver=Driver.begin(folder, folder.name),
             ) as study,
             Session(
                 study,

@@ -15,9 +15,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import socket
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,14 @@ from mixnas.search.problem import Problem
 from mixnas.search.run.directory import Run
 from mixnas.search.run.fixed import difference, fixed
 from mixnas.search.run.origin import utc_now
-from mixnas.search.study.connection import Connection
+from mixnas.search.study.connection import Connection, Found
+from mixnas.search.study.driver import Driver
+from mixnas.search.study.reading import read_records
 from mixnas.search.study.results import Results
 from mixnas.search.study.server import Server
 from mixnas.search.study.shared_study import SharedStudy
 from mixnas.search.study.study import SearchStudy
-from mixnas.search_space.errors import ConfigError, StoppedEarly
+from mixnas.search_space.errors import ConfigError, IntegrityError, StoppedEarly
 from mixnas.search_space.files import digest_of, read_bytes
 
 
@@ -104,26 +107,47 @@ class Team(Alone):
         self._server, self._should_stop, self._note = problem.config.storage, should_stop, note
         self._connection: Connection
         self._stack = contextlib.ExitStack()
-        self.driver = f"{socket.gethostname()}:{run.path.absolute()}"
+        self._driver: Driver
 
     @contextlib.contextmanager
     def together(self, record: Mapping[str, Any]) -> Iterator[None]:
         """See `Alone`.
 
         Raises:
-            ConfigError: The server cannot be used, or its study was begun with something else.
+            ConfigError: The server cannot be used, or its study was begun with something else or by another program.
+            IntegrityError: The server has no such study, and this run has trials of it.
         """
         self._connection = Connection(self._server, self._should_stop)
         with self._stack:
             self._stack.callback(self._connection.close)
-            best = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
-            directions = [best[not o.maximise] for o in self.problem.objectives]
+            self._driver = Driver.begin(self.run.path, f"{socket.gethostname()}:{self.run.path.absolute()}")
+            found, directions = self._connection.look(), _directions(self.problem)
+            _refuse_foreign(self._server, found, directions)
+            if found is None:
+                self._refuse_lost()
             self._connection.make_study(directions)
             mine = {"driver": self.driver, "began": utc_now(), **_depends_on(self.problem, record)}
             _refuse_other(self._server, self._connection.agree("agreed", mine), mine)
             wanted = self.problem.config.search.trials
             self._connection.change("trials", lambda known: max(known or 0, wanted))
             yield
+
+    @property
+    def driver(self) -> str:
+        """This run, as others are told."""
+        return self._driver.run
+
+    def _refuse_lost(self) -> None:
+        """Refuse to begin a study anew of which this run has trials."""
+        if not os.path.lexists(self.run.journal):
+            return
+        records, _ = read_records(self.run.journal, self.problem.objectives)
+        if gone := sum(record.evaluated for record in records):
+            raise IntegrityError(
+                f"{self._server}: there is no such study any more, and {gone} trials that were evaluated are only in "
+                f"the copy {self.run.journal}. Restore the database from its backup, or start a new run; this one can "
+                "be looked at."
+            )
 
     @contextlib.contextmanager
     def preparing(self) -> Iterator[float | None]:
@@ -172,7 +196,7 @@ class Team(Alone):
         """See `Alone`. Drivers that are given one seed draw other numbers each."""
         seed = zlib.crc32(f"{self.problem.config.search.seed} {self.driver}".encode())
         options = self._options(evaluator, seed)
-        return SharedStudy(self.run.journal, **options, connection=self._connection, driver=self.driver)
+        return SharedStudy(self.run.journal, **options, connection=self._connection, driver=self._driver)
 
     def left_to_another(self, study: SearchStudy) -> str:
         """See `Alone`. Who finishes has a lock until it has finished, or is gone."""
@@ -226,11 +250,12 @@ def check_storage(problem: Problem, record: Mapping[str, Any]) -> None:
         return
     connection = Connection(server)
     try:
-        agreed = connection.attributes().get("agreed")
+        found = connection.look()
     finally:
         connection.close()
-    if agreed is not None:
-        _refuse_other(server, agreed, _depends_on(problem, record))
+    _refuse_foreign(server, found, _directions(problem))
+    if found is not None and "agreed" in found.attributes:
+        _refuse_other(server, found.attributes["agreed"], _depends_on(problem, record))
 
 
 def check_same(before: Mapping[str, Any], config: Config, path: Path) -> None:
@@ -264,6 +289,25 @@ def _depends_on(problem: Problem, record: Mapping[str, Any]) -> dict[str, Any]:
     }
     plain = json.loads(json.dumps(plain))
     return {"digest": hashlib.sha256(json.dumps(plain).encode()).hexdigest()[:12], "plain": plain}
+
+
+def _directions(problem: Problem) -> list[StudyDirection]:
+    return [StudyDirection.MAXIMIZE if o.maximise else StudyDirection.MINIMIZE for o in problem.objectives]
+
+
+def _refuse_foreign(server: Server, found: Found | None, directions: Sequence[StudyDirection]) -> None:
+    """Refuse a study of another program; one that is as good as new may be of a driver that is just beginning."""
+    if found is None:
+        return
+    agreed = found.attributes.get("agreed")
+    if isinstance(agreed, Mapping) and {"driver", "began", "digest", "plain"} <= agreed.keys():
+        return
+    if found.trials or found.attributes or list(found.directions) != list(directions):
+        raise ConfigError(
+            f"storage: {server} is a study of another program: it has {found.trials} trials and "
+            f"{len(found.directions)} objectives, and not what the drivers of a search agree on. Nothing was written "
+            "to it. Take another name (storage.study)."
+        )
 
 
 def _refuse_other(server: Server, agreed: Mapping[str, Any], mine: Mapping[str, Any]) -> None:

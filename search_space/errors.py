@@ -105,16 +105,21 @@ _LONGEST_SHOWN = 60
 _LONGEST_LIST = 110
 
 
-_PASSWORD = re.compile(r"(://[^:/?#@\s]*):\S*@|([?&](?:ssl)?password=)[^&\s'\"]*")
+_PASSWORD = re.compile(
+    r"([\w.+%-]*):(?!//)[^\s:]\S*@"  # name:password@, whatever stands before it
+    r"|(?i:((?:password|_secret|scram_\w+_key)['\"]?\s*=\s*)(?:'[^']*'|\"[^\"]*\"|[^&\s'\"]*))"
+)
 
 
 def without_password(text: str) -> str:
-    """Text in which the passwords of URLs are not.
+    """Text in which the passwords of URLs and of libpq's connection strings are not.
 
     >>> without_password("--set storage=postgresql://ann:s3cret@host/db")
     '--set storage=postgresql://ann:***@host/db'
+    >>> without_password("host=db Password=s3cret, or ann:s3c@ret@host/db")
+    'host=db Password=*** or ann:***@host/db'
     """
-    return _PASSWORD.sub(lambda found: f"{found[1]}:***@" if found[1] is not None else f"{found[2]}***", text)
+    return _PASSWORD.sub(lambda found: f"{found[2]}***" if found[2] is not None else f"{found[1]}:***@", text)
 
 
 def shown(value: object) -> str:

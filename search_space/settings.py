@@ -238,6 +238,10 @@ def one_or_more(texts: Iterable[str]) -> list[str]:
     return [texts] if isinstance(texts, str) else list(texts)
 
 
+_NOT_QUOTED = ("storage",)
+"""Keys whose settings no message has: what cannot be read as a URL may have a password anywhere."""
+
+
 def apply_overrides(plain: Mapping[str, Any], settings: Iterable[str]) -> tuple[dict[str, Any], dict[str, str]]:
     """Apply `key=value` settings with dotted keys (`search.trials=20`, `space.stages.0.width=[16, 24]`).
 
@@ -258,7 +262,7 @@ def apply_overrides(plain: Mapping[str, Any], settings: Iterable[str]) -> tuple[
         key, equals, text = setting.partition("=")
         key = key.strip()
         parts = key.split(".")
-        setting = without_password(setting)
+        setting = f"{key}=..." if equals and parts[0] in _NOT_QUOTED else without_password(setting)
         setting = setting if len(setting) <= 80 else f"{setting[:80]}..."
         if not equals or not all(parts):
             raise ConfigError(f"--set {setting}: expected key=value, for example search.trials=20.")

@@ -8,6 +8,7 @@ runs/<name>/config.yaml     the configuration as resolved
             pareto.json     the front (`search.run.front`)
             latency/        this machine's profile, where latency is predicted
             supernet.safetensors, networks/, exports/
+            driver.json     who drives it, where the study lies on a server (`search.study.driver`)
             rungs/          trainings that were left off (`search.halving`), until the run is finished
 
 Every file tells whether it is what was written: the manifest, the journal's records, tables, predictors and weights in

@@ -41,7 +41,7 @@ def check_layout(path: Path) -> None:
         IntegrityError: It names what.
     """
     _check_entry(path / ".lock", stat.S_ISREG)
-    for name in (*_FILES, "study.journal.torn", "unsent.json", "supernet.safetensors", "report.html"):
+    for name in (*_FILES, "study.journal.torn", "unsent.json", "driver.json", "supernet.safetensors", "report.html"):
         _check_entry(path / name, stat.S_ISREG)
     for name in _FOLDERS:
         folder = path / name

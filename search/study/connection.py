@@ -14,6 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import optuna
@@ -21,7 +22,7 @@ from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 
 from mixnas.search.study.server import EXTRA, Server
-from mixnas.search_space.errors import ConfigError, MachineError, StoppedEarly, without_password
+from mixnas.search_space.errors import ConfigError, IntegrityError, MachineError, StoppedEarly, without_password
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -33,10 +34,26 @@ _CONNECT_S = 10
 _HELD_S = 900  # a driver that stands still for longer with the lock in its hand loses it
 _KEEPALIVE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
 _PAUSE_S = 0.5
+_NO_PARENT = "23503"  # PostgreSQL's foreign_key_violation
 
 
 def _never() -> bool:
     return False
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A study as it is on a server.
+
+    Attributes:
+        directions: Of its objectives.
+        attributes: That were set on it.
+        trials: How many it has, whatever became of them.
+    """
+
+    directions: Sequence[StudyDirection]
+    attributes: dict[str, Any]
+    trials: int
 
 
 class Connection:
@@ -47,8 +64,8 @@ class Connection:
         should_stop: Asked while it waits for a server that does not answer, or for another driver.
 
     Raises:
-        ConfigError: The server cannot be reached, lets nobody in, or has another version's tables; or a package is
-            missing. What it says has no password.
+        ConfigError: The server cannot be reached, lets nobody in, or has tables of another version or another program;
+            or a package is missing. What it says has no password.
     """
 
     def __init__(self, server: Server, should_stop: Callable[[], bool] = _never) -> None:
@@ -58,7 +75,9 @@ class Connection:
         from sqlalchemy.exc import SQLAlchemyError
         from sqlalchemy.orm import sessionmaker
 
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.server, self.should_stop = server, should_stop
+        self.study_id: int | None = None  # once the study was found or made: another of its name is not taken for it
         kept = " ".join(f"-c tcp_{name}={value}" for name, value in _KEEPALIVE.items())
         # one time zone for all drivers: heartbeats are compared; and who is cut off gives its locks back
         options = f"-c TimeZone=UTC -c idle_in_transaction_session_timeout={_HELD_S}s {kept}"
@@ -76,6 +95,9 @@ class Connection:
                     self._make_tables(connection, settings)
                 finally:
                     connection.invalidate()  # with its lock
+        except ConfigError:
+            self.close()
+            raise
         except SQLAlchemyError as error:
             self.close()
             raise ConfigError(f"storage: {server.url} cannot be used: {_said(error)} {_advice(error)}") from None
@@ -94,10 +116,42 @@ class Connection:
 
         query = text("SELECT pg_advisory_lock(hashtextextended('mixnas:tables', 0))")
         connection.execute(query)
-        models.BaseModel.metadata.create_all(connection)
+        self._refuse_foreign_tables(connection)
+        with self._engine.begin() as making:  # all or none
+            models.BaseModel.metadata.create_all(making)
         url = self.server.url.replace("{", "{{").replace("}", "}}")
         self.rdb = RDBStorage(url, settings, skip_compatibility_check=True, skip_table_creation=True)
         self.rdb._version_manager.check_table_schema_compatibility()  # by itself: it could not be closed otherwise
+
+    def _refuse_foreign_tables(self, connection: Any) -> None:
+        """Refuse a database in which another program has what Optuna would call its own."""
+        from optuna.storages._rdb import models
+        from sqlalchemy import inspect, text
+
+        inspector = inspect(connection)
+        views = {*inspector.get_view_names(), *inspector.get_materialized_view_names()}
+        there = {*inspector.get_table_names(), *views}
+
+        def foreign(name: str, columns: set[str]) -> bool:
+            return name in views or not columns <= {one["name"] for one in inspector.get_columns(name)}
+
+        tables = models.BaseModel.metadata.tables.values()
+        known = {table.name: {column.name for column in table.columns} for table in tables}
+        version, migrations = models.VersionInfoModel.__tablename__, "alembic_version"
+
+        def filled(name: str) -> bool:
+            return connection.execute(text(f"SELECT 1 FROM {name}")).first() is not None
+
+        if version in there and not foreign(version, known[version]) and filled(version):
+            return  # all of Optuna's were made, by whichever version
+        found = [name for name, columns in known.items() if name in there and foreign(name, columns)]
+        if migrations in there and (foreign(migrations, {"version_num"}) or filled(migrations)):
+            found.append(migrations)
+        if found:
+            raise ConfigError(
+                f"storage: {self.server.url}: the database has tables or views of another program, with names that "
+                f"Optuna's have: {', '.join(found)}. Nothing was written. Take a database of its own: createdb nas."
+            )
 
     def close(self) -> None:
         """End heartbeats and connections."""
@@ -116,6 +170,7 @@ class Connection:
 
         Raises:
             MachineError: The server does not answer for too long, or a stop was asked for meanwhile.
+            IntegrityError: The study, or a trial of it, was deleted.
         """
 
         def once() -> _T:
@@ -126,6 +181,7 @@ class Connection:
 
     def patiently(self, work: Callable[[], _T]) -> _T:
         """Do something that may be done twice; see `transact`."""
+        from optuna.storages._rdb.models import NOT_FOUND_MSG
         from sqlalchemy.exc import DBAPIError
 
         until: float | None = None
@@ -138,6 +194,8 @@ class Connection:
                 cause = error if isinstance(error, DBAPIError) else error.__cause__
                 if not isinstance(cause, DBAPIError):
                     raise
+                if getattr(cause.orig, "sqlstate", None) == _NO_PARENT:
+                    raise self._deleted() from None
                 said = f"{self.server.url}: {_said(cause)}"
                 if not _may_pass(cause):
                     raise MachineError(f"{said} Mend that on the server, then resume.") from None
@@ -149,7 +207,17 @@ class Connection:
                     self._gone = True
                     waited = f" It was tried again for {self.server.wait:g} s." if now >= until else ""
                     raise MachineError(f"{said}{waited} What ended before is there; go on with 'nas resume'.") from None
+            except KeyError as error:
+                if error.args != (NOT_FOUND_MSG,):
+                    raise
+                raise self._deleted() from None
             time.sleep(_PAUSE_S)
+
+    def _deleted(self) -> IntegrityError:
+        return IntegrityError(
+            f"{self.server}: the study, or a trial of it, was deleted on the server while it was searched. Restore the "
+            "database from its backup, then resume; or start a new run. What this run has heard of can be looked at."
+        )
 
     # -- locks ------------------------------------------------------------------------------------------------------
 
@@ -211,25 +279,34 @@ class Connection:
 
     # -- what drivers agree on --------------------------------------------------------------------------------------
 
+    def look(self) -> Found | None:
+        """The study as it is; None where there is none of its name. Nothing is written."""
+
+        def seen() -> Found | None:
+            try:
+                study = self.rdb.get_study_id_from_name(self.server.study)
+            except KeyError:
+                return None
+            attributes, directions = self.rdb.get_study_user_attrs(study), self.rdb.get_study_directions(study)
+            return Found(directions, attributes, self.rdb.get_n_trials(study))
+
+        return self.patiently(seen)
+
     def make_study(self, directions: Sequence[StudyDirection]) -> None:
         """Make the study, where it is not there."""
 
         def made() -> None:
             with contextlib.suppress(optuna.exceptions.DuplicatedStudyError):
                 self.rdb.create_new_study(directions, self.server.study)
+            self.study_id = self.rdb.get_study_id_from_name(self.server.study)
 
         self.patiently(made)
 
     def attributes(self) -> dict[str, Any]:
-        """Of the study; none where there is no such study yet."""
-
-        def read() -> dict[str, Any]:
-            try:
-                return self.rdb.get_study_user_attrs(self.rdb.get_study_id_from_name(self.server.study))
-            except KeyError:
-                return {}
-
-        return self.patiently(read)
+        """Of the study, once it was found or made."""
+        study = self.study_id
+        assert study is not None
+        return self.patiently(lambda: self.rdb.get_study_user_attrs(study))
 
     def agree(self, key: str, value: Any) -> Any:
         """An attribute of the study: what another driver set it to before, else this, which it then is for all."""
@@ -241,7 +318,8 @@ class Connection:
 
         def work(session: Session) -> Any:
             self.lock(session)
-            study = models.StudyModel.find_or_raise_by_name(self.server.study, session)
+            assert self.study_id is not None
+            study = models.StudyModel.find_or_raise_by_id(self.study_id, session)
             found = models.StudyUserAttributeModel.find_by_study_and_key(study, key, session)
             before = None if found is None else json.loads(str(found.value_json))
             text = json.dumps(changed(before))

@@ -25,6 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mixnas.search.engines.elsewhere import RETRIES
 from mixnas.search.study.connection import NOW, Connection
+from mixnas.search.study.driver import Driver
 from mixnas.search.study.results import INTERRUPTED
 from mixnas.search_space.errors import NasError
 
@@ -55,7 +56,7 @@ class SharedStorage(BaseStorage):
 
     Args:
         connection: To the server.
-        driver: Who this is, as others are told; its run keeps it when it is started again.
+        driver: Who this is.
         heard: Told of each trial that is other than it was known, once it is so on the server; in the order of their
             numbers.
         given_back: Told of the architecture's id when one is given back, within a claim.
@@ -64,7 +65,7 @@ class SharedStorage(BaseStorage):
     def __init__(
         self,
         connection: Connection,
-        driver: str,
+        driver: Driver,
         heard: Callable[[FrozenTrial], None],
         given_back: Callable[[str], None],
     ) -> None:
@@ -86,7 +87,8 @@ class SharedStorage(BaseStorage):
 
         Args:
             work: Done again from the start where the connection is lost.
-            began: Whether this driver has just started, so that nobody carries out what it had in flight.
+            began: Whether this driver has just started, so that nobody carries out what processes of its run that are
+                certainly gone had in flight.
         """
 
         def inside(session: Any) -> _T:
@@ -171,7 +173,7 @@ class SharedStorage(BaseStorage):
         gone = {row[0] for row in session.execute(query, asked)} - self.mine
         if began:
             running = [trial for trial in self._trials.values() if trial.state == TrialState.RUNNING]
-            gone |= {trial._trial_id for trial in running if trial.user_attrs.get(DRIVER) == self.driver} - self.mine
+            gone |= {t._trial_id for t in running if t.user_attrs.get(DRIVER) in self.driver.gone} - self.mine
         for trial_id in sorted(gone):
             trial = self._trials[trial_id]
             attrs, often = trial.user_attrs, int(trial.user_attrs.get(GIVEN_BACK, 0))
@@ -212,7 +214,7 @@ class SharedStorage(BaseStorage):
         trial.number, trial._trial_id = int(model.number), trial_id
         self._drafts[trial_id] = trial
         if template_trial is None:
-            self.set_trial_user_attr(trial_id, DRIVER, self.driver)
+            self.set_trial_user_attr(trial_id, DRIVER, self.driver.process)
         return trial_id
 
     def _draft(self, trial_id: int) -> tuple[FrozenTrial, _Pending]:
@@ -258,7 +260,7 @@ class SharedStorage(BaseStorage):
             if trial.state != TrialState.WAITING:
                 return False
             trial.datetime_start = datetime.now()
-            self.set_trial_user_attr(trial_id, DRIVER, self.driver)
+            self.set_trial_user_attr(trial_id, DRIVER, self.driver.process)
             trial = self._drafts[trial_id]
         else:
             trial.datetime_complete = datetime.now()
@@ -279,7 +281,7 @@ class SharedStorage(BaseStorage):
         try:
             self._connection.transact(lambda session: self._write(session, trial_id))
         except optuna.exceptions.UpdateFinishedTrialError:
-            there = self._rdb.get_trial(trial_id)
+            there = self._connection.patiently(lambda: self._rdb.get_trial(trial_id))
             self._pending.pop(trial_id, None)
             draft = self._drafts.pop(trial_id)
             self._adopt(there)
@@ -343,16 +345,19 @@ class SharedStorage(BaseStorage):
     # -- the study --------------------------------------------------------------------------------------------------
 
     def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
-        """See Optuna."""
+        """See Optuna. What a connection has found is not made again, should it be gone by now."""
+        if self._connection.study_id is not None:
+            raise optuna.exceptions.DuplicatedStudyError
         return self._found(self._rdb.create_new_study(directions, study_name))
 
     def get_study_id_from_name(self, study_name: str) -> int:
         """See Optuna."""
-        return self._found(self._rdb.get_study_id_from_name(study_name))
+        known = self._connection.study_id
+        return self._found(self._rdb.get_study_id_from_name(study_name) if known is None else known)
 
     def _found(self, study_id: int) -> int:
         if self.study != study_id:
-            self.study = study_id
+            self.study = self._connection.study_id = study_id
             self.refresh()
         return study_id
 

@@ -27,6 +27,7 @@ from optuna.trial import FrozenTrial, TrialState
 from mixnas.evaluators.protocol import Request
 from mixnas.search.strategies import Hearing
 from mixnas.search.study.connection import Connection
+from mixnas.search.study.driver import Driver
 from mixnas.search.study.journal import JournalFile
 from mixnas.search.study.objectives import Objective
 from mixnas.search.study.pareto import Reference
@@ -110,13 +111,13 @@ class SharedStudy(SearchStudy):
     Args:
         journal: Of the copy.
         connection: To the server; whoever gives it closes it.
-        driver: Who this is (see `SharedStorage`).
+        driver: Who this is.
 
     Raises:
         IntegrityError: The server has lost trials that the copy of an earlier session has.
     """
 
-    def __init__(self, journal: str | Path, *args: Any, connection: Connection, driver: str, **options: Any) -> None:
+    def __init__(self, journal: str | Path, *args: Any, connection: Connection, driver: Driver, **options: Any) -> None:
         self._connection, self._driver = connection, driver
         self._unsent = Path(journal).with_name("unsent.json")
         self._copy: JournalCopy | None = None
@@ -187,7 +188,7 @@ class SharedStudy(SearchStudy):
             del self._seen[identity]
         self.results.add(record)
         sampler = self.optuna_study.sampler
-        if isinstance(sampler, Hearing) and trial.user_attrs.get(DRIVER) != self._driver:
+        if isinstance(sampler, Hearing) and trial.user_attrs.get(DRIVER) != self._driver.process:
             sampler.heard(trial)
 
     def _give_back(self, identity: str) -> None:
@@ -314,7 +315,7 @@ class SharedStudy(SearchStudy):
         open_ = self._shared.get_all_trials(self._shared.study, False, (TrialState.RUNNING, TrialState.WAITING))
         for trial in open_:
             waits, attrs = trial.state == TrialState.WAITING, trial.user_attrs
-            if attrs.get("id") == one["id"] and (waits or attrs.get(DRIVER) == self._driver):
+            if attrs.get("id") == one["id"] and (waits or attrs.get(DRIVER) in self._driver.earlier):
                 if waits:
                     self._shared.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
                 architecture = Architecture.from_canonical(json.loads(attrs["architecture"]))

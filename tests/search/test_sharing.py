@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import logging
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, quote_plus
 
+import optuna
 import pytest
 
 from mixnas.cli.main import main
@@ -20,7 +22,7 @@ from mixnas.search.run.progress import Progress
 from mixnas.search.run.stopping import StopSignal
 from mixnas.search.study import connection as connections
 from mixnas.search.study.server import Server
-from mixnas.search_space.errors import ConfigError, StoppedEarly
+from mixnas.search_space.errors import ConfigError, IntegrityError, StoppedEarly
 from mixnas.search_space.files import dump_yaml
 from tests.postgres import PASSWORD
 from tests.search.test_job import PLAIN, STANDALONE
@@ -96,6 +98,35 @@ def test_another_configuration_is_refused_before_a_run_is_made(url, tmp_path):
         reopen("a", tmp_path, settings=["storage=null"])
 
 
+@pytest.mark.parametrize("directions", [["maximize"], ["maximize", "minimize", "minimize"]])
+def test_a_study_of_another_program_is_left_as_it_is(url, tmp_path, directions):
+    storage = optuna.storages.RDBStorage(url)
+    study = optuna.create_study(study_name="search", storage=storage, directions=directions)
+    study.optimize(lambda trial: [trial.suggest_float("x", 0, 1)] * len(directions), n_trials=2)
+    plain = {**STANDALONE, "storage": url}
+    with pytest.raises(ConfigError, match=r"\(study search\) is a study of another program: it has 2 trials"):
+        searched(tmp_path, "a", plain)
+    assert not (tmp_path / "a").exists()
+    searched(tmp_path, "b", {**plain, "storage": {"url": url, "study": "of-its-own"}})
+    run, config = reopen("b", tmp_path)
+    config = dataclasses.replace(config, storage=dataclasses.replace(config.storage, study="search", url=url))
+    with pytest.raises(ConfigError, match="of another program"):
+        Job(run, config, progress=_Noted(), stop=StopSignal()).execute()
+    assert not study.user_attrs and len(study.trials) == 2
+    storage.engine.dispose()
+
+
+def test_a_study_that_is_gone_is_not_begun_anew(url, tmp_path, postgres):
+    plain = {**STANDALONE, "storage": url}
+    run, _, _ = searched(tmp_path, "a", plain)
+    before = run.journal.read_bytes()
+    postgres.execute("TRUNCATE studies CASCADE", url.rpartition("/")[2])
+    with pytest.raises(IntegrityError, match="no such study any more, and 5 trials"):
+        Job(run, read_config(plain, "test"), progress=_Noted(), stop=StopSignal()).execute()
+    assert not postgres.execute("SELECT * FROM studies", url.rpartition("/")[2])
+    assert run.journal.read_bytes() == before
+
+
 def test_a_super_network_of_another_driver_is_asked_for_not_trained_again(url, tmp_path):
     plain = {**PLAIN, "storage": url, "search": {"trials": 4, "strategy": "random"}}
     a, _, _ = searched(tmp_path, "a", plain)
@@ -146,6 +177,33 @@ def test_an_address_that_will_not_do_is_refused():
         with pytest.raises(ConfigError, match=said) as raised:
             read_config({"storage": given}, "test")
         assert "s3cret" not in str(raised.value)
+
+
+def test_no_part_of_a_password_is_told_of_an_address_that_cannot_be_taken_apart(tmp_path, capfd):
+    place = "127.0.0.1:5432/nas"
+    (tmp_path / "mine.yaml").write_text(dump_yaml(STANDALONE))
+    for given, said in [
+        (f"postgresql+psycopg://ann:geheim@teilzwei@{place}", "percent-encode it"),
+        (f"postgresql+psycopg://ann:geheim/teilzwei@{place}", "percent-encode it"),
+        (f"postgresql+psycopg://{place}?options=geheim@teilzwei", "percent-encode it"),
+        (f"postgresql+psycopg://ann:geheim@{place}:teilzwei", "no host, port and database"),
+        ("postgresql+psycopg://ann:geheim/teilzwei", "no host, port and database"),
+        ("host=127.0.0.1 user=ann password=geheim dbname=teilzwei", "is not the URL"),
+        (f"ann:geheim@teilzwei@{place}", "is not the URL"),
+        (f"postgresql+psycopg:/ann:geheim@teilzwei@{place}", "is not the URL"),
+        (f"postgresql+psycopg://ann@{place}?Password=geheim", "Did you mean 'password'"),
+        (f"postgresql+psycopg://ann@{place}?passwort=geheim&teilzwei=1", "none of libpq's"),
+        (f"postgresql+psycopg://ann@{place}?password=geheim&password=teilzwei", "password stands there twice"),
+    ]:
+        with pytest.raises(ConfigError, match=said) as raised:
+            read_config({"storage": given}, "test")
+        texts = [str(raised.value), repr(raised.value.__cause__), repr(raised.value.__context__)]
+        for how in (["--storage", given], ["--set", f"storage={given}"], ["--set", f"storage.url={given}"]):
+            called = ["search", "-c", str(tmp_path / "mine.yaml"), "--runs", str(tmp_path / "runs"), *how, "--dry-run"]
+            assert main(called) == 2
+            texts.append(capfd.readouterr().err)
+            assert "geheim" not in texts[-1], (given, how, texts[-1])
+        assert not any(part in text for text in texts for part in ("geheim", "teilzwei")), (given, texts)
 
 
 def test_an_address_is_kept_without_its_secrets():

@@ -12,6 +12,7 @@ from mixnas.search.engines.local import LocalEngine
 from mixnas.search.engines.session import Budget, Session
 from mixnas.search.strategies.evolution import NSGA2
 from mixnas.search.study.connection import Connection
+from mixnas.search.study.driver import Driver
 from mixnas.search.study.objectives import parse_objectives
 from mixnas.search.study.server import Server
 from mixnas.search.study.shared_study import SharedStudy
@@ -34,7 +35,7 @@ def shared_study(folder: Path, connection: Connection, plain=SPACE) -> SharedStu
         OBJECTIVES,
         strategy=NSGA2(population_size=6),
         connection=connection,
-        driver=folder.name,
+        driver=Driver.begin(folder, folder.name),
     )
 
 
