@@ -126,8 +126,9 @@ def page(papers: Path) -> str:
         "the arithmetic, and the counts below that it is the right operator. *Difference*: the largest, over the "
         "oracle's largest number, in float32 and in float64. *ms*: median of a forward, processor time of one thread "
         f"of {device_name('cpu', 1)}, at (1, 56, 56, {WIDTH}) and (1, 1024, {WIDTH}), deployed, knobs at their "
-        "defaults; a gate is round nothing. A stem reads (1, 224, 224, 3), tokens out of 1,000 or 64 features, a downsampling doubles "
-        "the width, a head has 10 answers. `dwconv` and `attention` are what others may be compared with.",
+        "defaults; a gate is round nothing. A stem reads (1, 224, 224, 3), tokens out of 1,000 or 64 features, a "
+        "downsampling doubles the width, a head has 10 answers. `dwconv` and `attention` are what others may "
+        "be compared with.",
         "",
         *_two_runs(),
     ]

@@ -172,8 +172,8 @@ def scale(args: argparse.Namespace) -> int:
         for end in ("smallest", "largest"):
             before, after = (cost_corner(s, i, metric, largest=end == "largest").value for s, i in spaces)
             corners.setdefault(metric, {})[end] = {"before": before, "after": after}
-    ends = corners["macs"]["largest"]
-    reached = ends["after"] / ends["before"] if ends["before"] else rule.factor
+    largest = corners["macs"]["largest"]
+    reached = largest["after"] / largest["before"] if largest["before"] else rule.factor
     notes = list(filter(None, (note, missed(rule, reached, (config.space, scaled), (io.size, new_io.size)))))
     if args.output:
         atomic_write(args.output, dump_yaml(written))
