@@ -11,6 +11,7 @@ in and writes what goes out once. Projections are matrix products in both.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -203,5 +204,12 @@ def lines() -> Iterator[str]:
     yield from (f"- `{name}`: {why}" for name, (_, _, why) in WEIGHED.items())
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Print the table."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     print("\n".join(lines()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

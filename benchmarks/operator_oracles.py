@@ -9,6 +9,7 @@ the sum, the L2 norm, and the first, middle and last entry of what the module an
 
 from __future__ import annotations
 
+import argparse
 import functools
 import sys
 from collections.abc import Callable
@@ -88,6 +89,7 @@ def modules() -> dict[str, Callable[[], Tensor]]:
 
 def main() -> int:
     """Run all and print."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     try:
         import timm
     except ImportError as error:

@@ -28,6 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 import kernel_floors  # noqa: E402
 
+from mixnas.predictors.measuring.device import device_name  # noqa: E402
 from mixnas.search_space import registry  # noqa: E402
 from mixnas.search_space.operators.folding import fold  # noqa: E402
 from mixnas.search_space.registry import Context  # noqa: E402
@@ -124,9 +125,12 @@ def page(papers: Path) -> str:
         "definition once more, from torch's own functions, where neither a library nor stored answers exist: it proves "
         "the arithmetic, and the counts below that it is the right operator. *Difference*: the largest, over the "
         "oracle's largest number, in float32 and in float64. *ms*: median of a forward, processor time of one thread "
-        f"of this machine, at (1, 56, 56, {WIDTH}) and (1, 1024, {WIDTH}), deployed, knobs at their defaults; a gate "
-        "is round nothing. A stem reads (1, 224, 224, 3), tokens out of 1,000 or 64 features, a downsampling doubles "
-        "the width, a head has 10 answers. `dwconv` and `attention` are what others may be compared with.",
+        f"of {device_name('cpu', 1)}, at (1, 56, 56, {WIDTH}) and (1, 1024, {WIDTH}), deployed, knobs at their "
+        "defaults; a gate is round nothing. A stem reads (1, 224, 224, 3), tokens out of 1,000 or 64 features, a "
+        "downsampling doubles the width, a head has 10 answers. `dwconv` and `attention` are what others may "
+        "be compared with.",
+        "",
+        *_two_runs(),
     ]
     for axis, title in AXES.items():
         lines += ["", f"## {title}", ""]
@@ -144,6 +148,24 @@ def page(papers: Path) -> str:
     lines += ["", "## Kernels weighed", "", *_floors()]
     lines += ["", "## Papers", "", *_papers(papers)]
     return "\n".join(lines) + "\n"
+
+
+def _two_runs() -> Iterator[str]:
+    """What the two kinds of times on the page have to do with each other, and which operators have both."""
+    record = json.loads(TIMES.read_text())
+    beside = sum(len(kinds) for kinds in record["operators"].values())
+    there = {name.split()[0] for name in record["operators"]}
+    without = [title.lower() for axis, title in AXES.items() if axis not in there]
+    yield (
+        "These times and those beside the oracles, further down, are of two runs (the latter on "
+        f"{record['provenance']['device']}): a number here differs a little from the same operator's there. "
+        f"{_and(without).capitalize()} are not among the {beside} that are timed beside an oracle."
+    )
+
+
+def _and(words: list[str]) -> str:
+    """In words: "a, b and c"."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
 def _uncounted() -> Iterator[str]:

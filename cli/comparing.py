@@ -68,7 +68,10 @@ def _print_units(args: argparse.Namespace, one: Explained) -> None:
     columns = ["unit", "ms", "floor ms", "params", "bytes", "answers", "operators"]
     print_table(args, columns, rows, title=title, cut="operators", spare=["bytes", "floor ms", "answers", "params"])
     if total:
-        print("floor: at the greatest rate of multiply-accumulates that any unit of the front reaches", file=sys.stderr)
+        print(
+            "floor: at the greatest rate of multiply-accumulates that any unit here or of the front reaches",
+            file=sys.stderr,
+        )
 
 
 # -- nas diff --------

@@ -309,6 +309,7 @@ def front(args: argparse.Namespace) -> int:
     members = found.members
     if args.objectives is not None:
         members = _front_by(found, [name.strip() for name in args.objectives.split(",")])
+    unfiltered = len(members)
     if args.where:
         known = sorted({name for member in members for name in member.values})
         wanted = parse_filter(args.where, known=known)
@@ -322,7 +323,8 @@ def front(args: argparse.Namespace) -> int:
     if members:
         return 0
     if found.members:
-        print(f"no network of the front satisfies {args.where!r}; without --where there are {len(found.members)}",
+        of = f" by {args.objectives}" if args.objectives is not None else ""
+        print(f"no network of the front{of} satisfies {args.where!r}; without --where there are {unfiltered}",
               file=sys.stderr)  # fmt: skip
     elif found.constraints:
         print(f"no network so far satisfies the constraints {', '.join(found.constraints)}", file=sys.stderr)
@@ -340,8 +342,9 @@ def _front_by(found: Front, names: Sequence[str]) -> tuple[Member, ...]:
 
     for i, name in enumerate(names):
         if name not in found.objectives or name in names[:i]:
-            why = "stands twice" if name in names[:i] else "is no objective of this run"
-            hint = nearest(name, found.objectives)
+            twice = name in names[:i]
+            why = "stands twice" if twice else "is no objective of this run"
+            hint = " Give it once." if twice else nearest(name, found.objectives)
             raise ConfigError(f"--objectives: {name!r} {why}.{hint} Allowed: {', '.join(found.objectives)}.")
     objectives = parse_objectives({name: found.objectives[name] for name in names})
     values = np.array([[m.values[o.name] for o in objectives] for m in found.members]).reshape(-1, len(objectives))

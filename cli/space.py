@@ -142,18 +142,23 @@ def scale_arguments(parser: argparse.ArgumentParser) -> None:
         "alone)",
     )
     parser.add_argument("-o", "--output", metavar="FILE", help="where the scaled file goes (default: stdout)")
+    parser.add_argument("--force", action="store_true", help="write over a file that is there")
 
 
 def scale(args: argparse.Namespace) -> int:
     """The file scaled, and what becomes of its corners."""
+    import os
+
     from mixnas.cli.verbs import DEFAULT_CONFIG
     from mixnas.search_space.cost import METRICS
     from mixnas.search_space.enumeration import cost_corner
     from mixnas.search_space.files import atomic_write, dump_yaml, load_yaml
-    from mixnas.search_space.scaling import Rule, scale_space
+    from mixnas.search_space.scaling import Rule, missed, scale_space
     from mixnas.search_space.space import SearchSpace
 
     rule = Rule(_factor(args.macs), _share(args.width_share))
+    if args.output and not args.force and os.path.lexists(args.output):
+        raise ConfigError(f"-o {args.output}: is there already. Give another name, or --force to write over it.")
     config, space, io = _load_checked(args)
     task, new_io, note = _scaled_input(config, space, io, rule)
     scaled = scale_space(config.space, rule, new_io, f"{config_name(args)}: space, scaled by {args.macs}")
@@ -167,12 +172,15 @@ def scale(args: argparse.Namespace) -> int:
         for end in ("smallest", "largest"):
             before, after = (cost_corner(s, i, metric, largest=end == "largest").value for s, i in spaces)
             corners.setdefault(metric, {})[end] = {"before": before, "after": after}
+    largest = corners["macs"]["largest"]
+    reached = largest["after"] / largest["before"] if largest["before"] else rule.factor
+    notes = list(filter(None, (note, missed(rule, reached, (config.space, scaled), (io.size, new_io.size)))))
     if args.output:
         atomic_write(args.output, dump_yaml(written))
     factors = {"depth": rule.depth, "width": rule.width, "resolution": rule.resolution}
     if args.json:
         sizes = {"before": spaces[0][0].size(), "after": spaces[1][0].size()}
-        print_json({"factors": factors, "config": written, "corners": corners, "size": sizes, "note": note})
+        print_json({"factors": factors, "config": written, "corners": corners, "size": sizes, "note": "; ".join(notes)})
         return 0
     out = sys.stdout if args.output else sys.stderr
     print(", ".join(f"{name} x {value:.4g}" for name, value in factors.items()) + " before rounding", file=out)
@@ -180,7 +188,7 @@ def scale(args: argparse.Namespace) -> int:
         for end, value in ends.items():
             ratio = f" ({value['after'] / value['before']:.3g}x)" if value["before"] else ""
             print(f"{end} {metric}: {number(value['before'])} -> {number(value['after'])}{ratio}", file=out)
-    for line in filter(None, (note, f"written to {args.output}" if args.output else "")):
+    for line in (*notes, *([f"written to {args.output}"] if args.output else [])):
         print(line, file=out)
     if not args.output:
         print(dump_yaml(written), end="")

@@ -322,7 +322,10 @@ def judged(task: Task, answers: Iterable[tuple[Tensor, Tensor]], what: str) -> M
 
 
 def is_share(task: Task) -> bool:
-    """Whether a task's metric is a share of what was asked, from 0 to 1; what a class of its own gives nobody knows."""
+    """Whether a task's metric is a share of what was asked, from 0 to 1; a class of its own says so."""
+    said: bool | None = getattr(task, "is_share", None)
+    if said is not None:
+        return said
     cls = type(task)
     return getattr(cls, "score", None) is Task.score and getattr(cls, "new_metric", None) is Task.new_metric
 

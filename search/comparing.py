@@ -29,7 +29,8 @@ class Explained:
         metrics: What the run knows of it.
         units: In the order in which they run.
         floors_ms: For each unit, how long it would take at the greatest rate of multiply-accumulates that any unit of
-            the run's front reaches by the predictor; None where that is not known.
+            the run's front, or of the networks explained beside it, reaches by the predictor; so never more than its
+            latency. None where that is not known.
     """
 
     id: str
@@ -53,20 +54,19 @@ def explain(run: Run, names: Sequence[str]) -> list[Explained]:
     front, io, predictor = run.front(), io_of(run), predictor_of(run)
     if io is None:
         raise NasError(f"{run.path}: no network has been trained yet. nas resume {run.name}")
-    rates = [
-        unit.macs / unit.latency_ms
-        for member in front.members
-        for unit in breakdown(Architecture.from_canonical(member.architecture), io, predictor)
-        if unit.latency_ms
-    ]
-    best = max(rates, default=0.0)
     found = []
     for name in names:
         identity, architecture, metrics = _network(run, front, name)
-        units = tuple(breakdown(architecture, io, predictor))
-        floors = tuple(None if u.latency_ms is None or not best else u.macs / best for u in units)
-        found.append(Explained(identity, metrics, units, floors))
-    return found
+        found.append((identity, metrics, tuple(breakdown(architecture, io, predictor))))
+    members = (breakdown(Architecture.from_canonical(m.architecture), io, predictor) for m in front.members)
+    units = (unit for rows in (*members, *(rows for *_, rows in found)) for unit in rows)
+    best = max((unit.macs / unit.latency_ms for unit in units if unit.latency_ms), default=0.0)
+    return [Explained(identity, metrics, rows, _floors(rows, best)) for identity, metrics, rows in found]
+
+
+def _floors(units: Sequence[UnitRow], best: float) -> tuple[float | None, ...]:
+    """Milliseconds of each unit at the rate `best`; a quotient may round above the unit's own time."""
+    return tuple(None if u.latency_ms is None or not best else min(u.macs / best, u.latency_ms) for u in units)
 
 
 def _network(run: Run, front: Front, name: str) -> tuple[str, Architecture, Mapping[str, float]]:

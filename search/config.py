@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -22,11 +22,19 @@ from mixnas.search.strategies import Strategy
 from mixnas.search.strategies.auto import Auto
 from mixnas.search.study.objectives import Comparison, Objective, parse_constraints, parse_objectives
 from mixnas.search.study.server import Server
-from mixnas.search_space.errors import ConfigError, nearest
+from mixnas.search_space.errors import ConfigError, nearest, shown
 from mixnas.search_space.files import dump_yaml, load_yaml
-from mixnas.search_space.settings import Between, Seconds, load, to_plain
+from mixnas.search_space.settings import Between, Seconds, load, one_or_more, to_plain
 
 MOST_SEED = 2**32 - 1
+
+ALTERNATIVES = {
+    "train": ("epochs", "steps"),
+    "final.train": ("epochs", "steps"),
+    "supernet": ("epochs", "steps", "seconds"),
+}
+"""Keys of which one counts, by the section they stand in: they all say how long a training is."""
+_SECTIONS = {"task", "objectives", "search", "space", "train", "supernet", "final", "latency"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -183,7 +191,42 @@ def read_config(plain: Any, source: str | Path, *, settings: Iterable[str] = ())
     Raises:
         ConfigError: With the source, the key, what was given and what is allowed.
     """
-    return load(Config, plain, source, settings=settings)
+    settings = one_or_more(settings)
+    asked = [setting.partition("=")[0].strip() for setting in settings]
+    return load(
+        Config, plain, source, settings=settings, resolve=lambda changed: _one_of_each(changed, asked, str(source))
+    )
+
+
+def _one_of_each(plain: dict[str, Any], asked: Collection[str], source: str) -> dict[str, Any]:
+    """Of `ALTERNATIVES`, what a `--set` says in the place of what the file says; the file's own are of one kind.
+
+    A configuration with every section is one that a run has written, with the defaults beside what counts: it is taken
+    as it is.
+
+    Args:
+        plain: The configuration with its settings; it is changed.
+        asked: The keys of the settings.
+        source: For messages.
+
+    Raises:
+        ConfigError: A file, or the settings, give two of them.
+    """
+    whole = plain.keys() >= _SECTIONS
+    for place, names in ALTERNATIVES.items():
+        section: Any = plain
+        for part in place.split("."):
+            section = section.get(part) if isinstance(section, dict) else None
+        given = [name for name in names if isinstance(section, dict) and section.get(name) is not None]
+        own = [n for n in given if any(f"{place}.{n}" == key or f"{place}.".startswith(f"{key}.") for key in asked)]
+        if len(own) > 1 or (len(given) > 1 and not own and not whole):
+            where = "--set" if own else source
+            both = " and ".join(f"{name}: {shown(section[name])}" for name in own or given)
+            raise ConfigError(f"{where}: {place}: {both} are alternatives. Give one of them.")
+        for name in given if own else ():
+            if name not in own:
+                del section[name]
+    return plain
 
 
 def load_config(path: str | Path, *, settings: Iterable[str] = (), plain: Any = None) -> Config:

@@ -122,6 +122,46 @@ def scale_extents(size: Sequence[int], rule: Rule, stride: int) -> list[int]:
     return [to_multiple(extent * rule.resolution, stride) for extent in size]
 
 
+_CLOSE = 0.05
+"""Share of the factor by which the result may miss it without a word."""
+
+
+def missed(rule: Rule, reached: float, spaces: Sequence[Mapping[str, Any]], sizes: Sequence[Sequence[int]]) -> str:
+    """By how much a scaled space misses the factor, and what of the rule was rounded away; empty where it is near.
+
+    Args:
+        rule: What was asked for.
+        reached: By what the multiply-accumulates of the largest network were multiplied.
+        spaces: The space before and after, as files have them.
+        sizes: The input's extents before and after.
+    """
+    if abs(reached / rule.factor - 1) <= _CLOSE:
+        return ""
+    widths, depths = ([sum(of(stage) for stage in s["stages"]) for s in spaces] for of in (_widest, _deepest))
+    extents = [math.prod(size) ** (1 / len(size)) for size in sizes]
+    step = width_step(spaces[1])
+    found = {
+        f"width (to multiples of {step})": (rule.width, widths[1] / widths[0]),
+        "depth (to whole blocks)": (rule.depth, depths[1] / depths[0]),
+        "resolution (to what the strides divide, where the file gives a size)": (
+            rule.resolution,
+            extents[1] / extents[0],
+        ),
+    }
+    told = [f"{what} x {got:.3g} instead of {asked:.3g}" for what, (asked, got) in found.items()
+            if abs(got / asked - 1) > 0.005]  # fmt: skip
+    why = f"after rounding: {'; '.join(told)}" if told else "stem and head do not grow as the rule has it"
+    return f"the factor {rule.factor:g} is missed: macs of the largest network x {reached:.3g}; {why}"
+
+
+def _widest(stage: Mapping[str, Any]) -> int:
+    return max(_listed(stage["width"]))
+
+
+def _deepest(stage: Mapping[str, Any]) -> int:
+    return len(stage["blocks"]) if "blocks" in stage else max(_listed(stage.get("depth", 1)))
+
+
 def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, Sequence) else [value]
 

@@ -216,6 +216,15 @@ def test_the_grammar_s_example_is_a_configuration(tmp_path):
     assert "120 trials by predictor" in out.getvalue()  # what `auto` is for that many
 
 
+def test_a_head_that_answers_each_token_is_set_up_as_its_page_says(tmp_path):
+    (text,) = (text for text in blocks(ROOT / "docs" / "data.md", "yaml") if "offset_learning" in text)
+    path = tmp_path / "example.yaml"
+    path.write_text(text.replace("path: shapes, ", ""))  # shapes are drawn where there is no folder
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert main(["search", "-c", str(path), "--dry-run", "--runs", str(tmp_path)]) == 0
+    assert "segmentation" in out.getvalue()
+
+
 _MADE = {"latency/", "networks/", "rungs/", "exports/"}  # in the directory of a run
 
 

@@ -126,6 +126,7 @@ class Series(Task):
         targets = {name: np.asarray(table.targets) for name, table in tables.items()}
         strata = np.zeros(len(targets["train"]), dtype=np.int64)
         classes: tuple[str, ...] = ("series",)
+        self.is_share = self._of_classes and type(self).score is Series.score
         self.metric, self.direction, self._mean, self._std = "accuracy", "max", 0.0, 1.0
         if self._of_classes:
             classes, numbered = class_numbers(where, targets, names)

@@ -149,6 +149,8 @@ class Task:
             below 1.
         train, validation, test: The splits; see `Split`, `Examples`.
         labels: Names of the classes in the order of the outputs, where they have names.
+        is_share: Whether `score` is a share of what was asked, from 0 to 1, so that a score of 1 has a standard error;
+            None where `score` tells: this class's own is one.
         teacher: A trained network that networks learn from beside the targets; see `evaluators.teaching`.
         start: A run whose weights networks begin with where they fit; see `evaluators.starting`.
 
@@ -174,6 +176,7 @@ class Task:
     validation: Examples
     test: Examples
     labels: tuple[str, ...] = ()
+    is_share: bool | None = None
     teacher: Teacher | None = None
     start: Start | None = None
 

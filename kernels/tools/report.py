@@ -1,4 +1,4 @@
-"""`python -m mixnas.kernels.tools.report` writes docs/kernels.md: what kernels' machine code uses, floors, and times.
+"""`python -m mixnas.kernels.tools.report` writes docs/kernels.md: what kernels' machine code uses, floors, any times.
 
 A floor is a time no version of the kernel can beat: the least bytes over the copy bandwidth, and the operations over
 the rate of the unit that does them. The larger says what the kernel is bound by.
@@ -17,7 +17,7 @@ from mixnas.kernels.tools import aot
 _HEADER = """# Kernels: resources and floors
 
 Written by `python -m mixnas.kernels.tools.report`; not to be edited. Every kernel and every row of the launch tables
-(`kernels/*.json`), compiled ahead of time for sm_90 (H100, H200) with Triton {triton}. What was timed is at the end.
+(`kernels/*.json`), compiled ahead of time for sm_90 (H100, H200) with Triton {triton}. {timed}
 
 What became of each finding of the static review: `docs/kernels-findings.md`.
 
@@ -134,12 +134,14 @@ def main(argv: list[str] | None = None) -> None:
     path = parser.parse_args(argv).output
     import triton
 
+    measured = list(_measured(RESULTS))
     header = _HEADER.format(
         triton=triton.__version__,
+        timed="What was timed is at the end." if measured else "Nothing on this page is timed.",
         bandwidth=aot.COPY_BYTES_PER_S / 1e12,
         **{unit: rate / 1e12 for unit, rate in aot.OPERATIONS_PER_S.items()},
     )
-    lines = [header, *_sections(aot.compile_table()), *_predicted(RESULTS), *_measured(RESULTS)]
+    lines = [header, *_sections(aot.compile_table()), *_predicted(RESULTS), *measured]
     path.write_text("\n".join(lines), encoding="utf-8")
 
 

@@ -87,7 +87,7 @@ class RunStatus:
         state: "running" (a process holds its lock), "finished" (its budget is spent), or "stopped".
         created: When, ISO 8601 in UTC.
         done: Trials evaluated.
-        failed: Trials that failed or were interrupted.
+        failed: Trials that failed; one that was interrupted may be evaluated again, and is no failure.
         running: Trials in progress; 0 unless the run is.
         trials: Trials in its budget, None when the configuration has none.
         problem: Why it cannot be opened; empty when it can.
@@ -544,7 +544,7 @@ class Run:
             state="running" if running else "finished" if self.manifest.get("finished") else "stopped",
             created=str(self.manifest.get("created", "")),
             done=counts["done"],
-            failed=counts["failed"] + counts["interrupted"],
+            failed=counts["failed"],
             running=counts["running"] if running else 0,
             trials=trials if isinstance(trials, int) else None,
         )

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from mixnas.search import comparing
+from mixnas.search.run.directory import Run
+from mixnas.search.study.objectives import parse_objectives
+from mixnas.search.study.reading import read_results
+from mixnas.search_space.architecture import Architecture
 
 from .command import nas, ok
 
@@ -58,3 +65,27 @@ def test_report_is_a_file(searched: Path, tmp_path: Path):
     path = ok("report", "first", "-o", tmp_path / "page.html", "--runs", searched / "runs").strip()
     assert path == str(tmp_path / "page.html") and "<!DOCTYPE html>" in (tmp_path / "page.html").read_text()[:20]
     assert nas("report", "nowhere", "--runs", searched / "runs").returncode == 2
+
+
+def test_no_floor_is_above_its_time(monkeypatch: pytest.MonkeyPatch):
+    """A trial off the front whose units do more multiply-accumulates a millisecond sets the rate of its own floors."""
+    run = Run.open(FORMER / "finished")
+    front = {Architecture.from_canonical(m.architecture).id for m in run.front().members}
+    real = comparing.breakdown
+
+    def timed(architecture, io, predictor):
+        rate = 10.0 if architecture.id in front else 70.0
+        return [
+            replace(unit, latency_ms=(unit.macs + 3 * i) / rate) for i, unit in enumerate(real(architecture, io, None))
+        ]
+
+    monkeypatch.setattr(comparing, "breakdown", timed)
+    records = read_results(run.journal, parse_objectives(run.manifest["fixed"]["objectives"])).records
+    off = next(str(r.number) for r in records if r.status == "done" and r.id not in front)
+    for names in ([off], [run.front().members[0].id, off]):
+        for one in comparing.explain(run, names):
+            rows = one.to_plain()["units"]
+            assert all(row["floor_ms"] <= row["latency_ms"] for row in rows)
+            assert (max(row["floor_ms"] / row["latency_ms"] for row in rows if row["macs"]) == 1) == (
+                one.id not in front
+            )

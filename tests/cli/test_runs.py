@@ -59,6 +59,12 @@ def test_front_by_some_of_the_objectives(searched: Path):
         if not any(e <= error and p <= params and (e, p) != (error, params) for e, p in points)
     ]
     assert [member["id"] for member in both] == kept
+    none = nas("front", "first", "--objectives", "accuracy,params", "--where", "params < 1", *runs)
+    assert none.returncode == 3 and "front by accuracy,params satisfies" in none.stderr
+    assert f"without --where there are {len(kept)}" in none.stderr
+    twice = nas("front", "first", "--objectives", "accuracy,accuracy", *runs)
+    assert twice.returncode == 2 and "'accuracy' stands twice. Give it once." in twice.stderr
+    assert "Did you mean" not in twice.stderr
     wrong = nas("front", "first", "--objectives", "accuracy,parms", *runs)
     assert wrong.returncode == 2 and "Did you mean 'params'?" in wrong.stderr
 

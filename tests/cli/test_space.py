@@ -151,3 +151,13 @@ def test_scale_scales_the_input_where_the_file_gives_its_size(tmp_path: Path):
     path.write_text(CONFIG.replace("task: digits", "task: {name: digits, size: 32}"))
     plain = json.loads(ok("space", "scale", path, "--macs", "100x", "--json"))["config"]
     assert plain["task"] == {"name": "digits", "size": 40}  # x 1.26
+
+
+def test_scale_overwrites_only_when_told_to(tmp_path: Path):
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG)
+    asked = ("space", "scale", path, "--macs", "1.1x")
+    refused = nas(*asked, "-o", path)
+    assert refused.returncode == 2 and "--force" in refused.stderr and path.read_text() == CONFIG
+    told = ok(*asked, "-o", path, "--force")
+    assert "the factor 1.1 is missed" in told and path.read_text() != CONFIG

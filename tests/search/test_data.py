@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -174,3 +175,40 @@ def test_a_causal_series_suits_the_embedded_space(tmp_path):
     np.savez(tmp_path / "d.npz", x=np.random.default_rng(0).normal(size=(30, 24, 3)), y=np.arange(30) % 3)
     config = config_for(tmp_path / "d.npz", settings=["task.kind=causal"])
     assert Problem(config).io.kind == "causal" and Problem(config).space.size() > 1e6
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps", "epochs"),
+    [([], True, 20), (["final.train.epochs=3"], False, 3), (["final.train.lr=0.1"], True, 20)],
+)
+def test_a_setting_displaces_the_alternative_that_the_embedded_configuration_gives(folder, settings, steps, epochs):
+    train = config_for(folder, settings=settings).final.train
+    assert (train.steps is not None, train.epochs) == (steps, epochs)
+    supernet = config_for(folder, settings=["supernet.steps=7"]).supernet
+    assert (supernet.seconds, supernet.steps) == (None, 7)
+
+
+@pytest.mark.parametrize(
+    ("plain", "settings", "says"),
+    [
+        (
+            {"train": {"steps": 5, "epochs": 2}},
+            [],
+            "mine.yaml: train: epochs: 2 and steps: 5 are alternatives. Give one",
+        ),
+        ({"final": {"train": {"steps": 5, "epochs": 2}}}, ["search.trials=3"], "final.train: epochs: 2 and steps: 5"),
+        ({"supernet": {"seconds": 5, "epochs": 2}}, [], "supernet: epochs: 2 and seconds: 5"),
+        ({}, ["train.steps=5", "train.epochs=2"], "--set: train: epochs: 2 and steps: 5"),
+        ({}, ["train={steps: 5, epochs: 2}"], "--set: train: epochs: 2 and steps: 5"),
+    ],
+)
+def test_two_alternatives_of_ones_own_are_refused(plain, settings, says):
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        read_config(plain, "mine.yaml", settings=settings)
+
+
+def test_what_a_run_wrote_out_is_read_as_it_was():
+    """With the default epochs beside the steps that count."""
+    config = read_config({"train": {"steps": 5}}, "mine.yaml", settings=["supernet.epochs=3", "supernet.seconds=null"])
+    assert read_config(config.to_plain(), "config.yaml") == config
+    assert read_config(config.to_plain(), "config.yaml", settings=["train.epochs=2"]).train.steps is None

@@ -7,7 +7,7 @@ import pytest
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.cost import cost
 from mixnas.search_space.errors import ConfigError
-from mixnas.search_space.scaling import Rule, scale_extents, scale_space, scale_stages, to_multiple
+from mixnas.search_space.scaling import Rule, missed, scale_extents, scale_space, scale_stages, to_multiple
 from mixnas.search_space.space import SearchSpace
 from mixnas.search_space.units import IOSpec
 
@@ -84,3 +84,17 @@ def test_what_fits_nowhere_is_said():
 def test_multiples_and_extents():
     assert [to_multiple(v, 8) for v in (1, 11.9, 12, 20)] == [8, 8, 16, 24]
     assert scale_extents([224], Rule(4.0), 32) == [256] and scale_extents([32, 64], Rule(4.0), 4) == [36, 68]
+
+
+def test_a_factor_that_is_missed_is_told_with_what_was_rounded_away():
+    space = {"stem": "conv", "stages": [stage(width=[16, 32], depth=[2, 3])]}
+    rule = Rule(4.0)
+    scaled = scale_stages(space, rule, 8)  # width 32 x 1.74 is 56, depth 3 x 1.15 is 3
+    assert not missed(rule, 3.9, (space, scaled), ((16, 16), (16, 16)))
+    told = missed(rule, 2.9, (space, scaled), ((16, 16), (16, 16)))
+    assert told.startswith("the factor 4 is missed: macs of the largest network x 2.9;")
+    assert (
+        "depth (to whole blocks) x 1 instead of 1.15" in told and "resolution" in told and "x 1 instead of 1.07" in told
+    )
+    exact = missed(Rule(4.0, 1.0), 3.0, (space, scale_stages(space, Rule(4.0, 1.0), 8)), ((16, 16), (16, 16)))
+    assert "stem and head" in exact and "rounding" not in exact

@@ -14,6 +14,7 @@ from mixnas.evaluators.tasks.choosing import task_of
 from mixnas.evaluators.tasks.series import Series
 from mixnas.evaluators.tasks.tables import read_csv, read_parquet
 from mixnas.evaluators.tasks.task import SPLITS, Task
+from mixnas.evaluators.training import is_share, judged
 from mixnas.search.data import config_for
 from mixnas.search_space.enumeration import check_space
 from mixnas.search_space.errors import ConfigError
@@ -384,3 +385,14 @@ def test_series_that_filled_up_take_too_much_are_refused_before_they_are(tmp_pat
     words = csv_of(tmp_path / "w.csv", "a,b,label", [f"1,2,{'w' * 900 if i == 0 else i % 2}" for i in range(400)])
     with pytest.raises(ConfigError, match=r"w\.csv: label, the target, unpacks to"):
         by_name("series", path=str(words), memory_gib=0.001)
+
+
+def test_a_faultless_series_of_classes_has_an_error_and_one_of_numbers_has_none_of_a_share(tmp_path):
+    """Of a share of 1: half of Wilson's interval, 1 / 2 (n + 1)."""
+    np.savez(tmp_path / "d.npz", x=waves(180), y=np.arange(180) % 2)
+    task = Series(path=str(tmp_path / "d.npz"))
+    targets = task.validation.targets
+    found = judged(task, [(torch.nn.functional.one_hot(targets).float(), targets)], "the validation")
+    assert len(targets) == 36 and found.score == 1 and found.error == pytest.approx(1 / 74)
+    np.savez(tmp_path / "n.npz", x=waves(40), y=np.linspace(-5.5, 900, 40))
+    assert is_share(task) and not is_share(Series(path=str(tmp_path / "n.npz")))

@@ -486,3 +486,16 @@ def test_looking_at_a_run_imports_nothing_of_it(tmp_path, monkeypatch):
 def test_provenance_names_no_machine():
     text = json.dumps([versions(), commit()])
     assert os.uname().nodename not in text and str(os.getcwd()) not in text
+
+
+def test_a_trial_that_was_interrupted_is_no_failure(tmp_path, space, objectives, constraints, evaluator):
+    """Of a process that is gone, before the search goes on and after; in the list of runs too."""
+    run = Run.create(tmp_path, CONFIG, name="r")
+    with run, SearchStudy(run.journal, space, objectives, constraints) as study:
+        study.ask(10)
+    with run, SearchStudy(run.journal, space, objectives, constraints) as study:
+        carry_out(LocalEngine(), study, evaluator, Budget(trials=3))
+        assert study.results.counts["interrupted"] == 1
+    status = run.status()
+    assert (status.done, status.failed, status.running) == (3, study.results.counts["failed"], 0) == (3, 0, 0)
+    assert list_runs(tmp_path) == [status]
