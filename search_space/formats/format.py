@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mixnas.search_space.formats.integers import Integers
     from mixnas.search_space.network import Network
 
-TOOLS = ("format", "apart", "integers", "source", "widening")
+TOOLS = ("format", "apart", "integers", "program", "source", "widening")
 
 Answer = Callable[["np.ndarray"], "np.ndarray"]
 """A loaded file: a batch of inputs to outputs, both arrays."""
