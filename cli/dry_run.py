@@ -32,7 +32,7 @@ def dry_run(config: Config, source: str, *, json: bool) -> None:
     from mixnas.search.strategies import STRATEGIES
 
     problem = Problem(config, source)
-    check_storage(problem, recorded(problem.task))
+    check_storage(problem)
     latency, search = config.latency, config.search
     strategy = STRATEGIES.name_of(problem.strategy)
     found = rehearse(problem) if search.evaluator in ("supernet", "standalone") else None
@@ -54,10 +54,11 @@ def dry_run(config: Config, source: str, *, json: bool) -> None:
         return
     limit = "no limit of time" if search.time is None else f"at most {search.time:g} s"
     profile = f"a profile of {latency.profile:g} s" if problem.metrics["latency_ms"].cheap else "no profile"
-    summary = recorded(problem.task).get("summary")
+    record = recorded(problem.task)
+    summary = record.get("summary")
     lines = [
         *([f"data          {summary}"] if summary else []),
-        *(f"{name:13} {said}" for name, said in (line.split(": ", 1) for line in problem.told(recorded(problem.task)))),
+        *(f"{name:13} {said}" for name, said in (line.split(": ", 1) for line in problem.told(record))),
         f"task          {config.task.name}: {problem.io.kind}, input {'x'.join(map(str, problem.io.size))}",
         f"space         {problem.space.size():,} architectures, {len(problem.space.variables)} choices",
         f"objectives    {', '.join(map(str, problem.objectives))}",

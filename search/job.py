@@ -449,7 +449,7 @@ def new_run(config: Config, *, root: str | Path, name: str | None, source: str, 
         ConfigError, InfeasibleError: See `Problem`; nothing is made then.
     """
     problem = Problem(config, source)
-    check_storage(problem, recorded(problem.task))
+    check_storage(problem)
     return Run.create(
         root,
         config.to_plain(),

@@ -25,6 +25,7 @@ from typing import Any
 from optuna.study import StudyDirection
 
 from mixnas.evaluators.protocol import Evaluator
+from mixnas.evaluators.tasks.task import recorded
 from mixnas.search.config import Config
 from mixnas.search.problem import Problem
 from mixnas.search.run.directory import Run
@@ -235,12 +236,11 @@ def drivers(run: Run, problem: Problem, should_stop: Callable[[], bool], note: C
     return Alone(run, problem) if problem.config.storage is None else Team(run, problem, should_stop, note)
 
 
-def check_storage(problem: Problem, record: Mapping[str, Any]) -> None:
+def check_storage(problem: Problem) -> None:
     """Refuse a server that cannot be used, or a study there that was begun with something else, before work is started.
 
     Args:
         problem: What is to be searched.
-        record: What the task says of its data.
 
     Raises:
         ConfigError: See `Team.together`.
@@ -255,7 +255,7 @@ def check_storage(problem: Problem, record: Mapping[str, Any]) -> None:
         connection.close()
     _refuse_foreign(server, found, _directions(problem))
     if found is not None and "agreed" in found.attributes:
-        _refuse_other(server, found.attributes["agreed"], _depends_on(problem, record))
+        _refuse_other(server, found.attributes["agreed"], _depends_on(problem, recorded(problem.task)))
 
 
 def check_same(before: Mapping[str, Any], config: Config, path: Path) -> None:

@@ -278,8 +278,7 @@ class Session:
             if isinstance(proposal, Continuation):
                 assert self._climbing is not None
                 record = self._climbing.further(proposal, outcome)
-                del self._in_flight[proposal.number]
-                self._unreported.append(record)
+                self._landed(proposal, record)
                 if failure:
                     _logger.warning("trial %d (%s) could not be trained on: %s", record.number, record.id, failure)
             elif failure:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixnas.kernels.dispatch import tracing
+from mixnas.kernels.dispatch import keeping, tracing
 from mixnas.kernels.work import counted
 from mixnas.search_space.operators.windows import shifted
 from mixnas.search_space.registry import Context, Knob, register
@@ -79,7 +79,7 @@ class TVConv(nn.Module):
         # What changes a tensor in place counts its version up; what replaces it changes where it lies.
         weights = [(p.data_ptr(), p._version) for p in self.parameters()]
         if self._kept is None or self._kept[0] != weights:
-            with torch.inference_mode(False), torch.no_grad():  # what is kept is read in either mode
+            with keeping():
                 self._kept = weights, _generated(self.places, self.convs, self.norms, self.last)
         return self._kept[1]
 

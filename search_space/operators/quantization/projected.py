@@ -329,15 +329,18 @@ class Stored(_Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        stored = {name: self._buffers[name] for name in self._names}
         if dispatch.tracing():  # what is kept is no buffer: a trace would hold it as a further constant
-            return self.multiplied(x, self.rows(x), self._made(stored))
-        if self._ready is None:
-            with torch.inference_mode(False), torch.no_grad():
-                self._ready = self._made(stored)
-        return self.multiplied(x, self.rows(x), self._ready)
+            ready = self._made()
+        else:
+            if self._ready is None:
+                with dispatch.keeping():
+                    self._ready = self._made()
+            ready = self._ready
+        return self.multiplied(x, self.rows(x), ready)
 
-    def _made(self, stored: Any) -> Any:
+    def _made(self) -> Any:
+        """What products need, of the buffers."""
+        stored: Any = {name: self._buffers[name] for name in self._names}
         return self.policy.ready(stored, self.bias, self.inputs)
 
 
