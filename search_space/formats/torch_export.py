@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mixnas.kernels import dispatch
 from mixnas.search_space.errors import NasError
 from mixnas.search_space.files import atomic_write
+from mixnas.search_space.formats.blame import raw
 from mixnas.search_space.formats.format import Answer, first_line, register
 from mixnas.search_space.network import Network
 from mixnas.search_space.units import is_unit
@@ -125,6 +126,10 @@ class TorchExport:
         """Bytes of the parameters and persistent buffers."""
         state = torch.export.load(path).state_dict
         return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+
+    def stored(self, path: Path) -> dict[str, bytes]:
+        """See `Format`."""
+        return {name: raw(tensor) for name, tensor in torch.export.load(path).state_dict.items()}
 
     def unit_outputs(self, path: Path, batch: np.ndarray) -> list[tuple[str, np.ndarray]]:
         """See `Format`."""
