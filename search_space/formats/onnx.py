@@ -6,12 +6,11 @@ compared with the module that it was made from.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -173,13 +172,14 @@ class Onnx:
 
     def write(self, network: Network, path: Path, extra: Mapping[str, Any]) -> None:
         """See `to_onnx`; architecture, interface and `extra` stand in the graph's metadata."""
+        from mixnas.search_space.formats import marks
         from mixnas.search_space.formats.integers import whole_layers
         from mixnas.search_space.formats.torch_export import exported_network
         from mixnas.search_space.operators.quantization.qdq import with_qdq
 
         traced: Any = with_qdq(network)
-        with _marking(traced):
-            program = exported_network(traced, also=("mixnas::qdq_linear", "mixnas::unit_answer"))
+        with marks.marking(traced):
+            program = exported_network(traced, also=("mixnas::qdq_linear", marks.NAME))
         try:
             graph = _converted(program)
         except Exception as error:  # the exporter has many
@@ -187,7 +187,7 @@ class Onnx:
         about = {"architecture": network.architecture.to_dict(), "io": network.io.to_plain(), "extra": dict(extra)}
         for key, value in about.items():
             graph.metadata_props.add(key=key, value=json.dumps(value))
-        _name_units(graph.graph, [name for name, _ in network.units()])
+        _name_units(graph.graph, marks.marked_units(network))
         _name_turned(graph.graph, network.state_dict())
         if layers := whole_layers(network):  # so that verification can look at each by itself
             graph.metadata_props.add(key=_LAYERS, value=json.dumps(_layers_of(graph.graph, layers)))
@@ -328,29 +328,6 @@ def _label(node: Any, known: Collection[str]) -> str:
     return f"{node.op_type} ({own[0]})" if own else str(node.op_type)
 
 
-@contextlib.contextmanager
-def _marking(network: Network) -> Iterator[None]:
-    """Within it, each unit of a network has a mark behind its answer, which `_name_units` finds in a graph.
-
-    Where a node of a graph stands the exporter says too, but a unit that runs twice is one to it.
-    """
-    import torch
-
-    from mixnas.search_space.formats import marks  # registers the operation
-
-    assert marks.unit_answer is not None
-
-    def marked(_module: Any, _given: Any, answer: Tensor) -> Any:
-        return torch.ops.mixnas.unit_answer(answer)
-
-    hooks = [module.register_forward_hook(marked) for module in dict(network.units()).values()]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
 def _is_mark(node: Any) -> bool:
     return node.op_type == _MARK and len(node.input) == 1
 
@@ -359,35 +336,31 @@ def _name_units(graph: Any, order: Sequence[str]) -> None:
     """Call the value that a unit answers as the unit is called, and forget the marks and where the exporter ran.
 
     Args:
-        graph: An `onnx.GraphProto` of a network that was traced within `_marking`, changed in place.
-        order: The units' names in the order in which they run; "@1" and so on is added where one runs again.
+        graph: An `onnx.GraphProto` of a network that was traced within `marks.marking`, changed in place.
+        order: `marks.marked_units`; "@1" and so on is added where one runs again.
     """
-    ends = {value.name for value in graph.output}
     given = {value.name for value in (*graph.input, *graph.initializer)}
-    marks = [node for node in graph.node if _is_mark(node)]
-    assert len(marks) == len(order), f"{len(marks)} marks for {len(order)} units"
+    found = [node for node in graph.node if _is_mark(node)]
     called: dict[str, str] = {}
     times: Counter[str] = Counter()
-    for unit, mark in zip(order, marks, strict=True):
+    for unit, mark in zip(order, found, strict=True):
         (value,), (answer,) = mark.input, mark.output
         again, times[unit] = times[unit], times[unit] + 1
         if value in called or value in given:  # a unit that answers what it is given
             mark.op_type = "Identity"
-            continue
-        # The head's answer keeps the graph's name for it.
-        called[value] = called[answer] = answer if answer in ends else f"{unit}@{again}" if again else unit
+        else:
+            called[value] = called[answer] = f"{unit}@{again}" if again else unit
     kept = [node for node in graph.node if not _is_mark(node)]
     _rename(kept, called)
     del graph.node[:]
     graph.node.extend(kept)
-    for value in graph.value_info:
-        del value.metadata_props[:]
     described = {called.get(value.name, value.name): value for value in graph.value_info}
     for name, value in described.items():
         value.name = name
-    infos = list(described.values())
+        del value.metadata_props[:]
+    described_once = list(described.values())
     del graph.value_info[:]
-    graph.value_info.extend(value for value in infos if value.name not in ends)
+    graph.value_info.extend(described_once)
 
 
 def _name_turned(graph: Any, state: Mapping[str, Tensor]) -> None:
