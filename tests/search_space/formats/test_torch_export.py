@@ -6,15 +6,18 @@ import pytest
 import torch
 from torch import nn
 
+from mixnas.kernels import dispatch
 from mixnas.kernels.glu import glu
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import NasError
 from mixnas.search_space.formats import format as formats
-from mixnas.search_space.formats.torch_export import EXTRA_FILE, exported_network
+from mixnas.search_space.formats.source.writing import source
+from mixnas.search_space.formats.torch_export import EXTRA_FILE, exported, exported_network
 from mixnas.search_space.network import Network
 from mixnas.search_space.operators.quantization.policy import stored_bytes
+from mixnas.search_space.operators.windows import own_depthwise
 
-from ...contracts.format import FEATURES, FormatContract, small
+from ...contracts.format import FEATURES, FormatContract, network_of, small
 
 
 class TestTorchExport(FormatContract):
@@ -62,3 +65,21 @@ def test_what_cannot_be_exported_is_named_and_nothing_is_left(tmp_path, layer, s
     with pytest.raises(NasError, match=says) as caught:
         formats.get("torch-export").write(network, tmp_path / "model.pt2", {})
     assert len(str(caught.value).splitlines()) == 1 and not list(tmp_path.iterdir())
+
+
+class OwnTaps(nn.Module):
+    def forward(self, x):
+        taps = x.flatten(1, 2)[:, :9].transpose(1, 2).unflatten(-1, (3, 3))
+        return own_depthwise(x, taps, x[:, 0, 0])
+
+
+def test_taps_of_each_example_are_multiplied_as_a_trace_holds_them_where_eager_mode_is_to_compute_so():
+    """The usual form has groups that grow with the batch, which runtimes do not know, and adds in another order."""
+    x = torch.randn(5, 6, 7, 8, generator=torch.Generator().manual_seed(0))
+    program = exported(OwnTaps(), x, dynamic_batch=True)
+    with dispatch.as_traced():
+        assert torch.equal(program.module()(x), OwnTaps()(x))
+    torch.testing.assert_close(OwnTaps()(x), program.module()(x))
+    block = {"mixer": "dynamic_dwconv", "channel_mixer": "none"}
+    plain = Architecture.from_dict({"stem": "conv", "stages": [{"width": 16, "block": block}]})
+    assert "torch.compiler.is_exporting()" in source(network_of(plain, FEATURES), "model.safetensors")
