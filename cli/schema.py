@@ -95,6 +95,7 @@ _ONE_RUN = _record(
     best=_by_name(NUMBER),
     best_se=_by_name(NUMBER),
     final=FLAG,
+    phase=_or_null(TEXT),
     phases=_list(_record(name=TEXT, seconds=NUMBER, ended=TEXT)),
     wrong=_by_name(TEXT),
     unchecked=_list(TEXT),
