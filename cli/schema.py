@@ -204,7 +204,9 @@ ANSWERS: dict[str, Schema] = {
     "ops": _list(_record(axis=TEXT, name=TEXT, kinds=_list(TEXT), paper=TEXT, knobs=_by_name(_KNOB))),
     "bench table": _record(
         table=TEXT,
+        lines=WHOLE,
         rows=WHOLE,
+        empty=WHOLE,
         objectives=_DIRECTIONS,
         cheap=_list(TEXT),
         reference=_by_name(NUMBER),
