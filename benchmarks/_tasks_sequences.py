@@ -88,7 +88,7 @@ def transformer(width: int, depth: int) -> Architecture:
 def bytes_(args: Any, clock: Clock) -> None:
     """A front of bits per byte against latency, and transformers of the same space, trained as long."""
     with tempfile.TemporaryDirectory() as name:
-        settings = clock.settings("bytes", profile=0.06, supernet=0.25, search=0.12, final=0.2, changes=args.set)
+        settings = clock.settings("bytes", profile=0.06, supernet=0.25, search=0.12, final=0.13, changes=args.set)
         run, took = searched("bytes", Path(name), *settings)
         beside = Beside(run)
         # The dearest first: the two ends of the comparison are there when time gets short.
