@@ -6,7 +6,6 @@ process take the kernels: neither must happen to the rest of a test session. So 
 `TRITON_INTERPRET=1`, pytest runs them in its own process instead.
 """
 
-import inspect
 import json
 import os
 import subprocess
@@ -20,6 +19,7 @@ import torch
 
 from mixnas.kernels import dispatch
 from mixnas.kernels.testing import KernelContract
+from mixnas.kernels.tools import interpreting
 
 _HERE = Path(__file__).parent
 _PIPES = "MIXNAS_KERNEL_TESTS"  # in the child: the descriptors it reads test names from and writes reports to
@@ -45,48 +45,9 @@ def _rounds_as_a_gpu() -> None:
     interpreter._convert_float = convert
 
 
-def _looks_once() -> None:
-    """Let the interpreter prepare the language once a launch, and not for each function that a kernel calls.
-
-    It looks through all names of the language for what is built in, and finds, within a launch, that everything is
-    prepared already: a third of the time that some kernels take. The types of NumPy are looked up by name.
-    """
-    from triton.runtime import interpreter
-
-    prepare, restore, dtype_of = interpreter._patch_lang, interpreter._LangPatchScope.restore, interpreter._get_np_dtype
-    prepared: set[str] = set()
-    seen: dict[object, set[str]] = {}
-    dtypes: dict[str, np.dtype] = {}
-
-    def prepare_once(function):
-        if function not in seen:
-            modules = [value for value in function.__globals__.values() if inspect.ismodule(value)]
-            seen[function] = {module.__name__ for module in modules if module in (interpreter.tl, interpreter.tl.core)}
-        if seen[function] and seen[function] <= prepared:
-            return interpreter._LangPatchScope()
-        scope = prepare(function)
-        prepared.update(seen[function])
-        return scope
-
-    def restore_all(scope):
-        restore(scope)
-        prepared.clear()
-
-    def known_dtype(of):
-        of = of.element_ty if isinstance(of, interpreter.tl.block_type) else of
-        if isinstance(of, interpreter.tl.pointer_type):
-            return dtype_of(of)
-        if of.name not in dtypes:
-            dtypes[of.name] = dtype_of(of)
-        return dtypes[of.name]
-
-    interpreter._patch_lang, interpreter._LangPatchScope.restore = prepare_once, restore_all
-    interpreter._get_np_dtype = known_dtype
-
-
 if dispatch.INTERPRETING:
     _rounds_as_a_gpu()
-    _looks_once()
+    interpreting.prepare_once()
 
 
 class _Child:
