@@ -74,7 +74,11 @@ def takes_some(quant: Op) -> bool:
 
 @functools.cache
 def everything(kind: str) -> SearchSpace:
-    """A space in which every registered operator of a kind can occur, each with its knobs at several values."""
+    """A space in which every registered operator of a kind can occur, each with its knobs at two values.
+
+    A super-network of it makes each operator at each place, under each policy that adds state, with all that its knobs
+    can be together. The contract of operators goes through more values, one after the other.
+    """
 
     contexts = [registry.Context(w, s, kind) for w in (16, 32) for s in SIZES[kind]]
 
@@ -109,8 +113,7 @@ def everything(kind: str) -> SearchSpace:
                         continue
                     if fits(axis, name, defaults | {knob_name: normal}, quants):
                         values.append(normal)
-                # Operators with many knobs at fewer values each: their combinations are all built.
-                plain[knob_name] = values[:2] if len(operator.knobs) > 2 else values
+                plain[knob_name] = values[:2]
             if all(value != [] for value in plain.values()):
                 found.append(plain)
         return found
@@ -124,7 +127,7 @@ def everything(kind: str) -> SearchSpace:
     every = [op for quant in quants for op in _each(quant)]
     block = {axis: options(axis, every) for axis in BLOCK_AXES} | {"recursion": [1, 2]}
     by_branch = {"mixer": quants, "channel_mixer": quants}
-    second = {"width": [16, 32], "depth": [1, 2], "block": block | {"quant": by_branch}}
+    second = {"width": [16, 32], "depth": 1, "block": block | {"quant": by_branch}}
     stages.append(second | ({"downsample": ["patch", "conv"]} if kind == "image" else {}))
     norms = [name for name in registry.names("norm") if kind in registry.get("norm", name).kinds]
     return SearchSpace.from_dict({"stem": stem[kind], "norm": norms, "stages": stages})
