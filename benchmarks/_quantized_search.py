@@ -8,12 +8,13 @@ Both arms of a seed have the same device, profile, task, recipes and time:
 - jointly: one super-network, one search over architectures and policies, finalists trained on.
 
 Both train their super-network for as many steps, and judge as many trials, with the strategy that a user gets who
-names none. What the habit spends on its second step goes, jointly, into more finalists: so many, settled on a seed
-that is not reported, that this arm takes no more time. Each arm is one process on one thread, so its time is that of
-the processor (what a clock on the wall says on a quiet machine); both are in the record. The profile of the space is
-made once and serves both: it is no part of either. Whoever is chosen is chosen on validation. All networks of a seed
-are then measured together, and judged on the test split, which neither arm has seen. Of the two ways to quantize, the
-habit is given the better one of each seed by that split: an advantage that nobody has.
+names none; and a network that was quantized has been trained for as many epochs in one as in the other. What the
+habit spends on its second step goes, jointly, into more finalists: so many, settled on a seed that is not reported,
+that this arm takes about as long. Each arm is one process on one thread, so its time is that of the processor (what a
+clock on the wall says on a quiet machine); both are in the record. The profile of the space is made once and serves
+both: it is no part of either. Whoever is chosen is chosen on validation. All networks of a seed are then measured
+together, and judged on the test split, which neither arm has seen. Of the two ways to quantize, the habit is given
+the better one of each seed by that split: an advantage that nobody has.
 """
 
 from __future__ import annotations
@@ -256,7 +257,6 @@ def one_seed(args: argparse.Namespace, seed: int, folder: Path, tables: Path, sa
         f"search.trials={args.trials}",
         f"supernet.steps={args.steps}",
         "supernet.seconds=null",
-        "supernet.probe=0",
         "latency.final_passes=1",
     ]
     joint = load_config(
