@@ -55,7 +55,7 @@ DEPLOYED = {
 }
 """By kind of product, a policy that is one."""
 
-FOLDED = 0.05
+FOLDED = 1e-3
 """How far logits may be apart, relative to the greatest, where something was folded on the way to what is deployed."""
 
 Call = Callable[[], object]
