@@ -7,10 +7,14 @@ Both arms of a seed have the same device, profile, task, recipes and time:
   budget of latency or bytes; what comes of it is trained on with its policies.
 - jointly: one super-network, one search over architectures and policies, finalists trained on.
 
-Steps and trials of the two are such that both take the same time. Each arm is one process on one thread, so its time is
-that of the processor (what a clock on the wall says on a quiet machine); both are in the record. The profile of the
-space is made once and serves both: it is no part of either. All networks of a seed are then measured together, and
-judged on the test split, which neither arm has seen.
+Both train their super-network for as many steps, and judge as many trials, with the strategy that a user gets who
+names none; and a network that was quantized has been trained for as many epochs in one as in the other. What the
+habit spends on its second step goes, jointly, into more finalists: so many, settled on a seed that is not reported,
+that this arm takes about as long. Each arm is one process on one thread, so its time is that of the processor (what a
+clock on the wall says on a quiet machine); both are in the record. The profile of the space is made once and serves
+both: it is no part of either. Whoever is chosen is chosen on validation. All networks of a seed are then measured
+together, and judged on the test split, which neither arm has seen. Of the two ways to quantize, the habit is given
+the better one of each seed by that split: an advantage that nobody has.
 """
 
 from __future__ import annotations
@@ -40,6 +44,7 @@ from mixnas.predictors.measuring.measure import MeasureConfig, fixed_threads, fo
 from mixnas.predictors.measuring.sentinel import make_sentinel
 from mixnas.search.config import Config, load_config
 from mixnas.search.job import Job, new_run
+from mixnas.search.policies import policies_of
 from mixnas.search.run.directory import Run
 from mixnas.search.run.progress import make_progress
 from mixnas.search.run.stopping import StopSignal
@@ -220,16 +225,6 @@ def carry_out(config: Config, source: Path, folder: Path, name: str, tables: Pat
     return run, networks
 
 
-def policies_of(space: SearchSpace) -> list[Op]:
-    """The policies that the branches of a space may have; the same for all."""
-    choice = space.tree.stages[0].blocks[0].quant
-    found = []
-    for option in choice.options:
-        assert all(len(values) == 1 for _, values in option.knobs)
-        found.append(Op(option.name, tuple((knob, values[0]) for knob, values in option.knobs)))
-    return found
-
-
 def fp32_alone(plain: Any) -> Any:
     """A space as written, with float32 in the place of every choice of a policy."""
     plain = copy.deepcopy(plain)
@@ -259,39 +254,40 @@ def one_seed(args: argparse.Namespace, seed: int, folder: Path, tables: Path, sa
     source = args.config
     shared = [
         f"search.seed={seed}",
-        "search.strategy={name: nsga2, population_size: 24}",
-        "supernet.probe=0",
+        f"search.trials={args.trials}",
+        f"supernet.steps={args.steps}",
         "supernet.seconds=null",
-        f"final.candidates={args.candidates}",
-        f"final.train.epochs={args.epochs}",
         "latency.final_passes=1",
     ]
-    joint = load_config(source, settings=[*shared, f"supernet.steps={args.steps}", f"search.trials={args.trials}"])
-    own = [f"supernet.steps={args.steps_first}", f"search.trials={args.trials_first}"]
-    alone = load_config(source, settings=[*shared, *own])
+    joint = load_config(
+        source, settings=[*shared, f"final.candidates={args.candidates}", f"final.train.epochs={args.epochs}"]
+    )
+    first = [f"final.candidates={args.candidates_first}", f"final.train.epochs={args.epochs_first}"]
+    alone = load_config(source, settings=[*shared, *first])
     alone = replace(alone, space=fp32_alone(alone.space))
     task = by_name(joint.task.to_plain())
     predictor = LatencyPredictor.load(device_name("cpu", 1), directory=tables)
     begun = _Clock()
     run, finalists = carry_out(alone, source, folder, f"two-steps-{seed}", tables)
-    first = begun.seconds()
+    in_float32 = begun.seconds()
     space = SearchSpace.from_dict(joint.space)
     found = [Found(FP32, network, {}) for network in finalists]
-    recipe = replace(joint.final.train, epochs=max(1, args.epochs // 2), lr=joint.final.train.lr / 4)
-    for how, network in second_step(finalists, policies_of(space), task, predictor, recipe):
+    recipe = replace(joint.final.train, epochs=args.epochs_second, lr=joint.final.train.lr / 4)
+    for how, network in second_step(finalists, list(policies_of(space)), task, predictor, recipe):
         found.append(Found(how, network, {}))
     two_steps = begun.seconds()
-    say(f"seed {seed}: two steps {two_steps}, {first} of them in float32, {len(found)} networks")
+    say(f"seed {seed}: two steps {two_steps}, {in_float32} of them in float32, {len(found)} networks")
     begun = _Clock()
     other, networks = carry_out(joint, source, folder, f"joint-{seed}", tables)
     took = begun.seconds()
     found += [Found(JOINT, network, {}) for network in networks]
-    say(f"seed {seed}: jointly {took}, {len(networks)} networks; {other.manifest['phases']}")
+    say(f"seed {seed}: jointly {took}, {len(networks)} networks; {phases(other)}")
     with fixed_threads(1):
         measure(found, task, args.passes)
     return {
         "seed": seed,
-        "seconds": {"two steps": two_steps, "of them float32": first, "joint": took},
+        "seconds": {"two steps": two_steps, "of them float32": in_float32, "joint": took},
+        "phases": {"float32": phases(run), "joint": phases(other)},
         "trials": {"float32": run.front().trials["done"], "joint": other.front().trials["done"]},
         "networks": [
             {
@@ -303,6 +299,11 @@ def one_seed(args: argparse.Namespace, seed: int, folder: Path, tables: Path, sa
             for each in found
         ],
     }
+
+
+def phases(run: Run) -> dict[str, float]:
+    """Seconds of the phases of a run, by the clock on the wall."""
+    return {phase["name"]: phase["seconds"] for phase in run.manifest["phases"]}
 
 
 def policies_used(architecture: Architecture) -> list[str]:
@@ -372,37 +373,58 @@ def picture(seeds: list[dict[str, Any]], device: str) -> str:
     )
 
 
+SETTINGS = (
+    "steps",
+    "trials",
+    "candidates_first",
+    "epochs_first",
+    "epochs_second",
+    "candidates",
+    "epochs",
+    "passes",
+)
+"""Arguments that a record's seeds must have in common."""
+
+
 def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
-    """Profile once; both arms for each seed; judge and draw."""
+    """Profile once; both arms for each seed that records of the same settings (`args.before`) lack; judge and draw."""
     config = load_config(args.config)
     space, task = SearchSpace.from_dict(config.space), by_name(config.task.to_plain())
+    settings = {name: getattr(args, name) for name in SETTINGS} | {"space": config.space}
+    record: dict[str, Any] = {"provenance": provenance("cpu", 1)}
     seeds: list[dict[str, Any]] = []
+    for before in args.before:
+        if before["settings"] == settings:
+            seeds += [seed for seed in before["seeds"] if seed["seed"] not in {known["seed"] for known in seeds}]
+    wanted = args.only or range(args.seeds)
+
+    def keep() -> None:
+        seeds.sort(key=lambda seed: seed["seed"])
+        record.update(
+            what="architecture and policy searched together, against float32 first and policies after",
+            config=args.config.name,
+            settings=settings,
+            **judged(seeds),
+            seeds=seeds,
+        )
+        args.checkpoint(record)
+        say(f"hypervolume so far: {record['mean']}")
+
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         tables = args.tables or folder / "tables"
-        if not list(tables.glob("*.npz")):
+        left = [seed for seed in wanted if seed not in {known["seed"] for known in seeds}]
+        if left and not list(tables.glob("*.npz")):
             begun = time.monotonic()
             measuring = MeasureConfig(passes=2, threads=1)
-            settings = ProfileConfig(budget_s=args.profile, measure=measuring, seed=0)
-            profile(space, task.io, device="cpu", directory=tables, config=settings)
+            profiling = ProfileConfig(budget_s=args.profile, measure=measuring, seed=0)
+            profile(space, task.io, device="cpu", directory=tables, config=profiling)
             say(f"profiled in {time.monotonic() - begun:.0f} s")
         torch.set_num_threads(1)
-        record: dict[str, Any] = {}
-        for seed in range(args.seeds):
-            seeds.append(one_seed(args, seed, folder, tables, say))
-            record = {
-                "what": "architecture and policy searched together, against float32 first and policies after",
-                "provenance": provenance("cpu", 1),
-                "config": args.config.name,
-                "settings": {
-                    name: getattr(args, name)
-                    for name in ("steps", "trials", "steps_first", "trials_first", "candidates", "epochs", "passes")
-                },
-                **judged(seeds),
-                "seeds": seeds,
-            }
-            args.checkpoint(record)
-            say(f"hypervolume so far: {record['mean']}")
+        for seed in left:
+            seeds.append({**one_seed(args, seed, folder, tables, say), "commit": record["provenance"]["commit"]})
+            keep()
+    keep()
     svg = args.output / "quantization-joint.svg"
     atomic_write(svg, picture(seeds, record["provenance"]["device"]))
     return record
