@@ -5,17 +5,19 @@
 Random networks that between them have every registered operator and policy, with norms, biases and statistics away
 from one and zero; and with --run all networks of a finished run's front, on inputs of the task's test split. Each file
 is loaded in a process in which this package cannot be imported, and compared with the deployed eager network on 64
-inputs and on one: float32, and weights of few bits that are widened to it, within 1e-4 of the logits, absolutely;
-halves as `formats.tolerance` says; and of a network that multiplies whole numbers every one has to be the deployed
-network's, or the file is refused with the layer where the first is not, and why. A format that cannot hold a network
-has to say which unit, and why; where that is a policy, the same network is written once more with float32 in its place,
-so that the rest of it is shown too. `never_shown` are the operators that no file of a format agreed with. Prints one
-JSON; ends with 1 where any file neither agrees nor was refused.
+inputs and on one: float32, and weights of few bits that are widened to it, within 1e-4 of the logits, absolutely, or
+where float32 itself is worth no more: no farther from the network in float64 than torch's own float32 is, and counted
+as such (`beyond_absolute`); halves as `formats.tolerance` says; and of a network that multiplies whole numbers every
+one has to be the deployed network's, or the file is refused with the layer where the first is not, and why. A format
+that cannot hold a network has to say which unit, and why; where that is a policy, the same network is written once more
+with float32 in its place, so that the rest of it is shown too. `never_shown` are the operators that no file of a format
+agreed with. Prints one JSON; ends with 1 where any file neither agrees nor was refused.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
 import json
 import math
@@ -201,7 +203,9 @@ def through(name: str, network: Network, inputs: torch.Tensor, folder: Path, apa
     widened = formats.tolerance(network) == formats.tolerance(torch.nn.Linear(1, 1))
     allowed = ABSOLUTE if widened else agreement.allowed
     if about["result"] == "agrees" and agreement.difference > allowed:
-        about["result"] = "wrong"
+        about["from_float64"] = distances = from_float64(network, inputs, answer)
+        if distances is None or not distances["file"] <= distances["torch"]:
+            about["result"] = "wrong"
     about |= {"difference": agreement.difference, "identical": agreement.identical}
     if agreement.integers is not None:
         found = agreement.integers
@@ -209,6 +213,23 @@ def through(name: str, network: Network, inputs: torch.Tensor, folder: Path, apa
     if math.isfinite(allowed):
         about["allowed"] = allowed
     return about | {"seconds": round(time.perf_counter() - begun, 2)}
+
+
+def from_float64(network: Network, inputs: torch.Tensor, answer: formats.Answer) -> dict[str, float] | None:
+    """How far a file, and torch in float32, are from the network's answers in float64: the farthest of each.
+
+    Torch is asked for all inputs at once and for each by itself, which adds in other orders. None where an operator
+    does not compute in float64.
+    """
+    with torch.no_grad():
+        try:
+            precise = copy.deepcopy(network).double()(inputs.double() if inputs.is_floating_point() else inputs)
+        except RuntimeError:
+            return None
+        torchs = [network(inputs), torch.cat([network(one) for one in inputs.split(1)])]
+    found = torch.from_numpy(answer(inputs.numpy()))
+    farthest = [(one.double() - precise).abs().max().item() for one in (found, *torchs)]
+    return {"file": farthest[0], "torch": max(farthest[1:])}
 
 
 def without_refused(
@@ -275,6 +296,7 @@ def counted(rows: list[dict[str, Any]], names: Iterable[str]) -> dict[str, Any]:
             **Counter(file["result"] for file in files),
             "with_float32_instead": Counter(file["result"] for file in again),
             "identical": sum(file["identical"] for file in compared),
+            "beyond_absolute": sum(file["result"] == "agrees" and "from_float64" in file for file in compared),
             "of_whole_numbers": {
                 "networks": len(whole),
                 "outputs_identical": sum(file["identical"] for file in whole),

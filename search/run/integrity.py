@@ -18,6 +18,7 @@ from typing import Any
 
 from mixnas.search_space.errors import ConfigError, IntegrityError, NasError, shown, visible
 from mixnas.search_space.files import check_stamp, digest_of, parse_json, read_bytes, stamped, without_stamp, write_json
+from mixnas.search_space.formats.checks import changed
 
 _WITH_DIGESTS = 3  # since this format
 
@@ -292,7 +293,9 @@ def export_problems(folder: Path) -> Iterator[tuple[str, str]]:
         elif os.path.islink(folder / name) or not os.path.isfile(folder / name):
             yield name, "no file of its own: it is not followed."
         elif digest_of(read_bytes(folder / name)) != digest:
-            yield name, f"damaged or changed: its SHA-256 is not that in {EXPORT_MANIFEST}."
+            inside = weights_problem(folder / name) if name.endswith(".safetensors") else ""
+            where = f" {inside[0].upper()}{inside[1:]}" if inside else ""
+            yield name, f"damaged or changed: its SHA-256 is not that in {EXPORT_MANIFEST}.{where}"
 
 
 def undigested(path: Path, manifest: Mapping[str, Any]) -> list[str]:
@@ -318,16 +321,20 @@ def weights_problem(path: Path) -> str:
         metadata = dict(header.pop("__metadata__"))
         written = metadata.pop("digest", None)
         former = metadata.pop("sha256", None)
-        total, ends = hashlib.sha256(), [8 + size]
+        total, ends, tensors = hashlib.sha256(), [8 + size], {}
         if written is not None:
             total.update(json.dumps(metadata, sort_keys=True).encode())
         for name in sorted(header):
             about = header[name]
             begin, end = about["data_offsets"]
             total.update(f"{name} torch.{_DTYPES[about['dtype']]} {tuple(about['shape'])};".encode())
-            total.update(data[8 + size + begin : 8 + size + end])
+            tensors[name] = memoryview(data)[8 + size + begin : 8 + size + end]
+            total.update(tensors[name])
             ends.append(8 + size + end)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, NasError) as error:
         return f"damaged: no weights file ({type(error).__name__})."
-    whole = max(ends) == len(data) and total.hexdigest() == (written or former)
-    return "" if whole else "damaged: not what was written."
+    if max(ends) != len(data):
+        return "damaged: not what was written."
+    if total.hexdigest() == (written or former):
+        return ""
+    return f"damaged: not what was written: {changed(tensors, metadata)}."

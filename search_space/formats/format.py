@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mixnas.search_space.formats.integers import Integers
     from mixnas.search_space.network import Network
 
-TOOLS = ("format", "apart", "integers", "program", "source", "widening")
+TOOLS = ("format", "apart", "blame", "checks", "integers", "marks", "program", "source", "widening")
 
 Answer = Callable[["np.ndarray"], "np.ndarray"]
 """A loaded file: a batch of inputs to outputs, both arrays."""
@@ -35,10 +35,11 @@ class Format(Protocol):
     """A format; registered by `register`.
 
     It may also have `unit_outputs(path, batch)`, what each unit answers in a file as (name, array) in the order in
-    which they run, to say where a wrong file goes wrong; `layer_values(path, batch)`, see `integers.compared`, where
-    its runtime may round otherwise than torch; `call(path, batch, threads)`, a forward to be timed; `loads_with`, the
-    packages that a file loads with, where they are not `packages`, or torch; and `runtime`, as a policy's `instead`
-    takes it, where that is not "eager".
+    which they run, to say where a wrong file goes wrong; `stored(path)`, the bytes of each tensor that a file has
+    under its name in the network, so that one which was changed is found however little comes of it;
+    `layer_values(path, batch)`, see `integers.compared`, where its runtime may round otherwise than torch;
+    `call(path, batch, threads)`, a forward to be timed; `loads_with`, the packages that a file loads with, where they
+    are not `packages`, or torch; and `runtime`, as a policy's `instead` takes it, where that is not "eager".
 
     Attributes:
         name: As `nas export --format` takes it.
@@ -307,8 +308,9 @@ def verify(
 ) -> Agreement:
     """`compare` a file with the network that it was written from; where it differs, say which unit is the first to.
 
-    A network that multiplies whole numbers has to have all of them in the file, to the last one, unless it is stated
-    how far outputs may differ.
+    Weights have to be the network's to the last bit, also where what comes of another one is less than is allowed. A
+    network that multiplies whole numbers has to have all of them in the file, to the last one, unless it is stated how
+    far outputs may differ.
 
     Args:
         file_format: Of the file.
@@ -322,17 +324,24 @@ def verify(
         NotIdentical: A whole number is another one there, and nothing but the order of sums is why.
         IntegrityError: It can't be loaded, fails, or differs.
     """
-    from mixnas.search_space.formats import integers
+    from mixnas.search_space.formats import blame, integers
 
     path = Path(path)
     try:
         found = compare(answer or load(file_format, path), network, inputs, path, stated)
     except IntegrityError as error:
-        if stated is None and (moved := _moved_alone(file_format, path, network, inputs)):
+        other = blame.other_weight(file_format, path, network)
+        if stated is None and other is None and (moved := _moved_alone(file_format, path, network, inputs)):
             differs = str(error).replace(f"{path}: ", "").replace(_WRONG, "").rstrip(" .")
             raise NotIdentical(f"not identical to the deployed network: {differs}; {moved}.") from error
-        blamed = first_divergence(file_format, path, network, inputs)
+        blamed = blame.first_divergence(file_format, path, network, inputs, other)
         raise IntegrityError(f"{error} {blamed}".rstrip()) from error
+    if (other := blame.other_weight(file_format, path, network)) is not None:
+        blamed = blame.first_divergence(file_format, path, network, inputs, other)
+        raise IntegrityError(
+            f"{path}: its outputs differ from the network's by up to {found.difference:.3g}, less than the "
+            f"{found.allowed:.3g} that are allowed, but its weights are not the network's. {_WRONG} {blamed}"
+        )
     if found.identical or not integers.whole_layers(network):
         return found
     whole = integers.compared(file_format, path, network, inputs)
@@ -340,7 +349,9 @@ def verify(
     if stated is None and whole is not None and not whole.ties:
         raise IntegrityError(f"{path}: {differs}; {whole}. {_WRONG}")
     if stated is None and (whole is None or whole.why):
-        why = "its layers cannot be looked into" if whole is None else str(whole)
+        why = str(whole) if whole is not None else "its whole numbers cannot be looked into"
+        if whole is None and (first := blame.first_inexact(file_format, path, network, inputs)):
+            why = f"{why}, but {first}"
         raise NotIdentical(f"not identical to the deployed network: {differs}; {why}.")
     if stated is None and found.difference > _FLOAT32 * (found.scale or 1.0):
         raise NotIdentical(f"not identical to the deployed network: {differs}, and yet {whole}.")
@@ -361,30 +372,3 @@ def _moved_alone(file_format: Format, path: Path, network: Network, inputs: Tens
     except Exception:  # the file is wrong already: it may be in any way
         return ""
     return str(whole) if whole is not None and whole.ties and whole.moved else ""
-
-
-def first_divergence(file_format: Format, path: Path, network: Network, inputs: Tensor) -> str:
-    """The first unit of a file that does not answer as the network's does, and by how much, in words.
-
-    Empty where the file can't be looked into.
-    """
-    import torch
-
-    try:
-        found = file_format.unit_outputs(path, inputs.numpy())  # type: ignore[attr-defined]
-    except Exception:  # the file is wrong already: it may be in any way
-        return ""
-    x, seen = inputs, {name: [y for n, y in found if n == name] for name, _ in found}
-    for name, module in network.units():
-        with torch.no_grad():
-            x = module(x)
-        if not seen.get(name):
-            continue
-        y = torch.from_numpy(seen[name].pop(0))
-        if y.shape != x.shape:
-            return f"The first unit that differs is {name}: it answers {tuple(y.shape)}, not {tuple(x.shape)}."
-        scale = x.abs().max().item()
-        difference = (y.double() - x.double()).abs().max().item()
-        if not difference <= tolerance(network) * (scale or 1.0):
-            return f"The first unit that differs is {name}, by up to {difference:.3g} (its outputs reach {scale:.3g})."
-    return "Each unit by itself answers as the network's does."

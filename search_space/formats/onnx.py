@@ -6,10 +6,10 @@ compared with the module that it was made from.
 
 from __future__ import annotations
 
-import ast
 import json
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,8 @@ if TYPE_CHECKING:  # who only asks whether ONNX is there need not wait for torch
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _UINT8, _INT8, _INT32 = 2, 3, 6  # of onnx.TensorProto.DataType
+_MARK = "Sum"  # of one value: see `_of_our_own`
+_TURNED = ".T"
 _LAYERS = "layers"
 """Metadata of a graph with products of whole numbers: see `_layers_of`."""
 
@@ -81,7 +83,7 @@ def _converted(program: torch.export.ExportedProgram) -> Any:
                 verbose=False,
                 input_names=["input"],
                 output_names=["output"],
-                custom_translation_table=_of_integers(),
+                custom_translation_table=_of_our_own(),
                 optimize=False,  # more than half of the time, for patterns that ONNX Runtime fuses when it loads a file
             )
         assert converted is not None
@@ -95,11 +97,12 @@ def _converted(program: torch.export.ExportedProgram) -> Any:
     return converted.model_proto
 
 
-def _of_integers() -> dict[Any, Any]:
-    """What the exporter does not know: torch's product of int8, which is one of ONNX's own operations, and `qdq`'s."""
+def _of_our_own() -> dict[Any, Any]:
+    """What the exporter does not know: torch's product of int8, which is one of ONNX's own operations, and our own."""
     import torch
     from onnxscript import opset18
 
+    from mixnas.search_space.formats import marks
     from mixnas.search_space.operators.quantization import qdq  # registers its operation
 
     op: Any = opset18
@@ -120,8 +123,15 @@ def _of_integers() -> dict[Any, Any]:
         steps = op.Cast(op.Round(op.Div(bias, step)), to=_INT32)
         return op.Gemm(inputs, whole, op.DequantizeLinear(steps, step, op.Cast(zeros, to=_INT32), axis=0))
 
-    assert qdq.qdq_linear is not None
-    return {torch.ops.aten._int_mm.default: int_mm, torch.ops.mixnas.qdq_linear.default: qdq_linear}
+    def unit_answer(x: Any) -> Any:
+        return op.Sum(x)  # of one: the value itself; unlike Identity it stays where it is until units have their names
+
+    assert qdq.qdq_linear is not None and marks.unit_answer is not None
+    return {
+        torch.ops.aten._int_mm.default: int_mm,
+        torch.ops.mixnas.qdq_linear.default: qdq_linear,
+        torch.ops.mixnas.unit_answer.default: unit_answer,
+    }
 
 
 def load_onnx(path: str | Path) -> Answer:
@@ -162,11 +172,14 @@ class Onnx:
 
     def write(self, network: Network, path: Path, extra: Mapping[str, Any]) -> None:
         """See `to_onnx`; architecture, interface and `extra` stand in the graph's metadata."""
+        from mixnas.search_space.formats import marks
         from mixnas.search_space.formats.integers import whole_layers
         from mixnas.search_space.formats.torch_export import exported_network
         from mixnas.search_space.operators.quantization.qdq import with_qdq
 
-        program = exported_network(with_qdq(network), also=("mixnas::qdq_linear",))  # type: ignore[arg-type]
+        traced: Any = with_qdq(network)
+        with marks.marking(traced):
+            program = exported_network(traced, also=("mixnas::qdq_linear", marks.NAME))
         try:
             graph = _converted(program)
         except Exception as error:  # the exporter has many
@@ -174,17 +187,28 @@ class Onnx:
         about = {"architecture": network.architecture.to_dict(), "io": network.io.to_plain(), "extra": dict(extra)}
         for key, value in about.items():
             graph.metadata_props.add(key=key, value=json.dumps(value))
-        _name_units(graph.graph, [name for name, _ in network.units()])
+        _name_units(graph.graph, marks.marked_units(network))
+        _name_turned(graph.graph, network.state_dict())
         if layers := whole_layers(network):  # so that verification can look at each by itself
             graph.metadata_props.add(key=_LAYERS, value=json.dumps(_layers_of(graph.graph, layers)))
         atomic_write(path, graph.SerializeToString())
 
     def weight_bytes(self, path: Path) -> int:
         """Bytes of the graph's initial values."""
+        return sum(map(len, self.stored(path).values()))
+
+    def stored(self, path: Path) -> dict[str, bytes]:
+        """See `Format`; what else the exporter made of a tensor has a name of its own."""
         import onnx
 
-        tensors = onnx.load(str(path)).graph.initializer
-        return sum(len(tensor.raw_data) or onnx.numpy_helper.to_array(tensor).nbytes for tensor in tensors)
+        found = {}
+        for tensor in onnx.load(str(path)).graph.initializer:
+            if tensor.name.endswith(_TURNED):
+                array = onnx.numpy_helper.to_array(tensor)
+                found[tensor.name.removesuffix(_TURNED)] = array.T.tobytes()
+            else:
+                found[tensor.name] = tensor.raw_data or onnx.numpy_helper.to_array(tensor).tobytes()
+        return found
 
     def call(self, path: Path, batch: np.ndarray, threads: int) -> Callable[[], object]:
         """See `Format`."""
@@ -232,13 +256,6 @@ def _run(model: Any, values: Iterable[str], batch: np.ndarray) -> dict[str, np.n
     # Copies: what a session answers may lie in its own memory, and ends with it.
     found = [array.copy() for array in session.run(names, {"input": batch})]
     return {"input": batch, **dict(zip(names, found, strict=True))}
-
-
-def _scopes(node: Any) -> list[str]:
-    """The modules in which a node of a graph stands, the outermost first; "@1" and so on where one runs again."""
-    about = {entry.key: entry.value for entry in node.metadata_props}
-    found: list[str] = ast.literal_eval(about.get("pkg.torch.onnx.name_scopes", "[]"))
-    return found
 
 
 def _layers_of(graph: Any, layers: Collection[str]) -> list[dict[str, str]]:
@@ -311,25 +328,68 @@ def _label(node: Any, known: Collection[str]) -> str:
     return f"{node.op_type} ({own[0]})" if own else str(node.op_type)
 
 
+def _is_mark(node: Any) -> bool:
+    return node.op_type == _MARK and len(node.input) == 1
+
+
 def _name_units(graph: Any, order: Sequence[str]) -> None:
-    """Call the value that a unit answers as the unit is called, and forget where the exporter ran.
+    """Call the value that a unit answers as the unit is called, and forget the marks and where the exporter ran.
+
+    Args:
+        graph: An `onnx.GraphProto` of a network that was traced within `marks.marking`, changed in place.
+        order: `marks.marked_units`; "@1" and so on is added where one runs again.
+    """
+    given = {value.name for value in (*graph.input, *graph.initializer)}
+    found = [node for node in graph.node if _is_mark(node)]
+    called: dict[str, str] = {}
+    times: Counter[str] = Counter()
+    for unit, mark in zip(order, found, strict=True):
+        (value,), (answer,) = mark.input, mark.output
+        again, times[unit] = times[unit], times[unit] + 1
+        if value in called or value in given:  # a unit that answers what it is given
+            mark.op_type = "Identity"
+        else:
+            called[value] = called[answer] = f"{unit}@{again}" if again else unit
+    kept = [node for node in graph.node if not _is_mark(node)]
+    _rename(kept, called)
+    del graph.node[:]
+    graph.node.extend(kept)
+    described = {called.get(value.name, value.name): value for value in graph.value_info}
+    for name, value in described.items():
+        value.name = name
+        del value.metadata_props[:]
+    described_once = list(described.values())
+    del graph.value_info[:]
+    graph.value_info.extend(described_once)
+
+
+def _name_turned(graph: Any, state: Mapping[str, Tensor]) -> None:
+    """Call a matrix that the exporter has transposed as it is called in the network, and ".T".
 
     Args:
         graph: An `onnx.GraphProto`, changed in place.
-        order: The units' names in the order in which they run; "@1" and so on is added where one runs again.
+        state: The network's tensors.
     """
-    last: dict[str, str] = {}  # the last value that a unit makes
-    for node in graph.node:
-        for scope in _scopes(node):
-            if scope.partition("@")[0] in order:
-                last[scope] = node.output[0]
-    outputs = {value.name for value in graph.output}
-    called = {value: scope for scope, value in last.items() if value not in outputs}
-    for node in graph.node:
+    from mixnas.search_space.formats.blame import raw
+
+    left = state.keys() - {tensor.name for tensor in graph.initializer}
+    turned = {raw(state[name].T): name for name in sorted(left) if state[name].dim() == 2}
+    called = {}
+    for tensor in graph.initializer:
+        if tensor.name not in state and len(tensor.dims) == 2 and (name := turned.pop(tensor.raw_data, "")):
+            called[tensor.name] = f"{name}{_TURNED}"
+            tensor.name = called[tensor.name]
+    _rename(graph.node, called)
+    for value in graph.value_info:
+        value.name = called.get(value.name, value.name)
+
+
+def _rename(nodes: Iterable[Any], called: Mapping[str, str]) -> None:
+    """Call values by other names, also where a graph inside a node reads them."""
+    for node in nodes:
         for names in (node.input, node.output):
             for i, name in enumerate(names):
                 names[i] = called.get(name, name)
         del node.metadata_props[:]
-    for value in graph.value_info:
-        value.name = called.get(value.name, value.name)
-        del value.metadata_props[:]
+        for attribute in node.attribute:
+            _rename(attribute.g.node, called)

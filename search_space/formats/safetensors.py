@@ -1,7 +1,8 @@
 """A trained network in one file: safetensors, with its architecture and interface in the file's metadata. No pickle.
 
 Version 2 of the format says whether the network is stored as deployed, its head is an operator, and its digest is that
-of the metadata too. Files of version 1 are read, and those that say nothing of batch norms have none folded.
+of the metadata too; there each tensor has a check of its own (`checks`), or none where it was written before there were
+any. Files of version 1 are read, and those that say nothing of batch norms have none folded.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from torch import Tensor, nn
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import ConfigError, IntegrityError, shown, visible
 from mixnas.search_space.files import atomic_write
+from mixnas.search_space.formats import checks
+from mixnas.search_space.formats.blame import raw
+from mixnas.search_space.formats.checks import CHECKS
 from mixnas.search_space.formats.format import Answer, register
 from mixnas.search_space.network import IOSpec, Network
 from mixnas.search_space.units import is_unit
@@ -37,18 +41,19 @@ def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     if metadata:
         total.update(json.dumps(dict(metadata), sort_keys=True).encode())
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        tensor = tensors[name]
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        total.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+        total.update(raw(tensor))
     return total.hexdigest()
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors and metadata atomically, with a digest of both that `load_tensors` checks."""
+    """Write tensors and metadata atomically, with a digest of both that `load_tensors` checks, and of each tensor."""
     from safetensors.torch import save
 
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    stamped = {**metadata, _DIGEST: _digest(plain, metadata)}
+    checked = {**metadata, CHECKS: checks.written({name: raw(tensor) for name, tensor in plain.items()})}
+    stamped = {**checked, _DIGEST: _digest(plain, checked)}
     atomic_write(path, _in_order(save(plain, metadata=stamped)))
 
 
@@ -70,7 +75,7 @@ def load_tensors(path: str | Path, *format_names: str) -> tuple[dict[str, Tensor
 
     Raises:
         ConfigError: No such file.
-        IntegrityError: Damaged, truncated, or not of this format.
+        IntegrityError: Damaged, truncated, or not of this format; the message names the tensors that were changed.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -93,7 +98,11 @@ def load_tensors(path: str | Path, *format_names: str) -> tuple[dict[str, Tensor
         kept = metadata.pop(_FORMER_DIGEST, "")
         found = _digest(tensors, {})
     if kept != found:
-        raise IntegrityError(f"{path}: the content does not match its digest; the file is damaged. Write it again.")
+        where = checks.changed({name: raw(tensor) for name, tensor in tensors.items()}, metadata)
+        raise IntegrityError(
+            f"{path}: the content does not match its digest; the file is damaged: {where}. Write it again."
+        )
+    metadata.pop(CHECKS, None)
     return tensors, metadata
 
 
@@ -225,6 +234,12 @@ class Safetensors:
         """Bytes of the tensors."""
         tensors, _ = load_tensors(path, FORMAT, _FORMER)
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+    def stored(self, path: Path) -> dict[str, bytes]:
+        """See `Format`."""
+        from safetensors.torch import load_file
+
+        return {name: raw(tensor) for name, tensor in load_file(path).items()}
 
     def unit_outputs(self, path: Path, batch: np.ndarray) -> list[tuple[str, np.ndarray]]:
         """See `Format`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +14,19 @@ from torch import Tensor, nn
 from mixnas.kernels import dispatch
 from mixnas.search_space.errors import NasError
 from mixnas.search_space.files import atomic_write
+from mixnas.search_space.formats import marks
+from mixnas.search_space.formats.blame import raw
 from mixnas.search_space.formats.format import Answer, first_line, register
 from mixnas.search_space.network import Network
-from mixnas.search_space.units import is_unit
 
 if TYPE_CHECKING:
     import numpy as np
 
 EXTRA_FILE = "mixnas.json"
-"""Architecture, interface and `extra` inside the file."""
+"""Architecture, interface and `extra` inside the file, and `_ANSWERS`."""
+
+_ANSWERS = "answers"
+"""Which node of the graph makes what a unit answers: pairs, in the order in which units run, all but the head."""
 
 _BUILT_IN = ("aten", "prim", "prims", "quantized", "onednn", "mkldnn")  # libraries of operations that torch brings
 
@@ -113,11 +117,18 @@ class TorchExport:
 
     def write(self, network: Network, path: Path, extra: Mapping[str, Any]) -> None:
         """See `exported_network`."""
-        program = exported_network(network, backend=self.backend)
+        with marks.marking(network):
+            program = exported_network(network, also=(marks.NAME,), backend=self.backend)
+        answers = list(zip(marks.marked_units(network), marks.taken(program), strict=True))
         for node in program.graph.nodes:  # where this machine keeps its files is nobody's business
             node.meta.pop("stack_trace", None)
         content = io.BytesIO()
-        about = {"architecture": network.architecture.to_dict(), "io": network.io.to_plain(), "extra": dict(extra)}
+        about: dict[str, Any] = {
+            "architecture": network.architecture.to_dict(),
+            "io": network.io.to_plain(),
+            "extra": dict(extra),
+        }
+        about[_ANSWERS] = answers
         torch.export.save(program, content, extra_files={EXTRA_FILE: json.dumps(about)})
         atomic_write(path, content.getvalue())
 
@@ -126,30 +137,36 @@ class TorchExport:
         state = torch.export.load(path).state_dict
         return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
 
+    def stored(self, path: Path) -> dict[str, bytes]:
+        """See `Format`."""
+        return {name: raw(tensor) for name, tensor in torch.export.load(path).state_dict.items()}
+
     def unit_outputs(self, path: Path, batch: np.ndarray) -> list[tuple[str, np.ndarray]]:
         """See `Format`."""
-        recorder = _Recorder(torch.export.load(path).module())
+        extra = {EXTRA_FILE: ""}
+        program = torch.export.load(path, extra_files=extra)
+        answers = json.loads(extra[EXTRA_FILE])[_ANSWERS]
+        recorder = _Recorder(program.module(), {node for _, node in answers})
         with torch.no_grad():
-            recorder.run(torch.from_numpy(batch))
-        return [(place.partition("@")[0], tensor.numpy()) for place, tensor in recorder.found.items()]
+            output = recorder.run(torch.from_numpy(batch))
+        return [*((unit, recorder.found[node].numpy()) for unit, node in answers), ("head", output.numpy())]
 
 
 class _Recorder(torch.fx.Interpreter):
-    """Runs a program, and keeps what each unit answered last: its output.
+    """Runs a program, and keeps what some of its nodes make.
 
     Attributes:
-        found: By the unit's name; "@1" and so on for the times that it runs again.
+        found: By the node's name.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, wanted: Collection[str]) -> None:
         super().__init__(module)
+        self._wanted = wanted
         self.found: dict[str, Tensor] = {}
 
     def run_node(self, n: torch.fx.Node) -> Any:
         """See `torch.fx.Interpreter`."""
         value = super().run_node(n)
-        if n.op == "call_function" and isinstance(value, Tensor):
-            for place, _ in n.meta.get("nn_module_stack", {}).values():
-                if is_unit(place.partition("@")[0]):
-                    self.found[place] = value
+        if n.name in self._wanted:
+            self.found[n.name] = value
         return value

@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from mixnas.search.run.integrity import weights_problem
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.cost import cost
 from mixnas.search_space.errors import ConfigError, IntegrityError, NasError
@@ -99,6 +100,36 @@ def test_changed_metadata_is_noticed(key, tmp_path):
     save_file(tensors, path, metadata=metadata | {key: changed})
     with pytest.raises(IntegrityError, match="does not match its digest; the file is damaged"):
         load_network(path)
+
+
+def test_a_changed_tensor_is_named_with_its_unit_where_that_can_be_known(tmp_path):
+    """By who loads the file, and by who looks through a run or an export without torch."""
+    path = tmp_path / "model"
+
+    def said() -> str:
+        with pytest.raises(IntegrityError, match="does not match its digest") as caught:
+            load_network(path)
+        here = weights_problem(path).removeprefix("damaged: not what was written: ")
+        assert f"the file is damaged: {here} Write it again." in str(caught.value)
+        return here
+
+    save_network(path, small(FEATURES))
+    assert weights_problem(path) == ""
+    with safe_open(str(path), framework="pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    weight = "stages.0.blocks.0.channel.channel_mixer.mlp.up.weight"
+    other = tensors[weight].clone()
+    other.view(-1)[-1] += 1e-6
+    save_file(tensors | {weight: other}, path, metadata=metadata)
+    assert said() == f"{weight} (unit stages.0.blocks.0.channel) is not what was written."
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, path, metadata=metadata)
+    assert f" and {len(tensors) - 3} more are not what was written" in said()
+    save_file({name: tensor for name, tensor in tensors.items() if name != weight}, path, metadata=metadata)
+    assert said() == f"{weight} (unit stages.0.blocks.0.channel) is missing."
+    save_file(tensors, path, metadata=metadata | {"extra": "{ }"})
+    assert said() == "its tensors are those that were written, and what is said beside them is not."
+    save_file(tensors, path, metadata={key: value for key, value in metadata.items() if key != "checks"})
+    assert said() == "which tensor it is cannot be told: the file has no check of each by itself."
 
 
 def test_weights_of_another_type_than_the_policys_are_refused(tmp_path):

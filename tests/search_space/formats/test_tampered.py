@@ -13,6 +13,7 @@ import torch
 from mixnas.search_space.errors import ConfigError, IntegrityError
 from mixnas.search_space.formats import format as formats
 from mixnas.search_space.formats.safetensors import FORMAT, load_tensors, save_tensors
+from mixnas.search_space.formats.torch_export import EXTRA_FILE
 
 from ...contracts.format import FEATURES, small
 
@@ -42,10 +43,11 @@ def in_torch_export(path: Path) -> Iterator[tuple[str, Change]]:
     for name in torch.export.load(path).state_dict:
 
         def change(name: str = name) -> None:
-            program = torch.export.load(path)
+            extra = {EXTRA_FILE: ""}
+            program = torch.export.load(path, extra_files=extra)
             with torch.no_grad():
                 program.state_dict[name].view(-1)[0] += 1
-            torch.export.save(program, path)
+            torch.export.save(program, path, extra_files=extra)
 
         yield name, change
 
