@@ -213,7 +213,7 @@ def _opcodes(cubins: Sequence[bytes], folder: Path) -> list[list[str]]:
     codes = [_machine_code(cubin) for cubin in cubins]
     path = folder / "kernels.bin"
     path.write_bytes(b"".join(codes))
-    command = [_tool("nvdisasm"), "--binary", f"SM{ARCH}a", path]
+    command = [_tool("nvdisasm"), "--binary", f"SM{ARCH}a", str(path)]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     ends = list(itertools.accumulate(map(len, codes)))
     found: list[list[str]] = [[] for _ in cubins]
@@ -253,7 +253,7 @@ def _inspect(cubins: Sequence[bytes], folder: Path) -> list[dict[str, Any]]:
     path = folder / "kernel.cubin"
     for cubin, opcodes in zip(cubins, _opcodes(cubins, folder) if cubins else (), strict=True):
         path.write_bytes(cubin)
-        command = [_tool("cuobjdump"), "-res-usage", path]
+        command = [_tool("cuobjdump"), "-res-usage", str(path)]
         usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         registers, stack = re.search(r"REG:(\d+)", usage), re.search(r"STACK:(\d+)", usage)
         assert registers and stack, usage

@@ -74,10 +74,11 @@ def takes_some(quant: Op) -> bool:
 
 @functools.cache
 def everything(kind: str) -> SearchSpace:
-    """A space in which every registered operator of a kind can occur, each with its knobs at two values.
+    """A space in which every registered operator of a kind can occur.
 
-    A super-network of it makes each operator at each place, under each policy that adds state, with all that its knobs
-    can be together. The contract of operators goes through more values, one after the other.
+    In one of the kinds that it serves, by turns, each of its knobs has two values, and in the others one: a
+    super-network makes each operator at each place, under each policy that adds state, with all that its knobs can be
+    together. The contract of operators goes through more values in every kind, one after the other.
     """
 
     contexts = [registry.Context(w, s, kind) for w in (16, 32) for s in SIZES[kind]]
@@ -94,10 +95,11 @@ def everything(kind: str) -> SearchSpace:
     def options(axis: str, quants: list[Op]) -> list[Any]:
         """Operators and values that fit at each place, and whose projections all of these policies take."""
         found: list[Any] = []
-        for name in registry.names(axis):
+        for i, name in enumerate(registry.names(axis)):
             operator = registry.get(axis, name)
             if kind not in operator.kinds:
                 continue
+            most = 2 if axis == "quant" or operator.kinds[i % len(operator.kinds)] == kind else 1
             defaults = {k: v.default for k, v in operator.knobs.items()}
             if not operator.knobs and not fits(axis, name, {}, quants):
                 continue
@@ -113,7 +115,7 @@ def everything(kind: str) -> SearchSpace:
                         continue
                     if fits(axis, name, defaults | {knob_name: normal}, quants):
                         values.append(normal)
-                plain[knob_name] = values[:2]
+                plain[knob_name] = values[:most]
             if all(value != [] for value in plain.values()):
                 found.append(plain)
         return found
