@@ -150,6 +150,12 @@ def tracing() -> bool:
     return any(not getattr(mode, "observes", False) for mode in _get_current_dispatch_mode_stack())
 
 
+def exporting() -> bool:
+    """Say whether what is computed now is put down for another runtime (`torch.export`), or as if it were
+    (`as_traced`): for an operator that has a form of its own for runtimes that cannot run the other."""
+    return _as_traced or torch.compiler.is_exporting()
+
+
 @contextlib.contextmanager
 def keeping() -> Iterator[None]:
     """For what is made once and kept: it can be read in and out of inference mode, and has no gradient.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mixnas.kernels.depthwise_conv1d import depthwise_conv1d
 from mixnas.kernels.depthwise_conv2d import depthwise_conv2d
+from mixnas.kernels.dispatch import exporting
 
 
 def shifted(x: Tensor, extent: int, *, causal: bool = False, dilation: int = 1) -> Iterator[Tensor]:
@@ -50,7 +51,7 @@ def own_depthwise(x: Tensor, taps: Tensor, bias: Tensor) -> Tensor:
         As `x`.
     """
     taps, bias = taps.to(x.dtype), bias.to(x.dtype)
-    if torch.compiler.is_exporting():  # runtimes know no number of groups that grows with the batch
+    if exporting():  # runtimes know no number of groups that grows with the batch
         y, *places = (
             number.unsqueeze(1) if x.dim() == 3 else number.unsqueeze(1).unsqueeze(1)
             for number in (bias, *taps.flatten(2).unbind(-1))

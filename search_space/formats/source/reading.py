@@ -132,6 +132,9 @@ INSTEAD = {
     Symbol(f"{OURS}.search_space.operators.quantization.products", "choose"): Symbol(
         f"{OURS}.search_space.formats.source.portable", "choose"
     ),
+    Symbol(f"{OURS}.kernels.dispatch", "exporting"): Symbol(
+        f"{OURS}.search_space.formats.source.portable", "exporting"
+    ),
 }
 """Functions that look at this machine, and what stands in their place."""
 
