@@ -49,7 +49,7 @@ from mixnas.search_space.formats.format import Format, NotIdentical  # noqa: E40
 from mixnas.search_space.formats.integers import whole_layers  # noqa: E402
 from mixnas.search_space.formats.safetensors import load_network  # noqa: E402
 from mixnas.search_space.network import Network  # noqa: E402
-from mixnas.search_space.operators.quantization.policy import policy_of, uniform  # noqa: E402
+from mixnas.search_space.operators.quantization.policy import policy_of  # noqa: E402
 from mixnas.search_space.registry import Context, Knob, Value  # noqa: E402
 from mixnas.search_space.units import IOSpec  # noqa: E402
 
@@ -232,18 +232,16 @@ def from_float64(network: Network, inputs: torch.Tensor, answer: formats.Answer)
     return {"file": farthest[0], "torch": max(farthest[1:])}
 
 
-def without_refused(
-    file_format: Format, architecture: Architecture, io: IOSpec, *, rounds_otherwise: bool
-) -> Architecture:
+def without_refused(file_format: Format, architecture: Architecture, *, rounds_otherwise: bool) -> Architecture:
     """The same with float32 wherever there is a policy that the format refuses, or that multiplies whole numbers where
     its runtime rounds otherwise."""
     blocks = [block for stage in architecture.stages for block in stage.blocks]
     named = {quant for block in blocks for quant in (block.quant, block.channel_quant)}
+    runtime = getattr(file_format, "runtime", "eager")
     refused = {
         quant
         for quant in named
-        if file_format.why_not(Network(uniform(architecture, quant), io))
-        or (rounds_otherwise and getattr(policy_of(quant), "whole", False))
+        if policy_of(quant).why_not("cpu", runtime) or (rounds_otherwise and getattr(policy_of(quant), "whole", False))
     }
 
     def spared(quant: Op) -> Op:
@@ -256,8 +254,8 @@ def without_refused(
     return replace(architecture, stages=tuple(stages))
 
 
-def _spared(name: str, architecture: Architecture, io: IOSpec, file: dict[str, Any]) -> Architecture:
-    return without_refused(formats.get(name), architecture, io, rounds_otherwise="difference" in file)
+def _spared(name: str, architecture: Architecture, file: dict[str, Any]) -> Architecture:
+    return without_refused(formats.get(name), architecture, rounds_otherwise="difference" in file)
 
 
 def tried(names: Iterable[str], network: Network, inputs: torch.Tensor, seed: int | None) -> dict[str, Any]:
@@ -269,7 +267,7 @@ def tried(names: Iterable[str], network: Network, inputs: torch.Tensor, seed: in
             found[name] = through(name, network, inputs, Path(folder), apart)
             if seed is None or found[name]["result"] != "refused":
                 continue
-            rest = _spared(name, network.architecture, network.io, found[name])
+            rest = _spared(name, network.architecture, found[name])
             if rest == network.architecture:
                 continue
             spared = trained_looking(rest, network.io, seed)
@@ -334,7 +332,7 @@ def measure(count: int, seed: int, names: Iterable[str]) -> dict[str, Any]:
             if file["result"] == "agrees":
                 shown[name] |= used(architecture, io)
             elif file.get("with_float32_instead", {}).get("result") == "agrees":
-                shown[name] |= used(_spared(name, architecture, io, file), io)
+                shown[name] |= used(_spared(name, architecture, file), io)
         rows.append({"id": architecture.id, "kind": io.kind, "architecture": str(architecture), **found})
         said = [file["result"] for file in found.values()]
         print(f"{i + 1}/{count} {architecture.id} {said}", file=sys.stderr, flush=True)

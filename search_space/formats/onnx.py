@@ -172,9 +172,11 @@ class Onnx:
 
     def write(self, network: Network, path: Path, extra: Mapping[str, Any]) -> None:
         """See `to_onnx`; architecture, interface and `extra` stand in the graph's metadata."""
+        import torch
+
         from mixnas.search_space.formats import marks
         from mixnas.search_space.formats.integers import whole_layers
-        from mixnas.search_space.formats.torch_export import exported_network
+        from mixnas.search_space.formats.torch_export import culprit, exported_network
         from mixnas.search_space.operators.quantization.qdq import with_qdq
 
         traced: Any = with_qdq(network)
@@ -183,7 +185,9 @@ class Onnx:
         try:
             graph = _converted(program)
         except Exception as error:  # the exporter has many
-            raise NasError(f"the network cannot be written as ONNX: {first_line(error)}") from error
+            x = network.io.example(2, generator=torch.Generator().manual_seed(0))
+            blamed = culprit(traced, x, lambda part, given: to_onnx(part, given, dynamic_batch=True))
+            raise NasError(f"{blamed} cannot be written as ONNX: {first_line(_innermost(error))}") from error
         about = {"architecture": network.architecture.to_dict(), "io": network.io.to_plain(), "extra": dict(extra)}
         for key, value in about.items():
             graph.metadata_props.add(key=key, value=json.dumps(value))
@@ -238,6 +242,13 @@ class Onnx:
         layers = json.loads(text)
         found = _run(model, [one[end] for one in layers for end in ("rounds", "answer")], batch)
         return [(one["name"], found[one["rounds"]], found[one["answer"]], one["before"]) for one in layers]
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """What the exporter's errors come from: they themselves say what to do about the exporter."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return error
 
 
 def _run(model: Any, values: Iterable[str], batch: np.ndarray) -> dict[str, np.ndarray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +64,8 @@ def exported_network(
     try:
         program = exported(network, x, dynamic_batch=True, backend=backend)
     except Exception as error:  # torch has no class of its own for all that may go wrong
-        raise NasError(f"{_culprit(network, x)} cannot be exported: {first_line(error)}") from error
+        blamed = culprit(network, x, lambda part, given: exported(part, given, dynamic_batch=True, backend=backend))
+        raise NasError(f"{blamed} cannot be exported: {first_line(error)}") from error
     allowed = (*_BUILT_IN, *(["mixnas"] if backend == "triton" else []))
     for node in program.graph.nodes:
         if not isinstance(node.target, torch._ops.OpOverload) or node.target.name() in also:
@@ -74,15 +75,44 @@ def exported_network(
     return program
 
 
-def _culprit(network: Network, x: Tensor) -> str:
-    """The first unit that fails by itself."""
-    for name, unit in network.units():
+_HOLDERS = ("norm", "mixer", "channel_mixer", "output")
+"""Of a unit: each has one operator. A gate, which is given a mixer, can't be tried by itself."""
+
+
+def culprit(network: Network, x: Tensor, attempt: Callable[[nn.Module, Tensor], object]) -> str:
+    """The first operator for which something fails, by its path; its unit, where all parts of that do not.
+
+    Args:
+        network: In evaluation mode.
+        x: What it reads.
+        attempt: What fails, given a part of the network and what that reads.
+    """
+
+    def fails(part: nn.Module, given: Tensor) -> bool:
         try:
-            exported(unit, x, dynamic_batch=True)
+            attempt(part, given)
         except Exception:  # why is in the whole network's error already
-            return name
+            return True
+        return False
+
+    for name, unit in network.units():
+        holders = {f"{name}.{holder}": getattr(unit, holder) for holder in _HOLDERS if hasattr(unit, holder)}
+        read: dict[nn.Module, Tensor] = {}
+
+        def came(holder: nn.Module, given: tuple[Tensor, ...], read: dict[nn.Module, Tensor] = read) -> None:
+            read[holder] = given[0]
+
+        hooks = [holder.register_forward_pre_hook(came) for holder in holders.values()]
         with torch.no_grad():
-            x = unit(x)
+            answer = unit(x)
+        for hook in hooks:
+            hook.remove()
+        if fails(unit, x):
+            for path, holder in holders.items():
+                if holder in read and fails(holder, read[holder]):
+                    return ".".join([path, *dict(holder.named_children())]) if type(holder) is nn.Sequential else path
+            return name
+        x = answer
     return "the network as a whole"
 
 

@@ -59,10 +59,10 @@ def test_only_the_policies_that_a_format_refuses_are_replaced(export):
         "stem": "conv",
         "stages": [{"width": 16, "block": block}, {"width": 16, "block": block | {"quant": "w8a16"}}],
     }
-    architecture, io = Architecture.from_dict(plain), export.IOS["image"][0]
+    architecture = Architecture.from_dict(plain)
 
     def quants(name: str, *, rounds_otherwise: bool) -> list[tuple[str, str]]:
-        spared = export.without_refused(formats.get(name), architecture, io, rounds_otherwise=rounds_otherwise)
+        spared = export.without_refused(formats.get(name), architecture, rounds_otherwise=rounds_otherwise)
         return [(b.quant.name, b.channel_quant.name) for stage in spared.stages for b in stage.blocks]
 
     assert quants("onnx", rounds_otherwise=False) == [("bf16", "w8a8"), ("w8a16", "w8a16")]

@@ -55,8 +55,10 @@ class GlobalLocalFilter(nn.Module):
         near, far = normed(self.pre_norm, x).chunk(2, dim=-1)
         dims = tuple(range(1, x.dim() - 1))
         exact = torch.promote_types(far.dtype, torch.float32)
-        factors = torch.complex(*self.spectrum.to(exact).unbind(dim=-1)).movedim(0, -1)
-        spectrum = torch.fft.rfftn(far.to(exact), dim=dims, norm="ortho") * (factors if x.dim() == 4 else factors[0])
+        factors = self.spectrum.to(exact).movedim(0, -2)
+        if x.dim() == 3:
+            factors = factors[0]  # before it is complex: ONNX's exporter selects real numbers alone
+        spectrum = torch.fft.rfftn(far.to(exact), dim=dims, norm="ortho") * torch.complex(*factors.unbind(dim=-1))
         far = torch.fft.irfftn(spectrum, s=x.shape[1:-1], dim=dims, norm="ortho").to(near.dtype)
         return normed(self.post_norm, torch.stack([self.window(near), far], dim=-1).flatten(-2))
 

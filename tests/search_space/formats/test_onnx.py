@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mixnas.search_space.architecture import Architecture
+from mixnas.search_space.errors import NasError
 from mixnas.search_space.formats import format as formats
 from mixnas.search_space.formats.onnx import to_onnx
 from mixnas.search_space.network import Network
@@ -42,6 +43,23 @@ def test_a_policy_that_cannot_be_held_is_refused_with_its_place(monkeypatch):
         "stages.0.blocks.0.channel has policy bf16: none for cpu in onnxruntime"
     )
     assert formats.get("onnx").why_not(small(FEATURES)) == ""
+
+
+class Complex(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.fft.rfft(x, dim=1).cumsum(1).abs().sum() * x
+
+
+def test_what_cannot_be_written_is_refused_with_the_operator_and_why(tmp_path):
+    pytest.importorskip("onnxscript")
+    network = small(FEATURES)
+    network.get_submodule("stages.0.blocks.0.channel.channel_mixer").add_module("mlp", Complex())
+    with pytest.raises(NasError) as caught:
+        formats.get("onnx").write(network, tmp_path / "model.onnx", {})
+    said = str(caught.value)
+    assert said.startswith("stages.0.blocks.0.channel.channel_mixer.mlp cannot be written as ONNX: ")
+    assert "aten.cumsum" in said and "complex" in said and len(said.splitlines()) == 1 and "\x1b" not in said
+    assert not list(tmp_path.iterdir())
 
 
 class Halves(torch.nn.Module):

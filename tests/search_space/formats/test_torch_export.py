@@ -53,7 +53,7 @@ class Kernel(nn.Module):
 
 @pytest.mark.parametrize(
     ("layer", "says"),
-    [(Loop(), "stages.0.blocks.0.token cannot be exported: "), (Kernel(), "mixnas.glu.default is no operation")],
+    [(Loop(), "stages.0.blocks.0.token.mixer cannot be exported: "), (Kernel(), "mixnas.glu.default is no operation")],
 )
 def test_what_cannot_be_exported_is_named_and_nothing_is_left(tmp_path, layer, says):
     assert glu  # registers mixnas::glu
