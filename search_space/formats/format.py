@@ -255,7 +255,7 @@ _AS_ROUGH = 2.0
 
 
 def as_rough(answer: Answer, network: Network, inputs: Tensor) -> float:
-    """How far outputs of a file may differ from a network's that computes in bfloat16, by what that rounding does to it.
+    """How far outputs of a file may differ from those of a network in bfloat16, by what that rounding does to it.
 
     A rounding is passed on by all that follows, so that `tolerance`, a share of the outputs, is too little for some
     networks. What decides then is how far torch's own outputs are from those of the same weights in float32.
