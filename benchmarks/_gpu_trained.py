@@ -192,6 +192,9 @@ def _small_search(context: Context, seconds: float) -> dict[str, Any]:
     until = time.monotonic() + seconds
     task = by_name("digits")
     plain = load_yaml(root() / "configs" / "digits.yaml")["space"]
+    if context.dry:  # of everything one or two
+        block = {"mixer": ["identity", "pooling"], "gate": "none", "channel_mixer": ["none", "mlp"]}
+        plain["stages"] = [plain["stages"][0] | {"width": [4, 8, 16], "depth": [1, 2], "block": block}]
     space = SearchSpace.from_dict(plain)
     supernet = Supernet(space, task.io, torch.Generator().manual_seed(0))
     settings = SupernetConfig(

@@ -80,7 +80,7 @@ class Clock:
         """What `nas search -c configs/CONFIG.yaml` is told so that each phase takes a share of this time.
 
         The last trainings are counted in steps, and not in seconds: how many there can be is found from what steps of
-        the largest network take. No more than the configuration has.
+        the largest network and of the smallest take, between which candidates lie. No more than the configuration has.
 
         Args:
             config: Its name.
@@ -95,17 +95,19 @@ class Clock:
                 f"supernet.seconds={supernet * self.seconds:.0f}",
             ]
             task = by_name(read.task.to_plain())
-            step_s = largest_step_s(SearchSpace.from_dict(read.space), task, read.final.train)
+            space = SearchSpace.from_dict(read.space)
+            largest, smallest = (corner_step_s(space, task, read.final.train, largest=end) for end in (True, False))
+            step_s = (largest + smallest) / 2
             steps = final * self.seconds * CORES / (step_s * read.final.candidates)
             steps = max(1, min(steps_of(read.final.train, len(task.train)), int(steps)))
-            say(f"a step of the largest network takes {step_s * 1e3:.0f} ms: the last trainings have {steps} steps")
+            say(f"a step takes {smallest * 1e3:.0f} to {largest * 1e3:.0f} ms: the last trainings have {steps} steps")
             found.append(f"final.train.steps={steps}")
         return [*found, *changes]
 
 
-def largest_step_s(space: SearchSpace, task: Any, config: TrainConfig) -> float:
-    """Seconds of a training step of the network with the most multiply-accumulates, on one thread."""
-    architecture = cost_corner(space, task.io, "macs", largest=True).architecture
+def corner_step_s(space: SearchSpace, task: Any, config: TrainConfig, *, largest: bool) -> float:
+    """Seconds of a training step of the network with the most multiply-accumulates, or the fewest, on one thread."""
+    architecture = cost_corner(space, task.io, "macs", largest=largest).architecture
     network = Network(architecture, task.io, generator=torch.Generator().manual_seed(0))
     torch.set_num_threads(1)
     # The first step allocates, so the second run tells.

@@ -99,9 +99,7 @@ def super_resolution(args: Any, clock: Clock) -> None:
 def segmentation(args: Any, clock: Clock) -> None:
     """A front of mean intersection over union against latency, on shapes that are drawn."""
     with tempfile.TemporaryDirectory() as name:
-        settings = clock.settings(
-            "segmentation", profile=0.12, supernet=0.35, search=0.17, final=0.22, changes=args.set
-        )
+        settings = clock.settings("segmentation", profile=0.08, supernet=0.25, search=0.12, final=0.9, changes=args.set)
         run, took = searched("segmentation", Path(name), *settings)
         record = told(run, took)
         best = max(member["test_mean_iou"] for member in record["front"])

@@ -69,6 +69,9 @@ def mqar(args: Any, clock: Clock) -> None:
 SIZES = ((32, 1), (32, 2), (48, 2), (64, 2), (64, 3), (64, 4))
 """Widths and depths of the transformers beside the front of `bytes`."""
 
+SLOWER = 1 / 3
+"""Transformers are trained at the run's learning rate and at this share of it, as it may be too high for attention."""
+
 
 def transformer(width: int, depth: int) -> Architecture:
     """Attention with four heads and a channel mixer four times as wide, throughout; learned positions, as the space."""
@@ -83,15 +86,29 @@ def transformer(width: int, depth: int) -> Architecture:
 
 
 def bytes_(args: Any, clock: Clock) -> None:
-    """A front of bits per byte against latency, and transformers of the same space trained as long."""
+    """A front of bits per byte against latency, and transformers of the same space, trained as long."""
     with tempfile.TemporaryDirectory() as name:
-        settings = clock.settings("bytes", profile=0.06, supernet=0.25, search=0.12, final=0.2, changes=args.set)
+        settings = clock.settings("bytes", profile=0.06, supernet=0.25, search=0.12, final=0.13, changes=args.set)
         run, took = searched("bytes", Path(name), *settings)
         beside = Beside(run)
         # The dearest first: the two ends of the comparison are there when time gets short.
         order = sorted(SIZES, key=lambda size: (size not in (SIZES[0], SIZES[-1]), -size[0] * size[1]))
-        found = beside.trained([(transformer(*size), None) for size in order], clock)
-        done = [one | {"width": w, "depth": d} for (w, d), one in zip(order, found, strict=True) if one]
+        lr = beside.config.final.train.lr
+        recipes = [replace(beside.config.final.train, lr=rate) for rate in (lr, SLOWER * lr)]
+        asked = [(size, recipe) for recipe in recipes for size in order]
+        found = beside.trained([(transformer(*size), recipe) for size, recipe in asked], clock)
+        done = []
+        for width, depth in order:
+            tried = [
+                one | {"width": width, "depth": depth, "lr": recipe.lr}
+                for (size, recipe), one in zip(asked, found, strict=True)
+                if one and size == (width, depth)
+            ]
+            if tried:
+                done.append(
+                    min(tried, key=lambda one: one["test_bits_per_byte"])
+                    | {"tried": [[one["lr"], one["test_bits_per_byte"]] for one in tried]}
+                )
         if not done:
             raise SystemExit("bytes: no time was left to train a transformer. Give a longer --budget.")
         transformers = sorted(done, key=lambda one: one["latency_ms"])
@@ -114,7 +131,7 @@ def bytes_(args: Any, clock: Clock) -> None:
                 "final_steps": beside.config.final.train.steps,
                 "mixers_on_the_front": used,
                 "transformers": transformers,
-                "left_out": [list(size) for size, one in zip(order, found, strict=True) if one is None],
+                "left_out": [[*size, recipe.lr] for (size, recipe), one in zip(asked, found, strict=True) if not one],
                 "better_at_each_latency": bool(transformers)
                 and all((one["bits_saved"] or -1) > 0 for one in transformers),
             },

@@ -68,6 +68,10 @@ def _as_step(arguments: argparse.Namespace) -> None:
     use_checkout()
     from _gpu_context import Context
 
+    if os.environ.get("TRITON_INTERPRET") == "1":  # of a dry run
+        from mixnas.kernels.tools.interpreting import prepare_once
+
+        prepare_once()
     context = Context(out=arguments.out, work=arguments.work, deadline=STARTED + arguments.seconds, dry=arguments.dry)
     step, _, part = arguments.step.partition(":")
     module = importlib.import_module(f"_gpu_{step}")

@@ -39,6 +39,7 @@ from mixnas.predictors.measuring.measure import MeasureConfig, fixed_threads, me
 from mixnas.predictors.measuring.sentinel import make_sentinel  # noqa: E402
 from mixnas.search_space.architecture import Op  # noqa: E402
 from mixnas.search_space.files import write_json  # noqa: E402
+from mixnas.search_space.operators.folding import foldable, merges  # noqa: E402
 from mixnas.search_space.operators.layers import Linear  # noqa: E402
 from mixnas.search_space.operators.quantization import products  # noqa: E402
 from mixnas.search_space.operators.quantization.affine import quantize, quantize_rows  # noqa: E402
@@ -53,6 +54,9 @@ DEPLOYED = {
     "weight_int4": Op("w4a16", (("group", 16),)),
 }
 """By kind of product, a policy that is one."""
+
+FOLDED = 1e-3
+"""How far logits may be apart, relative to the greatest, where something was folded on the way to what is deployed."""
 
 Call = Callable[[], object]
 
@@ -211,7 +215,13 @@ def _space(kind: str) -> tuple[Any, Any, dict[str, str]]:
 
 
 def truth(args: argparse.Namespace) -> dict[str, Any]:
-    """Logits and bytes of random architectures: as judged, deployed, saved, loaded; predicted, stored."""
+    """Logits and bytes of random architectures: as judged, deployed, saved, loaded; predicted, stored.
+
+    As many as are asked for, and on until each operator and policy has been in one. Where batch norms are folded or
+    parts merged when a network is deployed, floats before a rounding differ in their last digits, and a number may be
+    rounded otherwise: those are `folded`, and may differ by `FOLDED`.
+    """
+    from mixnas.evaluators.supernet.sampling import FairSampler
     from mixnas.search_space.cost import cost
     from mixnas.search_space.formats.safetensors import load_network, save_network
     from mixnas.search_space.operators.quantization.projected import calibrating
@@ -219,7 +229,8 @@ def truth(args: argparse.Namespace) -> dict[str, Any]:
 
     record: dict[str, Any] = {"provenance": provenance("cpu", 1), "architectures": 0, "unequal": [], "bytes_wrong": []}
     seen: dict[str, int] = {}
-    record["left_out"] = {}
+    folded: dict[str, Any] = {"architectures": 0, "equal": 0, "same_answers": 0, "largest_difference": 0.0}
+    record |= {"left_out": {}, "never_seen": [], "folded": folded}
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         for kind, count in zip(("image", "sequence", "causal"), _split(args.architectures, 3), strict=True):
@@ -230,9 +241,11 @@ def truth(args: argparse.Namespace) -> dict[str, Any]:
                 for name, parameter in supernet.named_parameters():
                     if ".w4a8.log" in name:
                         parameter.uniform_(-0.5, 0.1, generator=torch.Generator().manual_seed(0))
-            rng = np.random.default_rng(args.seed)
-            for _ in range(count):
-                architecture = space.sample(rng)
+            sampler, drawn = FairSampler(space, args.seed), 0
+            never = {str(name) for name in _named_in(space)}
+            while drawn < count or (never and drawn < 10 * count):
+                architecture = sampler.draw()
+                drawn += 1
                 subnet = supernet.subnet(architecture).eval()
                 inputs = io.example(4, generator=torch.Generator().manual_seed(1))
                 with torch.no_grad(), calibrating(subnet):
@@ -245,7 +258,15 @@ def truth(args: argparse.Namespace) -> dict[str, Any]:
                     save_network(path, network, {})
                     loaded = load_network(path).eval()(inputs)
                 record["architectures"] += 1
-                if not (torch.equal(judged, deployed) and torch.equal(judged, loaded)):
+                equal = torch.equal(judged, deployed)
+                if _folds(supernet.extract(architecture)):
+                    folded["architectures"] += 1
+                    folded["equal"] += equal
+                    away = float((judged - deployed).abs().max() / judged.abs().max())
+                    folded["largest_difference"] = max(folded["largest_difference"], away)
+                    folded["same_answers"] += torch.equal(judged.argmax(-1), deployed.argmax(-1))
+                    equal = away <= FOLDED
+                if not (equal and torch.equal(deployed, loaded)):
                     record["unequal"].append(architecture.to_dict())
                 if stored_bytes(network) != cost(architecture, io).weight_bytes:
                     record["bytes_wrong"].append(architecture.to_dict())
@@ -253,9 +274,23 @@ def truth(args: argparse.Namespace) -> dict[str, Any]:
                     for block in stage.blocks:
                         for op in (block.mixer, block.gate, block.channel_mixer, block.quant, block.channel_quant):
                             seen[op.name] = seen.get(op.name, 0) + 1
-            _say(f"{kind}: {count} architectures, {len(record['unequal'])} unequal so far")
+                            never.discard(op.name)
+            record["never_seen"] += sorted(f"{kind} {name}" for name in never)
+            _say(f"{kind}: {drawn} architectures, {len(record['unequal'])} unequal so far")
     record["seen"] = dict(sorted(seen.items()))
     return record
+
+
+def _folds(network: nn.Module) -> bool:
+    """Whether something in a network computes in another form once it is deployed."""
+    return bool(foldable(network.eval())) or merges(network)
+
+
+def _named_in(space: Any) -> set[str]:
+    """Names of the operators and policies that blocks of a space choose from."""
+    blocks = [block for stage in space.tree.stages for block in stage.blocks]
+    choices = [getattr(block, axis) for block in blocks for axis in ("mixer", "gate", "channel_mixer", "quant")]
+    return {option.name for choice in choices if choice is not None for option in choice.options}
 
 
 def _split(total: int, parts: int) -> list[int]:
@@ -423,10 +458,13 @@ def _op(name: str) -> Op:
 def joint(args: argparse.Namespace) -> dict[str, Any]:
     """Search architecture and policy together, and float32 first with policies after, for the same time."""
 
+    path = args.output / f"quantization-joint-{device_name('cpu', 1)}.json"
+
     def keep(record: dict[str, Any]) -> None:
-        write_json(args.output / f"quantization-joint-{device_name('cpu', 1)}.json", sayable(record))
+        write_json(path, sayable(record))
 
     args.checkpoint = keep
+    args.before = [json.loads(one.read_text(encoding="utf-8")) for one in (path, *args.take) if one.exists()]
     return _quantized_search.run(args, _say)
 
 
@@ -457,15 +495,17 @@ def main() -> None:
     )
     one = what.add_parser("joint", help=joint.__doc__)
     one.add_argument("-c", "--config", type=Path, default=ROOT / "configs" / "joint.yaml")
-    one.add_argument("--seeds", type=int, default=5)
+    one.add_argument("--seeds", type=int, default=5, help="so many, from 1 on")
     one.add_argument("--profile", type=float, default=150.0, help="seconds, once for all")
     one.add_argument("--tables", type=Path, help="a profile of the space that is there already")
-    one.add_argument("--steps", type=int, default=300, help="of the super-network, jointly")
-    one.add_argument("--trials", type=int, default=125, help="jointly")
-    one.add_argument("--steps-first", type=int, default=200, help="of the super-network in float32")
-    one.add_argument("--trials-first", type=int, default=90, help="in float32")
-    one.add_argument("--candidates", type=int, default=3)
-    one.add_argument("--epochs", type=int, default=10, help="of each candidate's training")
+    one.add_argument("--only", type=int, nargs="+", help="these seeds; those that the record has stay")
+    one.add_argument("--take", type=Path, nargs="+", default=[], help="records of other seeds, made elsewhere alike")
+    one.add_argument("--steps", type=int, default=400, help="of a super-network, in both arms")
+    one.add_argument("--trials", type=int, default=60, help="of a search, in both arms")
+    one.add_argument("--candidates", type=int, default=4, help="finalists, jointly")
+    one.add_argument("--candidates-first", type=int, default=3, help="finalists in float32")
+    one.add_argument("--epochs", type=int, default=10, help="of a finalist's training, in both arms")
+    one.add_argument("--epochs-second", type=int, default=2, help="of each training with policies after that")
     one.add_argument("--passes", type=int, default=5)
     args = parser.parse_args()
     record = {"crossover": crossover, "truth": truth, "accuracy": accuracy, "joint": joint}[args.what](args)

@@ -5,6 +5,7 @@
     python benchmarks/supernet.py cost            time through the store against plain networks; evaluations a second
     python benchmarks/supernet.py kill            killed at random moments, it resumes to the same weights
     python benchmarks/supernet.py hypervolume     super-network search against stand-alone search, by the clock
+    python benchmarks/supernet.py hypervolume --against 0b9e032  today's default against that commit's, by the clock
 
 Times want a quiet machine. `fidelity` trains 150 networks first; they are kept as they come, and it goes on from there.
 """
@@ -353,7 +354,14 @@ def fidelity(args: argparse.Namespace) -> None:
 
 
 def hypervolume(args: argparse.Namespace) -> None:
-    """See `supernet_hypervolume.py`."""
+    """See `supernet_hypervolume.py`, and with `--against COMMIT` `_against.py`."""
+    if args.against is not None:
+        from _against import run as compare
+
+        write(args.out, args.threads, compare(args, ROOT, say))
+        return
+    if args.set:
+        raise SystemExit("hypervolume: `--set` goes with `--against COMMIT`; without, the default is run as it is.")
     from supernet_hypervolume import run
 
     write("hypervolume", args.threads, run(args, RESULTS, say))
@@ -379,7 +387,7 @@ def main() -> None:
     add(fidelity, architectures=50, sample_seed=123, seeds=3, supernets=3, workers=2, set=[], out="fidelity")
     add(cost, architectures=8, rounds=30, evaluations=200)
     add(kill, kills=10, seed=0, child=None)
-    add(hypervolume, seeds=3)
+    add(hypervolume, seeds=3, against=None, set=[], out="hypervolume-against")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.function(args)

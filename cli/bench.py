@@ -60,7 +60,10 @@ def table(args: argparse.Namespace) -> int:
         print_json(found)
         return 0
     reference = ", ".join(f"{name} {number(value)}" for name, value in found["reference"].items())
-    print(f"{found['table']}: {found['rows']:,} architectures, {found['front']} on the exact front")
+    of = "" if found["lines"] == found["rows"] else f", the means of {found['lines']:,} lines"
+    print(f"{found['table']}: {found['rows']:,} architectures{of}, {found['front']} on the exact front")
+    if found["empty"]:
+        print(f"{found['empty']:,} of them lack a metric: they are evaluated in vain, as what fails")
     print(f"reference point: {reference}\n")
     counts = list(next(iter(found["strategies"].values()))["share"])
     rows = []

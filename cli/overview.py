@@ -22,6 +22,7 @@ class Overview:
         hypervolume: Of the search's front; None until its box is fixed.
         shares: What share of a whole training each network of that front had, where it was trained in rungs.
         seconds_left: Of the search, at the speed of the trials so far; None unless it is running.
+        phase: Which it is in; None unless it is running.
     """
 
     status: RunStatus
@@ -31,6 +32,7 @@ class Overview:
     hypervolume: float | None
     seconds_left: float | None
     shares: tuple[float, ...] = ()
+    phase: str | None = None
 
 
 def overview(run: Run) -> Overview:
@@ -51,7 +53,9 @@ def overview(run: Run) -> Overview:
             if front.final and front.members:
                 (best, errors), final = best_of([member.metrics for member in front.members], objectives), True
                 shares = tuple(m.metrics[SHARE] for m in front.members if SHARE in m.metrics)
-    return Overview(status, best, errors, final, found.hypervolume, _seconds_left(status, found.seconds), shares)
+    phase = run.manifest.get("phase") if status.state == "running" else None  # what was killed left it there
+    seconds_left = _seconds_left(status, found.seconds)
+    return Overview(status, best, errors, final, found.hypervolume, seconds_left, shares, phase)
 
 
 def _seconds_left(status: RunStatus, seconds: float) -> float | None:

@@ -260,7 +260,7 @@ def _one_run(args: argparse.Namespace) -> int:
             "final": now.final,
             **({"train_shares": list(now.shares)} if now.shares else {}),
         }
-        print_json({**plain, "phases": phases, "wrong": wrong, "unchecked": old})
+        print_json({**plain, "phase": now.phase, "phases": phases, "wrong": wrong, "unchecked": old})
         return ended
     print(
         f"{one.name}: {one.state}, {one.done} of {one.trials} trials done, {one.failed} failed, {one.running} running"
@@ -278,6 +278,8 @@ def _one_run(args: argparse.Namespace) -> int:
         print(f"time left in the search: about {format_seconds(now.seconds_left)}")
     for phase in phases:
         print(f"phase {phase['name']}: {format_seconds(phase['seconds'])}")
+    if now.phase is not None:
+        print(f"phase {now.phase}: now")
     return ended
 
 

@@ -95,6 +95,7 @@ _ONE_RUN = _record(
     best=_by_name(NUMBER),
     best_se=_by_name(NUMBER),
     final=FLAG,
+    phase=_or_null(TEXT),
     phases=_list(_record(name=TEXT, seconds=NUMBER, ended=TEXT)),
     wrong=_by_name(TEXT),
     unchecked=_list(TEXT),
@@ -203,7 +204,9 @@ ANSWERS: dict[str, Schema] = {
     "ops": _list(_record(axis=TEXT, name=TEXT, kinds=_list(TEXT), paper=TEXT, knobs=_by_name(_KNOB))),
     "bench table": _record(
         table=TEXT,
+        lines=WHOLE,
         rows=WHOLE,
+        empty=WHOLE,
         objectives=_DIRECTIONS,
         cheap=_list(TEXT),
         reference=_by_name(NUMBER),

@@ -176,12 +176,14 @@ class Table:
         space: Its architectures.
         metrics: What was measured, none of it cheap.
         values: Each metric (rows,) in the order of `space.rows`; NaN where it is empty.
+        lines: How many lines of the file those rows are the means of; 0 where it is not known.
     """
 
     name: str
     space: TableSpace
     metrics: Mapping[str, Metric]
     values: Mapping[str, np.ndarray]
+    lines: int = 0
 
     @classmethod
     def load(cls, path: str | Path) -> Table:
@@ -229,6 +231,7 @@ class Table:
             space,
             {m: Metric(m, "max" if direction == "max" else "min") for m, direction in directions.items()},
             {m: means[:, i] for i, m in enumerate(directions)},
+            len(rows) - 1,
         )
 
 

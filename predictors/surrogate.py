@@ -1,13 +1,15 @@
-"""Surrogates of any metric on encoded architectures: the mean of the models that cross-validation finds best.
+"""Surrogates of any metric on encoded architectures: models that are averaged as their held-out predictions say.
 
 A Gaussian process, support vectors and ridge regression. Architectures come as the integer vectors of a search space.
-What is compared is rank correlation, since a search uses the order.
+The weights are those of stacking (Breiman 1996, "Stacked regressions", section 2): a model that is right, as a linear
+one is of a metric that is nearly linear, has all of it. Whether the metric or its ranks are fitted is decided by
+rank correlation, since a search uses the order.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -18,7 +20,7 @@ from mixnas.predictors.gaussian import Design, GaussianProcess, Groups, Prior
 from mixnas.search_space.errors import ConfigError
 
 MODELS = ("gp", "svr", "ridge")
-_CLOSE = 0.05  # models whose cross-validated rank correlation is so near to the best are averaged with it, at least
+_LEAST = 0.02  # a model of less weight is left out
 _RANKS_GAIN = 0.05  # by so many standard errors of a rank correlation ranks have to be better to be fitted instead
 _FEW = 200  # rows up to which settings are chosen on all rows, each held out once, rather than on a quarter of them
 
@@ -221,19 +223,22 @@ class Surrogate:
 
     Attributes:
         chosen: The models that are averaged, joined by "+", with "-ranks" where the metric's ranks were fitted.
+        weights: Of each of those, above 0; they sum to 1.
         scores: Cross-validated rank correlation of each that was tried.
     """
 
     def __init__(
         self,
-        models: Sequence[_Model],
+        models: Mapping[str, _Model],
+        weights: np.ndarray,
         scale: _Scale,
         inflation: float,
-        chosen: str,
+        suffix: str,
         scores: dict[str, float],
     ) -> None:
-        self._models, self._scale, self._inflation = tuple(models), scale, inflation
-        self.chosen, self.scores = chosen, scores
+        self._models, self._weights, self._scale, self._inflation = tuple(models.values()), weights, scale, inflation
+        self.chosen, self.scores = f"{'+'.join(models)}{suffix}", scores
+        self.weights = dict(zip(models, weights.tolist(), strict=True))
 
     @classmethod
     def fit(
@@ -267,39 +272,32 @@ class Surrogate:
         encoding.check(encoded)
         rows = np.random.default_rng(config.seed).permutation(len(metric))[: config.cv_rows]
         scores: dict[str, float] = {}
-        tried: list[tuple[float, str, _Scale, dict[str, tuple[_Model, np.ndarray, np.ndarray]]]] = []
+        tried: list[tuple[float, str, _Scale, dict[str, _Model], np.ndarray, np.ndarray, np.ndarray]] = []
         for ranks in (False, True):
             scale, suffix = _Scale(metric, ranks), "-ranks" if ranks else ""
             y = scale.forward(metric)[rows]
-            found = {}
-            for name in config.models:
-                model = _new_model(name, encoding, config)
-                found[name] = model, *_held_out(name, encoding, config, encoded[rows], y)
-                scores[f"{name}{suffix}"] = rank_correlation(found[name][1], y)
-            best = max(scores[f"{name}{suffix}"] for name in found)
-            # of few rows a rank correlation is known to no better than its standard error
-            close = max(_CLOSE, 1 / math.sqrt(len(rows)))
-            near = {name: one for name, one in found.items() if scores[f"{name}{suffix}"] >= best - close}
-            mean = np.mean([means for _, means, _ in near.values()], axis=0)
+            held = {name: _held_out(name, encoding, config, encoded[rows], y) for name in config.models}
+            scores |= {f"{name}{suffix}": rank_correlation(means, y) for name, (means, _) in held.items()}
+            weights = _stacked(np.stack([means for means, _ in held.values()], axis=1), y)
+            models = {name: _new_model(name, encoding, config) for name, w in zip(held, weights, strict=True) if w > 0}
+            weights = weights[weights > 0]
+            mean, deviation = _averaged([held[name] for name in models], weights)
             gain = rank_correlation(mean, y) - (_RANKS_GAIN / math.sqrt(len(rows)) if ranks else 0.0)
-            tried.append((gain, suffix, scale, near))
-        _, suffix, scale, near = max(tried, key=lambda one: one[0])
-        y = scale.forward(metric)
-        mean = np.mean([means for _, means, _ in near.values()], axis=0)
-        deviation = np.mean([deviations for _, _, deviations in near.values()], axis=0)
+            tried.append((gain, suffix, scale, models, weights, mean, deviation))
+        _, suffix, scale, models, weights, mean, deviation = max(tried, key=lambda one: one[0])
         centre, half = scale.interval(mean, deviation)
         inflation = _inflation(np.abs(centre - metric[rows]) / half)
-        for model, _, _ in near.values():
+        y = scale.forward(metric)
+        for model in models.values():
             model.fit(encoded, y)
-        return cls([model for model, _, _ in near.values()], scale, inflation, f"{'+'.join(near)}{suffix}", scores)
+        return cls(models, weights, scale, inflation, suffix, scores)
 
     def predict(self, encoded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation, (rows,) each, in the metric's units.
 
         The mean and 1.645 deviations on either side are an interval of 90%: of held-out folds it held as many.
         """
-        found = [model.predict(np.asarray(encoded)) for model in self._models]
-        mean, deviation = (np.mean([one[i] for one in found], axis=0) for i in (0, 1))
+        mean, deviation = _averaged([model.predict(np.asarray(encoded)) for model in self._models], self._weights)
         centre, half = self._scale.interval(mean, deviation)
         return centre, np.maximum(self._inflation * half, 1e-12)
 
@@ -308,6 +306,29 @@ def _new_model(name: str, encoding: ChoiceEncoding, config: SurrogateConfig) -> 
     if name == "gp":
         return GaussianModel(encoding, config.hyper_rows, config.seed)
     return Ridge(encoding) if name == "ridge" else SupportVector(encoding, config.hyper_rows, config.seed)
+
+
+def _averaged(found: Sequence[tuple[np.ndarray, np.ndarray]], weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation (rows,) of several models."""
+    mean, deviation = (weights @ np.stack([one[i] for one in found]) for i in (0, 1))
+    return mean, deviation
+
+
+def _stacked(held_out: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Weights of models, none negative, that sum to 1: those of the least squared error.
+
+    Args:
+        held_out: (rows, models), each predicted by a model that had not seen the row.
+        y: (rows,).
+    """
+    from scipy.optimize import nnls
+
+    models = held_out.shape[1]
+    heavy = 1e4 * max(1.0, float(np.abs(held_out).max()), float(np.abs(y).max()))  # so that the sum is 1 but for little
+    found, _ = nnls(np.vstack([held_out, np.full(models, heavy)]), np.append(y, heavy))
+    found = np.where(found >= _LEAST * found.sum(), found, 0.0)
+    weights: np.ndarray = found / found.sum()
+    return weights
 
 
 def _held_out(

@@ -58,6 +58,7 @@ class Truth:
         objectives: In order.
         reference: The reference point, in the metrics' own units (num_objectives,).
         front: Number of points on the exact front.
+        empty: Number of architectures that lack one of these metrics: they fail when they are evaluated.
         volume: Their hypervolume, in the metrics' units multiplied.
 
     Args:
@@ -71,7 +72,9 @@ class Truth:
     def __init__(self, table: Table, objectives: Sequence[Objective]) -> None:
         self.objectives = tuple(objectives)
         values = np.stack([table.values[o.name] for o in objectives], axis=1)
-        values = values[np.isfinite(values).all(axis=1)]
+        known = np.isfinite(values).all(axis=1)
+        self.empty = int((~known).sum())
+        values = values[known]
         self.reference = np.array(
             [
                 np.quantile(column, 0.01) if o.maximise else 1.05 * np.quantile(column, 0.99)
@@ -206,7 +209,9 @@ def compare(
         }
     return {
         "table": table.name,
+        "lines": table.lines,
         "rows": table.space.size(),
+        "empty": truth.empty,
         "objectives": {o.name: o.direction for o in objectives},
         "cheap": list(cheap),
         "reference": dict(zip((o.name for o in objectives), truth.reference.tolist(), strict=True)),

@@ -430,6 +430,7 @@ class _PhasesOfRun(SilentReport):
     @contextmanager
     def phase(self, name: str, total: float | None = None, **about: Any) -> Iterator[Report]:
         """See `Report`."""
+        self._run.begin_phase(name)
         with self._progress.phase(name, total, **about) as phase:
             yield phase
         self._run.add_phase(name, phase.seconds)

@@ -406,7 +406,7 @@ class SearchSpace:
                 if value != vector[i]:
                     changed[i] = value
                     found.append(changed.copy())
-        matrix = np.array(found, dtype=np.int64).reshape(-1, len(self.variables))
+        matrix = np.array(found, dtype=np.int64).reshape(len(found), len(self.variables))
         filled = np.maximum(matrix, 0)
         return np.where(self.active(filled), filled, INACTIVE)
 

@@ -11,6 +11,7 @@ import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,7 @@ def targets(node: ast.Import | ast.ImportFrom, path: Path, root: Path = ROOT) ->
     return {f"{module}.{alias.name}" for alias in node.names}
 
 
+@cache
 def imported(path: Path) -> set[str]:
     """Absolute names that a file imports, at its top or inside functions."""
     nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)]

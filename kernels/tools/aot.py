@@ -9,17 +9,20 @@ the code depends on.
 """
 
 import argparse
+import bisect
 import contextlib
 import hashlib
 import importlib
+import itertools
 import json
 import os
 import re
+import struct
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -190,13 +193,37 @@ def _tool(name: str) -> str:
     return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
 
 
-def _inspect(cubin: bytes, folder: Path) -> dict[str, Any]:
-    """Read resources and instruction counts off machine code."""
-    path = folder / "kernel.cubin"
-    path.write_bytes(cubin)
-    cuobjdump = _tool("cuobjdump")
-    usage = subprocess.run([cuobjdump, "-res-usage", path], capture_output=True, text=True, check=True).stdout
-    code = subprocess.run([cuobjdump, "-sass", path], capture_output=True, text=True, check=True).stdout
+def _machine_code(cubin: bytes) -> bytes:
+    """Return the executable sections of a cubin, an ELF file of 64 bits."""
+    (sections,) = struct.unpack_from("<Q", cubin, 40)
+    size, count = struct.unpack_from("<HH", cubin, 58)
+    code = b""
+    for at in range(sections, sections + size * count, size):
+        _, _, flags, _, offset, length = struct.unpack_from("<IIQQQQ", cubin, at)
+        if flags & 4:
+            code += cubin[offset : offset + length]
+    return code
+
+
+def _opcodes(cubins: Sequence[bytes], folder: Path) -> list[list[str]]:
+    """Return the instructions of each cubin by name and flags, such as "LDG.E.128".
+
+    All are disassembled as one: what `nvdisasm` takes to start is more than it takes for a kernel.
+    """
+    codes = [_machine_code(cubin) for cubin in cubins]
+    path = folder / "kernels.bin"
+    path.write_bytes(b"".join(codes))
+    command = [_tool("nvdisasm"), "--binary", f"SM{ARCH}a", str(path)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    ends = list(itertools.accumulate(map(len, codes)))
+    found: list[list[str]] = [[] for _ in cubins]
+    for place, opcode in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P[0-9T]+\s+)?([A-Z][A-Z0-9_.]*)", text):
+        found[bisect.bisect_right(ends, int(place, 16))].append(opcode)
+    assert all(found), "a kernel without instructions"
+    return found
+
+
+def _counts(opcodes: Iterable[str]) -> dict[str, int]:
     counts = dict.fromkeys(
         (
             *("total", "ffma", "mma", "wgmma", "special", "shared", "local"),
@@ -204,7 +231,7 @@ def _inspect(cubin: bytes, folder: Path) -> dict[str, Any]:
         ),
         0,
     )
-    for opcode in re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P[0-9T]+\s+)?([A-Z][A-Z0-9_.]*)", code):
+    for opcode in opcodes:
         name, *flags = opcode.split(".")
         counts["total"] += name != "NOP"
         counts["ffma"] += name in ("FFMA", "FFMA2")
@@ -217,23 +244,55 @@ def _inspect(cubin: bytes, folder: Path) -> dict[str, Any]:
             narrow = any(flag in ("U8", "S8", "U16", "S16") for flag in flags)
             width = "16" if "128" in flags else "8" if "64" in flags else "narrow" if narrow else "4"
             counts[f"{'store' if name == 'STG' else 'load'}_{width}"] += 1
-    registers, stack = re.search(r"REG:(\d+)", usage), re.search(r"STACK:(\d+)", usage)
-    assert registers and stack, usage
-    return {"registers": int(registers[1]), "stack_bytes": int(stack[1]), "instructions": counts}
+    return counts
 
 
-def _compile(launch: Launch) -> tuple[dict[str, Any], bool]:
-    """Compile one launch, or find its result in the cache; return the resources and whether they were found."""
+def _inspect(cubins: Sequence[bytes], folder: Path) -> list[dict[str, Any]]:
+    """Read resources and instruction counts off the machine code of each cubin."""
+    found = []
+    path = folder / "kernel.cubin"
+    for cubin, opcodes in zip(cubins, _opcodes(cubins, folder) if cubins else (), strict=True):
+        path.write_bytes(cubin)
+        command = [_tool("cuobjdump"), "-res-usage", str(path)]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        registers, stack = re.search(r"REG:(\d+)", usage), re.search(r"STACK:(\d+)", usage)
+        assert registers and stack, usage
+        counts = _counts(opcodes)
+        found.append({"registers": int(registers[1]), "stack_bytes": int(stack[1]), "instructions": counts})
+    return found
+
+
+def _compile(launches: Sequence[Launch]) -> list[tuple[dict[str, Any], bool]]:
+    """Compile launches, or find them in the cache; return the resources of each and whether they were found."""
     import triton
 
-    def compiled() -> dict[str, Any]:
-        source, options = _specialise(launch.kernel, launch.arguments, launch.options)
-        with tempfile.TemporaryDirectory() as folder:
-            os.environ["TRITON_CACHE_DIR"] = folder
-            binary = triton.compile(source, target=_PretendedGPU().get_current_target(), options=options)
-            return _inspect(binary.asm["cubin"], Path(folder)) | {"shared_bytes": binary.metadata.shared}
+    places = [_place([__file__], launch) for launch in launches]
+    missing = {place: launch for place, launch in zip(places, launches, strict=True) if not place.exists()}
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TRITON_CACHE_DIR"] = folder
+        binaries = []
+        for launch in missing.values():
+            source, options = _specialise(launch.kernel, launch.arguments, launch.options)
+            binaries.append(triton.compile(source, target=_PretendedGPU().get_current_target(), options=options))
+        inspected = _inspect([binary.asm["cubin"] for binary in binaries], Path(folder))
+    for place, binary, found in zip(missing, binaries, inspected, strict=True):
+        _keep(place, found | {"shared_bytes": binary.metadata.shared})
+    return [(json.loads(place.read_text(encoding="utf-8")), place not in missing) for place in places]
 
-    return kept([__file__], launch, compiled)
+
+def _place(files: Iterable[str], launch: Launch, also: str = "") -> Path:
+    """Return where what is found of a launch is kept; see `kept`."""
+    source, options = _specialise(launch.kernel, launch.arguments, launch.options)
+    key_parts = [source.hash(), json.dumps(options, sort_keys=True), dispatch.triton.__version__, str(ARCH), also]
+    key_parts += [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
+    return cache_dir() / f"{hashlib.sha256('|'.join(key_parts).encode()).hexdigest()[:32]}.json"
+
+
+def _keep(path: Path, found: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(found), encoding="utf-8")
+    partial.replace(path)
 
 
 def kept(
@@ -247,17 +306,11 @@ def kept(
         make: Called where nothing is in the cache; plain data.
         also: What the result depends on besides.
     """
-    source, options = _specialise(launch.kernel, launch.arguments, launch.options)
-    key_parts = [source.hash(), json.dumps(options, sort_keys=True), dispatch.triton.__version__, str(ARCH), also]
-    key_parts += [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
-    path = cache_dir() / f"{hashlib.sha256('|'.join(key_parts).encode()).hexdigest()[:32]}.json"
+    path = _place(files, launch, also)
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8")), True
     found = make()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(found), encoding="utf-8")
-    partial.replace(path)
+    _keep(path, found)
     return found, False
 
 
@@ -273,7 +326,7 @@ def compile_for_launch(kernel: Any, arguments: tuple[Any, ...], options: dict[st
     binary = triton.compile(source, target=_PretendedGPU().get_current_target(), options=compiler_options)
     found: dict[str, Any] = {"registers": 0, "stack_bytes": 0, "instructions": {}}
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(OSError, subprocess.SubprocessError):
-        found = _inspect(binary.asm["cubin"], Path(folder))
+        (found,) = _inspect([binary.asm["cubin"]], Path(folder))
     return found | {"shared_bytes": binary.metadata.shared}
 
 
@@ -321,36 +374,42 @@ def main(argv: list[str] | None = None) -> None:
     if dispatch.INTERPRETING or not dispatch.HAS_TRITON:
         raise SystemExit("compiling needs Triton, in a process without TRITON_INTERPRET")
     results: list[dict[str, Any]] = []
-    done: set[tuple[str, str, int]] = set()
-    for family, kernel, gpu, index, row, example in _launches(arguments.families):
-        if arguments.first_only and (kernel, gpu, index) in done:
-            continue
-        done.add((kernel, gpu, index))
+    for family in arguments.families:
         started = time.perf_counter()
-        launch = _launch(kernel, gpu, example)
-        missed = {name: value for name, value in row.launch.items() if launch.options.get(name, value) != value}
-        if missed:
-            taken = launch.options
-            raise SystemExit(f"{kernel}, row {index} for {gpu}: {example.label} launched with {taken}, not {missed}")
-        found, cached = _compile(launch)
-        compiled = Compiled(
-            family=family,
-            kernel=kernel,
-            gpu=gpu,
-            row=index,
-            label=example.label,
-            launch=row.launch,
-            bytes=example.bytes,
-            operations=example.operations,
-            unit=example.unit,
-            special=example.special,
-            spills_because=row.spills_because,
-            cached=cached,
-            **found,
-        )
-        results.append(asdict(compiled))
-        took = f"{time.perf_counter() - started:.1f} s"
-        print(f"{kernel} {gpu}[{index}] {example.label}: {compiled.registers} registers, {took}", file=sys.stderr)
+        done: set[tuple[str, str, int]] = set()
+        asked = []
+        for _, kernel, gpu, index, row, example in _launches([family]):
+            if arguments.first_only and (kernel, gpu, index) in done:
+                continue
+            done.add((kernel, gpu, index))
+            launch = _launch(kernel, gpu, example)
+            missed = {name: value for name, value in row.launch.items() if launch.options.get(name, value) != value}
+            if missed:
+                taken = launch.options
+                raise SystemExit(
+                    f"{kernel}, row {index} for {gpu}: {example.label} launched with {taken}, not {missed}"
+                )
+            asked.append((kernel, gpu, index, row, example, launch))
+        inspected = _compile([launch for *_, launch in asked])
+        for (kernel, gpu, index, row, example, _), (found, cached) in zip(asked, inspected, strict=True):
+            compiled = Compiled(
+                family=family,
+                kernel=kernel,
+                gpu=gpu,
+                row=index,
+                label=example.label,
+                launch=row.launch,
+                bytes=example.bytes,
+                operations=example.operations,
+                unit=example.unit,
+                special=example.special,
+                spills_because=row.spills_because,
+                cached=cached,
+                **found,
+            )
+            results.append(asdict(compiled))
+            print(f"{kernel} {gpu}[{index}] {example.label}: {compiled.registers} registers", file=sys.stderr)
+        print(f"{family}: {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)
     print(json.dumps(results))
 
 

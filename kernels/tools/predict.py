@@ -205,7 +205,7 @@ def _counted(launch: aot.Launch) -> tuple[sass.Counts, dict[str, Any]]:
         code.write_bytes(binary.asm["cubin"])
         command = [aot._tool("cuobjdump"), "-sass", str(code)]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        uses = aot._inspect(binary.asm["cubin"], Path(folder)) | {"shared_bytes": binary.metadata.shared}
+        uses = aot._inspect([binary.asm["cubin"]], Path(folder))[0] | {"shared_bytes": binary.metadata.shared}
     counted = sass.counts(text, binary.asm["ptx"], binary.asm["ttir"], _mean_trips(launch), launch.name)
     return counted, uses
 

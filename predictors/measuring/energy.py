@@ -74,7 +74,7 @@ class Powercap:
         self._folder = folder
         self._zones = [zone / "energy_uj" for zone in (*packages, *memories)]
         self._last = [self._read(zone) for zone in self._zones]
-        self._ranges = [int((zone.parent / "max_energy_range_uj").read_text()) for zone in self._zones]
+        self._ranges = [self._read(zone.parent / "max_energy_range_uj") for zone in self._zones]
         self._uj = 0
 
     def __call__(self) -> float:
@@ -86,13 +86,18 @@ class Powercap:
             self._last[i] = now
         return self._uj * 1e-3
 
-    def _read(self, zone: Path) -> int:
+    def _read(self, path: Path) -> int:
         try:
-            return int(zone.read_text())
+            return int(path.read_text())
         except PermissionError:
             raise ConfigError(
-                f"{ENERGY}: {zone} may not be read: since 2020 Linux shows it to root alone. As root, until the next "
+                f"{ENERGY}: {path} may not be read: since 2020 Linux shows it to root alone. As root, until the next "
                 f"start: chmod a+r {self._folder}/intel-rapl:*/energy_uj; or leave the metric out."
+            ) from None
+        except (OSError, ValueError) as error:  # the driver's module was taken away, or a processor was switched off
+            raise ConfigError(
+                f"{ENERGY}: {path} cannot be read ({error}). Look whether the counters are there (cat {path}; modprobe "
+                "intel_rapl_msr), or leave the metric out."
             ) from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -56,14 +57,17 @@ def _front(found: Contents) -> Figure | None:
     if not front.members and not found.results.counts["done"]:
         return None
     known = [r for r in found.results.records if r.status == "done" and "latency_ms" in r.metrics]
+    # A trial that lies where a member does (a search without a super-network) would be what the mouse meets instead.
+    taken = {_place(m.metrics, metric) for m in (*front.members, *front.others)}
+    drawn = _thinned([r for r in known if _place(r.metrics, metric) not in taken])
     traces: list[Mapping[str, Any]] = [
         {
             "type": "scatter",
             "mode": "markers",
             "name": "trials, as searched",
-            "x": [round(r.metrics["latency_ms"], 5) for r in _thinned(known)],
-            "y": [round(r.metrics[metric], 5) for r in _thinned(known)],
-            "text": [f"trial {r.number}" for r in _thinned(known)],
+            "x": [_place(r.metrics, metric)[0] for r in drawn],
+            "y": [_place(r.metrics, metric)[1] for r in drawn],
+            "text": [f"trial {r.number}" for r in drawn],
             "hovertemplate": "%{text}: %{x:.3f} ms, %{y:.4f}<extra></extra>",
             "marker": {"size": 5, "color": "#999999", "opacity": 0.45},
         }
@@ -75,6 +79,10 @@ def _front(found: Contents) -> Figure | None:
     return _figure(
         traces, f"latency ms ({front.latency or 'as searched'}, {front.device})", metric, hovermode="closest"
     )
+
+
+def _place(metrics: Mapping[str, float], metric: str) -> tuple[float, float]:
+    return round(metrics.get("latency_ms", math.nan), 5), round(metrics.get(metric, math.nan), 5)
 
 
 def _members(found: Contents, name: str, members: Sequence[Member], symbol: str) -> Mapping[str, Any]:

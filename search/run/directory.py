@@ -401,10 +401,14 @@ class Run:
             raise IntegrityError(f"{self.path / name}: {problem}")
         return data
 
+    def begin_phase(self, name: str) -> None:
+        """Note the phase that the run is in, for whoever looks meanwhile."""
+        self.update(phase=name)
+
     def add_phase(self, name: str, seconds: float) -> None:
         """Note a phase that has ended and how long it took."""
         self.manifest["phases"].append({"name": name, "seconds": round(seconds, 3), "ended": utc_now()})
-        self.update()
+        self.update(phase=None)
 
     def finish(self, **facts: Any) -> None:
         """Note that the run's budget is spent and its results are written."""

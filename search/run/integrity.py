@@ -120,7 +120,7 @@ def read_manifest(path: Path, readable: Collection[int]) -> dict[str, Any]:
 
 
 _TYPES: Mapping[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("name", "created", "finished", "mark", "commit", "device", "latency"), str),
+    **dict.fromkeys(("name", "created", "finished", "mark", "commit", "device", "latency", "phase"), str),
     **dict.fromkeys(("versions", "digests", "measured"), dict),
     "seed": int,
     "reference_ms": (int, float),

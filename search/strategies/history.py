@@ -68,7 +68,8 @@ class History:
                 self._rows["pending"].append(row)
 
     def _matrix(self, what: str) -> np.ndarray:
-        return np.array(self._rows[what], dtype=np.int64).reshape(-1, self._width)
+        rows = self._rows[what]  # counted, lest a space without a choice have rows of nothing
+        return np.array(rows, dtype=np.int64).reshape(len(rows), self._width)
 
     @property
     def done(self) -> np.ndarray:
@@ -88,7 +89,7 @@ class History:
     @property
     def values(self) -> np.ndarray:
         """See the class."""
-        return np.array(self._values, dtype=float).reshape(-1, len(self.names))
+        return np.array(self._values, dtype=float).reshape(len(self._values), len(self.names))
 
     @property
     def seconds(self) -> np.ndarray:

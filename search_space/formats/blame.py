@@ -13,6 +13,9 @@ from mixnas.kernels import dispatch
 from mixnas.search_space.formats.format import Format, tolerance
 from mixnas.search_space.network import Network, checked_plan
 
+NONE_ALONE = "Each unit by itself answers as the network's does."
+"""What `first_divergence` says where none does."""
+
 
 def raw(tensor: Tensor) -> bytes:
     """The bytes of a tensor, as files hold them."""
@@ -133,7 +136,7 @@ def first_divergence(
             return f"The first unit that differs is {one.unit}, {by}.{said}"
     if other is not None:
         return f"The first unit that differs is {other.unit}:{said}"
-    return "Each unit by itself answers as the network's does." if looked else ""
+    return NONE_ALONE if looked else ""
 
 
 def first_inexact(file_format: Format, path: Path, network: Network, inputs: Tensor) -> str:

@@ -91,15 +91,17 @@ def test_an_empty_front_does_not_speak_of_a_filter_that_was_not_given(searched: 
 
 def test_watching_ends_with_the_search(searched: Path, monkeypatch: pytest.MonkeyPatch):
     run, slept = Run.open("first", searched / "runs").__enter__(), []
+    run.begin_phase("train super-network")
 
     def sleep(seconds: float) -> None:
         slept.append(seconds)
-        if len(slept) == 2:
+        if len(slept) == 2:  # as if it had been killed in this phase
             run.__exit__(None, None, None)
 
     monkeypatch.setattr(time, "sleep", sleep)
     shown = ok("status", "first", "--watch", "--runs", searched / "runs")
     assert shown.count("first: running") == 2 and shown.count("first: finished") == 1
+    assert shown.count("phase train super-network: now") == 2
 
 
 def test_status(searched: Path):

@@ -167,6 +167,7 @@ def _others(knob: Knob) -> list[Value]:
     return [value for value in dict.fromkeys(normal) if value is not None and value != knob.default]
 
 
+@cache
 def refused(axis: str, op: Op, context: Context, quant: Op) -> str:
     """Why a policy does not take an operator's projections, or nothing: some take certain numbers of inputs only."""
     policy = policy_of(quant)
@@ -237,7 +238,10 @@ def covering(kind: str, quants: Sequence[str]) -> list[Architecture]:
 
 
 def once(kind: str, quants: Sequence[str]) -> Architecture:
-    """An architecture of a share of the operators: those of the three kinds' together are all, and the policies."""
+    """An architecture of a share of the operators: those of the three kinds' together are all, and the policies.
+
+    Each operator stands once: there is a block for each mixer, and those behind the last gate have none.
+    """
     names = {axis: registry.names(axis) for axis in ("mixer", "gate", "channel_mixer")}
 
     def mine(axis: str) -> list[Op]:
@@ -248,7 +252,10 @@ def once(kind: str, quants: Sequence[str]) -> Architecture:
                 found.append(op)
         return found or _options(axis, kind)[:1]
 
-    blocks = _rows({axis: mine(axis) for axis in names})
+    lists = {axis: mine(axis) for axis in names}
+    most, none = max(map(len, lists.values())), Op("none")
+    others = {"mixer": Op("identity"), "gate": none, "channel_mixer": none}
+    blocks = _rows({axis: found + [others[axis]] * (most - len(found)) for axis, found in lists.items()})
     for i, block in enumerate(blocks):
         block["quant"] = _taken(kind, quants[i % len(quants)], block, "mixer", "gate", "channel_mixer")
     return _architecture({axis: _options(axis, kind)[-1].to_plain() for axis in ("stem", "norm", "downsample")}, blocks)

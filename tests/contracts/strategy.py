@@ -98,6 +98,14 @@ class StrategyContract:
         results = searched(tmp_path / "j", strategy, 1000, plain=TINY)
         assert len(set(ids(results))) == results.evaluated == SearchSpace.from_dict(TINY).size()
 
+    @pytest.mark.parametrize(("widths", "depths"), [([16], [1]), ([16, 24], [1]), ([16, 24, 32], [1, 2, 3])])
+    def test_a_space_of_less_than_any_first_points_is_searched_and_ends(self, strategy, tmp_path, widths, depths):
+        """One architecture, without a choice; two, of which no model is made; and nine."""
+        block = {"mixer": "dwconv", "channel_mixer": "mlp"}
+        plain = {**TINY, "stages": [{"width": widths, "depth": depths, "block": block}]}
+        results = searched(tmp_path / "j", strategy, 50, plain=plain)
+        assert len(set(ids(results))) == results.evaluated == len(widths) * len(depths)
+
     def test_several_may_be_in_flight(self, strategy, tmp_path):
         results = searched(tmp_path / "j", strategy, self.trials, plain=self.plain, batch=5)
         assert len(set(ids(results))) == results.evaluated == self.trials

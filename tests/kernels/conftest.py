@@ -19,6 +19,7 @@ import torch
 
 from mixnas.kernels import dispatch
 from mixnas.kernels.testing import KernelContract
+from mixnas.kernels.tools import interpreting
 
 _HERE = Path(__file__).parent
 _PIPES = "MIXNAS_KERNEL_TESTS"  # in the child: the descriptors it reads test names from and writes reports to
@@ -46,6 +47,7 @@ def _rounds_as_a_gpu() -> None:
 
 if dispatch.INTERPRETING:
     _rounds_as_a_gpu()
+    interpreting.prepare_once()
 
 
 class _Child:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixnas.predictors.encoding import ChoiceEncoding, MaskedEncoding
-from mixnas.predictors.surrogate import Surrogate, SurrogateConfig, rank_correlation
+from mixnas.predictors.surrogate import Surrogate, SurrogateConfig, _stacked, rank_correlation
 from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.files import load_yaml
 from mixnas.search_space.space import SearchSpace
@@ -94,6 +94,32 @@ def test_a_made_up_metric_is_learned(conditional, model):
     assert surrogate.chosen.startswith(model) and set(surrogate.scores) == {model, f"{model}-ranks"}
     assert rank_correlation(mean, truth[150:]) > 0.9
     assert (deviation > 0).all() and (np.abs(mean - truth[150:]) < 1.645 * deviation).mean() > 0.75
+
+
+def test_where_one_model_is_right_it_has_the_weight(conditional):
+    """Of a metric that is linear in its choices, and noisy, nothing but the linear model knows more than noise."""
+    values, encoded, _ = conditional
+    rng = np.random.default_rng(2)
+    linear = MaskedEncoding(values)(encoded) @ rng.normal(size=len(MaskedEncoding(values).group))
+    noisy = linear + 0.2 * linear.std() * rng.normal(size=len(linear))
+    surrogate = Surrogate.fit(values, encoded[:100], noisy[:100])
+    assert surrogate.weights["ridge"] > 0.5
+    assert sum(surrogate.weights.values()) == pytest.approx(1) and set(surrogate.weights) <= {"gp", "svr", "ridge"}
+    assert rank_correlation(surrogate.predict(encoded[100:])[0], linear[100:]) > 0.97
+
+
+def test_weights_are_those_of_the_least_squared_error():
+    rng = np.random.default_rng(0)
+    y = rng.normal(size=300)
+    error = rng.normal(size=300)
+    held_out = np.stack([y + error, y + 2 * rng.normal(size=300), y + 3 * error], axis=1)
+    found = _stacked(held_out, y)
+    assert found.sum() == pytest.approx(1) and found[2] == 0
+    assert found[:2] == pytest.approx([0.8, 0.2], abs=0.08)  # as the inverse of the variance of the errors
+    share = np.linspace(0, 1, 1001)[:, None]
+    errors = ((share * held_out[:, 0] + (1 - share) * held_out[:, 1] - y) ** 2).mean(axis=1)
+    assert found[0] == pytest.approx(share[errors.argmin(), 0], abs=1e-3)
+    assert _stacked(np.zeros((5, 2)), np.zeros(5)).sum() == pytest.approx(1)
 
 
 def test_a_linear_change_of_units_changes_the_units_only(conditional):

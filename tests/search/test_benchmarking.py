@@ -80,6 +80,19 @@ def test_the_command(path):
     assert "seed 1" in answer.stderr
 
 
+def test_lines_that_are_no_row_of_their_own_are_told(path, tmp_path):
+    first, *lines = path.read_text().splitlines()
+    without = [line.rsplit(",", 1)[0] + "," for line in lines[:2]]
+    (tmp_path / "some.csv").write_text("\n".join([first, *without, *lines[2:], *lines[-3:]]) + "\n")
+    (tmp_path / "some.yaml").write_text(path.with_suffix(".yaml").read_text())
+    words = ("bench", "table", tmp_path / "some.csv", "--strategies", "random", "--seeds", 1, "--trials", 5)
+    found = json.loads(nas(*words, "--json").stdout)
+    assert (found["lines"], found["rows"], found["empty"]) == (84, 81, 2)
+    said = nas(*words).stdout
+    assert "made: 81 architectures, the means of 84 lines" in said and "2 of them lack a metric" in said
+    assert "lines" not in nas("bench", "table", path, *words[3:]).stdout
+
+
 @pytest.mark.parametrize(
     ("words", "match"),
     [

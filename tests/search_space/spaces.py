@@ -74,7 +74,12 @@ def takes_some(quant: Op) -> bool:
 
 @functools.cache
 def everything(kind: str) -> SearchSpace:
-    """A space in which every registered operator of a kind can occur, each with its knobs at several values."""
+    """A space in which every registered operator of a kind can occur.
+
+    In one of the kinds that it serves, by turns, each of its knobs has two values, and in the others one: a
+    super-network makes each operator at each place, under each policy that adds state, with all that its knobs can be
+    together. The contract of operators goes through more values in every kind, one after the other.
+    """
 
     contexts = [registry.Context(w, s, kind) for w in (16, 32) for s in SIZES[kind]]
 
@@ -90,10 +95,11 @@ def everything(kind: str) -> SearchSpace:
     def options(axis: str, quants: list[Op]) -> list[Any]:
         """Operators and values that fit at each place, and whose projections all of these policies take."""
         found: list[Any] = []
-        for name in registry.names(axis):
+        for i, name in enumerate(registry.names(axis)):
             operator = registry.get(axis, name)
             if kind not in operator.kinds:
                 continue
+            most = 2 if axis == "quant" or operator.kinds[i % len(operator.kinds)] == kind else 1
             defaults = {k: v.default for k, v in operator.knobs.items()}
             if not operator.knobs and not fits(axis, name, {}, quants):
                 continue
@@ -109,8 +115,7 @@ def everything(kind: str) -> SearchSpace:
                         continue
                     if fits(axis, name, defaults | {knob_name: normal}, quants):
                         values.append(normal)
-                # Operators with many knobs at fewer values each: their combinations are all built.
-                plain[knob_name] = values[:2] if len(operator.knobs) > 2 else values
+                plain[knob_name] = values[:most]
             if all(value != [] for value in plain.values()):
                 found.append(plain)
         return found
@@ -124,7 +129,7 @@ def everything(kind: str) -> SearchSpace:
     every = [op for quant in quants for op in _each(quant)]
     block = {axis: options(axis, every) for axis in BLOCK_AXES} | {"recursion": [1, 2]}
     by_branch = {"mixer": quants, "channel_mixer": quants}
-    second = {"width": [16, 32], "depth": [1, 2], "block": block | {"quant": by_branch}}
+    second = {"width": [16, 32], "depth": 1, "block": block | {"quant": by_branch}}
     stages.append(second | ({"downsample": ["patch", "conv"]} if kind == "image" else {}))
     norms = [name for name in registry.names("norm") if kind in registry.get("norm", name).kinds]
     return SearchSpace.from_dict({"stem": stem[kind], "norm": norms, "stages": stages})

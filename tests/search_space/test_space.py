@@ -15,8 +15,8 @@ from mixnas.search_space.space import INACTIVE, SearchSpace
 from .spaces import everything, small
 
 seeds = st.integers(0, 2**32 - 1).map(np.random.default_rng)
-SPACES = [SearchSpace.from_dict(small()), everything("image"), everything("causal")]
-spaces = st.sampled_from(SPACES)
+SMALL = SearchSpace.from_dict(small())
+spaces = st.deferred(lambda: st.sampled_from([SMALL, everything("image"), everything("causal")]))  # seconds to make
 
 
 def list_all(space: SearchSpace) -> set[str]:
@@ -69,14 +69,14 @@ def test_neighbours_differ_by_one_choice(space, rng):
 
 
 def test_an_added_block_repeats_the_last():
-    space = SPACES[0]
+    space = SMALL
     shallow = next(a for a in map(space.sample, map(np.random.default_rng, range(99))) if len(a.stages[0].blocks) == 1)
     deeper = [n for n in space.neighbours(shallow) if len(n.stages[0].blocks) == 2]
     assert [n.stages[0].blocks for n in deeper] == [shallow.stages[0].blocks * 2]
 
 
 def test_size_is_the_number_of_distinct_architectures():
-    assert SPACES[0].size() == len(list_all(SPACES[0])) == 2 * 2 * (18 + 18**2)
+    assert SMALL.size() == len(list_all(SMALL)) == 2 * 2 * (18 + 18**2)
     shared = small()
     shared["stages"][0]["share"] = True
     assert SearchSpace.from_dict(shared).size() == len(list_all(SearchSpace.from_dict(shared))) == 2 * 2 * 2 * 18
@@ -89,14 +89,14 @@ def test_size_is_exact_where_floats_are_not():
 
 
 def test_vectors_in_bulk_agree_with_one_by_one():
-    space = SPACES[1]
+    space = everything("image")
     matrix = space.sample_many(2000, np.random.default_rng(0))
     assert (space.encode_many(space.decode_many(matrix[:200])) == matrix[:200]).all()
     assert (matrix[~space.active(matrix)] == INACTIVE).all() and (matrix >= 0).any(axis=0).all()
 
 
 def test_ask_asks_for_active_knobs_only():
-    space, rng = SPACES[0], np.random.default_rng(1)
+    space, rng = SMALL, np.random.default_rng(1)
     asked: dict[str, object] = {}
 
     def suggest(name, choices):
@@ -111,9 +111,9 @@ def test_ask_asks_for_active_knobs_only():
 
 
 def test_inactive_knobs_do_not_exist():
-    names = [variable.name for variable in SPACES[0].variables]
+    names = [variable.name for variable in SMALL.variables]
     assert "stages.0.blocks.1.mixer.dwconv.kernel_size" in names
-    architecture = SPACES[0].from_params(
+    architecture = SMALL.from_params(
         {
             "norm": "rms", "stages.0.width": 4, "stages.0.depth": 1, "stages.0.blocks.0.mixer": "identity",
             "stages.0.blocks.0.mixer.dwconv.kernel_size": 5, "stages.0.blocks.0.gate": "none",
@@ -188,7 +188,7 @@ def test_a_foreign_architecture_is_refused_by_place():
     plain = small() | {"norm": "layer"}
     plain["stages"] = [{"width": 12, "block": {"mixer": "identity", "channel_mixer": {"name": "mlp", "expansion": 1}}}]
     with pytest.raises(ConfigError, match=r"stages\.0\.width is 12. Allowed: 4, 8"):
-        SPACES[0].encode(Architecture.from_dict(plain))
+        SMALL.encode(Architecture.from_dict(plain))
 
 
 def test_spelled_out_blocks_may_differ():
@@ -253,7 +253,7 @@ def test_variables_know_where_they_stand():
 
 
 def test_walk_asks_for_active_variables():
-    space, rng = SPACES[1], np.random.default_rng(0)
+    space, rng = everything("image"), np.random.default_rng(0)
     asked = {}
 
     def pick(variable):

@@ -306,11 +306,15 @@ class Stored(_Layer):
         self._names = []
         with torch.no_grad():
             for name, tensor in layer.stored().items():
-                if name.endswith("scale"):
-                    check_scales(tensor, f"policy {layer.policy.name}, {name} of a layer")
                 self.register_buffer(name, tensor.clone())
                 self._names.append(name)
+        self._check()
         self._forget()
+
+    def _check(self) -> None:
+        for name in self._names:
+            if name.endswith("scale"):
+                check_scales(self.get_buffer(name), f"policy {self.policy.name}, {name} of a layer")
 
     def _forget(self) -> None:
         self._ready: Any = None
@@ -323,6 +327,7 @@ class Stored(_Layer):
     def _load_from_state_dict(self, *arguments: Any) -> None:
         self._forget()
         super()._load_from_state_dict(*arguments)
+        self._check()
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_ready": None}  # what products need is made again, and may be what can't be copied

@@ -56,9 +56,10 @@ def operators(axis, kind, knobs=True):
 def units(kind):
     """Each mixer, gate, channel mixer, norm, stem, downsample and head in some unit.
 
-    All of a branch under the first policy, with their knobs; a third of them under each other one, by turns.
+    All of a branch under the first policy, with their knobs; a sixth of them under each other one, by turns, and in
+    each kind another sixth.
     """
-    size = SIZES[kind]
+    size, turn = SIZES[kind], 2 * list(SIZES).index(kind)
     context = Context(16, size, kind)
     norm, identity, none = Op("layer"), Op("identity"), Op("none")
     found = []
@@ -66,11 +67,10 @@ def units(kind):
 
         def some(axis, j=j):
             every = list(operators(axis, kind, knobs=j == 0))
-            return every if j == 0 else [op for i, op in enumerate(every) if (i + j) % 3 == 0]
+            return every if j == 0 else [op for i, op in enumerate(every) if (i + j + turn) % 6 == 0]
 
-        gates = some("gate")
         # Each gate round the mixer that does nothing, each mixer in one of the gates.
-        taken = [gate for gate in gates if not refused("gate", gate, context, quant)]
+        taken = [gate for gate in some("gate") if not refused("gate", gate, context, quant)] or [none]
         found += [token_unit(norm, identity, gate, quant, context) for gate in taken]
         for i, mixer in enumerate(some("mixer")):
             if not refused("mixer", mixer, context, quant):

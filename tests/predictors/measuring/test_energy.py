@@ -65,6 +65,21 @@ def test_counters_that_may_not_be_read_are_refused_with_how_to_allow_it(tmp_path
         Powercap(tmp_path)
 
 
+def test_a_counter_that_goes_away_is_named(tmp_path):
+    package = zone(tmp_path / "intel-rapl:0", "package-0", 100)
+    counter = Powercap(tmp_path)
+    package.unlink()
+    with pytest.raises(ConfigError, match=r"energy_mj: .*intel-rapl:0/energy_uj cannot be read \(.*No such file"):
+        counter()
+    package.write_text("")
+    with pytest.raises(ConfigError, match=r"energy_uj cannot be read \(invalid literal"):
+        counter()
+    package.write_text("100")
+    (package.parent / "max_energy_range_uj").unlink()
+    with pytest.raises(ConfigError, match=r"max_energy_range_uj cannot be read"):
+        Powercap(tmp_path)
+
+
 class Library:
     """NVML of one GPU."""
 

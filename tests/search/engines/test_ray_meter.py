@@ -51,7 +51,10 @@ def spec(device=HERE, **more):
 
 @pytest.fixture(scope="module")
 def address():
-    """A head, a node of one core that is measured, and one of one core that is not."""
+    """A head, a node of one core that is measured, and one of one core that is not.
+
+    A device that a test holds is held by the next one too: taking it starts two processes. Who needs it free says so.
+    """
     folder = Path("/tmp") / f"meter{time.monotonic_ns() % 10**8}"  # short: sockets lie in it
     (folder / "ray").mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch, on_ray.settings(own=True):
@@ -69,12 +72,6 @@ def address():
             give_back()
             cluster.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(autouse=True)
-def free():
-    yield
-    give_back()
 
 
 def network():
@@ -102,31 +99,6 @@ def test_a_network_is_measured_on_the_node_which_is_held_for_that_alone(address,
     assert free.get("CPU") == 1 and not free.get("latency_device")  # that of the other node
 
 
-def test_one_measurement_at_a_time_whoever_asks(address):
-    wanted = Wanted(address=address, spec=spec(), extensions=(), code=code_version())
-    first, got = Meter(wanted), threading.Event()
-
-    def another():
-        Meter(wanted).end()
-        got.set()
-
-    waits = threading.Thread(target=another)
-    waits.start()
-    assert not got.wait(5.0)
-    first.end()
-    waits.join(120)
-    assert got.is_set()
-
-
-def test_devices_are_named_and_others_refused(address):
-    with pytest.raises(ConfigError, match=f"no node .* that has latency_device is it. There are: {HERE}"):
-        MeteredLatency(spec("nvidia-h200"), address).check(SearchSpace.from_dict(SPACE))
-    with pytest.raises(ConfigError, match="Give its name"):
-        MeteredLatency(spec("auto"), address)
-    with pytest.raises(ConfigError, match="for a cluster that runs already"):
-        RayEngine(measure=True)
-
-
 def test_a_search_goes_by_what_is_measured_there(address, tmp_path, monkeypatch):
     def nothing(*args, **options):
         raise AssertionError("measured here")
@@ -151,6 +123,22 @@ def test_a_search_goes_by_what_is_measured_there(address, tmp_path, monkeypatch)
     assert run.manifest["reference_ms"] > 0
 
 
+def test_one_measurement_at_a_time_whoever_asks(address):
+    MeteredLatency(spec(), address).check(SearchSpace.from_dict(SPACE))  # holds it, if a test before does not
+    wanted, got = Wanted(address=address, spec=spec(), extensions=(), code=code_version()), threading.Event()
+
+    def another():
+        Meter(wanted).end()
+        got.set()
+
+    waits = threading.Thread(target=another)
+    waits.start()
+    assert not got.wait(5.0)
+    give_back()
+    waits.join(120)
+    assert got.is_set()
+
+
 @pytest.mark.slow
 def test_a_node_is_profiled_and_then_asked_about_here(address, tmp_path):
     space = SearchSpace.from_dict(TINY)
@@ -166,11 +154,22 @@ def test_a_node_is_profiled_and_then_asked_about_here(address, tmp_path):
     assert again.predict(architecture, IO) == predicted
 
 
+def test_devices_are_named_and_others_refused(address):
+    give_back()
+    with pytest.raises(ConfigError, match=f"no node .* that has latency_device is it. There are: {HERE}"):
+        MeteredLatency(spec("nvidia-h200"), address).check(SearchSpace.from_dict(SPACE))
+    with pytest.raises(ConfigError, match="Give its name"):
+        MeteredLatency(spec("auto"), address)
+    with pytest.raises(ConfigError, match="for a cluster that runs already"):
+        RayEngine(measure=True)
+
+
 @pytest.mark.slow
 def test_the_command_profiles_a_node_and_keeps_what_it_found_here(address, tmp_path, capsys):
     """`nas latency profile --address`, to its end, and then what its own file answers."""
     from mixnas.cli.main import main
 
+    give_back()
     config, tables = tmp_path / "c.yaml", tmp_path / "tables"
     config.write_text(dump_yaml({"task": "digits", "space": TINY}))
     command = ["latency", "profile", "-c", str(config), "--device", HERE, "--address", address, "--quiet", "--json"]

@@ -74,8 +74,11 @@ class Nodes:
             time.sleep(0.5)
 
     def joined(self) -> bool:
-        """Whether two nodes that work are there, as another process sees it."""
-        code = "import sys, ray; ray.init(sys.argv[1]); print('CPUs', ray.cluster_resources().get('CPU', 0))"
+        """Whether two nodes that work are there, as another process sees it, which looks for a while."""
+        code = "import sys, time, ray; ray.init(sys.argv[1]); until = time.monotonic() + 30\n"
+        code += "def cpus(): return ray.cluster_resources().get('CPU', 0)\n"
+        code += "while cpus() < 2 and time.monotonic() < until: time.sleep(0.2)\n"
+        code += "print('CPUs', cpus())"
         command = [sys.executable, "-P", "-c", code, self.address]
         said = subprocess.run(command, env=self.environment, capture_output=True, text=True).stdout
         return "CPUs 2" in said

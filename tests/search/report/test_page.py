@@ -139,6 +139,18 @@ def test_ten_thousand_trials_are_a_page_that_opens(run, monkeypatch):
     assert len(trials["x"]) == POINTS and f"{10_000 - POINTS:,} are not" in text
 
 
+def test_no_trial_lies_over_a_network_of_the_front(run, monkeypatch):
+    """What was searched with what it ends with is in one place twice, and a click is to meet the network."""
+    found, front = contents(run), run.front()
+    ended = [TrialRecord(100 + i, "done", m.id, "{}", dict(m.metrics)) for i, m in enumerate(front.members)]
+    results = found.results
+    results = Results(results.objectives, results.constraints, [*results.records, *ended])
+    monkeypatch.setattr(reading, "read_results", lambda *_: results)
+    trials, members = data_of(page(contents(run)))["figures"]["front"]["data"]
+    assert members["customdata"] == [m.id for m in front.members]
+    assert trials["text"] == [f"trial {i}" for i in range(40)]
+
+
 def test_a_run_without_a_final_front_has_a_page_too(tmp_path):
     shutil.copytree(FORMER / "finished", tmp_path / "half")
     run = Run.open(tmp_path / "half")

@@ -7,13 +7,13 @@ import sys
 import pytest
 import torch
 
-from mixnas.search_space.architecture import Architecture
-from mixnas.search_space.errors import NasError
+from mixnas.search_space.architecture import Architecture, Op
+from mixnas.search_space.errors import IntegrityError, NasError
 from mixnas.search_space.formats import format as formats
 from mixnas.search_space.formats.onnx import to_onnx
 from mixnas.search_space.network import Network
 from mixnas.search_space.operators.quantization.float import BF16
-from mixnas.search_space.operators.quantization.policy import stored_bytes
+from mixnas.search_space.operators.quantization.policy import stored_bytes, uniform
 from mixnas.search_space.operators.quantization.projected import calibrating
 
 from ...contracts.format import FEATURES, FormatContract, network_of, small
@@ -140,6 +140,26 @@ def test_policies_of_few_bits_keep_their_bytes_and_multiply_integers(quant, tmp_
     operations = [node.op_type for node in onnx.load(str(path)).graph.node]
     assert operations.count("MatMulInteger") == (6 if quant == "w8a8" else 0)
     assert operations.count("QuantizeLinear") == (6 if quant == "w8a8_static" else 0)
+
+
+def test_bfloat16_is_held_to_what_its_rounding_does_to_the_network(tmp_path, monkeypatch):
+    """Also where that is more than the share of the outputs: each unit is right, and none farther off than torch."""
+    pytest.importorskip("onnxscript")
+    block = {"mixer": "attention", "channel_mixer": "mlp", "quant": "bf16"}
+    plain = {"stem": {"name": "conv", "stride": 2}, "norm": "layer", "stages": [{"width": 32, "blocks": [block] * 2}]}
+    network = network_of(Architecture.from_dict(plain), FEATURES)
+    file_format, path = formats.get("onnx"), tmp_path / "model.onnx"
+    file_format.write(network, path, {})
+    x = FEATURES.example(8, generator=torch.Generator().manual_seed(1))
+    answer, share = formats.load(file_format, path), formats.tolerance(network)
+    assert 0 < formats.as_rough(answer, network, x) < share * network(x).abs().max()
+    assert formats.as_rough(lambda batch: answer(batch) * (1 + share), network, x) == 0
+    assert formats.as_rough(answer, network_of(uniform(network.architecture, Op("fp32")), FEATURES), x) == 0
+    monkeypatch.setattr(formats, "tolerance", lambda network, **_: 1e-6)
+    found = formats.verify(file_format, path, network, x)
+    assert 1e-6 * found.scale < found.difference <= found.allowed < share * found.scale
+    with pytest.raises(IntegrityError, match="Each unit by itself"):
+        formats.verify(file_format, path, network, x, lambda batch: answer(batch) * (1 + share))
 
 
 def test_static_integers_are_what_onnxruntime_fuses(tmp_path):

@@ -257,6 +257,18 @@ def test_ranges_that_were_not_found_are_not_deployed():
         policy_of(QUANTS["w8a8_static"]).deploy(prepared)
 
 
+@pytest.mark.parametrize("wrong", [0.0, float("nan")])
+@pytest.mark.parametrize("name", ["w8a8", "w4a16", "w8a8_static"])
+def test_scales_of_a_file_that_are_no_positive_number_are_refused(name, wrong):
+    policy = policy_of(QUANTS[name])
+    stored, again = (policy.deploy(policy.prepare(Linear(32, 8))) for _ in range(2))
+    state = {key: tensor.clone() for key, tensor in stored.state_dict().items()}
+    again.load_state_dict(state)
+    state["scale"].view(-1)[-1] = wrong
+    with pytest.raises(ConfigError, match=rf"policy {name}, scale of a layer: 1 of 8 scales are no positive number"):
+        again.load_state_dict(state)
+
+
 def test_dequantized_weights_are_what_is_stored():
     layer, x = layer_and_input()
     _, stored = deployed(QUANTS["w8a16"], layer, x)
