@@ -363,23 +363,7 @@ def verify(
     try:
         found = compare(answer or load(file_format, path), network, inputs, path, stated)
     except IntegrityError as error:
-        other = blame.other_weight(file_format, path, network)
-        differs = str(error).replace(f"{path}: ", "").replace(_WRONG, "").rstrip(" .")
-        if stated is None and other is None and (moved := _moved_alone(file_format, path, network, inputs)):
-            raise NotIdentical(f"not identical to the deployed network: {differs}; {moved}.") from error
-        blamed = blame.first_divergence(file_format, path, network, inputs, other)
-        if stated is None and other is None and blamed == blame.NONE_ALONE:
-            answer = answer or load(file_format, path)
-            found = compare(answer, network, inputs, path, math.inf)
-            allowed = as_rough(answer, network, inputs)
-            if found.difference <= allowed and integers.whole_layers(network):
-                raise NotIdentical(
-                    f"not identical to the deployed network: {differs}; each unit by itself answers as the network's "
-                    "does, and what bfloat16 rounds otherwise in one moves whole numbers in those behind it."
-                ) from error
-            if found.difference <= allowed:
-                return replace(found, allowed=allowed)
-        raise IntegrityError(f"{error} {blamed}".rstrip()) from error
+        return _rough(error, file_format, path, network, inputs, answer, stated)
     if (other := blame.other_weight(file_format, path, network)) is not None:
         blamed = blame.first_divergence(file_format, path, network, inputs, other)
         raise IntegrityError(
@@ -400,6 +384,43 @@ def verify(
     if stated is None and found.difference > _FLOAT32 * (found.scale or 1.0):
         raise NotIdentical(f"not identical to the deployed network: {differs}, and yet {whole}.")
     return replace(found, integers=whole)
+
+
+def _rough(
+    error: IntegrityError,
+    file_format: Format,
+    path: Path,
+    network: Network,
+    inputs: Tensor,
+    answer: Answer | None,
+    stated: float | None,
+) -> Agreement:
+    """What a file is whose outputs differ by more than `tolerance`: as good as bfloat16 allows, or wrong.
+
+    Raises:
+        NotIdentical: Nothing but numbers that are rounded otherwise are why, in words.
+        IntegrityError: The file is wrong; it names the first unit that differs.
+    """
+    from mixnas.search_space.formats import blame, integers
+
+    other = blame.other_weight(file_format, path, network)
+    differs = str(error).replace(f"{path}: ", "").replace(_WRONG, "").rstrip(" .")
+    excusable = stated is None and other is None
+    if excusable and (moved := _moved_alone(file_format, path, network, inputs)):
+        raise NotIdentical(f"not identical to the deployed network: {differs}; {moved}.") from error
+    blamed = blame.first_divergence(file_format, path, network, inputs, other)
+    if excusable and blamed == blame.NONE_ALONE:
+        answer = answer or load(file_format, path)
+        found = compare(answer, network, inputs, path, math.inf)
+        allowed = as_rough(answer, network, inputs)
+        if found.difference <= allowed and integers.whole_layers(network):
+            raise NotIdentical(
+                f"not identical to the deployed network: {differs}; each unit by itself answers as the network's does, "
+                "and what bfloat16 rounds otherwise in one moves whole numbers in those behind it."
+            ) from error
+        if found.difference <= allowed:
+            return replace(found, allowed=allowed)
+    raise IntegrityError(f"{error} {blamed}".rstrip()) from error
 
 
 def _moved_alone(file_format: Format, path: Path, network: Network, inputs: Tensor) -> str:
