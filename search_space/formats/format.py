@@ -220,8 +220,8 @@ class NotIdentical(IntegrityError):  # noqa: N818 - the file is as good as its r
 
 _WRONG = "The file is wrong: do not use it."
 _PASSED_ON = (
-    "each unit by itself answers as the network's does, and what bfloat16 rounds otherwise in one moves whole numbers in "
-    "those behind it"
+    "each unit by itself answers as the network's does, and what bfloat16 rounds otherwise in one moves whole numbers "
+    "in those behind it"
 )
 _FLOAT32 = 1e-4
 """Another order of a sum changes the last digits."""
