@@ -67,18 +67,25 @@ class Case:
 
 
 class Group(tuple[Case, ...]):
-    """The cases of one operator: a test of each by itself would be thousands, which cost more than what they do."""
+    """The cases of one operator, or of some: a test of each by itself would be thousands, which cost more than what
+    they do."""
 
     def __str__(self) -> str:
-        return f"{self[0].axis}={self[0].op.name}"
+        names = list(dict.fromkeys(case.op.name for case in self))
+        return f"{self[0].axis}={names[0]}" + (f" to {names[-1]}" if len(names) > 1 else "")
 
 
-def grouped(found: Iterable[Case]) -> list[Group]:
-    """By operator."""
-    groups: dict[tuple[str, str], list[Case]] = {}
+def grouped(found: Iterable[Case], together: int = 1) -> list[Group]:
+    """By operator, or by so many of an axis."""
+    operators: dict[str, dict[str, list[Case]]] = {}
     for case in found:
-        groups.setdefault((case.axis, case.op.name), []).append(case)
-    return [Group(group) for group in groups.values()]
+        operators.setdefault(case.axis, {}).setdefault(case.op.name, []).append(case)
+    groups = []
+    for of_axis in operators.values():
+        each = list(of_axis.values())
+        some = (each[first : first + together] for first in range(0, len(each), together))
+        groups += [Group(itertools.chain.from_iterable(cases)) for cases in some]
+    return groups
 
 
 def for_each_case(test: Callable[..., None]) -> Callable[..., None]:

@@ -65,7 +65,7 @@ class PolicyContract:
             found = [case for case in quantizable() if not self._refuses(case)]
             if not metafunc.cls.every_kind:
                 found = list({(case.axis, case.op.name): case for case in found}.values())
-            metafunc.parametrize("case", grouped(found), ids=str)
+            metafunc.parametrize("case", grouped(found, together=8), ids=str)
 
     @classmethod
     def _refuses(cls, case: Case) -> bool:
