@@ -21,6 +21,7 @@ from mixnas.search_space.errors import ConfigError
 
 MODELS = ("gp", "svr", "ridge")
 _LEAST = 0.02  # a model of less weight is left out
+_RESAMPLES = 30  # of the rows, that weights are the mean of
 _RANKS_GAIN = 0.05  # by so many standard errors of a rank correlation ranks have to be better to be fitted instead
 _FEW = 200  # rows up to which settings are chosen on all rows, each held out once, rather than on a quarter of them
 
@@ -278,7 +279,7 @@ class Surrogate:
             y = scale.forward(metric)[rows]
             held = {name: _held_out(name, encoding, config, encoded[rows], y) for name in config.models}
             scores |= {f"{name}{suffix}": rank_correlation(means, y) for name, (means, _) in held.items()}
-            weights = _stacked(np.stack([means for means, _ in held.values()], axis=1), y)
+            weights = _stacked(np.stack([means for means, _ in held.values()], axis=1), y, config.seed)
             models = {name: _new_model(name, encoding, config) for name, w in zip(held, weights, strict=True) if w > 0}
             weights = weights[weights > 0]
             mean, deviation = _averaged([held[name] for name in models], weights)
@@ -314,21 +315,33 @@ def _averaged(found: Sequence[tuple[np.ndarray, np.ndarray]], weights: np.ndarra
     return mean, deviation
 
 
-def _stacked(held_out: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Weights of models, none negative, that sum to 1: those of the least squared error.
+def _stacked(held_out: np.ndarray, y: np.ndarray, seed: int) -> np.ndarray:
+    """Weights of models, none negative, that sum to 1: the mean of what resamples of the rows say.
+
+    Of few rows the weights of the least squared error are near to all or nothing; those of resamples are less so
+    (bagging: Breiman 1996, "Bagging predictors").
 
     Args:
         held_out: (rows, models), each predicted by a model that had not seen the row.
         y: (rows,).
+        seed: Of the resamples.
     """
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(len(y), size=(_RESAMPLES, len(y)))
+    found = np.mean([_least_squares(held_out[rows], y[rows]) for rows in drawn], axis=0)
+    found = np.where(found >= _LEAST, found, 0.0)
+    weights: np.ndarray = found / found.sum()
+    return weights
+
+
+def _least_squares(held_out: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Weights (models,) of the least squared error, none negative, that sum to 1; see `_stacked`."""
     from scipy.optimize import nnls
 
     models = held_out.shape[1]
     heavy = 1e4 * max(1.0, float(np.abs(held_out).max()), float(np.abs(y).max()))  # so that the sum is 1 but for little
-    found, _ = nnls(np.vstack([held_out, np.full(models, heavy)]), np.append(y, heavy))
-    found = np.where(found >= _LEAST * found.sum(), found, 0.0)
-    weights: np.ndarray = found / found.sum()
-    return weights
+    found: np.ndarray = nnls(np.vstack([held_out, np.full(models, heavy)]), np.append(y, heavy))[0]
+    return found / found.sum()
 
 
 def _held_out(
