@@ -187,9 +187,10 @@ class Segmentation(Task):
         for split, of in counted.items():
             if not of[:count].all():
                 empty = self.labels[int(np.argmin(of[:count]))]
+                gap = not any(each[int(np.argmin(of[:count]))] for each in counted.values())
+                what = "number the classes without gaps" if gap else "deal them otherwise with seed"
                 raise ConfigError(
-                    f"task {self.name}: class {empty!r} has no pixel in {split}. Give pictures of it, or number the "
-                    "classes without gaps."
+                    f"task {self.name}: class {empty!r} has no pixel in {split}. Give more pictures of it, or {what}."
                 )
         pixels, _ = found["train"]
         height, width, channels = pixels.shape[1:]

@@ -33,10 +33,10 @@ def _read(
 ) -> tuple[dict[str, Table], list[str] | None]:
     """Tables by split, all under "train" where the file has none, and the names of classes that it gives."""
     if not path.lower().endswith(".npz"):
-        read = read_parquet if path.lower().endswith(".parquet") else read_csv
-        return {"train": read(Path(path), length=length, memory_gib=memory_gib, **columns)}, None
+        read_file = read_parquet if path.lower().endswith(".parquet") else read_csv
+        return {"train": read_file(Path(path), length=length, memory_gib=memory_gib, **columns)}, None
     file = NpzFile(path, memory_gib)
-    found = {}
+    read: dict[str, tuple[list[NDArray[np.float32]], NDArray[Any]]] = {}
     for split, (x, y) in read_pairs(file).items():
         where = f"{file.where}: {split}"
         if x.ndim not in (2, 3) or x.dtype.kind not in "iuf" or 0 in x.shape:
@@ -46,8 +46,12 @@ def _read(
         y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
         if y.ndim != 1 or len(y) != len(x) or y.dtype.kind not in "iufbUS":
             raise ConfigError(f"{where}: targets have shape {y.shape} and type {y.dtype}; one for each of {len(x)}.")
-        series = cut_to(where, [one[:n] for one, n in zip(series, lengths, strict=True)], length, memory_gib)
-        found[split] = Table(series, y, tuple(f"channel {i}" for i in range(series.shape[-1])))
+        read[split] = [one[:n] for one, n in zip(series, lengths, strict=True)], y
+    longest = max(len(one) for series, _ in read.values() for one in series)
+    found = {}
+    for split, (series, y) in read.items():
+        cut = cut_to(f"{file.where}: {split}", series, length, memory_gib, longest)
+        found[split] = Table(cut, y, tuple(f"channel {i}" for i in range(cut.shape[-1])))
     return found, file.labels()
 
 

@@ -298,14 +298,25 @@ def _check_words(where: str, column: str, words: Sequence[str], memory_gib: floa
 
 
 def cut_to(
-    where: str, series: Sequence[NDArray[np.float32]], length: int | None, memory_gib: float
+    where: str,
+    series: Sequence[NDArray[np.float32]],
+    length: int | None,
+    memory_gib: float,
+    longest: int | None = None,
 ) -> NDArray[np.float32]:
     """(n, L, C) of series that are cut to a length, or to that of the longest; NaN behind the end of shorter ones.
+
+    Args:
+        where: The file, for messages.
+        series: (moments, C) each.
+        length: To be cut to; None for `longest`.
+        memory_gib: What they may take.
+        longest: Moments of the longest series that there is, here or in another split; None where these are all.
 
     Raises:
         ConfigError: Series have one moment, or fewer than are asked for, or take more than memory_gib allows.
     """
-    longest = max(map(len, series))
+    longest = longest or max(map(len, series))
     wanted = length or longest
     if wanted < 2:
         raise ConfigError(

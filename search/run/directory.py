@@ -308,7 +308,7 @@ class Run:
             holder = os.pread(file, 100, 0).decode(errors="replace").strip()
             os.close(file)
             process = holder if holder.isdecimal() else "unknown"
-            raise NasError(f"{self.path}: process {process} is running this search. Wait for it, or stop it.")
+            raise NasError(f"{self.path}: process {process} is using this run. Wait for it, or stop it.")
         os.ftruncate(file, 0)
         os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
         self._lock, self._entered = file, 1

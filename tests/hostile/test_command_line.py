@@ -259,7 +259,7 @@ def test_a_second_process_changes_nothing(received, capsys):
         holder.stdout.readline()
         Path("evil_task_of_a_stranger.py").write_text("from mixnas.evaluators.tasks.digits import Digits as Task\n")
         status, _, err = nas(capsys, "resume", "r", "--trust", "--trials", "9")
-        assert status == 1 and f"process {holder.pid} is running this search" in err
+        assert status == 1 and f"process {holder.pid} is using this run" in err
         holder.stdin.close()
     after = {path.name: path.read_bytes() for path in received.path.iterdir() if path.is_file()}
     assert {name: text for name, text in after.items() if name != ".lock"} == before

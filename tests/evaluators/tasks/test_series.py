@@ -221,6 +221,23 @@ def test_series_of_different_lengths_can_be_cut(tmp_path):
     assert task.io.size == (3,) and task.labels == ("0", "1")
 
 
+def test_the_longest_series_of_any_split_says_to_what_all_are_filled_up(tmp_path):
+    x = np.random.default_rng(0).normal(size=(12, 32, 2)).astype(np.float32)
+    short = x.copy()
+    short[:, 30:] = np.nan
+    arrays = {"x_train": x, "x_val": x, "x_test": short} | {
+        f"y_{s}": np.arange(12) % 2 for s in ("train", "val", "test")
+    }
+    np.savez(tmp_path / "s.npz", **arrays)
+    for length in (None, 32, 31, 8):
+        task = Series(path=str(tmp_path / "s.npz"), length=length)
+        assert task.io.size == (length or 32,)
+        test, _ = task.test.gather(torch.arange(12))
+        assert torch.equal(torch.isnan(test), torch.from_numpy(np.isnan(short[:, : length or 32])))
+    with pytest.raises(ConfigError, match="longest series has 32 moments, and length asks for 33"):
+        Series(path=str(tmp_path / "s.npz"), length=33)
+
+
 def test_an_npz_of_series_keeps_its_splits(tmp_path):
     parts = {
         f"{w}_{s}": a for s, n in (("train", 30), ("test", 8)) for w, a in (("x", waves(n)), ("y", np.arange(n) % 2))

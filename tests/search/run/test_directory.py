@@ -163,13 +163,13 @@ def test_one_process_at_a_time_and_a_dead_one_leaves_no_lock(tmp_path):
     with holder:
         assert holder.stdout.readline() == "held\n"
         assert run.is_running() and run.status().state == "running"
-        with pytest.raises(NasError, match=f"process {holder.pid} is running this search"), run:
+        with pytest.raises(NasError, match=f"process {holder.pid} is using this run"), run:
             pass
         os.kill(holder.pid, signal.SIGKILL)
     assert not run.is_running() and run.status().state == "stopped"
     with run:
         assert run.is_running()
-        with pytest.raises(NasError, match="is running this search"), Run.open("r", tmp_path):
+        with pytest.raises(NasError, match="is using this run"), Run.open("r", tmp_path):
             pass
     assert not run.is_running()
 
