@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
@@ -46,6 +47,9 @@ _BATCH = 256  # of the test split, as it goes through a file
 _WHOLE = (torch.int8, torch.uint8)  # types of weights that are stored as whole numbers
 
 DEFAULT_FORMATS = ("safetensors",)
+
+_MAKING, _BEFORE = ".exporting-", ".before"
+"""How the folder begins in which networks are made before they have their names; how an earlier export in it ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,10 +153,10 @@ def export_run(
     held = contextlib.ExitStack()
     if output is None:  # the run is written
         held.enter_context(run)
-        for left in run.exports.glob(".exporting-*"):  # by one that was killed
-            shutil.rmtree(left, ignore_errors=True)
     root.mkdir(parents=True, exist_ok=True)
-    making = Path(tempfile.mkdtemp(dir=root, prefix=".exporting-"))
+    _clear_up(root)
+    making = Path(tempfile.mkdtemp(dir=root, prefix=_MAKING))
+    held.enter_context(_locked(making))
     try:
         with _loading(wanted) as load:
             for done, (member, network) in enumerate(chosen, 1):
@@ -165,7 +169,7 @@ def export_run(
         shutil.rmtree(making)
         held.close()
         with contextlib.suppress(OSError):  # they go only if nothing is in them
-            for folder in made or [root]:
+            for folder in made or ([root] if output is None else []):
                 folder.rmdir()
 
 
@@ -347,16 +351,53 @@ def _measured(folder: Path, wanted: Iterable[Format], network: Network, run: Run
     return {name: {**one.latency.to_plain(), **about} for name, one in zip(calls, found, strict=True)}
 
 
+@contextlib.contextmanager
+def _locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold a folder's lock, which ends with this process; gives whether it is held, at once where it does not wait."""
+    try:
+        place = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        yield False
+        return
+    held = True
+    try:
+        try:
+            fcntl.flock(place, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            held = False
+        yield held
+    finally:
+        os.close(place)
+
+
+def _clear_up(root: Path) -> None:
+    """Remove what exports into a folder left that were killed; an earlier export that they had put aside comes back."""
+    for left in root.glob(f"{_MAKING}*"):
+        with _locked(left, wait=False) as dead, _locked(root):
+            if not dead:
+                continue
+            for before in left.glob(f"*{_BEFORE}"):
+                folder = root / before.name.removesuffix(_BEFORE)
+                if not os.path.lexists(folder):
+                    os.replace(before, folder)
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def _publish(made: Path, folder: Path) -> Path:
-    """Put a finished folder under its name. What somebody else laid into an earlier one of that name moves along."""
-    if os.path.islink(folder) or (os.path.lexists(folder) and not folder.is_dir()):
-        raise ConfigError(f"{folder}: is no folder of its own, so nothing is put into its place. Remove it.")
-    if folder.exists():
-        known = [formats.get(name) for name in formats.names()]
-        ours = {*cards.OWN, *(name for f in known for name in (f.file_name, *f.beside))}
-        for entry in folder.iterdir():
-            if entry.name not in ours:
-                os.replace(entry, made / entry.name)
-        os.replace(folder, made.with_name(f"{made.name}.before"))
-    os.replace(made, folder)
+    """Put a finished folder under its name, with a copy of what somebody else laid into an earlier one of that name."""
+    with _locked(folder.parent):  # one export at a time puts its folders into one place
+        if os.path.islink(folder) or (os.path.lexists(folder) and not folder.is_dir()):
+            raise ConfigError(f"{folder}: is no folder of its own, so nothing is put into its place. Remove it.")
+        if folder.exists():
+            known = [formats.get(name) for name in formats.names()]
+            ours = {*cards.OWN, *(name for f in known for name in (f.file_name, *f.beside))}
+            for entry in folder.iterdir():
+                if entry.name in ours:
+                    continue
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.copytree(entry, made / entry.name, symlinks=True)
+                else:
+                    shutil.copy2(entry, made / entry.name, follow_symlinks=False)
+            os.replace(folder, made.with_name(f"{made.name}{_BEFORE}"))
+        os.replace(made, folder)
     return folder

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from mixnas.search.export import export_run
+from mixnas.search.export import _locked, export_run
 from mixnas.search.reproducing import read_export
 from mixnas.search.run.directory import Run
 from mixnas.search.run.integrity import export_problems, problems
@@ -251,6 +251,28 @@ def test_an_export_follows_no_link_and_clears_away_what_a_killed_one_left(runs, 
     (run.exports / ".exporting-left" / FP32).mkdir(parents=True)
     export_run(run, pick=FP32, verify=False)
     assert listing(run.exports) == [FP32]
+
+
+def test_what_a_killed_export_had_put_aside_comes_back_and_one_at_work_is_let_alone(runs, tmp_path):
+    run, root = runs("finished"), tmp_path / "out"
+    other = root / ".exporting-killed" / "another.before"
+    other.mkdir(parents=True)
+    (other / "NOTES.txt").write_text("mine")
+    (root / ".exporting-at-work" / FP32).mkdir(parents=True)
+    with _locked(root / ".exporting-at-work"):
+        export_run(run, pick=FP32, verify=False, output=str(root))
+    assert listing(root) == sorted([".exporting-at-work", "another", FP32])
+    assert (root / "another" / "NOTES.txt").read_text() == "mine"
+
+
+def test_a_folder_that_was_there_stays_when_an_export_fails(runs, tmp_path, monkeypatch):
+    run, root = runs("finished"), tmp_path / "out"
+    root.mkdir()
+    monkeypatch.setattr("mixnas.search.export._publish", lambda *_: 1 / 0)
+    for folder, stays in ((root, True), (tmp_path / "new" / "out", False)):
+        with pytest.raises(ZeroDivisionError):
+            export_run(run, pick=FP32, verify=False, output=str(folder))
+        assert folder.exists() == stays and (tmp_path / "new").exists() is False
 
 
 def test_weights_are_copied_without_the_tasks_module(runs, monkeypatch):
