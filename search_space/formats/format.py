@@ -311,6 +311,11 @@ def compare(
     for batch in (inputs, inputs[:1]):
         with torch.no_grad():
             expected = network(batch)
+        if not expected.isfinite().all():
+            raise IntegrityError(
+                f"{what}: cannot be compared: the network itself answers NaN or infinity, in eager mode, to some of "
+                f"{len(batch)} inputs. Look at its weights, and at what it reads."
+            )
         try:
             found = torch.from_numpy(answer(batch.numpy()))
         except Exception as error:
