@@ -49,6 +49,7 @@ from mixnas.search_space.formats.format import Format, NotIdentical  # noqa: E40
 from mixnas.search_space.formats.integers import whole_layers  # noqa: E402
 from mixnas.search_space.formats.safetensors import load_network  # noqa: E402
 from mixnas.search_space.network import Network  # noqa: E402
+from mixnas.search_space.operators.norms import has_running_statistics, reset_running_statistics  # noqa: E402
 from mixnas.search_space.operators.quantization.policy import policy_of  # noqa: E402
 from mixnas.search_space.registry import Context, Knob, Value  # noqa: E402
 from mixnas.search_space.units import IOSpec  # noqa: E402
@@ -175,6 +176,11 @@ def trained_looking(architecture: Architecture, io: IOSpec, seed: int) -> Networ
         for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
             if tensor.is_floating_point() and ("norm" in name or name.endswith("bias")):
                 tensor.add_(0.2 * torch.rand(tensor.shape, generator=generator))
+        batch = io.example(8, generator=generator)
+        if has_running_statistics(network) and not network(batch).isfinite().all():
+            reset_running_statistics(network)  # with those of no data, products of many blocks grow without bound
+            network.train()(batch)
+            network.eval()
     return network.deploy()
 
 

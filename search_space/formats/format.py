@@ -255,29 +255,35 @@ def tolerance(network: torch.nn.Module, *, floats_alone: bool = False) -> float:
 
 
 _AS_ROUGH = 2.0
-"""Two roundings of the same network to bfloat16, in other orders, are no farther apart in size than this."""
+"""Two roundings of the same network, in other orders, are no farther apart in size than this."""
 
 
 def as_rough(answer: Answer, network: Network, inputs: Tensor) -> float:
-    """How far outputs of a file may differ from those of a network in bfloat16, by what that rounding does to it.
+    """How far outputs of a file may differ from a network's, by what rounding does to it: to bfloat16, or to float32.
 
     A rounding is passed on by all that follows, so that `tolerance`, a share of the outputs, is too little for some
-    networks. What decides then is how far torch's own outputs are from those of the same weights in float32.
+    networks. What decides then is how far torch's own outputs, of all inputs at once and of each by itself, are from
+    those of the same weights in a finer type: float32 in bfloat16's place, float64 where all is float32.
 
     Returns:
-        The difference that is allowed; 0 where the file is farther from float32 than twice what torch is, or where
-        nothing computes in bfloat16.
+        The difference that is allowed; 0 where the file is farther from the finer type than twice what torch is, where
+        something computes in another type, or where an operator does not compute in float64.
     """
     import torch
 
-    exact = copy.deepcopy(network)
+    exact, given = copy.deepcopy(network), inputs
     rough = [layer for layer in exact.modules() if getattr(layer, "compute", None) == torch.bfloat16]
     for layer in rough:
         layer.float().compute = torch.float32
     if not rough:
-        return 0.0
+        if tolerance(network) != _FLOAT32:
+            return 0.0
+        exact, given = exact.double(), inputs.double() if inputs.is_floating_point() else inputs
     with torch.no_grad():
-        precise = exact(inputs).double()
+        try:
+            precise = exact(given).double()
+        except RuntimeError:  # types that do not go together
+            return 0.0
         torchs = [network(inputs), torch.cat([network(one) for one in inputs.split(1)])]
     found = torch.from_numpy(answer(inputs.numpy()))
     file, *own = ((one.double() - precise).abs().max().item() for one in (found, *torchs))
@@ -311,6 +317,11 @@ def compare(
     for batch in (inputs, inputs[:1]):
         with torch.no_grad():
             expected = network(batch)
+        if not expected.isfinite().all():
+            raise IntegrityError(
+                f"{what}: cannot be compared: the network itself answers NaN or infinity, in eager mode, to some of "
+                f"{len(batch)} inputs. Look at its weights, and at what it reads."
+            )
         try:
             found = torch.from_numpy(answer(batch.numpy()))
         except Exception as error:
@@ -403,7 +414,7 @@ def _rough(
     answer: Answer | None,
     stated: float | None,
 ) -> Agreement:
-    """What a file is whose outputs differ by more than `tolerance`: as good as bfloat16 allows, or wrong.
+    """What a file is whose outputs differ by more than `tolerance`: as good as its types allow, or wrong.
 
     Raises:
         NotIdentical: Nothing but numbers that are rounded otherwise are why, in words.
@@ -417,15 +428,23 @@ def _rough(
     if excusable and (moved := _moved_alone(file_format, path, network, inputs)):
         raise NotIdentical(f"not identical to the deployed network: {differs}; {moved}.") from error
     blamed = blame.first_divergence(file_format, path, network, inputs, other)
-    if excusable and blamed == blame.NONE_ALONE:
-        answer = answer or load(file_format, path)
-        found = compare(answer, network, inputs, path, math.inf)
-        allowed = as_rough(answer, network, inputs)
-        if found.difference <= allowed and integers.whole_layers(network):
+    if excusable and (blamed == blame.NONE_ALONE or tolerance(network) == _FLOAT32):  # one unit may be as rough
+        found = _excused(answer or load(file_format, path), network, inputs, path)
+        if found is not None and integers.whole_layers(network):
             raise NotIdentical(f"not identical to the deployed network: {differs}; {_PASSED_ON}.") from error
-        if found.difference <= allowed:
-            return replace(found, allowed=allowed)
+        if found is not None:
+            return found
     raise IntegrityError(f"{error} {blamed}".rstrip()) from error
+
+
+def _excused(answer: Answer, network: Network, inputs: Tensor, path: Path) -> Agreement | None:
+    """What a file is that differs by no more than `as_rough` allows; None where it differs by more, or fails."""
+    try:
+        found = compare(answer, network, inputs, path, math.inf)
+    except IntegrityError:
+        return None
+    allowed = as_rough(answer, network, inputs)
+    return replace(found, allowed=allowed) if found.difference <= allowed else None
 
 
 def _moved_alone(file_format: Format, path: Path, network: Network, inputs: Tensor) -> str:
