@@ -186,6 +186,7 @@ def problems(path: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[str, str
         yield "study.journal", problem
     weights = [path / "supernet.safetensors", *sorted((path / "networks").glob("*.safetensors"))]
     found: list[tuple[Path, str]] = [(file, weights_problem(file)) for file in weights if os.path.lexists(file)]
+    found += [(file, _other_network(file)) for file, problem in found if not problem and file.parent.name == "networks"]
     found += [(file, _failure_problem(file)) for file in sorted((path / "networks").glob("*.json"))]
     if manifest["format"] >= _WITH_DIGESTS:
         found += [(file, "missing. A resume makes it again.") for file in _missing_networks(path, whole)]
@@ -310,6 +311,19 @@ _DTYPES = {
     "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
     "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
 }  # fmt: skip
+
+
+def _other_network(path: Path) -> str:
+    """Why a file of weights that is whole is another network's than its name says; empty where it is its own."""
+    from mixnas.search_space.architecture import Architecture
+
+    data = read_bytes(path)
+    try:
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        found = Architecture.from_json(header["__metadata__"]["architecture"], f"{path}: architecture").id
+    except (ValueError, KeyError, TypeError, RecursionError, NasError):
+        return ""  # of operators that are not imported here, say: whoever loads it is told
+    return "" if found == path.stem else f"it holds {found}, another network. Was it exchanged with that one's file?"
 
 
 def weights_problem(path: Path) -> str:

@@ -238,6 +238,20 @@ def test_every_file_of_an_export_is_checked(runs):
     ]
 
 
+def test_networks_that_changed_places_are_named(runs):
+    run = runs("finished")
+    one, other, *_ = sorted((run.path / "networks").glob("*.safetensors"))
+    assert list(problems(run.path, run.manifest)) == []
+    aside = one.rename(one.with_suffix(".aside"))
+    other.rename(one)
+    aside.rename(other)
+    found = dict(problems(run.path, run.manifest))
+    assert found == {
+        f"networks/{path.name}": f"it holds {there.stem}, another network. Was it exchanged with that one's file?"
+        for path, there in ((one, other), (other, one))
+    }
+
+
 def test_an_export_follows_no_link_and_clears_away_what_a_killed_one_left(runs, tmp_path):
     run = runs("finished")
     victim = tmp_path / "victim"
