@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -16,3 +17,8 @@ def sayable(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def said(arguments: Sequence[str]) -> str:
+    """Arguments of a command as a record keeps them: of a place on this machine, its name alone."""
+    return " ".join(Path(one).name if Path(one).is_absolute() else one for one in arguments)

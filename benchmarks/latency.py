@@ -33,7 +33,7 @@ use_checkout()
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from _growth import grow, rate  # noqa: E402
-from _record import sayable  # noqa: E402
+from _record import said, sayable  # noqa: E402
 
 from mixnas.predictors.latency.fit import accuracy  # noqa: E402
 from mixnas.predictors.latency.predictor import LatencyPredictor  # noqa: E402
@@ -180,7 +180,7 @@ def growth(args: argparse.Namespace) -> None:
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     record = {
         "what": "a space of eighty operators on the axes of a block and nine policies",
-        "command": "python benchmarks/latency.py " + " ".join(sys.argv[1:]),
+        "command": "python benchmarks/latency.py " + said(sys.argv[1:]),
         "provenance": provenance(kind, config.threads) | {"load_average_before": round(load_before, 2)},
         **found,
     }
@@ -228,7 +228,7 @@ def held_out(args: argparse.Namespace) -> None:
             results[name] = accuracy(values, once)
         record = {
             "what": "latency predictor on held-out whole networks",
-            "command": "python benchmarks/latency.py " + " ".join(sys.argv[1:]),
+            "command": "python benchmarks/latency.py " + said(sys.argv[1:]),
             "provenance": provenance("cuda" if torch.cuda.is_available() else "cpu", config.threads)
             | {"runtime": args.runtime, "load_average_before": round(load_before, 2)},
             "config": args.config,
