@@ -47,10 +47,10 @@ def _read(
         if y.ndim != 1 or len(y) != len(x) or y.dtype.kind not in "iufbUS":
             raise ConfigError(f"{where}: targets have shape {y.shape} and type {y.dtype}; one for each of {len(x)}.")
         read[split] = [one[:n] for one, n in zip(series, lengths, strict=True)], y
-    longest = max(len(one) for series, _ in read.values() for one in series)
+    longest = max(len(one) for uneven, _ in read.values() for one in uneven)
     found = {}
-    for split, (series, y) in read.items():
-        cut = cut_to(f"{file.where}: {split}", series, length, memory_gib, longest)
+    for split, (uneven, y) in read.items():
+        cut = cut_to(f"{file.where}: {split}", uneven, length, memory_gib, longest)
         found[split] = Table(cut, y, tuple(f"channel {i}" for i in range(cut.shape[-1])))
     return found, file.labels()
 
