@@ -1,26 +1,22 @@
-"""What stands beside an exported network's files: its card for people and for programs, and what loads them."""
+"""What stands beside an exported network's files: its card for people and for programs."""
 
 from __future__ import annotations
 
-import inspect
-import json
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from mixnas.evaluators.starting import by_unit, why_not
-from mixnas.evaluators.tasks.decoding import read_picture
+from mixnas.search.loader import as_batch, inputs_of, takes_pictures, told
 from mixnas.search.policies import used
 from mixnas.search.run.directory import Run
 from mixnas.search.run.front import SHARE, Front, Member
 from mixnas.search.run.integrity import EXPORT_FORMAT, EXPORT_MANIFEST
 from mixnas.search.study.objectives import parse_constraints
 from mixnas.search_space.cost import unit_cost
-from mixnas.search_space.errors import exactly, listed
+from mixnas.search_space.errors import exactly, listed, visible
 from mixnas.search_space.files import dump_yaml
-from mixnas.search_space.formats.format import Format
 from mixnas.search_space.network import Network
 from mixnas.search_space.units import IOSpec, Unit, plan
 
@@ -28,127 +24,6 @@ FORMAT, MANIFEST = EXPORT_FORMAT, EXPORT_MANIFEST
 READABLE = (FORMAT - 1, FORMAT)
 ARCHITECTURE, LOADER, CARD, README = "architecture.yaml", "load.py", "card.json", "README.md"
 OWN = (ARCHITECTURE, LOADER, CARD, README, MANIFEST)
-
-_TOLD = ("labels", "pictures", "target", "counts", "summary")
-"""What the card takes from what the run says of its data."""
-
-_INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "asimd", "asimddp", "sve")
-
-_LOADER_HEAD = '''"""Loads the exported network. What a function here gives answers a batch: arrays in, arrays out.
-
-Before a file is loaded its SHA-256 is compared with `manifest.json`, and this CPU with the one it was verified on.
-"""
-
-from __future__ import annotations
-
-import hashlib
-import json
-import sys
-from pathlib import Path
-
-import numpy as np
-
-HERE = Path(__file__).resolve().parent
-VERIFIED_ON = {instructions}
-
-
-def check(name: str) -> Path:
-    """The path of a file, if it is as it was exported."""
-    known = json.loads((HERE / "manifest.json").read_text(encoding="utf-8"))["files"]
-    for file in {beside}[name]:
-        if hashlib.sha256((HERE / file).read_bytes()).hexdigest() != known[file]["sha256"]:
-            sys.exit(f"{{HERE / file}}: damaged or changed: its SHA-256 is not that in manifest.json.")
-    try:
-        here = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
-    except OSError:  # not Linux: it can't be told
-        here = set(VERIFIED_ON)
-    if missing := [name for name in VERIFIED_ON if name not in here]:
-        text = f"note: verified on a CPU with {{', '.join(missing)}}, which this one lacks: outputs may differ."
-        print(text, file=sys.stderr)
-    return HERE / name
-
-'''
-
-_OF_PICTURES = """
-def classify(picture: str, name: str) -> tuple[str, float]:
-    \"\"\"The class of a picture's file, and its probability, by the network in a file of this folder.\"\"\"
-    pixels = read_picture(picture, SIZE, CHANNELS)
-    outputs = FILES[name](check(name))(pixels[None].astype(np.float32))[0].astype(np.float64)
-    shares = np.exp(outputs - outputs.max())
-    best = int(outputs.argmax())
-    return LABELS[best], float(shares[best] / shares.sum())
-
-"""
-
-_OF_NUMBERS = """
-def in_units(outputs: np.ndarray) -> np.ndarray:
-    \"\"\"A network's answers in the unit of the targets: it learned (target - mean) / std.\"\"\"
-    return outputs * {std!r} + {mean!r}
-
-"""
-
-_CALLED_WITH_PICTURES = """    for picture in sys.argv[1:]:
-        try:
-            read_picture(picture, SIZE, CHANNELS)
-        except Exception as error:  # a decoder raises whatever it meets
-            sys.exit(f"{picture}: cannot be read as a picture: {error}")
-        for name in FILES:
-            print(picture, name, *classify(picture, name))
-    if sys.argv[1:]:
-        sys.exit()
-"""
-
-_LOADER_TAIL = """
-
-FILES = {{{files}}}
-{labels}{pictures}
-if __name__ == "__main__":
-{called}    example = np.zeros({shape}, dtype=np.{dtype})
-    for name, load in FILES.items():
-        print(name, "input", example.shape, "output", load(check(name))(example).shape)
-"""
-
-
-def processor() -> dict[str, Any]:
-    """The CPU's instructions that a network's speed or its digits may depend on, as far as they can be told."""
-    try:
-        found = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
-    except OSError:
-        found = set()
-    return {"instructions": [name for name in _INSTRUCTIONS if name in found]}
-
-
-def loader(wanted: Iterable[Format], io: IOSpec, data: Mapping[str, Any] | None = None) -> str:
-    """The text of `load.py`: the functions by which the files were verified.
-
-    Args:
-        wanted: Formats of the files.
-        io: What the network reads and answers.
-        data: What the run says of its data (`Run.data`): names of the classes, and how pictures are read.
-    """
-    data = data or {}
-    wanted = list(wanted)
-    beside = {f.file_name: [f.file_name, *f.beside] for f in wanted}
-    head = _LOADER_HEAD.format(beside=_quoted(beside), instructions=_quoted(processor()["instructions"]))
-    functions = "".join(f"\n{inspect.getsource(file_format.load)}\n" for file_format in wanted)
-    files = ", ".join(f'"{f.file_name}": {f.load.__name__}' for f in wanted)
-    example = io.example(1).numpy()
-    labels = f"LABELS = {json.dumps(list(map(str, data['labels'])), indent=4)}\n" if data.get("labels") else ""
-    pictures = called = ""
-    if labels and (about := data.get("pictures")):
-        functions += f"\n{inspect.getsource(read_picture)}\n{_OF_PICTURES}"
-        pictures = f"SIZE, CHANNELS = {tuple(map(int, about['size']))}, {int(about['channels'])}\n"
-        called = _CALLED_WITH_PICTURES
-    if target := data.get("target"):
-        functions += _OF_NUMBERS.format(std=float(target["std"]), mean=float(target["mean"]))
-    tail = _LOADER_TAIL.format(
-        files=files, labels=labels, pictures=pictures, called=called, shape=example.shape, dtype=example.dtype
-    )
-    return head + functions + tail
-
-
-def _quoted(plain: Any) -> str:
-    return repr(plain).replace("'", '"')
 
 
 def card(
@@ -181,7 +56,7 @@ def card(
         "device": front.device or manifest.get("device"),
         "versions": manifest["versions"],
         "io": network.io.to_plain(),
-        **{key: value for key, value in run.data().items() if value and key in _TOLD},
+        **told(run.data()),
         **trained_before(run.data(), network, shared=search.get("evaluator") == "supernet"),
         "files": dict(files),
         "config": config,
@@ -334,9 +209,9 @@ def readme(plain: Mapping[str, Any], network: Network) -> str:
         f"{_inputs(plain)}. SHA-256 of every file: `{MANIFEST}`.",
         "",
         "```python",
-        "from load import FILES, check",
+        "from load import network",
         "",
-        f'answer = FILES["{next(iter(plain["files"]))}"](check("{next(iter(plain["files"]))}"))',
+        f'answer = network("{next(iter(plain["files"]))}")',
         "outputs = answer(inputs)  # NumPy arrays; any number of inputs",
         "```",
         "",
@@ -370,9 +245,15 @@ def readme(plain: Mapping[str, Any], network: Network) -> str:
 
 def _classes(plain: Mapping[str, Any], io: IOSpec) -> list[str]:
     """What goes in and comes out, where the data says it."""
-    lines = [f"Data: {plain['summary']}.", ""] if "summary" in plain else []
+    lines = [f"Data: {_in_a_line(plain['summary'])}.", ""] if "summary" in plain else []
     if plain.get("labels"):
-        lines += [f"Classes, in the order of the outputs: {', '.join(plain['labels'])}.", ""]
+        names = ", ".join(_in_a_line(str(name)) for name in plain["labels"])
+        lines += [f"Classes, in the order of the outputs: {names}.", ""]
+    dtype, shape = inputs_of(io)
+    order = "channels last: height, width, channels" if io.kind == "image" else "moments, channels"
+    order = f"whole numbers from 0 to {io.in_features - 1}" if io.tokens else order
+    answers = as_batch((*io.grid, io.num_outputs))
+    lines += [f"Inputs: {dtype}, {as_batch(shape)}, {order}. `load.py` converts other types. Outputs: {answers}.", ""]
     if "target" in plain:
         lines += ["It answers with (target - mean) / std; `load.in_units(outputs)` gives the targets' own unit.", ""]
     if io.padded:
@@ -380,9 +261,17 @@ def _classes(plain: Mapping[str, Any], io: IOSpec) -> list[str]:
     if io.mean is not None:
         of = "pixels, 0 to 255" if "pictures" in plain else "numbers"
         lines += [f"It reads raw {of}: what standardises them is part of the network.", ""]
-    if "pictures" in plain and plain.get("labels"):
-        lines += ["`python load.py PICTURE` prints the class of a picture's file (needs Pillow).", ""]
+    if takes_pictures(plain):
+        said = "the class of a picture's file"
+        if io.grid:
+            said = "the shares of the classes in a picture's file, `load.segment(PICTURE, FILE)` gives each pixel's"
+        lines += [f"`python load.py PICTURE` prints {said} (needs Pillow).", ""]
     return lines
+
+
+def _in_a_line(text: str) -> str:
+    """A name, which may be a folder's, without what would end the line or move a terminal's cursor."""
+    return visible(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def _trained_before(plain: Mapping[str, Any]) -> list[str]:

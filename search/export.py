@@ -24,6 +24,7 @@ from mixnas.evaluators.tasks.task import Task, recorded
 from mixnas.predictors.measuring.device import DEFAULT_THREADS, device_name
 from mixnas.predictors.measuring.measure import MeasureConfig, fixed_threads, measure_networks
 from mixnas.search import card as cards
+from mixnas.search.loader import loader, processor
 from mixnas.search.picking import Choice
 from mixnas.search.run.directory import Run
 from mixnas.search.run.front import Member
@@ -270,7 +271,7 @@ def _write(
         card["data"] = {"split": "test", "examples": judgement.examples, "sha256": judgement.digest}
     if any(tensor.dtype in _WHOLE for tensor in network.state_dict().values()):
         card["ran"] = [one.to_plain() for one in products_that_ran(network, inputs[:1])]
-    card["exported_with"] = {"versions": versions(), "device": device_name("cpu"), **cards.processor()}
+    card["exported_with"] = {"versions": versions(), "device": device_name("cpu"), **processor()}
     _describe(folder, wanted, network, card, run.data())
 
 
@@ -288,7 +289,7 @@ def _describe(
 ) -> None:
     """What stands beside the network's files."""
     atomic_write(folder / cards.ARCHITECTURE, network.architecture.to_yaml())
-    atomic_write(folder / cards.LOADER, cards.loader(wanted, network.io, data))
+    atomic_write(folder / cards.LOADER, loader(wanted, network.io, data))
     write_json(folder / cards.CARD, card)
     atomic_write(folder / cards.README, cards.readme(card, network))
     contents = {
@@ -312,14 +313,26 @@ def _judge(network: Network, answers: dict[str, Answer], task: Task) -> _Judged:
     metrics = {name: task.new_metric() for name in ("", *answers)}
     examples = 0
     for x, y in in_order(task.test, _BATCH, torch.device("cpu")):
-        for tensor in (x, y):
-            digest.update(tensor.contiguous().numpy().tobytes())
+        _feed(digest, x, y)
         metrics[""].update(network(x), y)
         for name, answer in answers.items():
             metrics[name].update(torch.from_numpy(np.asarray(answer(x.numpy()))), y)
         examples += len(y)
     scores = {name: float(metric.result()) for name, metric in metrics.items()}
     return _Judged(scores.pop(""), scores, digest.hexdigest(), examples)
+
+
+def digest_of_test(task: Task) -> str:
+    """SHA-256 of the inputs and targets of a task's test split, as a card has it."""
+    digest = hashlib.sha256()
+    for x, y in in_order(task.test, _BATCH, torch.device("cpu")):
+        _feed(digest, x, y)
+    return digest.hexdigest()
+
+
+def _feed(digest: Any, x: Tensor, y: Tensor) -> None:
+    for tensor in (x, y):
+        digest.update(tensor.contiguous().numpy().tobytes())
 
 
 def _check(judgement: _Judged, member: Member, task: Task, network: Network) -> None:

@@ -10,16 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from mixnas.evaluators.protocol import InParts, Part
+from mixnas.evaluators.tasks.task import Task, recorded
 from mixnas.evaluators.training import evaluate
 from mixnas.search import card as cards
+from mixnas.search import loader
 from mixnas.search.config import Config, read_config
+from mixnas.search.export import digest_of_test
 from mixnas.search.problem import Problem
 from mixnas.search.run.front import SHARE
 from mixnas.search.run.integrity import export_problems
 from mixnas.search.run.trust import about_to_import, require_trust
 from mixnas.search_space.architecture import Architecture
-from mixnas.search_space.errors import ConfigError, IntegrityError, shown
-from mixnas.search_space.files import read_json
+from mixnas.search_space.errors import ConfigError, IntegrityError, listed, shown
+from mixnas.search_space.files import json_text, parse_json, read_json
 from mixnas.search_space.network import Network
 from mixnas.search_space.reporting import SILENT, Report
 
@@ -94,7 +97,7 @@ def reproduce(
         trust: Whether a task that is not of the package may be run: the card names it.
 
     Raises:
-        ConfigError, IntegrityError: See `read_export`; or the task or the space cannot be built here.
+        ConfigError, IntegrityError: See `read_export` and `check_data`; or the task or the space cannot be built here.
         StoppedEarly: `should_stop` said so.
     """
     card = read_export(folder)
@@ -103,6 +106,7 @@ def reproduce(
     if told is not None and ":" in config.task.name:
         told(f"{about_to_import({'fixed': {'task': config.task.to_plain()}}, trust)}, the task that the card names")
     problem = Problem(config, str(Path(folder) / cards.CARD))
+    check_data(card, problem.task, folder)
     architecture = Architecture.load(Path(folder) / cards.ARCHITECTURE)
     evaluator = problem.evaluator(problem.latency())
     evaluator.prepare(report, should_stop)
@@ -116,6 +120,34 @@ def reproduce(
     error = card["metrics"].get(f"test_{metric}_se")
     allowed = None if error is None else _STANDARD_ERRORS * math.sqrt(2) * float(error)
     return Reproduced(metric, float(card["metrics"][f"test_{metric}"]), score, allowed)
+
+
+def check_data(card: dict[str, Any], task: Task, folder: str | Path) -> None:
+    """Compare a task's data with what a card says of it: classes, digests, and networks that were trained before.
+
+    Args:
+        card: Of an export; what it does not say is not compared.
+        task: What would be trained on.
+        folder: The export, for the message.
+
+    Raises:
+        ConfigError: It is not the same data; the message says what differs.
+    """
+    now = parse_json(json_text(recorded(task)), "the task's record")
+    told = loader.told(now)
+    changed = [key for key in ("counts", "data_sha256") if key in card and card[key] != told.get(key)]
+    if "labels" in card and card["labels"] != told.get("labels"):
+        changed.insert(0, f"labels {shown(card['labels'])}, now {shown(told.get('labels'))}")
+    trained = [name for name in ("teacher", "init") if name in card]
+    changed += [name for name in trained if card[name]["sha256"] != now.get(name, {}).get("sha256")]
+    known = card.get("data", {}).get("sha256")
+    if known is not None and not changed and known != digest_of_test(task):
+        changed.append("test split")
+    if changed:
+        raise ConfigError(
+            f"{folder}: the data is not what the network was exported with ({listed(changed)}): it would be judged on "
+            "another test split. Put the data back, or search again."
+        )
 
 
 def _shares(card: dict[str, Any], config: Config) -> list[float]:

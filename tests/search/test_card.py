@@ -7,7 +7,8 @@ import sys
 from dataclasses import replace
 
 from mixnas.predictors.measuring.value import Latency
-from mixnas.search.card import budget, drawing, loader, readme
+from mixnas.search.card import budget, drawing, readme
+from mixnas.search.loader import loader
 from mixnas.search.run.front import Front, Member
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.cost import cost
@@ -15,7 +16,7 @@ from mixnas.search_space.formats import format as formats
 from mixnas.search_space.operators.quantization import products
 from mixnas.search_space.operators.quantization.ran import products_that_ran
 
-from ..contracts.format import FEATURES, network_of, small
+from ..contracts.format import FEATURES, TOKENS, network_of, small
 
 LATENCY = Latency(0.166, 0.165, 0.167, "measured")
 MEMBER = Member(id="a", trial=0, architecture={}, metrics={"latency_ms": 0.166, "params": 914}, latency=LATENCY)
@@ -61,6 +62,28 @@ def test_a_card_says_which_products_ran():
     assert "w8a8 does not run as itself here: float32" in readme(plain | {"instead": {"w8a8": "float32"}}, network)
     assert "| int8 | " in text and "| accuracy | 0.5 ± 0.01 (one standard error) |" in text and "[w8a8]" in text
     assert "## Products" not in readme({key: value for key, value in plain.items() if key != "ran"}, network)
+
+
+def test_a_card_says_how_to_call_the_network_and_names_stay_in_their_line():
+    network = small(FEATURES)
+    verified = {"inputs": 64, "of": "the test split", "difference": 0.0, "allowed": 1e-4}
+    about = {"format": "onnx", "needs": ["onnxruntime"], "bytes": 9, "weight_bytes": 4, "verified": verified}
+    plain = {
+        "id": "a", "run": "r", "task": "digits", "metric": "accuracy", "licence": "mit", "budget": [], "device": "d",
+        "metrics": {"accuracy": 0.5}, "files": {"model.onnx": about},
+    }  # fmt: skip
+    names = ["red\x1b[2J", "two\n# lines"]
+    pictures = {"size": [4, 8], "channels": 3}
+    text = readme(plain | {"labels": names, "pictures": pictures, "summary": "of\nred\x1b[2J"}, network)
+    assert "Inputs: float32, (n, 4, 8, 3), channels last: height, width, channels. " in text
+    assert f"Outputs: (n, {FEATURES.num_outputs})." in text and 'answer = network("model.onnx")' in text
+    assert r"outputs: red\x1b[2J, two\n# lines." in text and r"Data: of\nred\x1b[2J." in text and "\x1b" not in text
+    assert "prints the class of a picture's file" in text
+    masks = small(replace(FEATURES, head="token", mean=(1.0,) * 3, std=(2.0,) * 3))
+    text = readme(plain | {"labels": ["a", "b"], "pictures": pictures}, masks)
+    assert f"Outputs: (n, 4, 8, {FEATURES.num_outputs})." in text and "raw pixels, 0 to 255" in text
+    assert "`python load.py PICTURE` prints the shares of the classes" in text
+    assert "Inputs: int64, (n, " in readme(plain, small(TOKENS))
 
 
 def test_a_loader_is_python_with_the_functions_that_verified():
