@@ -162,7 +162,9 @@ def test_every_operator_answers_alike_before_and_after_it_is_deployed(kind):
         for (name, unit), (_, after) in zip(network.units(), deployed.units(), strict=True):
             with torch.no_grad():
                 y, found = unit(x), after(x)
-            allowed = 1e-5 * max(1.0, y.abs().max().item())
+            # What folding moves by its last digit may be rounded to the next number of bfloat16.
+            share = 2**-9 if torch.bfloat16 in {p.dtype for p in after.parameters()} else 1e-5
+            allowed = share * max(1.0, y.abs().max().item())
             torch.testing.assert_close(found, y, rtol=0, atol=allowed, msg=lambda m, n=name: f"{n}: {m}")
             x = y
         network = deployed
