@@ -135,7 +135,7 @@ def check_data(card: dict[str, Any], task: Task, folder: str | Path) -> None:
     """
     now = parse_json(json_text(recorded(task)), "the task's record")
     told = loader.told(now)
-    changed = [key for key in ("counts", "data_sha256") if key in card and card[key] != told.get(key)]
+    changed: list[str] = [key for key in ("counts", "data_sha256") if key in card and card[key] != told.get(key)]
     if "labels" in card and card["labels"] != told.get("labels"):
         changed.insert(0, f"labels {shown(card['labels'])}, now {shown(told.get('labels'))}")
     trained = [name for name in ("teacher", "init") if name in card]
