@@ -295,7 +295,7 @@ def export_problems(folder: Path) -> Iterator[tuple[str, str]]:
             yield name, "no file of its own: it is not followed."
         elif digest_of(read_bytes(folder / name)) != digest:
             inside = weights_problem(folder / name) if name.endswith(".safetensors") else ""
-            where = f" {inside[0].upper()}{inside[1:]}" if inside else ""
+            where = f" {inside.removeprefix(_NOT_AS_WRITTEN)}" if inside.startswith(_NOT_AS_WRITTEN) else ""
             yield name, f"damaged or changed: its SHA-256 is not that in {EXPORT_MANIFEST}.{where}"
 
 
@@ -326,6 +326,9 @@ def _other_network(path: Path) -> str:
     return "" if found == path.stem else f"it holds {found}, another network. Was it exchanged with that one's file?"
 
 
+_NOT_AS_WRITTEN = "damaged: not what was written: "
+
+
 def weights_problem(path: Path) -> str:
     """Why a weights file is not what was written, without torch; empty where it is. See `formats.safetensors`."""
     try:
@@ -351,4 +354,4 @@ def weights_problem(path: Path) -> str:
         return "damaged: not what was written."
     if total.hexdigest() == (written or former):
         return ""
-    return f"damaged: not what was written: {changed(tensors, metadata)}."
+    return f"{_NOT_AS_WRITTEN}{changed(tensors, metadata)}."

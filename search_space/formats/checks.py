@@ -40,7 +40,8 @@ def changed(tensors: Mapping[str, bytes | memoryview], metadata: Mapping[str, st
     if not other and not gone:
         return "its tensors are those that were written, and what is said beside them is not"
     parts = [f"{_listed(other)} {'is' if len(other) == 1 else 'are'} not what was written"] if other else []
-    parts += [f"{_listed(gone)} {'is' if len(gone) == 1 else 'are'} missing"] if gone else []
+    missing = f"{len(gone)} more" if other else _listed(gone)
+    parts += [f"{missing} {'is' if len(gone) == 1 else 'are'} missing"] if gone else []
     return ", and ".join(parts)
 
 

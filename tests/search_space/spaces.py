@@ -169,7 +169,7 @@ def covering(space: SearchSpace, times: int = 1, seed: int = 0) -> list[Architec
     found = []
     while not all(dealt[one] >= times for one in wanted):
         found.append(space.walk(pick))
-        assert len(found) < 100 * times, f"never dealt: {sorted(map(str, wanted - set(dealt)))}"
+        assert len(found) < 400 * times, f"never dealt: {sorted(map(str, wanted - set(dealt)))}"
     return found
 
 

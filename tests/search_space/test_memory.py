@@ -118,4 +118,4 @@ def test_shapes_alone_give_the_same_as_running():
         with contextlib.suppress(DataDependentOutputException, TracedOtherwiseError):
             assert _peak(unit, shapes=True) == _peak(unit, shapes=False), str(unit)
             same += 1
-    assert same > 0.9 * len(units) / 3
+    assert same > 0.8 * len(units) / 3
