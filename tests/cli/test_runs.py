@@ -255,9 +255,7 @@ def test_dry_run_says_what_would_be_done_and_starts_nothing(tmp_path: Path):
     assert "84 architectures" in said and "9 trials by predictor, standalone" in said and "nothing was started" in said
     assert not (tmp_path / "runs").exists()
     assert "ms of the cheapest to the dearest network, 64 examples" in said or "ms to " in said
-    assert re.search(r"^time +\S.*: search ", said, flags=re.M) and re.search(
-        r"^memory +[\d,]+ MiB", said, flags=re.M
-    )
+    assert re.search(r"^time +\S.*: search ", said, flags=re.M) and re.search(r"^memory +[\d,]+ MiB", said, flags=re.M)
     assert re.search(r"^disk +at most \d", said, flags=re.M)
     plain = json.loads(ok("search", "--dry-run", "--json", "-c", tmp_path / "config.yaml", "--trials", 9))
     took = plain["rehearsal"]
