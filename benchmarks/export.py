@@ -231,20 +231,10 @@ def through(name: str, network: Network, inputs: torch.Tensor, folder: Path, apa
 
 
 def from_float64(network: Network, inputs: torch.Tensor, answer: formats.Answer) -> dict[str, float] | None:
-    """How far a file, and torch in float32, are from the network's answers in float64: the farthest of each.
-
-    Torch is asked for all inputs at once and for each by itself, which adds in other orders. None where an operator
-    does not compute in float64.
-    """
-    with torch.no_grad():
-        try:
-            precise = copy.deepcopy(network).double()(inputs.double() if inputs.is_floating_point() else inputs)
-        except RuntimeError:
-            return None
-        torchs = [network(inputs), torch.cat([network(one) for one in inputs.split(1)])]
-    found = torch.from_numpy(answer(inputs.numpy()))
-    farthest = [(one.double() - precise).abs().max().item() for one in (found, *torchs)]
-    return {"file": farthest[0], "torch": max(farthest[1:])}
+    """How far a file, and torch in float32, are from the network's answers in float64; see `formats.from_finer`."""
+    given = inputs.double() if inputs.is_floating_point() else inputs
+    found = formats.from_finer(answer, network, inputs, copy.deepcopy(network).double(), given)
+    return None if found is None else {"file": found[0], "torch": found[1]}
 
 
 def without_refused(file_format: Format, architecture: Architecture, *, rounds_otherwise: bool) -> Architecture:

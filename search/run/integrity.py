@@ -317,9 +317,10 @@ def _other_network(path: Path) -> str:
     """Why a file of weights that is whole is another network's than its name says; empty where it is its own."""
     from mixnas.search_space.architecture import Architecture
 
-    data = read_bytes(path)
+    with open(path, "rb") as file:  # the weights behind the header have been read already
+        header_text = file.read(int.from_bytes(file.read(8), "little"))
     try:
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        header = json.loads(header_text)
         found = Architecture.from_json(header["__metadata__"]["architecture"], f"{path}: architecture").id
     except (ValueError, KeyError, TypeError, RecursionError, NasError):
         return ""  # of operators that are not imported here, say: whoever loads it is told

@@ -280,16 +280,41 @@ def as_rough(answer: Answer, network: Network, inputs: Tensor) -> float:
         if tolerance(network) != _FLOAT32:
             return 0.0
         exact, given = exact.double(), inputs.double() if inputs.is_floating_point() else inputs
+    distances = from_finer(answer, network, inputs, exact, given)
+    if distances is None:
+        return 0.0
+    file, own = distances
+    return file + own if file <= _AS_ROUGH * own else 0.0
+
+
+def from_finer(
+    answer: Answer, network: Network, inputs: Tensor, exact: Network, given: Tensor
+) -> tuple[float, float] | None:
+    """How far a file, and torch, are from a network's answers in a finer type: the farthest of each.
+
+    Torch is asked for all inputs at once and for each by itself, which adds in other orders.
+
+    Args:
+        answer: The file.
+        network: What it was written from.
+        inputs: (n, ...).
+        exact: The same network in the finer type.
+        given: The same inputs as that reads them.
+
+    Returns:
+        None where an operator does not compute in that type.
+    """
+    import torch
+
     with torch.no_grad():
         try:
             precise = exact(given).double()
         except RuntimeError:  # types that do not go together
-            return 0.0
+            return None
         torchs = [network(inputs), torch.cat([network(one) for one in inputs.split(1)])]
     found = torch.from_numpy(answer(inputs.numpy()))
     file, *own = ((one.double() - precise).abs().max().item() for one in (found, *torchs))
-    allowed = _AS_ROUGH * max(own)
-    return file + max(own) if file <= allowed else 0.0
+    return file, max(own)
 
 
 def compare(

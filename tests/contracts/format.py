@@ -78,6 +78,16 @@ def lay(name: str, path: Path) -> None:
         path.with_name(entry).write_bytes(written)
 
 
+def available(name: str) -> Format:
+    """A format; the test is skipped where its packages are not installed."""
+    found = formats.get(name)
+    try:
+        formats.require(found)
+    except ConfigError as error:
+        pytest.skip(str(error))
+    return found
+
+
 class FormatContract:
     """See the module.
 
@@ -91,12 +101,7 @@ class FormatContract:
 
     @pytest.fixture
     def file_format(self) -> Format:
-        found = formats.get(self.name)
-        try:
-            formats.require(found)
-        except ConfigError as error:
-            pytest.skip(str(error))
-        return found
+        return available(self.name)
 
     @pytest.fixture
     def path(self, file_format: Format, tmp_path: Path) -> Path:

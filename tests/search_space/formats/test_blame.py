@@ -14,7 +14,7 @@ import torch
 
 from mixnas.search_space import registry
 from mixnas.search_space.architecture import Architecture
-from mixnas.search_space.errors import ConfigError, IntegrityError
+from mixnas.search_space.errors import IntegrityError
 from mixnas.search_space.formats import format as formats
 from mixnas.search_space.formats.blame import first_divergence, other_weight
 from mixnas.search_space.formats.format import Format, NotIdentical
@@ -22,7 +22,7 @@ from mixnas.search_space.formats.safetensors import FORMAT, load_tensors, save_t
 from mixnas.search_space.formats.torch_export import EXTRA_FILE
 from mixnas.search_space.network import Network
 
-from ...contracts.format import FEATURES, content, network_of, small
+from ...contracts.format import FEATURES, available, content, network_of, small
 
 FORMATS = ("safetensors", "torch-export", "onnx")
 QUANTS = registry.names("quant")
@@ -53,12 +53,7 @@ def written(name: str) -> dict[str, bytes]:
 
 @pytest.fixture(params=FORMATS)
 def file_format(request: pytest.FixtureRequest) -> Format:
-    found = formats.get(request.param)
-    try:
-        formats.require(found)
-    except ConfigError as error:
-        pytest.skip(str(error))
-    return found
+    return available(request.param)
 
 
 @pytest.fixture
