@@ -17,7 +17,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,8 @@ DEPLOYED = {
     "weight_int4": Op("w4a16", (("group", 16),)),
 }
 """By kind of product, a policy that is one."""
+
+WIDTHS_OF_TRUTH = (32, 64)
 
 Call = Callable[[], object]
 
@@ -167,13 +169,50 @@ def crossover(args: argparse.Namespace) -> dict[str, Any]:
 # -- truth -------------------------------------------------------------------------------------------------------------
 
 
-def _space(kind: str) -> tuple[Any, Any, dict[str, str]]:
-    """A space of every operator that serves a kind and every policy; what was left out, and why."""
+def _policies(but: Collection[str] = ()) -> list[Any]:
+    """Every policy, those with knobs in more than one form; without some, by name."""
+    from mixnas.search_space import registry
+
+    quants: list[Any] = [name for name in registry.names("quant") if name != "w4a16"]
+    quants += [{"name": "w4a16", "group": 16}, {"name": "w4a8", "step": "learned"}, {"name": "sparse24", "bits": 8}]
+    return [quant for quant in quants if (quant if isinstance(quant, str) else quant["name"]) not in but]
+
+
+def _refused_by(axis: str, name: str, kind: str, io: Any, quants: list[Any]) -> dict[str, str]:
+    """Policies that cannot take an operator at some width, and why; "" for a width at which it cannot stand at all."""
     from mixnas.search_space import registry
     from mixnas.search_space.cost import op_cost
     from mixnas.search_space.errors import ConfigError
     from mixnas.search_space.network import check_op
     from mixnas.search_space.registry import Context
+
+    refused = {}
+    op = Op(name, tuple(sorted((k, knob.default) for k, knob in registry.get(axis, name).knobs.items())))
+    for width in WIDTHS_OF_TRUTH if name != "none" or axis == "gate" else ():
+        context = Context(width, io.size, kind)
+        try:
+            check_op(axis, op, context, name)
+        except ConfigError as error:
+            return {"": str(error)}
+        for quant in quants:
+            plain = quant if isinstance(quant, dict) else {"name": quant}
+            full = registry.get("quant", plain["name"]).knobs
+            chosen = Op(plain["name"], tuple(sorted((k, plain.get(k, v.default)) for k, v in full.items())))
+            try:
+                op_cost(axis, op, chosen, context, context)
+            except ConfigError as error:
+                refused[plain["name"]] = str(error)
+    return refused
+
+
+def _spaces(kind: str, left_out: dict[str, str]) -> Iterator[tuple[Any, Any]]:
+    """A space of every operator that serves a kind and every policy; and one of operators that some policy cannot take.
+
+    Args:
+        kind: As in `IOSpec`.
+        left_out: Told which operators are not in the first space, and why.
+    """
+    from mixnas.search_space import registry
     from mixnas.search_space.space import SearchSpace
     from mixnas.search_space.units import IOSpec
 
@@ -182,32 +221,27 @@ def _space(kind: str) -> tuple[Any, Any, dict[str, str]]:
         "sequence": IOSpec("sequence", (32,), 3, 5),
         "causal": IOSpec("causal", (32,), 11, 11, head="token", tokens=True),
     }[kind]
-    widths = (32, 64)
-    quants: list[Any] = [name for name in registry.names("quant") if name != "w4a16"]
-    quants += [{"name": "w4a16", "group": 16}, {"name": "w4a8", "step": "learned"}, {"name": "sparse24", "bits": 8}]
-    left_out = {}
-    block: dict[str, Any] = {"quant": {"mixer": quants, "channel_mixer": quants}}
-    for axis in ("mixer", "gate", "channel_mixer"):
-        block[axis] = []
+    quants, refusing = _policies(), set[str]()
+    axes = ("mixer", "gate", "channel_mixer")
+    first: dict[str, Any] = {axis: [] for axis in axes}
+    second: dict[str, Any] = {axis: [] for axis in axes}
+    for axis in axes:
         for name in registry.names(axis):
-            if kind not in registry.get(axis, name).kinds:
-                continue
-            op = Op(name, tuple(sorted((k, knob.default) for k, knob in registry.get(axis, name).knobs.items())))
-            try:
-                for width in widths if name != "none" or axis == "gate" else ():
-                    context = Context(width, io.size, kind)
-                    check_op(axis, op, context, name)
-                    for quant in quants:
-                        plain = quant if isinstance(quant, dict) else {"name": quant}
-                        full = registry.get("quant", plain["name"]).knobs
-                        chosen = Op(plain["name"], tuple(sorted((k, plain.get(k, v.default)) for k, v in full.items())))
-                        op_cost(axis, op, chosen, context, context)
-                block[axis].append(name)
-            except ConfigError as error:
-                left_out[f"{kind} {axis} {name}"] = str(error)
-    stem = {"image": {"name": "conv", "stride": 1}, "sequence": "linear", "causal": "embedding"}[kind]
-    stage = {"width": list(widths), "depth": [1, 2, 3], "block": block}
-    return SearchSpace.from_dict({"stem": stem, "norm": ["layer", "rms"], "stages": [stage]}), io, left_out
+            if kind in registry.get(axis, name).kinds:
+                refused = _refused_by(axis, name, kind, io, quants)
+                left_out |= {f"{kind} {axis} {name} {policy}".strip(): why for policy, why in refused.items()}
+                if "" not in refused:
+                    (second if refused else first)[axis].append(name)
+                    refusing |= set(refused)
+    for block, but in ((first, set[str]()), (second, refusing)):
+        if not any(block.values()):
+            continue
+        block = {axis: names or ["none" if axis == "gate" else "identity"] for axis, names in block.items()}
+        block["channel_mixer"] = [name for name in block["channel_mixer"] if name != "identity"] or ["mlp"]
+        block["quant"] = {"mixer": _policies(but), "channel_mixer": _policies(but)}
+        stem = {"image": {"name": "conv", "stride": 1}, "sequence": "linear", "causal": "embedding"}[kind]
+        stage = {"width": list(WIDTHS_OF_TRUTH), "depth": [1, 2, 3], "block": block}
+        yield SearchSpace.from_dict({"stem": stem, "norm": ["layer", "rms"], "stages": [stage]}), io
 
 
 def truth(args: argparse.Namespace) -> dict[str, Any]:
@@ -227,9 +261,11 @@ def truth(args: argparse.Namespace) -> dict[str, Any]:
     record |= {"left_out": {}, "never_seen": [], "folded": 0}
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        for kind, count in zip(("image", "sequence", "causal"), _split(args.architectures, 3), strict=True):
-            space, io, left_out = _space(kind)
-            record["left_out"] |= left_out
+        kinds = ("image", "sequence", "causal")
+        counts = dict(zip(kinds, _split(args.architectures, 3), strict=True))
+        spaces = [(kind, *each) for kind in kinds for each in _spaces(kind, record["left_out"])]
+        for kind, space, io in spaces:
+            count = counts.pop(kind, 1)  # the second space of a kind has few operators: until all have been in one
             supernet = Supernet(space, io, torch.Generator().manual_seed(0))
             generator = torch.Generator().manual_seed(0)
             with torch.no_grad():  # steps and statistics as if they had been learned
@@ -243,7 +279,7 @@ def truth(args: argparse.Namespace) -> dict[str, Any]:
                         buffer.uniform_(0.5, 2.0, generator=generator)
             sampler, drawn = FairSampler(space, args.seed), 0
             never = {str(name) for name in _named_in(space)}
-            while drawn < count or (never and drawn < 10 * count):
+            while drawn < count or (never and drawn < 10 * args.architectures):
                 architecture = sampler.draw()
                 drawn += 1
                 subnet = supernet.subnet(architecture).eval()
