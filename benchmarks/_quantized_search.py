@@ -10,13 +10,13 @@ Both arms of a seed have the same device, profile, task, recipes and time:
 
 Both train their super-network for as many steps, judge as many trials, with the strategy that a user gets who names
 none, and train their finalists by one recipe; networks under other policies are trained on by one recipe too, a fifth
-as long (`search.variants.recipe_of`), with the same code. The joint arm comes first, and the habit has at least as long: as long as time is left it makes further networks by the
-programme, with other budgets. Each arm is one process on one thread, so its time is that of the processor (what a
-clock on the wall says on a quiet machine); both are in the record. The profile of the space is made once and serves
-both: it is no part of either. Whoever is chosen is chosen on validation. All networks of a seed are then measured
-together, and judged on the test split, which neither arm has seen. Of the two ways to quantize, the habit is given
-the better one of each seed by that split: an advantage that nobody has. Settings were chosen on seeds that are not
-reported.
+as long (`search.variants.recipe_of`), with the same code. The joint arm comes first, and the habit has at least as
+long: as long as time is left it makes further networks by the programme, with other budgets. Each arm is one process on
+one thread, so its time is that of the processor (what a clock on the wall says on a quiet machine); both are in the
+record. The profile of the space is made once and serves both: it is no part of either. Whoever is chosen is chosen on
+validation. All networks of a seed are then measured together, and judged on the test split, which neither arm has seen.
+Of the two ways to quantize, the habit is given the better one of each seed by that split: an advantage that nobody has.
+Settings were chosen on seeds that are not reported.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ from mixnas.predictors.measuring.measure import MeasureConfig, fixed_threads, fo
 from mixnas.predictors.measuring.sentinel import make_sentinel
 from mixnas.search.config import Config, load_config
 from mixnas.search.job import Job, new_run
-from mixnas.search.policies import cheapest_loss, places_of, with_options
+from mixnas.search.policies import by_place, cheapest_loss, places_of, swapped, with_options
 from mixnas.search.run.directory import Run
 from mixnas.search.run.progress import make_progress
 from mixnas.search.run.stopping import StopSignal
 from mixnas.search.study.objectives import parse_objectives
 from mixnas.search.study.pareto import Reference, non_dominated
-from mixnas.search.variants import EXAMPLES, by_place, recipe_of
+from mixnas.search.variants import EXAMPLES, recipe_of
 from mixnas.search_space.architecture import Architecture, Op
 from mixnas.search_space.cost import cost
 from mixnas.search_space.files import atomic_write
@@ -118,9 +118,7 @@ def second_step(
         own, io = network.architecture, network.io
         make(W8A8, uniform(own, Op("w8a8")), network)
         places = places_of(space, own)
-        swaps = [
-            with_options(own, places, [op if p is q else None for q in places]) for p in places for op in p.options
-        ]
+        swaps = swapped(own, places)
         matrix = space.encode_many(swaps)
         taken = [predictor.predict_many(matrix, space, io), SpaceCosts(space, io).of(matrix)["weight_bytes"]]
         rises = by_place(places, sensitivities(network, swaps, trainer.task, EXAMPLES))

@@ -84,6 +84,21 @@ def with_options(architecture: Architecture, places: Sequence[Place], picked: Se
     return with_policies(architecture, {name: op for place, op in pairs if op is not None for name in place.branches})
 
 
+def swapped(architecture: Architecture, places: Sequence[Place]) -> list[Architecture]:
+    """The architecture with one option of one place, for each option of each place, one after the other."""
+    return [
+        with_options(architecture, places, [op if place is one else None for one in places])
+        for place in places
+        for op in place.options
+    ]
+
+
+def by_place(places: Sequence[Place], values: Iterable[float]) -> list[list[float]]:
+    """Values of what `swapped` gives, by place and option."""
+    each = iter(values)
+    return [[float(next(each)) for _ in place.options] for place in places]
+
+
 def cheapest_loss(rises: Sequence[Sequence[float]], spent: Sequence[Sequence[float]], budget: float) -> list[int]:
     """Which option each place has, for the least sum of rises whose spending keeps a budget; of equals, the cheaper.
 

@@ -25,7 +25,7 @@ from mixnas.predictors.latency.source import LatencySource
 from mixnas.predictors.measuring.value import Latency
 from mixnas.search.config import Config
 from mixnas.search.finish import RUNGS, WEIGHTS_FROM, FinalNetworks
-from mixnas.search.policies import Place, cheapest_loss, places_of, policies_of, with_options
+from mixnas.search.policies import Place, by_place, cheapest_loss, places_of, policies_of, swapped, with_options
 from mixnas.search.problem import Problem
 from mixnas.search.run.integrity import read_variants
 from mixnas.search.study.objectives import Objective
@@ -87,11 +87,7 @@ def proposals(
     places = places_of(space, own)
     policies = dict.fromkeys(op for place in places for op in place.options)
     found = [with_options(own, places, [op if op in place.options else None for place in places]) for op in policies]
-    swaps = [
-        with_options(own, places, [op if place is other else None for other in places])
-        for place in places
-        for op in place.options
-    ]
+    swaps = swapped(own, places)
     known = costs(swaps) if swaps else {}
     varying = [name for name in objectives if name in known and np.ptp(known[name]) > 0]
     if varying:
@@ -101,12 +97,6 @@ def proposals(
                 spent = by_place(places, known[name])
                 found += [with_options(own, places, ops) for ops in _mixed(places, rises, spent)]
     return [one for one in dict.fromkeys(found) if one != own]
-
-
-def by_place(places: Sequence[Place], values: Sequence[float]) -> list[list[float]]:
-    """Values of each place's options, one after the other, by place."""
-    each = iter(map(float, values))
-    return [[next(each) for _ in place.options] for place in places]
 
 
 def _mixed(places: Sequence[Place], rises: list[list[float]], spent: list[list[float]]) -> list[list[Any]]:
