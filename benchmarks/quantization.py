@@ -29,10 +29,10 @@ use_checkout()
 import _quantized_search  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from _quantized_search import with_weights  # noqa: E402
 from _record import sayable  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+from mixnas.evaluators.varying import with_weights  # noqa: E402
 from mixnas.predictors.measuring import runtimes  # noqa: E402
 from mixnas.predictors.measuring.device import device_name, provenance  # noqa: E402
 from mixnas.predictors.measuring.measure import MeasureConfig, fixed_threads, measure_networks  # noqa: E402

@@ -71,6 +71,15 @@ def evaluator_of(problem: Problem, device: str) -> VaryingEvaluator:
     return VaryingEvaluator(spec, problem.task)
 
 
+def most_variants(problem: Problem) -> int:
+    """How many networks are made under other policies, at most; 0 where policies make no difference."""
+    final = problem.config.final
+    named = [o.name for o in problem.objectives if o.name not in (problem.task.metric, *_UNCHANGED)]
+    if not named or len(policies_of(problem.space)) < 2:
+        return 0
+    return 2 * final.candidates if final.policies is None else final.policies
+
+
 def proposals(
     network: Network, space: SearchSpace, costs: Costs, objectives: Sequence[str], judge: VaryingEvaluator
 ) -> list[Architecture]:
@@ -196,15 +205,6 @@ class Variants(FinalNetworks):
         self._path, self._problem = path, problem
         self._parents: dict[str, Network] = {}  # by the id of who has its weights
 
-    @property
-    def most(self) -> int:
-        """How many are made at most."""
-        problem, final = self._problem, self._problem.config.final
-        named = [o.name for o in problem.objectives if o.name not in (problem.task.metric, *_UNCHANGED)]
-        if not named or len(policies_of(problem.space)) < 2:
-            return 0
-        return 2 * final.candidates if final.policies is None else final.policies
-
     def made(
         self,
         records: Sequence[TrialRecord],
@@ -232,7 +232,7 @@ class Variants(FinalNetworks):
         """
         pairs = zip(records, finished, strict=True)
         own = {record.id: (record, network) for record, network in pairs if isinstance(network, Network)}
-        if not self.most or not own:
+        if not most_variants(self._problem) or not own:
             return Made()
         judge = evaluator_of(self._problem, evaluator.device)
         chosen = self._chosen(own, evaluator, judge, latency, report, should_stop)
@@ -258,7 +258,7 @@ class Variants(FinalNetworks):
         should_stop: Callable[[], bool],
     ) -> list[_Tried]:
         known = self._read()
-        asked = {"networks": list(own), "most": self.most}
+        asked = {"networks": list(own), "most": most_variants(self._problem)}
         if known.get("asked") == asked:
             return [_Tried.from_plain(plain) for plain in known["chosen"]]
         space, names = self._problem.space, [o.name for o in self._problem.objectives]
@@ -340,7 +340,7 @@ class Variants(FinalNetworks):
             return as_minimised(values.reshape(-1, len(objectives)), objectives)
 
         keeping = [one for one in tried if kept(one)]
-        chosen = entering(points([one for one in before if kept(one)]), points(keeping), self.most)
+        chosen = entering(points([one for one in before if kept(one)]), points(keeping), most_variants(self._problem))
         return [keeping[i] for i in sorted(chosen)]
 
     def _read(self) -> dict[str, Any]:
