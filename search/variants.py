@@ -28,7 +28,6 @@ from mixnas.search.finish import RUNGS, WEIGHTS_FROM, FinalNetworks
 from mixnas.search.policies import Place, by_place, cheapest_loss, places_of, policies_of, swapped, with_options
 from mixnas.search.problem import Problem
 from mixnas.search.run.integrity import read_variants
-from mixnas.search.study.objectives import Objective
 from mixnas.search.study.pareto import as_minimised, non_dominated_minimised
 from mixnas.search.study.results import TrialRecord
 from mixnas.search_space.architecture import Architecture
@@ -166,8 +165,14 @@ class Made:
 
 
 @dataclass(frozen=True, slots=True)
-class _Tried:
-    """An architecture with another's weights, as it was judged."""
+class Tried:
+    """An architecture with another's weights.
+
+    Attributes:
+        weights_from: Id of that other; empty of a finished network itself.
+        architecture: With policies of its own.
+        metrics: As it was judged on the validation split, with what is known without evaluating it.
+    """
 
     weights_from: str
     architecture: Architecture
@@ -181,9 +186,35 @@ class _Tried:
         }
 
     @classmethod
-    def from_plain(cls, plain: Mapping[str, Any]) -> _Tried:
+    def from_plain(cls, plain: Mapping[str, Any]) -> Tried:
         architecture = Architecture.from_canonical(plain["architecture"])
         return cls(plain["weights_from"], architecture, dict(plain["metrics"]))
+
+
+def worth(problem: Problem, finished: Sequence[Tried], tried: Sequence[Tried]) -> list[Tried]:
+    """Who would enter the front of the finished networks, in the order in which they were tried.
+
+    Of objectives and constraints count those that are known of all: energy is measured of who is chosen.
+
+    Args:
+        problem: Has objectives, constraints, and how many there may be.
+        finished: As they are.
+        tried: Of whom some are chosen.
+    """
+    objectives = [o for o in problem.objectives if all(o.name in one.metrics for one in (*finished, *tried))]
+
+    def kept(one: Tried) -> bool:
+        if math.isnan(one.metrics.get("latency_ms", 0.0)):  # the runtime does not compute it
+            return False
+        return all(c.holds(one.metrics) for c in problem.constraints if c.metric in one.metrics)
+
+    def points(of: Sequence[Tried]) -> np.ndarray:
+        values = np.array([[one.metrics[o.name] for o in objectives] for one in of])
+        return as_minimised(values.reshape(-1, len(objectives)), objectives)
+
+    keeping = [one for one in tried if kept(one)]
+    chosen = entering(points([one for one in finished if kept(one)]), points(keeping), most_variants(problem))
+    return [keeping[i] for i in sorted(chosen)]
 
 
 class Variants(FinalNetworks):
@@ -256,11 +287,11 @@ class Variants(FinalNetworks):
         latency: LatencySource,
         report: Report,
         should_stop: Callable[[], bool],
-    ) -> list[_Tried]:
+    ) -> list[Tried]:
         known = self._read()
         asked = {"networks": list(own), "most": most_variants(self._problem)}
         if known.get("asked") == asked:
-            return [_Tried.from_plain(plain) for plain in known["chosen"]]
+            return [Tried.from_plain(plain) for plain in known["chosen"]]
         space, names = self._problem.space, [o.name for o in self._problem.objectives]
 
         def costs(architectures: Sequence[Architecture]) -> dict[str, np.ndarray]:
@@ -275,23 +306,23 @@ class Variants(FinalNetworks):
                     architectures = proposals(network, space, costs, names, judge)
                     requests = [Request(one, part=Part(0, 1, network)) for one in architectures]
                     found = zip(architectures, judge.evaluate(requests), strict=True)
-                    each = [_Tried(identity, a, dict(o.metrics)).to_plain() for a, o in found if not o.failure]
+                    each = [Tried(identity, a, dict(o.metrics)).to_plain() for a, o in found if not o.failure]
                     tried[identity] = each
                     self._write(tried)
                 phase(number + 1)
-        every = self._distinct([_Tried.from_plain(plain) for identity in own for plain in tried[identity]], own)
+        every = self._distinct([Tried.from_plain(plain) for identity in own for plain in tried[identity]], own)
         before = [
-            _Tried("", network.architecture, dict(read_extra(self.path(identity))["validation"]))
+            Tried("", network.architecture, dict(read_extra(self.path(identity))["validation"]))
             for identity, (_, network) in own.items()
         ]
         both = self._with_costs([*before, *every], costs, latency, report)
-        chosen = self._worth(both[: len(before)], both[len(before) :])
+        chosen = worth(self._problem, both[: len(before)], both[len(before) :])
         self._write(tried, asked=asked, chosen=[one.to_plain() for one in chosen])
         return chosen
 
-    def _distinct(self, tried: Sequence[_Tried], own: Collection[str]) -> list[_Tried]:
+    def _distinct(self, tried: Sequence[Tried], own: Collection[str]) -> list[Tried]:
         """Each architecture that is not finished already, once: with the weights that serve it best."""
-        task, best = self._problem.task, dict[str, _Tried]()
+        task, best = self._problem.task, dict[str, Tried]()
         sign = 1 if task.direction == "max" else -1
         for one in tried:
             known = best.get(one.architecture.id)
@@ -301,11 +332,11 @@ class Variants(FinalNetworks):
 
     def _with_costs(
         self,
-        tried: Sequence[_Tried],
+        tried: Sequence[Tried],
         costs: Callable[[Sequence[Architecture]], Mapping[str, np.ndarray]],
         latency: LatencySource,
         report: Report,
-    ) -> list[_Tried]:
+    ) -> list[Tried]:
         """With what is known of each without evaluating it, and latency, measured together where none is predicted."""
         known = {name: values.tolist() for name, values in costs([one.architecture for one in tried]).items()}
         if "latency_ms" not in known and any(name == "latency_ms" for name in self._asked):
@@ -323,25 +354,6 @@ class Variants(FinalNetworks):
     def _asked(self) -> list[str]:
         problem = self._problem
         return [*(o.name for o in problem.objectives), *(c.metric for c in problem.constraints)]
-
-    def _worth(self, before: Sequence[_Tried], tried: Sequence[_Tried]) -> list[_Tried]:
-        """Who would enter the front of the finished networks, in the order in which they were tried."""
-        objectives: list[Objective] = [
-            o for o in self._problem.objectives if all(o.name in one.metrics for one in (*before, *tried))
-        ]  # energy, which is measured of who is chosen
-
-        def kept(one: _Tried) -> bool:
-            if math.isnan(one.metrics.get("latency_ms", 0.0)):  # the runtime does not compute it
-                return False
-            return all(c.holds(one.metrics) for c in self._problem.constraints if c.metric in one.metrics)
-
-        def points(of: Sequence[_Tried]) -> np.ndarray:
-            values = np.array([[one.metrics[o.name] for o in objectives] for one in of])
-            return as_minimised(values.reshape(-1, len(objectives)), objectives)
-
-        keeping = [one for one in tried if kept(one)]
-        chosen = entering(points([one for one in before if kept(one)]), points(keeping), most_variants(self._problem))
-        return [keeping[i] for i in sorted(chosen)]
 
     def _read(self) -> dict[str, Any]:
         """What was tried and chosen before, of networks that were finished likewise."""
