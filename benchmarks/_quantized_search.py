@@ -65,7 +65,7 @@ from mixnas.search_space.space import SearchSpace
 
 OBJECTIVES = {"accuracy": "max", "latency_ms": "min", "weight_bytes": "min"}
 JOINT, FP32, W8A8, PROGRAMME, TWO_STEPS = "joint", "fp32 alone", "all w8a8", "integer programme", "two steps, the best"
-SHARES = (0.25, 0.5, 0.1, 0.75, 0.0)
+SHARES = (0.25, 0.5, 0.1, 0.75, 0.0, 0.35, 0.9, 0.05, 0.6, 0.15)
 """Budgets of the integer programme, from the least possible (0) to what the float32 network takes (1), in order."""
 
 Say = Callable[[str], None]

@@ -23,11 +23,13 @@ from mixnas.evaluators.workers import finish_all
 from mixnas.predictors.latency.source import LatencySource
 from mixnas.predictors.measuring.energy import ENERGY
 from mixnas.predictors.measuring.value import Latency
+from mixnas.search.policies import structure
 from mixnas.search.run.front import SHARE, Front, Member
 from mixnas.search.run.integrity import read_failure
 from mixnas.search.study.objectives import Comparison, Objective
 from mixnas.search.study.pareto import as_minimised, knee, non_dominated, non_dominated_minimised
 from mixnas.search.study.results import Results, TrialRecord
+from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import StoppedEarly
 from mixnas.search_space.files import stamped, write_json
 from mixnas.search_space.formats.safetensors import load_network, read_extra, save_network
@@ -94,6 +96,49 @@ def _spanning(points: np.ndarray, count: int) -> list[int]:
 
 _LEAST_COMPARED = 5
 _BY_CHANCE = 0.1
+
+
+def choose_structures(results: Results, count: int, provisional: Collection[str] = ()) -> list[TrialRecord]:
+    """`choose_finalists` where each is tried under other policies afterwards: one of each structure.
+
+    Architectures that differ in policies alone are one structure, with the points of all of them that are on the front.
+    One training serves them all, and the network that stores most has lost least: of those of a structure that satisfy
+    the constraints it is the one.
+
+    Args:
+        results, count, provisional: See `choose_finalists`.
+    """
+    front = results.front()
+    values = np.array([results.values(record) for record in front]).reshape(-1, len(results.objectives))
+    groups: dict[Architecture, list[int]] = {}
+    for i, record in enumerate(front):
+        groups.setdefault(structure(record.architecture), []).append(i)
+    points = as_minimised(values, results.objectives)
+    chosen = _spanning_groups(points, list(groups.values()), count)
+    of: dict[Architecture, list[TrialRecord]] = {one: [] for one in groups}
+    for record in results.records:
+        if record.status == "done" and results.feasible(record):
+            of.get(structure(record.architecture), []).append(record)
+    each = list(of.values())
+    found = [max(each[g], key=lambda record: (record.metrics["weight_bytes"], -record.number)) for g in chosen]
+    return found + nearest_to_bounds(results, provisional, count - len(found))
+
+
+def _spanning_groups(points: np.ndarray, groups: Sequence[Sequence[int]], count: int) -> list[int]:
+    """`_spanning` for groups of points: which of them, in order; at most `count`."""
+    if len(groups) <= count:
+        return list(range(len(groups)))
+    span = points.max(axis=0) - points.min(axis=0)
+    points = (points - points.min(axis=0)) / np.where(span > 0, span, 1)
+    reference = np.full(points.shape[1], 1.1)
+    owner = {i: g for g, members in enumerate(groups) for i in members}
+    chosen = list(dict.fromkeys(owner[int(i)] for i in points.argmin(axis=0)))[:count]
+    while len(chosen) < count:
+        have = [i for g in chosen for i in groups[g]]
+        rest = [g for g in range(len(groups)) if g not in chosen]
+        gains = [moocore.hypervolume(points[[*have, *groups[g]]], ref=reference) for g in rest]
+        chosen.append(rest[int(np.argmax(gains))])
+    return sorted(chosen)
 
 
 Measure = Callable[[Sequence[TrialRecord]], Sequence[Latency | str]]

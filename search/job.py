@@ -34,6 +34,7 @@ from mixnas.search.finish import (
     agreement,
     choose_finalists,
     choose_measured,
+    choose_structures,
     final_front,
     measure_energies,
     measure_finalists,
@@ -53,7 +54,7 @@ from mixnas.search.sharing import check_same, check_storage, drivers
 from mixnas.search.study.reading import read_results
 from mixnas.search.study.results import Results, TrialRecord
 from mixnas.search.study.study import Proposal, SearchStudy
-from mixnas.search.variants import Variants
+from mixnas.search.variants import Variants, most_variants
 from mixnas.search_space.errors import ConfigError, InfeasibleError, NasError, StoppedEarly
 from mixnas.search_space.formats.safetensors import save_network
 from mixnas.search_space.network import Network
@@ -175,7 +176,7 @@ class Job:
                 raise NasError(
                     f"{run.path}: none of the {len(finished)} candidates could be finished; {reasons[0]} {advice}"
                 )
-            made = self._variants.made(records, finished, evaluator, latency, self._report, self.stop)
+            made = self._variants.made(records, finished, results, evaluator, latency, self._report, self.stop)
             finished = [*finished, *made.networks]
             times = measure_finalists(finished, latency, self.config.latency.final_passes, self._known, self._report)
             at_the_time = {record.number: record for record in results.records}  # what the search went by
@@ -258,6 +259,8 @@ class Job:
                 return choose_believed(results, problem.space, count, cheap, problem.provisional)
             if problem.shares is not None and not results.front():
                 return furthest(results, count)
+            if most_variants(problem) and self.config.search.evaluator == "supernet":
+                return choose_structures(results, count, problem.provisional)
             return choose_finalists(results, count, problem.provisional)
         with self._report.phase("measure candidates", unit="networks") as phase:
             looked_at = 0

@@ -42,6 +42,13 @@ def with_one_policy(space: SearchSpace, architectures: Iterable[Architecture]) -
     return [architecture for architecture in found if architecture not in set(own) and space.contains(architecture)]
 
 
+def structure(architecture: Architecture) -> Architecture:
+    """What architectures that differ in policies alone have in common."""
+    from mixnas.search_space.operators.quantization.policy import uniform
+
+    return uniform(architecture, Op("fp32"))
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Branches that have one policy together, and what it may be.

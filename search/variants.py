@@ -1,9 +1,9 @@
 """Finished networks under other quantization policies: which are worth it, and their way to final weights.
 
-One training serves many policies. Each finished network is therefore tried under each policy throughout, and under
-mixed ones: for each objective that policies change, those of least sensitivity within budgets. All are judged
-post-training. Whoever would enter the front is trained on for a short while, has a file of its own, and is a finished
-network like the others. Who evaluated the search makes no difference.
+One training serves many policies. Each finished network is therefore tried under those that the search's front has for
+its structure, under each policy throughout, and under mixed ones: for each objective that policies change, those of
+least sensitivity within budgets. All are judged post-training. Whoever would enter the front is trained on for a short
+while, has a file of its own, and is a finished network like the others. Who evaluated the search makes no difference.
 """
 
 from __future__ import annotations
@@ -25,11 +25,20 @@ from mixnas.predictors.latency.source import LatencySource
 from mixnas.predictors.measuring.value import Latency
 from mixnas.search.config import Config
 from mixnas.search.finish import RUNGS, WEIGHTS_FROM, FinalNetworks
-from mixnas.search.policies import Place, by_place, cheapest_loss, places_of, policies_of, swapped, with_options
+from mixnas.search.policies import (
+    Place,
+    by_place,
+    cheapest_loss,
+    places_of,
+    policies_of,
+    structure,
+    swapped,
+    with_options,
+)
 from mixnas.search.problem import Problem
 from mixnas.search.run.integrity import read_variants
 from mixnas.search.study.pareto import as_minimised, non_dominated_minimised
-from mixnas.search.study.results import TrialRecord
+from mixnas.search.study.results import Results, TrialRecord
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import StoppedEarly
 from mixnas.search_space.files import stamped, write_json
@@ -80,7 +89,12 @@ def most_variants(problem: Problem) -> int:
 
 
 def proposals(
-    network: Network, space: SearchSpace, costs: Costs, objectives: Sequence[str], judge: VaryingEvaluator
+    network: Network,
+    space: SearchSpace,
+    costs: Costs,
+    objectives: Sequence[str],
+    judge: VaryingEvaluator,
+    seen: Sequence[Architecture] = (),
 ) -> list[Architecture]:
     """A network's architecture under other policies: each throughout, wherever the space has it, and mixed ones.
 
@@ -90,6 +104,7 @@ def proposals(
         costs: Tells what policies take.
         objectives: Of which of them budgets are made, where they are known and policies change them.
         judge: Has the task and the device.
+        seen: Architectures that differ from the network's in policies alone, and were found to be good.
     """
     own = network.architecture
     places = places_of(space, own)
@@ -104,7 +119,7 @@ def proposals(
             for name in varying:
                 spent = by_place(places, known[name])
                 found += [with_options(own, places, ops) for ops in _mixed(places, rises, spent)]
-    return [one for one in dict.fromkeys(found) if one != own]
+    return [one for one in dict.fromkeys([*seen, *found]) if one != own]
 
 
 def _mixed(places: Sequence[Place], rises: list[list[float]], spent: list[list[float]]) -> list[list[Any]]:
@@ -240,6 +255,7 @@ class Variants(FinalNetworks):
         self,
         records: Sequence[TrialRecord],
         finished: Sequence[Network | str],
+        results: Results,
         evaluator: Evaluator,
         latency: LatencySource,
         report: Report,
@@ -250,6 +266,7 @@ class Variants(FinalNetworks):
         Args:
             records: Of the finalists.
             finished: Their networks, or why there is none.
+            results: Of the search: whose front says what to try.
             evaluator: Of the search: tells costs.
             latency: Measures, where the evaluator predicts none.
             report: Told of the phases.
@@ -266,7 +283,7 @@ class Variants(FinalNetworks):
         if not most_variants(self._problem) or not own:
             return Made()
         judge = evaluator_of(self._problem, evaluator.device)
-        chosen = self._chosen(own, evaluator, judge, latency, report, should_stop)
+        chosen = self._chosen(own, results, evaluator, judge, latency, report, should_stop)
         wanted = []
         for one in chosen:
             record, network = own[one.weights_from]
@@ -282,6 +299,7 @@ class Variants(FinalNetworks):
     def _chosen(
         self,
         own: Mapping[str, tuple[TrialRecord, Network]],
+        results: Results,
         evaluator: Evaluator,
         judge: VaryingEvaluator,
         latency: LatencySource,
@@ -297,13 +315,15 @@ class Variants(FinalNetworks):
         def costs(architectures: Sequence[Architecture]) -> dict[str, np.ndarray]:
             return evaluator.cheap(space.encode_many(architectures))
 
+        on_front = [record.architecture for record in results.front()]
         tried: dict[str, list[Any]] = known["tried"]
         with report.phase("try other policies", len(own), unit="networks") as phase:
             for number, (identity, (_, network)) in enumerate(own.items()):
                 if should_stop():
                     raise StoppedEarly(f"stopped after other policies of {number} of {len(own)} networks were tried.")
                 if identity not in tried:
-                    architectures = proposals(network, space, costs, names, judge)
+                    alike = [one for one in on_front if structure(one) == structure(network.architecture)]
+                    architectures = proposals(network, space, costs, names, judge, alike)
                     requests = [Request(one, part=Part(0, 1, network)) for one in architectures]
                     found = zip(architectures, judge.evaluate(requests), strict=True)
                     each = [Tried(identity, a, dict(o.metrics)).to_plain() for a, o in found if not o.failure]
