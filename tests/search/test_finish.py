@@ -67,10 +67,10 @@ def test_one_of_each_structure_is_finished_the_one_that_stores_most():
 
     records = [record(i, *trial) for i, trial in enumerate(trials)]
     found = choose_structures(Results(objectives, (), records), 3)
-    assert [r.number for r in found] == [0, 2, 5]  # in float32, on the front or not
-    assert [r.number for r in choose_structures(Results(objectives, (), records), 2)] == [0, 5]  # the ends
+    assert sorted(r.number for r in found) == [0, 2, 5]  # in float32, on the front or not
+    assert sorted(r.number for r in choose_structures(Results(objectives, (), records), 2)) == [0, 5]  # the ends
     bounded = Results(objectives, parse_constraints(["weight_bytes <= 100"]), records)
-    assert [r.number for r in choose_structures(bounded, 3)] == [0, 2, 4]
+    assert sorted(r.number for r in choose_structures(bounded, 3)) == [0, 2, 4]
     assert choose_structures(Results(objectives, (), []), 3) == []
 
 

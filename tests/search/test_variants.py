@@ -25,6 +25,7 @@ from mixnas.search.run.progress import Progress
 from mixnas.search.run.stopping import StopSignal
 from mixnas.search.variants import Tried, entering, most_variants, worth
 from mixnas.search_space.architecture import Architecture
+from mixnas.search_space.cost import cost
 from mixnas.search_space.errors import StoppedEarly
 from mixnas.search_space.formats.safetensors import load_network, read_extra
 from mixnas.search_space.operators.quantization.policy import uniform
@@ -73,7 +74,7 @@ def test_a_uniform_policy_of_a_finished_network_is_beaten_by_none_of_the_front(r
             if other.id in {m.id for m in finished} - {member.id}:
                 continue  # which has weights of its own
             score = evaluate(calibrated(other, network, problem.task), problem.task).score
-            size = mixnas.cost(other, problem.io).weight_bytes
+            size = cost(other, problem.io).weight_bytes
             at_least = [
                 m for m in front.members if m.metrics["accuracy"] >= score and m.metrics["weight_bytes"] <= size
             ]
@@ -101,19 +102,11 @@ def test_they_are_networks_like_others(run: Run, tmp_path: Path):
         )
         assert member.latency is not None and member.latency.kind == "measured"
     on_front = next(m for m in front.members if m.weights_from)
-    assert f"{on_front.id} (of {on_front.weights_from})" in ok("front", run.name, "--runs", run.path.parent, both=True)
-    ok(
-        "export",
-        run.name,
-        "--runs",
-        run.path.parent,
-        "--pick",
-        on_front.id,
-        "-o",
-        tmp_path / "out",
-        "-f",
-        "safetensors",
-    )
+    runs = "--runs", run.path.parent
+    assert f"{on_front.id} (of {on_front.weights_from})" in nas("front", run.name, *runs).stderr
+    for words in (("front", run.name, "--json"), ("status", run.name, "--json"), ("report", run.name)):
+        ok(*words, *runs)
+    ok("export", run.name, *runs, "--pick", on_front.id, "-o", tmp_path / "out", "--format", "safetensors")
     folder = next(path.parent for path in (tmp_path / "out").rglob("card.json"))
     again = reproduce(folder)
     assert again.again == again.exported and on_front.weights_from in (folder / "README.md").read_text()
@@ -188,7 +181,7 @@ def test_with_a_super_network_in_rungs(tmp_path: Path):
     final = {"candidates": 2, "policies": 3, "train": {"steps": 20}, "halving": {"rungs": 2}}
     plain = {**PLAIN, "search": {"trials": 6, "strategy": "random"}, "supernet": {"steps": 20}, "final": final}
     plain["objectives"] = {**PLAIN["objectives"], "latency_ms": "min"}
-    found = mixnas.search({**plain, "latency": {**PLAIN["latency"], "profile": 5}}, runs=tmp_path, progress="quiet")
+    found = mixnas.search({**plain, "latency": {**PLAIN["latency"], "profile": 3}}, runs=tmp_path, progress="quiet")
     made = [m for m in _all(found.front()) if m.weights_from]
     share = {m.id: m.metrics.get("train_share") for m in _all(found.front())}
     assert 1 <= len(made) <= 3 and all(share[m.id] == share[m.weights_from] for m in made)
