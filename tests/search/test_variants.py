@@ -30,7 +30,7 @@ from mixnas.search_space.errors import StoppedEarly
 from mixnas.search_space.formats.safetensors import load_network, read_extra
 from mixnas.search_space.operators.quantization.policy import uniform
 from mixnas.search_space.space import SearchSpace
-from tests.cli.command import ok
+from tests.cli.command import nas, ok
 
 QUANTS = ["fp32", "w8a8_static", "w4a16"]
 BLOCK = {"mixer": ["identity", "attention"], "channel_mixer": "mlp"}
