@@ -60,7 +60,7 @@ EXAMPLES = 64
 _UNCHANGED = ("loss", "params", "macs")
 """Objectives, beside the task's metric, that policies leave as they are."""
 
-Costs = Callable[[Sequence[Architecture]], Mapping[str, Sequence[float]]]
+Costs = Callable[[Sequence[Architecture]], Mapping[str, np.ndarray]]
 """What is known of architectures without evaluating them, by metric: an evaluator's cheap metrics."""
 
 
@@ -353,7 +353,7 @@ class Variants(FinalNetworks):
     def _with_costs(
         self,
         tried: Sequence[Tried],
-        costs: Callable[[Sequence[Architecture]], Mapping[str, np.ndarray]],
+        costs: Costs,
         latency: LatencySource,
         report: Report,
     ) -> list[Tried]:
