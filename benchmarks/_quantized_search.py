@@ -5,17 +5,18 @@ Both arms of a seed have the same device, profile, task, recipes and time:
 - two steps: a super-network and a search in float32 alone; its finalists are trained on; then each is quantized
   throughout as w8a8, and by an integer programme that gives each branch the policy of least sensitivity within a
   budget of latency or bytes; what comes of it is trained on with its policies.
-- jointly: one super-network, one search over architectures and policies, finalists trained on.
+- jointly: one super-network, one search over architectures and policies, finalists trained on, and tried under other
+  policies (`final.policies`); whoever would enter the front is trained on with its policies.
 
 Both train their super-network for as many steps, judge as many trials, with the strategy that a user gets who names
-none, and train their finalists by one recipe; what the habit quantizes of its own is trained on after that. The joint
-arm comes first, and the habit has at least as long: as long as time is left it makes further networks by the
-programme, with other budgets. Each arm is one process on one thread, so its time is that of the processor (what a
-clock on the wall says on a quiet machine); both are in the record. The profile of the space is made once and serves
-both: it is no part of either. Whoever is chosen is chosen on validation. All networks of a seed are then measured
-together, and judged on the test split, which neither arm has seen. Of the two ways to quantize, the habit is given
-the better one of each seed by that split: an advantage that nobody has. Settings were chosen on seeds that are not
-reported.
+none, and train their finalists by one recipe; networks under other policies are trained on by one recipe too, a fifth
+as long (`search.variants.recipe_of`), with the same code. The joint arm comes first, and the habit has at least as
+long: as long as time is left it makes further networks by the programme, with other budgets. Each arm is one process on
+one thread, so its time is that of the processor (what a clock on the wall says on a quiet machine); both are in the
+record. The profile of the space is made once and serves both: it is no part of either. Whoever is chosen is chosen on
+validation. All networks of a seed are then measured together, and judged on the test split, which neither arm has seen.
+Of the two ways to quantize, the habit is given the better one of each seed by that split: an advantage that nobody has.
+Settings were chosen on seeds that are not reported.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import copy
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,12 @@ import numpy as np
 import torch
 from svg import Series, chart
 
-from mixnas.evaluators.batches import gather
+from mixnas.evaluators.costs import SpaceCosts
+from mixnas.evaluators.protocol import Part
 from mixnas.evaluators.tasks.loading import by_name
 from mixnas.evaluators.tasks.task import Task
-from mixnas.evaluators.training import TrainConfig, calibrate, evaluate, train
+from mixnas.evaluators.training import evaluate
+from mixnas.evaluators.varying import VaryingEvaluator, VaryingSpec, sensitivities
 from mixnas.predictors.latency.predictor import LatencyPredictor
 from mixnas.predictors.latency.profile import ProfileConfig, profile
 from mixnas.predictors.measuring.device import device_name, provenance
@@ -45,24 +48,24 @@ from mixnas.predictors.measuring.measure import MeasureConfig, fixed_threads, fo
 from mixnas.predictors.measuring.sentinel import make_sentinel
 from mixnas.search.config import Config, load_config
 from mixnas.search.job import Job, new_run
-from mixnas.search.policies import policies_of
+from mixnas.search.policies import by_place, cheapest_loss, places_of, swapped, with_options
 from mixnas.search.run.directory import Run
 from mixnas.search.run.progress import make_progress
 from mixnas.search.run.stopping import StopSignal
 from mixnas.search.study.objectives import parse_objectives
 from mixnas.search.study.pareto import Reference, non_dominated
+from mixnas.search.variants import EXAMPLES, recipe_of
 from mixnas.search_space.architecture import Architecture, Op
-from mixnas.search_space.cost import cost, unit_cost
+from mixnas.search_space.cost import cost
 from mixnas.search_space.files import atomic_write
 from mixnas.search_space.formats.safetensors import load_network
 from mixnas.search_space.network import Network
 from mixnas.search_space.operators.quantization.policy import uniform
 from mixnas.search_space.space import SearchSpace
-from mixnas.search_space.units import IOSpec, plan
 
 OBJECTIVES = {"accuracy": "max", "latency_ms": "min", "weight_bytes": "min"}
 JOINT, FP32, W8A8, PROGRAMME, TWO_STEPS = "joint", "fp32 alone", "all w8a8", "integer programme", "two steps, the best"
-SHARES = (0.25, 0.5, 0.1, 0.75, 0.0)
+SHARES = (0.25, 0.5, 0.1, 0.75, 0.0, 0.35, 0.9, 0.05, 0.6, 0.15)
 """Budgets of the integer programme, from the least possible (0) to what the float32 network takes (1), in order."""
 
 Say = Callable[[str], None]
@@ -92,106 +95,14 @@ class Found:
     metrics: dict[str, float]
 
 
-def with_weights(architecture: Architecture, other: Network) -> Network:
-    """A network with another's weights under other policies: parameters keep their names; ranges are to be found."""
-    network = Network(architecture, other.io, generator=torch.Generator().manual_seed(0))
-    mine = network.state_dict()
-    network.load_state_dict(mine | {name: tensor for name, tensor in other.state_dict().items() if name in mine})
-    return network
-
-
-def with_policies(architecture: Architecture, policies: Mapping[str, Op]) -> Architecture:
-    """The same architecture with policies of its branches by their names, as in `units.plan`; others stay."""
-    stages = []
-    for s, stage in enumerate(architecture.stages):
-        blocks = []
-        for b, block in enumerate(stage.blocks):
-            name = f"stages.{s}.blocks.{b}"
-            quant = policies.get(f"{name}.token", block.quant)
-            other = policies.get(f"{name}.channel", block.channel_quant)
-            blocks.append(replace(block, quant=quant, channel_quant=other))
-        stages.append(replace(stage, blocks=tuple(blocks)))
-    return replace(architecture, stages=tuple(stages))
-
-
-def sensitivities(
-    network: Network, policies: list[Op], task: Task, examples: int
-) -> tuple[list[str], list[list[float]]]:
-    """How much the loss on training examples rises when one branch alone has a policy (the question of HAWQ, asked).
-
-    Returns:
-        The names of the branches, and for each the rise by policy, at least 0.
-    """
-    chosen = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(0))[:examples]
-    inputs, targets = gather(task.train, chosen, torch.device("cpu"))
-
-    def loss(of: Network) -> float:
-        with torch.inference_mode():
-            return float(task.loss(of.eval()(inputs), targets))
-
-    before = loss(network)
-    names = [name for name, unit in plan(network.architecture, network.io) if unit.quant is not None]
-    names = list(dict.fromkeys(names))
-    rises = []
-    for name in names:
-        row = []
-        for policy in policies:
-            other = with_weights(with_policies(network.architecture, {name: policy}), network)
-            calibrate(other, task, generator=torch.Generator().manual_seed(0), batches=1, batch_size=examples)
-            row.append(max(0.0, loss(other) - before))
-        rises.append(row)
-    return names, rises
-
-
-def by_branch(
-    architecture: Architecture, policies: list[Op], names: list[str], predictor: LatencyPredictor, io: IOSpec
-) -> tuple[np.ndarray, np.ndarray]:
-    """(branches, policies) milliseconds and bytes of each branch under each policy."""
-    ms, stored = np.zeros((len(names), len(policies))), np.zeros((len(names), len(policies)))
-    for p, policy in enumerate(policies):
-        under = uniform(architecture, policy)
-        for unit in predictor.predict(under, io).units:
-            if unit.name in names:
-                ms[names.index(unit.name), p] += unit.latency_ms
-        for name, unit in dict(plan(under, io)).items():
-            if name in names:
-                stored[names.index(name), p] = unit_cost(unit).weight_bytes
-    return ms, stored
-
-
-def programme(rises: np.ndarray, spent: np.ndarray, budget: float) -> list[int]:
-    """The policy of each branch with the least sum of rises whose spending keeps a budget.
-
-    Args:
-        rises: (branches, policies).
-        spent: (branches, policies).
-        budget: Of the sum of what is spent; at least the least possible.
-    """
-    from scipy.optimize import Bounds, LinearConstraint, milp
-
-    branches, count = rises.shape
-    one_each = np.kron(np.eye(branches), np.ones(count))
-    tie = 1e-5 * spent.ravel() / max(spent.max(), 1e-12)  # of equals, the cheaper
-    solved = milp(
-        rises.ravel() / max(rises.max(), 1e-12) + tie,
-        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(spent.ravel()[None], -np.inf, budget)],
-        integrality=np.ones(branches * count),
-        bounds=Bounds(0, 1),
-        options={"mip_rel_gap": 0.0},
-    )
-    assert solved.x is not None, solved.message
-    return solved.x.reshape(branches, count).argmax(axis=1).tolist()
-
-
 def second_step(
     finalists: list[Network],
-    policies: list[Op],
-    task: Task,
+    space: SearchSpace,
     predictor: LatencyPredictor,
-    config: TrainConfig,
+    trainer: VaryingEvaluator,
     late: Callable[[], bool],
 ) -> list[tuple[str, Network]]:
-    """What the habit makes of float32 networks; each is trained on with its policies.
+    """What the habit makes of float32 networks; each is trained on with its policies, as a search trains on its own.
 
     Each network throughout as w8a8, and by the programme with the first of `SHARES` as a budget of latency and one of
     bytes; and with the next ones until it is `late`.
@@ -200,26 +111,29 @@ def second_step(
 
     def make(how: str, quantized: Architecture, network: Network) -> None:
         if quantized.id not in made:
-            other = with_weights(quantized, network)
-            train(other, task, config, generator=torch.Generator().manual_seed(0))
-            made[quantized.id] = (how, other.eval())
+            made[quantized.id] = (how, trainer.finish_part(quantized, Part(0, 1, network)))
 
     asked = []
     for network in finalists:
-        architecture, io = network.architecture, network.io
-        make(W8A8, uniform(architecture, Op("w8a8")), network)
-        names, rises = sensitivities(network, policies, task, 64)
-        spent = by_branch(architecture, policies, names, predictor, io)
-        asked.append((network, names, np.array(rises), spent))
+        own, io = network.architecture, network.io
+        make(W8A8, uniform(own, Op("w8a8")), network)
+        places = places_of(space, own)
+        swaps = swapped(own, places)
+        matrix = space.encode_many(swaps)
+        taken = [predictor.predict_many(matrix, space, io), SpaceCosts(space, io).of(matrix)["weight_bytes"]]
+        rises = by_place(places, sensitivities(network, swaps, trainer.task, EXAMPLES))
+        asked.append((network, places, rises, [by_place(places, values) for values in taken]))
     for turn, share in enumerate(SHARES):
-        for network, names, rises, by_what in asked:
+        for network, places, rises, by_what in asked:
             for spent in by_what:
                 if turn and late():
                     return list(made.values())
-                least, most = spent.min(axis=1).sum(), spent[:, policies.index(Op("fp32"))].sum()
-                picked = programme(rises, spent, least + share * max(most - least, 0.0) + 1e-9)
-                chosen = {name: policies[p] for name, p in zip(names, picked, strict=True)}
-                make(PROGRAMME, with_policies(network.architecture, chosen), network)
+                least = sum(map(min, spent))
+                most = sum(row[place.options.index(Op("fp32"))] for place, row in zip(places, spent, strict=True))
+                slack = 1e-9 * sum(max(map(abs, row)) for row in spent)
+                picked = cheapest_loss(rises, spent, least + share * max(most - least, 0.0) + slack)
+                policies = [place.options[i] for place, i in zip(places, picked, strict=True)]
+                make(PROGRAMME, with_options(network.architecture, places, policies), network)
     return list(made.values())
 
 
@@ -272,7 +186,8 @@ def one_seed(args: argparse.Namespace, seed: int, folder: Path, tables: Path, sa
         "latency.final_passes=1",
         f"final.train.epochs={args.epochs}",
     ]
-    joint = load_config(source, settings=[*shared, f"final.candidates={args.candidates}"])
+    several = [f"final.candidates={args.candidates}", f"final.policies={args.policies}"]
+    joint = load_config(source, settings=[*shared, *several])
     alone = load_config(source, settings=[*shared, f"final.candidates={args.candidates_first}"])
     alone = replace(alone, space=fp32_alone(alone.space))
     task = by_name(joint.task.to_plain())
@@ -287,12 +202,12 @@ def one_seed(args: argparse.Namespace, seed: int, folder: Path, tables: Path, sa
     in_float32 = begun.seconds()
     space = SearchSpace.from_dict(joint.space)
     found += [Found(FP32, network, {}) for network in finalists]
-    recipe = replace(joint.final.train, epochs=args.epochs_second, lr=joint.final.train.lr / 4)
+    spec = VaryingSpec(task=joint.task.to_plain(), train=recipe_of(joint, len(task.train)), seed=seed)
 
     def late() -> bool:
         return begun.seconds()["processor"] >= took["processor"]
 
-    for how, network in second_step(finalists, list(policies_of(space)), task, predictor, recipe, late):
+    for how, network in second_step(finalists, space, predictor, VaryingEvaluator(spec, task), late):
         found.append(Found(how, network, {}))
     two_steps = begun.seconds()
     say(f"seed {seed}: two steps {two_steps}, {in_float32} of them in float32, {len(found) - len(networks)} networks")
@@ -391,9 +306,9 @@ SETTINGS = (
     "steps",
     "trials",
     "candidates",
+    "policies",
     "candidates_first",
     "epochs",
-    "epochs_second",
     "passes",
 )
 """Arguments that a record's seeds must have in common."""

@@ -29,10 +29,10 @@ use_checkout()
 import _quantized_search  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from _quantized_search import with_weights  # noqa: E402
 from _record import sayable  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+from mixnas.evaluators.varying import with_weights  # noqa: E402
 from mixnas.predictors.measuring import runtimes  # noqa: E402
 from mixnas.predictors.measuring.device import device_name, provenance  # noqa: E402
 from mixnas.predictors.measuring.measure import MeasureConfig, fixed_threads, measure_networks  # noqa: E402
@@ -527,10 +527,10 @@ def main() -> None:
     one.add_argument("--take", type=Path, nargs="+", default=[], help="records of other seeds, made elsewhere alike")
     one.add_argument("--steps", type=int, default=400, help="of a super-network, in both arms")
     one.add_argument("--trials", type=int, default=60, help="of a search, in both arms")
-    one.add_argument("--candidates", type=int, default=4, help="finalists, jointly")
+    one.add_argument("--candidates", type=int, default=3, help="finalists, jointly")
+    one.add_argument("--policies", type=int, default=10, help="networks of these under other policies, at most")
     one.add_argument("--candidates-first", type=int, default=3, help="finalists in float32")
     one.add_argument("--epochs", type=int, default=10, help="of a finalist's training, in both arms")
-    one.add_argument("--epochs-second", type=int, default=2, help="of each training with policies after that")
     one.add_argument("--passes", type=int, default=5)
     args = parser.parse_args()
     record = {"crossover": crossover, "truth": truth, "accuracy": accuracy, "joint": joint}[args.what](args)

@@ -53,7 +53,7 @@ _LATENCY = _record(
     outside=_list(TEXT),
 )
 _MEMBER = _record(
-    {"latency": _LATENCY, "predicted": _LATENCY, "searched": _by_name(NUMBER), "reason": TEXT},
+    {"latency": _LATENCY, "predicted": _LATENCY, "searched": _by_name(NUMBER), "reason": TEXT, "weights_from": TEXT},
     id=TEXT,
     trial=WHOLE,
     metrics=_by_name(NUMBER),

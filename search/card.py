@@ -38,6 +38,7 @@ def card(
     return {
         "format": FORMAT,
         **{key: plain[key] for key in ("id", "trial", "metrics", "latency", "predicted", "searched") if key in plain},
+        **began_with(front, member),
         "run": run.name,
         "task": manifest["fixed"]["task"],
         "metric": front.metric,
@@ -62,6 +63,14 @@ def card(
         "config": config,
         **({"instead": instead} if instead else {}),
     }
+
+
+def began_with(front: Front, member: Member) -> dict[str, Any]:
+    """Whose weights a network began with that was made under other policies; nothing of others."""
+    if not member.weights_from:
+        return {}
+    (other,) = [one for one in (*front.members, *front.others) if one.id == member.weights_from]
+    return {"weights_from": {"id": other.id, "architecture": dict(other.architecture)}}
 
 
 def trained_before(data: Mapping[str, Any], network: Network, *, shared: bool) -> dict[str, Any]:
@@ -145,10 +154,14 @@ def describe(unit: Unit) -> str:
     return ops if unit.quant is None or unit.quant.name == "fp32" else f"{ops} [{unit.quant}]"
 
 
-def _trained(values: Mapping[str, float]) -> list[str]:
-    """What a network lacks of a whole training, where it was left off before."""
-    share = values.get(SHARE, 1.0)
-    return [f"It had {share:.0%} of a whole training, and was left off then.", ""] if share < 1 else []
+def _trained(plain: Mapping[str, Any]) -> list[str]:
+    """What a network lacks of a whole training, where it was left off before, and whose weights it began with."""
+    share = plain["metrics"].get(SHARE, 1.0)
+    lines = [f"It had {share:.0%} of a whole training, and was left off then.", ""] if share < 1 else []
+    if "weights_from" in plain:
+        other = plain["weights_from"]["id"]
+        lines += [f"It has the weights of network {other} of the same run, trained on under its own policies.", ""]
+    return lines
 
 
 def readme(plain: Mapping[str, Any], network: Network) -> str:
@@ -171,7 +184,7 @@ def readme(plain: Mapping[str, Any], network: Network) -> str:
         f"Found by mixnas for the task {task}: input {_grid(network.io.size, network.io.in_features)}, "
         f"{network.io.num_outputs} outputs.",
         "",
-        *_trained(values),
+        *_trained(plain),
         *_classes(plain, network.io),
         *[f"- {line}" for line in plain["budget"]],
         *([""] if plain["budget"] else []),

@@ -123,12 +123,16 @@ class FinalConfig:
         train: Their training (a stand-alone search has trained them already).
         halving: In a super-network search: whether more networks are begun, and the best of them trained to the end, in
             the same number of steps.
+        policies: Networks that are made of finished ones under other quantization policies, at most, each trained on
+            for a fifth of their training; none where the space has one policy, or no objective that policies change;
+            0 for none, None for twice as many as `candidates`.
     """
 
     candidates: Annotated[int, Between(1, 10_000)] = 10
     weights: Literal["inherited", "scratch"] = "inherited"
     train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=20, lr=1e-3))
     halving: Halving = field(default_factory=Halving)
+    policies: Annotated[int, Between(0, 10_000)] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

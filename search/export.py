@@ -188,7 +188,8 @@ def finished_trial(run: Run, number: int, trust: bool = False) -> Member:
     front = run.front()
     if front.final:
         for member in (*front.members, *front.others):
-            if member.trial == number and (run.networks / f"{member.id}.safetensors").exists():
+            own = member.trial == number and not member.weights_from
+            if own and (run.networks / f"{member.id}.safetensors").exists():
                 return member
     from mixnas.search.job import Job, reopen
     from mixnas.search.run.progress import make_progress

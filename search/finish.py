@@ -23,11 +23,13 @@ from mixnas.evaluators.workers import finish_all
 from mixnas.predictors.latency.source import LatencySource
 from mixnas.predictors.measuring.energy import ENERGY
 from mixnas.predictors.measuring.value import Latency
+from mixnas.search.policies import structure
 from mixnas.search.run.front import SHARE, Front, Member
 from mixnas.search.run.integrity import read_failure
 from mixnas.search.study.objectives import Comparison, Objective
 from mixnas.search.study.pareto import as_minimised, knee, non_dominated, non_dominated_minimised
 from mixnas.search.study.results import Results, TrialRecord
+from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import StoppedEarly
 from mixnas.search_space.files import stamped, write_json
 from mixnas.search_space.formats.safetensors import load_network, read_extra, save_network
@@ -88,6 +90,53 @@ def _spanning(points: np.ndarray, count: int) -> list[int]:
     while len(chosen) < count:
         rest = [i for i in range(len(points)) if i not in chosen]
         gains = [moocore.hypervolume(points[[*chosen, i]], ref=reference) for i in rest]
+        chosen.append(rest[int(np.argmax(gains))])
+    return sorted(chosen)
+
+
+_LEAST_COMPARED = 5
+_BY_CHANCE = 0.1
+
+
+def choose_structures(results: Results, count: int, provisional: Collection[str] = ()) -> list[TrialRecord]:
+    """`choose_finalists` where each is tried under other policies afterwards: one of each structure.
+
+    Architectures that differ in policies alone are one structure, with the points of all of them that are on the front.
+    One training serves them all, and the network that stores most has lost least: of those of a structure that satisfy
+    the constraints it is the one.
+
+    Args:
+        results, count, provisional: See `choose_finalists`.
+    """
+    front = results.front()
+    values = np.array([results.values(record) for record in front]).reshape(-1, len(results.objectives))
+    groups: dict[Architecture, list[int]] = {}
+    for i, record in enumerate(front):
+        groups.setdefault(structure(record.architecture), []).append(i)
+    points = as_minimised(values, results.objectives)
+    chosen = _spanning_groups(points, list(groups.values()), count)
+    of: dict[Architecture, list[TrialRecord]] = {one: [] for one in groups}
+    for record in results.records:
+        if record.status == "done" and results.feasible(record):
+            of.get(structure(record.architecture), []).append(record)
+    each = list(of.values())
+    found = [max(each[g], key=lambda record: (record.metrics["weight_bytes"], -record.number)) for g in chosen]
+    return found + nearest_to_bounds(results, provisional, count - len(found))
+
+
+def _spanning_groups(points: np.ndarray, groups: Sequence[Sequence[int]], count: int) -> list[int]:
+    """`_spanning` for groups of points: which of them, in order; at most `count`."""
+    if len(groups) <= count:
+        return list(range(len(groups)))
+    span = points.max(axis=0) - points.min(axis=0)
+    points = (points - points.min(axis=0)) / np.where(span > 0, span, 1)
+    reference = np.full(points.shape[1], 1.1)
+    owner = {i: g for g, members in enumerate(groups) for i in members}
+    chosen = list(dict.fromkeys(owner[int(i)] for i in points.argmin(axis=0)))[:count]
+    while len(chosen) < count:
+        have = [i for g in chosen for i in groups[g]]
+        rest = [g for g in range(len(groups)) if g not in chosen]
+        gains = [moocore.hypervolume(points[[*have, *groups[g]]], ref=reference) for g in rest]
         chosen.append(rest[int(np.argmax(gains))])
     return sorted(chosen)
 
@@ -184,6 +233,10 @@ RUNGS = "rungs"
 """In a network's file: what it was found to be after each part of its training (`search.rungs`)."""
 
 
+WEIGHTS_FROM = "weights_from"
+"""In a network's file: the id of the finished one whose weights it began with (`search.variants`)."""
+
+
 class FinalNetworks:
     """Finalists with their final weights, each a file with its metrics on the validation and the test split.
 
@@ -206,6 +259,11 @@ class FinalNetworks:
         self._folder, self._task, self._task_plain, self._finish = folder, task, task_plain, finish
         self._recipe = json.loads(json.dumps(recipe))
 
+    @property
+    def recipe(self) -> Any:
+        """How they are finished, as it stands in the files."""
+        return self._recipe
+
     def path(self, identity: str) -> Path:
         """The file of an architecture."""
         return self._folder / f"{identity}.safetensors"
@@ -214,21 +272,25 @@ class FinalNetworks:
         """Says why an architecture could not be finished, where it could not: it is not tried again."""
         return self._folder / f"{identity}.failed.json"
 
+    def _recipe_of(self, identity: str) -> Any:
+        """How an architecture is finished."""
+        return self._recipe
+
     def _why_not(self, identity: str) -> str:
         """Why an architecture could not be finished by this recipe; empty where that is not known."""
         path = self._failure(identity)
         if not os.path.lexists(path):
             return ""
         said = read_failure(path)
-        return str(said["failure"]) if said.get("recipe", ...) == self._recipe else ""
+        return str(said["failure"]) if said.get("recipe", ...) == self._recipe_of(identity) else ""
 
     def _known(self, identity: str) -> Network | str | None:
         """What was finished before, or why it could not be; None where neither was."""
         path = self.path(identity)
         if reason := self._why_not(identity):
             return reason
-        extra = read_extra(path) if path.exists() else {}
-        return load_network(path) if "test" in extra and extra.get("recipe", self._recipe) == self._recipe else None
+        extra, recipe = read_extra(path) if path.exists() else {}, self._recipe_of(identity)
+        return load_network(path) if "test" in extra and extra.get("recipe", recipe) == recipe else None
 
     def _kept(self, identity: str) -> bool:
         """Whether a trial kept the network as it ended: it only has to be judged."""
@@ -264,10 +326,14 @@ class FinalNetworks:
                 found[i] = self._judged(records[i], Outcome(network=load_network(self.path(records[i].id))))
                 left.remove(i)
                 phase(total - len(left))
-            requests = [Request(records[i].architecture) for i in left]
+            requests = [self._request(records[i]) for i in left]
             for number, outcome in self._finish(evaluator, requests, total, phase, should_stop):
                 found[left[number]] = self._judged(records[left[number]], outcome)
         return [one for one in found if one is not None]
+
+    def _request(self, record: TrialRecord) -> Request:
+        """What the evaluator is asked for."""
+        return Request(record.architecture)
 
     def _judged(self, record: TrialRecord, outcome: Outcome) -> Network | str:
         """Judge what was finished, and keep it; or keep why it could not be."""
@@ -280,14 +346,15 @@ class FinalNetworks:
 
         ended = attempt(judge, Request(record.architecture))
         if ended.network is None:
-            write_json(self._failure(record.id), stamped({"failure": ended.failure, "recipe": self._recipe}))
+            recipe = self._recipe_of(record.id)
+            write_json(self._failure(record.id), stamped({"failure": ended.failure, "recipe": recipe}))
             return ended.failure
         save_network(self.path(record.id), ended.network, judged)
         self._failure(record.id).unlink(missing_ok=True)
         return load_network(self.path(record.id))
 
     def _judge(self, network: Network, splits: Sequence[str] = ("validation", "test")) -> dict[str, Any]:
-        extra: dict[str, Any] = {"task": self._task_plain, "recipe": self._recipe}
+        extra: dict[str, Any] = {"task": self._task_plain, "recipe": self._recipe_of(network.architecture.id)}
         for split in splits:
             extra[split] = evaluate(network, self._task, split).named(self._task.metric)
         return extra
@@ -315,7 +382,7 @@ class FinalNetworks:
             metrics[SHARE] = extra[RUNGS][-1]["share"]
         elif record.stretches:  # of a search in rungs: whoever is final was trained to the end
             metrics[SHARE] = 1.0
-        found = replace(found, metrics=metrics)
+        found = replace(found, metrics=metrics, weights_from=extra.get(WEIGHTS_FROM, ""))
         if isinstance(latency, str):
             return replace(found, reason=latency)
         return replace(found, metrics={**metrics, "latency_ms": latency.ms}, latency=latency)
@@ -423,3 +490,32 @@ def final_front(
             others.append(replace(finalist, reason=reason))
     members = tuple(finalists[i] for i in front)
     return members, tuple(others), members[knee(values[front], objectives)].id if front else None
+
+
+def agreement(finalists: Sequence[Member], metric: str) -> str:
+    """How far the search's order of the candidates was that of their final weights, in words; empty of fewer than five.
+
+    Args:
+        finalists: With `searched`, and metrics where they could be finished. Those that have another's weights were not
+            found by the search, and do not count.
+        metric: The task's.
+    """
+    from scipy.stats import kendalltau  # takes a second
+
+    own = [m for m in finalists if not m.weights_from]
+    pairs = [(m.searched[metric], m.metrics[metric]) for m in own if metric in m.metrics and metric in m.searched]
+    if len(pairs) < _LEAST_COMPARED or all(before == after for before, after in pairs):
+        return ""
+    searched, final = zip(*pairs, strict=True)
+    said = (
+        f"{metric} of the candidates: {min(searched):.3g} to {max(searched):.3g} in the search, {min(final):.3g} to "
+        f"{max(final):.3g} with their final weights; "
+    )
+    for values, when in ((searched, "in the search"), (final, "with their final weights")):
+        if len(set(values)) == 1:
+            return f"{said}{when} all alike: no order to tell"
+    found = kendalltau(searched, final)
+    said += f"Kendall's tau between the two orders {found.statistic:.2f}"
+    if not (found.statistic > 0 and found.pvalue < _BY_CHANCE):
+        said += ", as by chance: train the super-network for longer (supernet.seconds), or take more final.candidates"
+    return said

@@ -164,7 +164,7 @@ class Halving:
                 found.append(max(found[-1], int(min(last * ratio**i, most))))
             return found[::-1]
 
-        low, high = 1.0, float(most)
+        low, high = 1.0, float(most) + 1  # beyond what is asked for: the middle never comes to the end
         for _ in range(60):  # cost grows with the ratio
             middle = (low * high) ** 0.5
             if float(np.dot(counts(middle), steps)) <= networks + 1e-9:

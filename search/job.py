@@ -3,6 +3,8 @@
     super-network   profile -> train supernet -> search -> fine-tune -> measure
     stand-alone                                  search -> judge     -> measure
 
+Before they are measured, finished networks are tried under other quantization policies, where a space has several.
+
 Each phase leaves in the run directory what the next one and a resume need, so that nothing finished is done again.
 Only the job writes there.
 """
@@ -29,8 +31,10 @@ from mixnas.search.engines.session import Budget, Session
 from mixnas.search.finalists import choose_believed, furthest
 from mixnas.search.finish import (
     FinalNetworks,
+    agreement,
     choose_finalists,
     choose_measured,
+    choose_structures,
     final_front,
     measure_energies,
     measure_finalists,
@@ -50,14 +54,12 @@ from mixnas.search.sharing import check_same, check_storage, drivers
 from mixnas.search.study.reading import read_results
 from mixnas.search.study.results import Results, TrialRecord
 from mixnas.search.study.study import Proposal, SearchStudy
+from mixnas.search.variants import Variants, most_variants
 from mixnas.search_space.errors import ConfigError, InfeasibleError, NasError, StoppedEarly
 from mixnas.search_space.formats.safetensors import save_network
 from mixnas.search_space.network import Network
 from mixnas.search_space.reporting import Report, SilentReport
 from mixnas.search_space.settings import to_plain
-
-_LEAST_COMPARED = 5
-_BY_CHANCE = 0.1
 
 
 class Job:
@@ -94,6 +96,8 @@ class Job:
         )
         self._known: Front | None = None  # the final front of before, where the run is extended
         self._networks = self._new_networks(recipe)
+        where = run.path / "variants.json", run.networks, config.task.to_plain()
+        self._variants = Variants(*where, self._networks.recipe, config.search.engine.finish, self.problem)
 
     def _new_networks(self, recipe: Any) -> FinalNetworks:
         config, problem = self.config, self.problem
@@ -172,9 +176,11 @@ class Job:
                 raise NasError(
                     f"{run.path}: none of the {len(finished)} candidates could be finished; {reasons[0]} {advice}"
                 )
+            made = self._variants.made(records, finished, results, evaluator, latency, self._report, self.stop)
+            finished = [*finished, *made.networks]
             times = measure_finalists(finished, latency, self.config.latency.final_passes, self._known, self._report)
             at_the_time = {record.number: record for record in results.records}  # what the search went by
-            searched = [at_the_time[record.number] for record in records]
+            searched = [*(at_the_time[record.number] for record in records), *made.records]
             energies = self._energies(finished, latency, self._known)
             each = zip(searched, times, energies, strict=True)
             finalists = [self._member(record, time, latency, energy) for record, time, energy in each]
@@ -213,6 +219,10 @@ class Job:
                     f"{run.path}: trial {number} is none that was evaluated. Allowed: {len(done)} trials from "
                     f"{min(done, default=0)} to {max(done, default=0)}; see {run.path / 'trials.csv'}."
                 )
+            front = run.front()
+            for member in (*front.members, *front.others) if front.final else ():
+                if member.id == records[0].id and member.weights_from:
+                    return member  # it has one file, and that is the answer's
             latency = problem.latency(run.latency, run.manifest.get("reference_ms"))
             evaluator = problem.evaluator(latency, run.supernet)
             evaluator.prepare(self._report, self.stop)
@@ -249,6 +259,8 @@ class Job:
                 return choose_believed(results, problem.space, count, cheap, problem.provisional)
             if problem.shares is not None and not results.front():
                 return furthest(results, count)
+            if most_variants(problem) and self.config.search.evaluator == "supernet":
+                return choose_structures(results, count, problem.provisional)
             return choose_finalists(results, count, problem.provisional)
         with self._report.phase("measure candidates", unit="networks") as phase:
             looked_at = 0
@@ -306,6 +318,8 @@ class Job:
         def keep(proposal: Proposal, outcome: Outcome) -> None:
             nonlocal kept
             assert outcome.network is not None
+            if self._known is not None and proposal.architecture.id in self._known.ids:
+                return  # with other weights; it is the answer's until there is another
             kept = True
             save_network(self._networks.path(proposal.architecture.id), outcome.network)
 
@@ -349,7 +363,7 @@ class Job:
     def _forget_all_but(self, front: set[str]) -> None:
         """Drop the weights of trials that are not on the front, nor final from before the run was extended."""
         if self._known is not None:
-            front = front | {member.id for member in (*self._known.members, *self._known.others)}
+            front = front | self._known.ids
         for path in self.run.networks.glob("*.safetensors"):
             if path.stem not in front:
                 path.unlink()
@@ -392,33 +406,6 @@ class Job:
             knee=knee,
             searched_front=tuple(record.id for record in results.front()),
         )
-
-
-def agreement(finalists: Sequence[Member], metric: str) -> str:
-    """How far the search's order of the candidates was that of their final weights, in words; empty of fewer than five.
-
-    Args:
-        finalists: With `searched`, and metrics where they could be finished.
-        metric: The task's.
-    """
-    from scipy.stats import kendalltau  # takes a second
-
-    pairs = [(m.searched[metric], m.metrics[metric]) for m in finalists if metric in m.metrics and metric in m.searched]
-    if len(pairs) < _LEAST_COMPARED or all(before == after for before, after in pairs):
-        return ""
-    searched, final = zip(*pairs, strict=True)
-    said = (
-        f"{metric} of the candidates: {min(searched):.3g} to {max(searched):.3g} in the search, {min(final):.3g} to "
-        f"{max(final):.3g} with their final weights; "
-    )
-    for values, when in ((searched, "in the search"), (final, "with their final weights")):
-        if len(set(values)) == 1:
-            return f"{said}{when} all alike: no order to tell"
-    found = kendalltau(searched, final)
-    said += f"Kendall's tau between the two orders {found.statistic:.2f}"
-    if not (found.statistic > 0 and found.pvalue < _BY_CHANCE):
-        said += ", as by chance: train the super-network for longer (supernet.seconds), or take more final.candidates"
-    return said
 
 
 class _PhasesOfRun(SilentReport):

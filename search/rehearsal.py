@@ -14,6 +14,7 @@ import torch
 from mixnas.evaluators.training import TrainConfig, evaluate, train
 from mixnas.predictors.measuring.energy import WINDOW_S
 from mixnas.search.problem import Problem
+from mixnas.search.variants import TRAINED, most_variants
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.network import Network
 from mixnas.search_space.reporting import SilentReport
@@ -108,6 +109,9 @@ def rehearse(problem: Problem) -> Rehearsal:
     phases["search"] = min(found[0], limit), min(found[1], limit)
     if not alone:
         phases["training to the end"] = candidates * trained * step_s[0], candidates * trained * step_s[1]
+    if varied := most_variants(problem):
+        phases["other policies"] = 0.0, varied * TRAINED * trained * step_s[1]  # of none or all that are looked for
+        disk += varied * largest * 4
     return Rehearsal(recipe.batch_size, step_s, judge_s, phases, _peak_bytes(), disk)
 
 

@@ -20,6 +20,7 @@ from mixnas.search.problem import Problem
 from mixnas.search.run.front import SHARE
 from mixnas.search.run.integrity import export_problems
 from mixnas.search.run.trust import about_to_import, require_trust
+from mixnas.search.variants import evaluator_of
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import ConfigError, IntegrityError, listed, shown
 from mixnas.search_space.files import json_text, parse_json, read_json
@@ -87,7 +88,8 @@ def reproduce(
 ) -> Reproduced:
     """Train an exported network again by the run's own recipe, and judge it on the test split.
 
-    A network with inherited weights needs its super-network, which is trained again first.
+    A network with inherited weights needs its super-network, which is trained again first; one with the weights of
+    another under other policies, that other.
 
     Args:
         folder: The export.
@@ -108,13 +110,20 @@ def reproduce(
     problem = Problem(config, str(Path(folder) / cards.CARD))
     check_data(card, problem.task, folder)
     architecture = Architecture.load(Path(folder) / cards.ARCHITECTURE)
+    first = architecture
+    if "weights_from" in card:
+        first = Architecture.from_dict(card["weights_from"]["architecture"], str(Path(folder) / cards.CARD))
     evaluator = problem.evaluator(problem.latency())
     evaluator.prepare(report, should_stop)
     with report.phase("train again") as phase:
         if problem.in_rungs and isinstance(evaluator, InParts):
-            network = _in_parts(evaluator, architecture, _shares(card, config), phase, should_stop)
+            network = _in_parts(evaluator, first, _shares(card, config), phase, should_stop)
         else:
-            network = evaluator.finish(architecture, phase, should_stop)
+            network = evaluator.finish(first, phase, should_stop)
+    if first != architecture:
+        varying = evaluator_of(problem, evaluator.device)
+        with report.phase(varying.finishing) as phase:
+            network = varying.finish_part(architecture, Part(0, 1, network), phase, should_stop)
     metric = problem.task.metric
     score = evaluate(network.cpu(), problem.task, "test").score
     error = card["metrics"].get(f"test_{metric}_se")

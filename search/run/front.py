@@ -47,6 +47,8 @@ class Member:
         searched: What the search went by; of a final network.
         seconds: Time of the trial.
         reason: Why a finalist is not on the front; empty where it is.
+        weights_from: Id of the finished network whose weights it began with, under other policies (`search.variants`);
+            `trial` and `seconds` are then that one's, and `searched` is what it was chosen by. Empty of all others.
     """
 
     id: str
@@ -58,6 +60,7 @@ class Member:
     searched: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     reason: str = ""
+    weights_from: str = ""
 
     def __repr__(self) -> str:
         """What tells it from others: id, metrics of the validation split, costs."""
@@ -82,6 +85,8 @@ class Member:
             plain["searched"] = dict(self.searched)
         if self.reason:
             plain["reason"] = self.reason
+        if self.weights_from:
+            plain["weights_from"] = self.weights_from
         return {**plain, "seconds": self.seconds, "architecture": self.architecture}
 
     def _check(self) -> None:
@@ -90,6 +95,8 @@ class Member:
             raise ValueError(f"{shown(self.id)} is not the id of its architecture")
         if not isinstance(self.reason, str):
             raise ValueError("a reason is no text")
+        if not isinstance(self.weights_from, str) or (self.weights_from and not _ID.fullmatch(self.weights_from)):
+            raise ValueError("weights_from is no id")
         _check_numbers("a metric", (*self.metrics.values(), *self.searched.values(), self.trial))
         _check_numbers("a time", (self.seconds,), least=0.0)
         for latency in (self.latency, self.predicted):
@@ -148,6 +155,11 @@ class Front:
     def __repr__(self) -> str:
         what = "final" if self.final else "so far"
         return f"Front({self.run}, {what}: {len(self.members)} networks on {self.device or 'no device'})"
+
+    @property
+    def ids(self) -> set[str]:
+        """Of its networks, and of the others."""
+        return {member.id for member in (*self.members, *self.others)}
 
     @property
     def asked(self) -> tuple[str, ...]:
@@ -246,7 +258,6 @@ class Front:
         Raises:
             ValueError: With what is wrong.
         """
-        ids = {member.id for member in (*self.members, *self.others)}
         for member in (*self.members, *self.others):
             member._check()
         named = self.task.get("name") if isinstance(self.task, Mapping) else self.task
@@ -259,7 +270,7 @@ class Front:
             raise ValueError("searched_front holds something else than ids")
         if not all(d in ("max", "min") for d in self.objectives.values()):
             raise ValueError("an objective has no direction")
-        if self.final and self.knee is not None and self.knee not in ids:
+        if self.final and self.knee is not None and self.knee not in self.ids:
             raise ValueError("the knee is none of its networks")
         _check_numbers("trials", self.trials.values())
         _check_numbers("hypervolume", (x for x in (self.hypervolume, *(self.reference or ())) if x is not None))

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ _WITH_DIGESTS = 3  # since this format
 
 _DIGESTED = ("config.yaml", "trials.csv", "pareto.json", "data.json")
 _FILES = ("manifest.json", "study.journal", "study.summary.json", *_DIGESTED)
+_OTHERS = ("study.journal.torn", "unsent.json", "driver.json", "supernet.safetensors", "report.html", "variants.json")
 _FOLDERS = ("latency", "networks", "exports")
 _AGAIN = {
     "config.yaml": "Restore it from a copy, or give a whole one with -c; what may change is changed with --set.",
@@ -42,7 +43,7 @@ def check_layout(path: Path) -> None:
         IntegrityError: It names what.
     """
     _check_entry(path / ".lock", stat.S_ISREG)
-    for name in (*_FILES, "study.journal.torn", "unsent.json", "driver.json", "supernet.safetensors", "report.html"):
+    for name in (*_FILES, *_OTHERS):
         _check_entry(path / name, stat.S_ISREG)
     for name in _FOLDERS:
         folder = path / name
@@ -187,7 +188,8 @@ def problems(path: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[str, str
     weights = [path / "supernet.safetensors", *sorted((path / "networks").glob("*.safetensors"))]
     found: list[tuple[Path, str]] = [(file, weights_problem(file)) for file in weights if os.path.lexists(file)]
     found += [(file, _other_network(file)) for file, problem in found if not problem and file.parent.name == "networks"]
-    found += [(file, _failure_problem(file)) for file in sorted((path / "networks").glob("*.json"))]
+    found += [(file, _problem_of(read_failure, file)) for file in sorted((path / "networks").glob("*.json"))]
+    found += [(file, _problem_of(read_variants, file)) for file in path.glob("variants.json")]
     if manifest["format"] >= _WITH_DIGESTS:
         found += [(file, "missing. A resume makes it again.") for file in _missing_networks(path, whole)]
         found += _latency_problems(path / "latency")
@@ -237,10 +239,25 @@ def read_failure(path: Path) -> dict[str, Any]:
     raise IntegrityError(f"{path}: damaged: not what was written. Delete it; a resume tries the network again.")
 
 
-def _failure_problem(path: Path) -> str:
-    """Why such a file is not what was written; empty where it is."""
+def read_variants(path: Path) -> dict[str, Any]:
+    """What was tried of other policies of finished networks, and what was chosen (`search.variants`).
+
+    Raises:
+        IntegrityError: It is not what was written.
+    """
     try:
-        read_failure(path)
+        plain = parse_json(read_bytes(path), path.name)
+        if isinstance(plain, dict) and check_stamp(plain, path.name):
+            return without_stamp(plain)
+    except NasError:
+        pass
+    raise IntegrityError(f"{path}: damaged: not what was written. Delete it; a resume tries the policies again.")
+
+
+def _problem_of(read: Callable[[Path], object], path: Path) -> str:
+    """Why a file is not what was written, by its reader; empty where it is."""
+    try:
+        read(path)
     except IntegrityError as error:
         return str(error).removeprefix(f"{path}: ")
     return ""

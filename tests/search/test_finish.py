@@ -12,13 +12,14 @@ from mixnas.evaluators.training import DivergedError
 from mixnas.predictors.measuring.value import Latency
 from mixnas.search.finish import (
     FinalNetworks,
+    agreement,
     choose_finalists,
     choose_measured,
+    choose_structures,
     final_front,
     measure_finalists,
     nearest_to,
 )
-from mixnas.search.job import agreement
 from mixnas.search.run.front import Member
 from mixnas.search.study.objectives import parse_constraints, parse_objectives
 from mixnas.search.study.results import Results, TrialRecord
@@ -48,6 +49,29 @@ def test_finalists_span_the_front():
     values = [(record.metrics["accuracy"], record.metrics["latency_ms"]) for record in chosen]
     assert len(set(values)) == 4 and front[0] in values and front[-1] in values and (0.3, 5.0) not in values
     assert len(choose_finalists(results, 99)) == 9
+
+
+def test_one_of_each_structure_is_finished_the_one_that_stores_most():
+    stage = {"width": [8, 16, 32], "block": {"mixer": "identity", "channel_mixer": "mlp", "quant": ["fp32", "w8a8"]}}
+    space = SearchSpace.from_dict({"stem": "conv", "stages": [stage]})
+    objectives = parse_objectives({"accuracy": "max", "weight_bytes": "min"})
+    trials = [
+        (8, "fp32", 0.5, 40), (8, "w8a8", 0.5, 10), (16, "fp32", 0.7, 80), (16, "w8a8", 0.69, 20),
+        (32, "w8a8", 0.9, 90), (32, "fp32", 0.88, 300),
+    ]  # fmt: skip
+
+    def record(i: int, width: int, quant: str, accuracy: float, size: float) -> TrialRecord:
+        vectors = (space.decode([w, q]) for w in range(3) for q in range(2))
+        one = next(a for a in vectors if a.stages[0].width == width and a.stages[0].blocks[0].quant.name == quant)
+        return TrialRecord(i, "done", one.id, one.to_json(), {"accuracy": accuracy, "weight_bytes": size})
+
+    records = [record(i, *trial) for i, trial in enumerate(trials)]
+    found = choose_structures(Results(objectives, (), records), 3)
+    assert sorted(r.number for r in found) == [0, 2, 5]  # in float32, on the front or not
+    assert sorted(r.number for r in choose_structures(Results(objectives, (), records), 2)) == [0, 5]  # the ends
+    bounded = Results(objectives, parse_constraints(["weight_bytes <= 100"]), records)
+    assert sorted(r.number for r in choose_structures(bounded, 3)) == [0, 2, 4]
+    assert choose_structures(Results(objectives, (), []), 3) == []
 
 
 def test_a_bound_that_training_may_still_keep_does_not_leave_everything_unfinished():

@@ -15,7 +15,7 @@ What a policy does not cover (norms, scans, depthwise taps) stays as it is, and 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import Protocol
@@ -93,6 +93,25 @@ def uniform(architecture: Architecture, quant: Op) -> Architecture:
         return replace(one, quant=quant, channel_quant=quant)
 
     stages = (replace(stage, blocks=tuple(map(block, stage.blocks))) for stage in architecture.stages)
+    return replace(architecture, stages=tuple(stages))
+
+
+def with_policies(architecture: Architecture, policies: Mapping[str, Op]) -> Architecture:
+    """The same architecture with other policies of some branches.
+
+    Args:
+        architecture: Whose branches without a policy here keep their own.
+        policies: By the names of branches, as in `units.plan`: "stages.0.blocks.1.token".
+    """
+    stages = []
+    for s, stage in enumerate(architecture.stages):
+        blocks = []
+        for b, block in enumerate(stage.blocks):
+            name = f"stages.{s}.blocks.{b}"
+            quant = policies.get(f"{name}.token", block.quant)
+            channel_quant = policies.get(f"{name}.channel", block.channel_quant)
+            blocks.append(replace(block, quant=quant, channel_quant=channel_quant))
+        stages.append(replace(stage, blocks=tuple(blocks)))
     return replace(architecture, stages=tuple(stages))
 
 

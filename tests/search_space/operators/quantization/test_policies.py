@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from mixnas.search_space.architecture import Op
+from mixnas.search_space.architecture import Architecture, Op
+from mixnas.search_space.operators.quantization.policy import uniform, with_policies
+from mixnas.search_space.units import IOSpec, plan
 
 from ....contracts.policy import PolicyContract
 from . import toy
@@ -91,3 +93,14 @@ def toy_policy() -> Iterator[None]:
 class TestToyInt8(PolicyContract):
     quant = toy.QUANT
     every_kind = False
+
+
+def test_policies_go_to_the_branches_that_they_are_named_for():
+    blocks = [{"mixer": "attention", "channel_mixer": "mlp", "quant": "fp32"}] * 2
+    architecture = Architecture.from_dict({"stem": "conv", "stages": [{"width": 8, "blocks": blocks}]})
+    io, quant = IOSpec("image", (8, 8), 1, 10), Op("w8a8")
+    changed = with_policies(architecture, {"stages.0.blocks.1.token": quant})
+    assert {name for name, unit in plan(changed, io) if unit.quant == quant} == {"stages.0.blocks.1.token"}
+    names = [name for name, unit in plan(architecture, io) if unit.quant is not None]
+    assert with_policies(architecture, dict.fromkeys(names, quant)) == uniform(architecture, quant)
+    assert with_policies(architecture, {}) == architecture
