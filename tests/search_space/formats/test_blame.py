@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import tempfile
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from mixnas.search_space.formats.safetensors import FORMAT, load_tensors, save_t
 from mixnas.search_space.network import Network
 
 from ...contracts.format import FEATURES, available, content, network_of, small
+from .archive import change_record
 
 FORMATS = ("safetensors", "torch-export", "onnx")
 QUANTS = registry.names("quant")
@@ -106,20 +105,6 @@ def changed(path: Path, weight: str, change: Callable[[bytearray], None]) -> Non
         change(content)
         tensor.raw_data = bytes(content)
         onnx.save(model, str(path))
-
-
-def change_record(path: Path, weight: str, change: Callable[[bytearray], None]) -> None:
-    """In a `.pt2`, which is a ZIP archive: to read a program and to write it again takes seconds."""
-    with zipfile.ZipFile(path) as archive:
-        records = {entry.filename: archive.read(entry) for entry in archive.infolist()}
-    (config,) = (json.loads(records[name]) for name in records if name.endswith("weights_config.json"))
-    place = config["config"][weight]["path_name"]
-    (name,) = (name for name in records if name.endswith(f"/data/weights/{place}"))
-    content = bytearray(records[name])
-    change(content)
-    with zipfile.ZipFile(path, "w") as archive:
-        for entry, was in records.items():
-            archive.writestr(entry, bytes(content) if entry == name else was)
 
 
 def all_signs(tensor: torch.Tensor) -> Callable[[bytearray], None]:
