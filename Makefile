@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PYTHONDONTWRITEBYTECODE :=  # hundreds of processes start in a run of the tests: they share what is compiled once
 
 .PHONY: search test lint install install-test clean
 

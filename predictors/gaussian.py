@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import lapack, solve_triangular
-from scipy.optimize import minimize
 
 _JITTER = 1e-6
 
@@ -119,6 +117,7 @@ class GaussianProcess:
 
     def fit(self, design: Design, y: np.ndarray, iterations: int = 30) -> None:
         """Parameters of the largest posterior density, from where they stand now."""
+        from scipy.optimize import minimize  # SciPy takes a quarter of a second to import, in each process
 
         def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
             found = self._loss(parameters, design, y)
@@ -132,6 +131,8 @@ class GaussianProcess:
             self.parameters = found.x
 
     def _loss(self, parameters: np.ndarray, design: Design, y: np.ndarray) -> tuple[float, np.ndarray]:
+        from scipy.linalg import lapack
+
         linear, choices, counts, (first, second), noise = self._weights(parameters)
         smooth = _smooth(design.choices, design.choices, choices, first)
         kernel = (design.linear * linear) @ design.linear.T
@@ -189,6 +190,8 @@ class GaussianProcess:
 
     def condition(self, design: Design, y: np.ndarray) -> None:
         """Take rows in, with the parameters as they are."""
+        from scipy.linalg import lapack
+
         kernel = self.kernel(design, design)
         kernel[np.diag_indices_from(kernel)] += self.noise
         factor, failed = lapack.dpotrf(kernel, lower=True, clean=True)
@@ -208,6 +211,8 @@ class GaussianProcess:
 
         The posterior covariance of two rows is their kernel less the product of their columns of the half.
         """
+        from scipy.linalg import solve_triangular
+
         cross = self.kernel(design, self._design)
         half = solve_triangular(self._factor, cross.T, lower=True, check_finite=False)
         variance = np.maximum(self.variance(design) - (half * half).sum(0), 1e-9)

@@ -90,7 +90,7 @@ def test_the_examples_of_a_page_run(name, tmp_path):
 # -- commands --------
 
 # What makes a search of the documentation small; its commands are run as they stand.
-SMALL = ["search.trials=12", "latency.profile=4s", "latency.passes=1", "latency.final_passes=1", "supernet.seconds=2"]
+SMALL = ["search.trials=12", "latency.profile=2s", "latency.passes=1", "latency.final_passes=1", "supernet.seconds=1"]
 SMALL += ["final.candidates=2", "final.train.epochs=1"]
 
 

@@ -27,9 +27,9 @@ CONFIG: dict[str, Any] = {
         "evaluator": "supernet",
         "trials": 60,
     },
-    "latency": {"profile": "8s"},
-    "supernet": {"seconds": 4, "batch_size": 32},
-    "final": {"candidates": 3, "train": {"epochs": 12, "batch_size": 16}},
+    "latency": {"profile": "4s"},
+    "supernet": {"seconds": 3, "batch_size": 32},
+    "final": {"candidates": 2, "train": {"epochs": 12, "batch_size": 16}},
     "space": {
         "stem": {"name": "conv", "stride": 2, "kernel_size": 3},
         "norm": ["growth_max", "layer"],

@@ -34,7 +34,7 @@ ORDERS = [
 @pytest.mark.parametrize("order", ORDERS)
 def test_searching_is_there_whatever_was_imported_before(order: str):
     code = (
-        f"{order}\nassert callable(mixnas.search), mixnas.search\nimport mixnas.search.config\nmixnas.search.config\n"
+        f"{order}\nassert callable(mixnas.search), mixnas.search\nimport mixnas.search.naming\nmixnas.search.naming\n"
     )
     if "job" in order:
         code += (

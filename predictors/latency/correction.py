@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
 
 from mixnas.search_space.errors import ConfigError
 
@@ -34,6 +33,8 @@ class Correction:
     """
 
     def __init__(self, rows: np.ndarray, predicted: Sequence[float], measured: Sequence[float]) -> None:
+        from scipy.linalg import cho_factor, cho_solve  # SciPy takes a quarter of a second to import, in each process
+
         self._rows = np.asarray(rows)
         before, found = np.asarray(predicted, dtype=float), np.asarray(measured, dtype=float)
         if not len(self._rows) or len(self._rows) != len(before) or len(before) != len(found):

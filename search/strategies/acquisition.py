@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import ndtr
 
 from mixnas.search.study.pareto import boxes_above, non_dominated_minimised
 
@@ -63,6 +62,8 @@ class Scale:
         Returns:
             (rows, num_bounds).
         """
+        from scipy.special import ndtr  # slow to import
+
         room = np.maximum(bounds - self.shift, 0.0)[None]
         mu = (self.centre + self.spread * mean)[:, None]
         sigma = np.clip(self.spread * deviation, 1e-9, 8.0)[:, None]

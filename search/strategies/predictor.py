@@ -18,7 +18,6 @@ import moocore
 import numpy as np
 from optuna.samplers import BaseSampler
 from optuna.study import Study
-from scipy.special import ndtr
 
 from mixnas.search.strategies import STRATEGIES, Acceptable, Cheap, Question, Strategy
 from mixnas.search.strategies.acquisition import Improvement, shortfall_of_known
@@ -302,6 +301,8 @@ class _Acquisition:
         beliefs: Mapping[Wanted, tuple[np.ndarray, np.ndarray]],
         rows: np.ndarray,
     ) -> np.ndarray:
+        from scipy.special import ndtr  # slow to import
+
         value = np.ones(len(rows))
         if self._any_feasible or not self._sampler._later:
             found = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -129,6 +130,24 @@ def load_torch_export(path: str | Path) -> Answer:
     return answer
 
 
+_last: dict[bytes, tuple[torch.export.ExportedProgram, dict[str, Any]]] = {}
+
+
+def _read(path: Path) -> tuple[torch.export.ExportedProgram, dict[str, Any]]:
+    """The program of a file, which is not to be changed, and what is said beside it.
+
+    The last one is kept, by its content: reading one takes seconds, and a verification looks into it several times.
+    """
+    content = path.read_bytes()
+    digest = hashlib.sha256(content).digest()
+    if digest not in _last:
+        extra = {EXTRA_FILE: ""}
+        program = torch.export.load(io.BytesIO(content), extra_files=extra)
+        _last.clear()
+        _last[digest] = program, json.loads(extra[EXTRA_FILE] or "{}")
+    return _last[digest]
+
+
 @register
 class TorchExport:
     """An `ExportedProgram`, dynamic in the batch."""
@@ -164,18 +183,18 @@ class TorchExport:
 
     def weight_bytes(self, path: Path) -> int:
         """Bytes of the parameters and persistent buffers."""
-        state = torch.export.load(path).state_dict
-        return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+        program, _ = _read(path)
+        return sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
 
     def stored(self, path: Path) -> dict[str, bytes]:
         """See `Format`."""
-        return {name: raw(tensor) for name, tensor in torch.export.load(path).state_dict.items()}
+        program, _ = _read(path)
+        return {name: raw(tensor) for name, tensor in program.state_dict.items()}
 
     def unit_outputs(self, path: Path, batch: np.ndarray) -> list[tuple[str, np.ndarray]]:
         """See `Format`."""
-        extra = {EXTRA_FILE: ""}
-        program = torch.export.load(path, extra_files=extra)
-        answers = json.loads(extra[EXTRA_FILE])[_ANSWERS]
+        program, about = _read(path)
+        answers = about[_ANSWERS]
         recorder = _Recorder(program.module(), {node for _, node in answers})
         with torch.no_grad():
             output = recorder.run(torch.from_numpy(batch))

@@ -71,7 +71,7 @@ def test_ten_times_killed_nothing_reported_is_lost_nothing_evaluated_twice(
     tmp_path, searches, strategy, objectives, constraints
 ):
     journal, rng = tmp_path / "study.journal", random.Random(7)
-    reports, trials = [], 500
+    reports, trials = [], 300
     for round_ in range(10):
         reports.append(tmp_path / f"reported-{round_}")
         child = searches.start(journal, reports[-1], trials=trials, strategy=strategy)

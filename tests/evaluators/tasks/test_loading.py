@@ -45,8 +45,9 @@ def test_each_task_of_the_package_has_the_name_that_it_is_found_by() -> None:
         module, _, cls = place.partition(":")
         made = getattr(importlib.import_module(module), cls)
         assert made.name == name
-        if "path" not in inspect.signature(made).parameters:  # else it reads somebody's data
-            assert by_name(name, **(small if name == "mqar" else {})).name == name
+        options = inspect.signature(made).parameters
+        if "path" not in options:  # else it reads somebody's data
+            assert by_name(name, **(small if small.keys() <= options.keys() else {})).name == name
 
 
 def test_naming_the_tasks_imports_nothing_heavy() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,9 +15,9 @@ import torch
 from mixnas.search_space.errors import ConfigError, IntegrityError
 from mixnas.search_space.formats import format as formats
 from mixnas.search_space.formats.safetensors import FORMAT, load_tensors, save_tensors
-from mixnas.search_space.formats.torch_export import EXTRA_FILE
 
 from ...contracts.format import FEATURES, small
+from .archive import change_record
 
 FEWEST = 5
 """Elements of a weight; what has fewer is a constant of the exporter's (an exponent, a scale)."""
@@ -40,16 +42,12 @@ def in_safetensors(path: Path) -> Iterator[tuple[str, Change]]:
 
 
 def in_torch_export(path: Path) -> Iterator[tuple[str, Change]]:
+    def one_more(content: bytearray) -> None:
+        (was,) = struct.unpack_from("<f", content)
+        struct.pack_into("<f", content, 0, was + 1)
+
     for name in torch.export.load(path).state_dict:
-
-        def change(name: str = name) -> None:
-            extra = {EXTRA_FILE: ""}
-            program = torch.export.load(path, extra_files=extra)
-            with torch.no_grad():
-                program.state_dict[name].view(-1)[0] += 1
-            torch.export.save(program, path, extra_files=extra)
-
-        yield name, change
+        yield name, functools.partial(change_record, path, name, one_more)
 
 
 def in_onnx(path: Path) -> Iterator[tuple[str, Change]]:
