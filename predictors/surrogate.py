@@ -1,9 +1,10 @@
 """Surrogates of any metric on encoded architectures: models that are averaged as their held-out predictions say.
 
 A Gaussian process, support vectors and ridge regression. Architectures come as the integer vectors of a search space.
-The weights are those of stacking (Breiman 1996, "Stacked regressions", section 2): a model that is right, as a linear
-one is of a metric that is nearly linear, has all of it. Whether the metric or its ranks are fitted is decided by
-rank correlation, since a search uses the order.
+The weights are those of stacking (Breiman 1996, "Stacked regressions", section 2). Of few rows held-out errors cannot
+tell a slightly better model from noise: where the average is not better than the linear model by a standard error, the
+linear model stands alone (the rule of Breiman, Friedman, Olshen and Stone 1984, "Classification and Regression Trees",
+section 3.4.3). Whether the metric or its ranks are fitted is decided by rank correlation: a search uses the order.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ class GaussianModel:
 
 @dataclass
 class Ridge:
-    """Linear regression with a penalty that is chosen by leaving one out."""
+    """Linear regression on the choices alone, with a penalty that is chosen by leaving one out."""
 
     encoding: ChoiceEncoding
 
@@ -112,14 +113,11 @@ class Ridge:
         """See `_Model`."""
         from sklearn.linear_model import RidgeCV
 
-        self._model = RidgeCV(alphas=np.logspace(-2, 3, 11)).fit(self._x(encoded), y)
-
-    def _x(self, encoded: np.ndarray) -> np.ndarray:
-        return np.hstack([self.encoding.choices(encoded), self.encoding.counts(encoded)])
+        self._model = RidgeCV(alphas=np.logspace(-3, 3, 13)).fit(self.encoding.choices(encoded), y)
 
     def predict(self, encoded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `_Model`; the deviation is filled in by calibration."""
-        return self._model.predict(self._x(encoded)), np.ones(len(encoded))
+        return self._model.predict(self.encoding.choices(encoded)), np.ones(len(encoded))
 
 
 @dataclass
@@ -279,7 +277,7 @@ class Surrogate:
             y = scale.forward(metric)[rows]
             held = {name: _held_out(name, encoding, config, encoded[rows], y) for name in config.models}
             scores |= {f"{name}{suffix}": rank_correlation(means, y) for name, (means, _) in held.items()}
-            weights = _stacked(np.stack([means for means, _ in held.values()], axis=1), y, config.seed)
+            weights = _weights({name: means for name, (means, _) in held.items()}, y, config.seed)
             models = {name: _new_model(name, encoding, config) for name, w in zip(held, weights, strict=True) if w > 0}
             weights = weights[weights > 0]
             mean, deviation = _averaged([held[name] for name in models], weights)
@@ -313,6 +311,24 @@ def _averaged(found: Sequence[tuple[np.ndarray, np.ndarray]], weights: np.ndarra
     """Mean and deviation (rows,) of several models."""
     mean, deviation = (weights @ np.stack([one[i] for one in found]) for i in (0, 1))
     return mean, deviation
+
+
+def _weights(held_out: Mapping[str, np.ndarray], y: np.ndarray, seed: int) -> np.ndarray:
+    """Weights (models,) of the average, or all of it for the linear model; see the module.
+
+    Args:
+        held_out: Of each model, (rows,), each predicted by one that had not seen the row.
+        y: (rows,).
+        seed: See `_stacked`.
+    """
+    means = np.stack([*held_out.values()], axis=1)
+    weights = _stacked(means, y, seed)
+    if "ridge" not in held_out:
+        return weights
+    worse = (held_out["ridge"] - y) ** 2 - (means @ weights - y) ** 2
+    if worse.mean() > worse.std(ddof=1) / math.sqrt(len(y)):
+        return weights
+    return np.array([float(name == "ridge") for name in held_out])
 
 
 def _stacked(held_out: np.ndarray, y: np.ndarray, seed: int) -> np.ndarray:
