@@ -2,9 +2,10 @@
 
 A Gaussian process, support vectors and ridge regression. Architectures come as the integer vectors of a search space.
 The weights are those of stacking (Breiman 1996, "Stacked regressions", section 2). Of few rows held-out errors cannot
-tell a slightly better model from noise: where the average is not better than the linear model by a standard error, the
-linear model stands alone (the rule of Breiman, Friedman, Olshen and Stone 1984, "Classification and Regression Trees",
-section 3.4.3). Whether the metric or its ranks are fitted is decided by rank correlation: a search uses the order.
+tell a slightly better model from noise: where the average is not better than the linear model by a standard error, in
+values and in ranks, the linear model stands alone (the rule of Breiman, Friedman, Olshen and Stone 1984,
+"Classification and Regression Trees", section 3.4.3). Whether the metric or its ranks are fitted is decided by rank
+correlation, since a search uses the order.
 """
 
 from __future__ import annotations
@@ -323,12 +324,23 @@ def _weights(held_out: Mapping[str, np.ndarray], y: np.ndarray, seed: int) -> np
     """
     means = np.stack([*held_out.values()], axis=1)
     weights = _stacked(means, y, seed)
-    if "ridge" not in held_out:
-        return weights
-    worse = (held_out["ridge"] - y) ** 2 - (means @ weights - y) ** 2
-    if worse.mean() > worse.std(ddof=1) / math.sqrt(len(y)):
+    if "ridge" not in held_out or _surely_better(means @ weights, held_out["ridge"], y):
         return weights
     return np.array([float(name == "ridge") for name in held_out])
+
+
+def _surely_better(first: np.ndarray, second: np.ndarray, y: np.ndarray) -> bool:
+    """Whether `first` predicts y better than `second`, (rows,) each: by a standard error, in values and in ranks.
+
+    The squared error of ranks, which is what Spearman's correlation sums, is not ruled by a few large values.
+    """
+    from scipy.stats import rankdata
+
+    for a, b, truth in ((first, second, y), (rankdata(first), rankdata(second), rankdata(y))):
+        gain = (b - truth) ** 2 - (a - truth) ** 2
+        if gain.mean() <= gain.std(ddof=1) / math.sqrt(len(y)):
+            return False
+    return True
 
 
 def _stacked(held_out: np.ndarray, y: np.ndarray, seed: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from mixnas.predictors.surrogate import (
     SurrogateConfig,
     _least_squares,
     _stacked,
+    _surely_better,
     _weights,
     rank_correlation,
 )
@@ -127,6 +128,10 @@ def test_the_average_has_to_beat_the_linear_model_by_a_standard_error():
     np.testing.assert_array_equal(weights, _stacked(np.stack([*better.values()], axis=1), y, 0))
     assert weights[0] > 0.8 and weights.sum() == pytest.approx(1)
     np.testing.assert_array_equal(_weights({"gp": better["gp"], "svr": better["ridge"]}, y, 0), weights)
+    near_in_value, right_in_order = y + 0.2 * common, y**3
+    assert _surely_better(near_in_value, y + own, y) and _surely_better(right_in_order, y + 9 * own, y)
+    assert not _surely_better(near_in_value, right_in_order, y)
+    assert not _surely_better(right_in_order, near_in_value, y)
 
 
 def test_weights_are_those_of_the_least_squared_error():
