@@ -1,15 +1,16 @@
 """Every strategy on the default digits space: hypervolume of finished networks by the clock. Part of `search.py clock`.
 
-Each search is one that a user would start: its own profile, super-network, finishing and measuring, all of it on the
-clock. A network counts from when its final weights exist. Latencies of all networks that were ever on a front are then
-measured anew, together, against one sentinel, since two runs' latencies do not compare.
+Each search is the default one with another strategy: profile, super-network, finishing and measuring are on the clock.
+The strategies of a seed have the same profile and super-network: the first search makes them, and the seconds that they
+took count for each. A network counts from when its final weights exist. Latencies of all networks that were ever on a
+front are then measured anew, together, against one sentinel, since two runs' latencies do not compare.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,36 +25,44 @@ from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.files import atomic_write
 
 NAMES = ("predictor", "nsga2", "nsga3", "tpe", "linas", "random")
-SETTINGS = {  # the default search, in small; steps, not seconds, so that all strategies have the same super-network
-    "latency.profile": "20s",
-    "supernet.seconds": None,
-    "supernet.steps": 500,
-    "search.trials": 300,
-    "final.candidates": 10,
-    "final.train.epochs": 8,
-    "latency.final_passes": 3,
+SHARED = ("profile", "train supernet")
+"""Phases that the strategies of a seed have in common."""
+SMALL = {
+    "latency.profile": "5s",
+    "supernet.seconds": 5,
+    "search.trials": 60,
+    "final.candidates": 4,
+    "final.train.epochs": 2,
+    "latency.final_passes": 1,
 }
-OWN = {"nsga2": {"population_size": 20}, "nsga3": {"population_size": 20}}
+"""A try of the benchmark."""
+OWN = {"nsga2": {"population_size": 50}, "nsga3": {"population_size": 50}}
+"""As in the default search."""
 OBJECTIVES = parse_objectives({"accuracy": "max", "latency_ms": "min", "params": "min"})
 
 
-def search_all(path: Path, config: Path, seeds: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
+def search_all(
+    path: Path, config: Path, seeds: int, changes: Mapping[str, Any], say: Callable[[str], None]
+) -> list[dict[str, Any]]:
     """One search with each strategy and seed; those that stand in the file already are not done again."""
     runs: list[dict[str, Any]] = []
     if path.exists():
         before = json.loads(path.read_text())
-        runs = before["runs"] if before["settings"] == SETTINGS else []
+        runs = before["runs"] if before["settings"] == changes else []
     done = {(run["strategy"], run["seed"]) for run in runs}
     with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "runs"
         for seed in range(seeds):
+            made: tuple[Path, float] | None = None
             for name in NAMES:
                 if (name, seed) in done:
                     continue
-                changed = {**SETTINGS, "search.seed": seed, "search.strategy": {"name": name, **OWN.get(name, {})}}
+                changed = {**changes, "search.seed": seed, "search.strategy": {"name": name, **OWN.get(name, {})}}
                 settings = [f"{key}={json.dumps(value)}" for key, value in changed.items()]
                 points, seconds, phases = searched(
-                    load_config(config, settings=settings), config, Path(folder) / "runs", f"{name}-{seed}"
+                    load_config(config, settings=settings), config, root, f"{name}-{seed}", after=made
                 )
+                made = made or (root / f"{name}-{seed}", sum(phases[phase] for phase in SHARED))
                 kept = [
                     {"seconds": p.seconds, "architecture": p.architecture.to_dict(), "metrics": p.metrics}
                     for p in ever_on_front(points, OBJECTIVES)
@@ -61,7 +70,7 @@ def search_all(path: Path, config: Path, seeds: int, say: Callable[[str], None])
                 runs.append({"strategy": name, "seed": seed, "seconds": seconds, "phases": phases,
                              "networks": len(points), "points": kept})  # fmt: skip
                 say(f"{name}, seed {seed}: {seconds:.0f} s, {len(points)} networks")
-                path.write_text(json.dumps({"settings": SETTINGS, "runs": runs}))
+                path.write_text(json.dumps({"settings": changes, "runs": runs}))
     return runs
 
 
@@ -105,12 +114,15 @@ def picture(found: dict[str, Any]) -> str:
     )
 
 
-def run(results: Path, config: Path, seeds: int, threads: int, say: Callable[[str], None]) -> dict[str, Any]:
+def run(
+    results: Path, config: Path, seeds: int, threads: int, small: bool, say: Callable[[str], None]
+) -> dict[str, Any]:
     """Search, measure, draw; returns the record."""
+    changes = SMALL if small else {}
     unfinished = results / "search-clock.runs.tmp"
-    runs = search_all(unfinished, config, seeds, say)
+    runs = search_all(unfinished, config, seeds, changes, say)
     found = judge(runs, threads)
     atomic_write(results / "search-clock.svg", picture(found))
     unfinished.unlink()
     kept = [{key: value for key, value in one.items() if key != "points"} for one in runs]
-    return {"seeds": seeds, "settings": SETTINGS, "own": OWN, **found, "runs": kept}
+    return {"seeds": seeds, "settings": changes, "own": OWN, **found, "runs": kept}

@@ -65,11 +65,11 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def write(part: str, record: dict[str, Any]) -> None:
+def write(part: str, record: dict[str, Any], folder: Path = RESULTS) -> None:
     """One result file."""
-    path = RESULTS / f"search-{part}.json"
+    path = folder / f"search-{part}.json"
     write_json(path, {**record, "provenance": provenance("cpu", 1)})
-    say(f"wrote {path.relative_to(ROOT)}")
+    say(f"wrote {path.name}")
 
 
 # -- table --------------------------------------------------------------------------------------------------------
@@ -415,7 +415,8 @@ def clock(args: argparse.Namespace) -> None:
     """See `_strategies.py`."""
     import _strategies
 
-    write("clock", _strategies.run(RESULTS, ROOT / "configs" / "digits.yaml", args.seeds, 1, say))
+    found = _strategies.run(args.output, ROOT / "configs" / "digits.yaml", args.seeds, 1, args.small, say)
+    write("clock", found, args.output)
 
 
 def main() -> None:
@@ -440,7 +441,10 @@ def main() -> None:
         "--batches", type=int, default=6, help="growth: proposals in a row, the first of them of a fresh sampler"
     )
     parser.add_argument("--expensive-only", action="store_true", help="table: without the runs with a cheap objective")
+    parser.add_argument("--small", action="store_true", help="clock: a try, minutes in all")
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS, help="clock: folder of the record, the picture")
     args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
     parts[args.part](args)
 
 

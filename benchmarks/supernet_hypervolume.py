@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -46,8 +47,19 @@ class Point:
     metrics: dict[str, float]
 
 
-def searched(config: Config, source: Path, folder: Path, name: str) -> tuple[list[Point], float, dict[str, float]]:
-    """One search: its networks, how long it took, and seconds by phase."""
+def searched(
+    config: Config, source: Path, folder: Path, name: str, *, after: tuple[Path, float] | None = None
+) -> tuple[list[Point], float, dict[str, float]]:
+    """One search: its networks, how long it took, and seconds by phase.
+
+    Args:
+        config: What is searched.
+        source: Its file.
+        folder: Of the runs.
+        name: Of this one.
+        after: Another run whose profile and super-network this one takes, and how many seconds those took; they count
+            here as if they had been made anew.
+    """
     started = time.time()
     points: list[Point] = []
     standalone = config.search.evaluator == "standalone"
@@ -57,6 +69,11 @@ def searched(config: Config, source: Path, folder: Path, name: str) -> tuple[lis
             points.append(Point(time.time() - started, record.architecture, dict(record.metrics)))
 
     run = new_run(config, root=folder, name=name, source=str(source))
+    if after is not None:
+        other, already = after
+        shutil.copytree(other / run.latency.name, run.latency, dirs_exist_ok=True)
+        shutil.copy2(other / run.supernet.name, run.supernet)
+        started = time.time() - already
     front = Job(run, config, progress=make_progress("quiet"), stop=StopSignal(), on_trial=on_trial).execute()
     seconds = time.time() - started
     for member in (*front.members, *front.others):

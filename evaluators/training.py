@@ -19,6 +19,7 @@ from mixnas.evaluators.protocol import standard_error
 from mixnas.evaluators.tasks.task import Accumulator, Task, asked
 from mixnas.evaluators.teaching import answers_of_teacher, taught_loss
 from mixnas.search_space.errors import ConfigError, NasError, StoppedEarly
+from mixnas.search_space.network import Network
 from mixnas.search_space.operators.auxiliary import collected
 from mixnas.search_space.operators.norms import norms_with_running_statistics, reset_running_statistics
 from mixnas.search_space.operators.quantization.projected import calibrated_layers, calibrating
@@ -272,7 +273,7 @@ def evaluate(
     device: str | torch.device = "cpu",
     batch_size: int = 512,
 ) -> Metrics:
-    """The task's metric and honest loss of a network in evaluation mode, in which it is left.
+    """The task's metric and honest loss of a network in evaluation mode, in which it is left; as it is deployed.
 
     Raises:
         DivergedError: The loss or the metric is NaN or infinite.
@@ -280,7 +281,10 @@ def evaluate(
     device = torch.device(device)
     network.to(device).eval()
     batches = in_order(getattr(task, split_name), batch_size, device)
-    return judged(task, ((network(x), y) for x, y in batches), f"the {split_name}")
+    with contextlib.ExitStack() as stack:
+        if isinstance(network, Network):
+            network = nn.Sequential(*(module for _, module in stack.enter_context(network.as_deployed())))
+        return judged(task, ((network(x), y) for x, y in batches), f"the {split_name}")
 
 
 def judged(task: Task, answers: Iterable[tuple[Tensor, Tensor]], what: str) -> Metrics:

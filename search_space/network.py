@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from mixnas.search_space import registry
 from mixnas.search_space.architecture import Architecture, Op
 from mixnas.search_space.errors import ConfigError, NasError
-from mixnas.search_space.operators.folding import fold
+from mixnas.search_space.operators.folding import fold, foldable, merges
 from mixnas.search_space.operators.layers import Standardise
 from mixnas.search_space.operators.quantization.policy import policy_of
 from mixnas.search_space.registry import BETWEEN, Context
@@ -295,6 +296,13 @@ def deploy_unit(module: nn.Module, *, folded: bool = True) -> nn.Module:
     return module
 
 
+def _inference_form(module: nn.Module) -> nn.Module:
+    """See `Network.as_deployed`."""
+    if not (foldable(module) or merges(module)):
+        return module
+    return deploy_unit(copy.deepcopy(module)).requires_grad_(False)
+
+
 class Network(nn.Module):
     """The network of an architecture.
 
@@ -370,6 +378,25 @@ class Network(nn.Module):
         for module in self._sequence:
             x = module(x)
         return x
+
+    @contextlib.contextmanager
+    def as_deployed(self) -> Iterator[list[tuple[str, nn.Module]]]:
+        """Within it, the units as they compute once the network is deployed, to the last bit.
+
+        Where batch norms are folded or parts merged then, last digits change, and with a few bits behind them more than
+        those: such a unit is a deployed copy; all others are the modules themselves. No parameter wants a gradient
+        meanwhile: the products of ATen take another way, and round otherwise, for a weight that does, also where
+        gradients are switched off. The network is in evaluation mode.
+        """
+        wanting = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        try:
+            for parameter in wanting:
+                parameter.requires_grad_(False)
+            forms = {name: _inference_form(module) for name, module in self.units()}
+            yield [(name, forms[name]) for name in self._order]
+        finally:
+            for parameter in wanting:
+                parameter.requires_grad_(True)
 
     def deploy(self, *, folded: bool = True) -> Network:
         """Store weights as each branch's quantization policy stores them on the device, in place; returns itself.

@@ -108,17 +108,13 @@ class SubnetJudge:
             # The statistics and ranges in the store are those of whatever ran last; no activation behind can be kept.
             self.calibrate(network)
             self._trail.leave()
-        network.eval()
-        *body, head = (module for _, module in network.units())
         self._trail.turn_to(plan(architecture, self.supernet.io)[:-1])
-        answer = self._answering(head, body)
-
-        def answers() -> Iterator[tuple[Tensor, Tensor]]:
-            for x, y in self._behind(body, self._validation):
-                yield answer(x), y
-
-        with torch.inference_mode():
-            metrics = judged(self.task, answers(), f"with inherited weights, {architecture.id}'s validation")
+        with network.eval().as_deployed() as units:
+            *body, head = (module for _, module in units)
+            answer = self._answering(head, body)
+            with torch.inference_mode():
+                answers = ((answer(x), y) for x, y in self._behind(body, self._validation))
+                metrics = judged(self.task, answers, f"with inherited weights, {architecture.id}'s validation")
         if changing:
             self._trail.leave()
         return metrics.named(self.task.metric)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections import Counter
 
@@ -15,6 +16,7 @@ import torch
 from mixnas.evaluators.supernet.judging import SubnetJudge
 from mixnas.evaluators.supernet.sampling import FairSampler
 from mixnas.evaluators.tasks.digits import Digits
+from mixnas.evaluators.training import evaluate
 from mixnas.search_space import registry
 from mixnas.search_space.cost import cost
 from mixnas.search_space.errors import ConfigError
@@ -54,8 +56,9 @@ def test_judged_is_deployed_is_saved_is_loaded(digits, tmp_path):
         architecture = supernet.space.sample(rng)
         judge(architecture)  # finds its ranges and statistics, after those of others
         subnet = supernet.subnet(architecture).eval()
+        with subnet.as_deployed() as units, torch.inference_mode():
+            judged = torch.nn.Sequential(*(module for _, module in units))(inputs)
         with torch.inference_mode():
-            judged = subnet(inputs)
             network = supernet.extract(architecture).eval()
             save_network(tmp_path / f"{i}", network, {})
             deployed = network.deploy()(inputs)
@@ -68,6 +71,30 @@ def test_judged_is_deployed_is_saved_is_loaded(digits, tmp_path):
         blocks = [block for stage in architecture.stages for block in stage.blocks]
         seen |= {quant.name for block in blocks for quant in (block.quant, block.channel_quant)}
     assert seen == set(registry.names("quant"))
+
+
+def test_what_is_folded_or_merged_is_judged_so(digits):
+    """The judge's loss is the deployed network's to the last bit, for each operator that has another form then."""
+    mixers = ["ls_conv", "single_head_attention", "conv_projection_attention", "low_res_attention", "large_kernel"]
+    quant = ["fp32", "w8a8", "w4a8"]
+    some = space(mixer=mixers, gate="none", channel_mixer=["inverted_residual", "uib"], quant=quant)
+    supernet = Supernet(some, digits.io, torch.Generator().manual_seed(0))
+    judge = SubnetJudge(supernet, digits)
+    left, rng, differed = set(mixers), np.random.default_rng(0), 0
+    while left:
+        architecture = some.sample(rng)
+        here = {block.mixer.name for stage in architecture.stages for block in stage.blocks}
+        if not left & here:
+            continue
+        left -= here
+        found = judge(architecture)
+        network = supernet.extract(architecture).eval()
+        assert found == evaluate(network, digits).named("accuracy")
+        with torch.inference_mode():
+            inputs = digits.validation.gather(torch.arange(200))[0]
+            differed += not torch.equal(network(inputs), copy.deepcopy(network).deploy()(inputs))
+        assert found == evaluate(network.deploy(), digits).named("accuracy")
+    assert differed  # as it was before it was deployed, it is not the same to the last bit
 
 
 def test_a_sub_network_is_judged_with_its_own_ranges(digits):
