@@ -113,21 +113,21 @@ def table(args: argparse.Namespace) -> None:
                         partial(_course, path, names, strategy, args.trials, known), range(args.seeds)
                     ),
                 )
-                _write_tables(found)
+                _write_tables(found, args.output)
             if "predictor" not in strategies or args.expensive_only:
                 break
 
 
-def _write_tables(found: dict[str, Any]) -> None:
+def _write_tables(found: dict[str, Any], folder: Path) -> None:
     """Beside what the file has of other problems and strategies, where those were searched as often and as long."""
-    path = RESULTS / "search-tables.json"
+    path = folder / "search-tables.json"
     problems = json.loads(path.read_text())["problems"] if path.exists() else {}
     for name, one in found.items():
         before = problems.get(name, {})
         alike = all(before.get(key) == one[key] for key in one if key != "strategies")
         problems[name] = {**one, "strategies": {**(before["strategies"] if alike else {}), **one["strategies"]}}
     problems = {name: problems[name] for name in sorted(problems, key=[*PROBLEMS, *_CHEAP].index)}
-    write("tables", {"problems": problems, "chosen_on": CHOSEN_ON, "mean": _means(problems)})
+    write("tables", {"problems": problems, "chosen_on": CHOSEN_ON, "mean": _means(problems)}, folder)
 
 
 def _means(found: dict[str, Any]) -> dict[str, Any]:
@@ -442,7 +442,7 @@ def main() -> None:
     )
     parser.add_argument("--expensive-only", action="store_true", help="table: without the runs with a cheap objective")
     parser.add_argument("--small", action="store_true", help="clock: a try, minutes in all")
-    parser.add_argument("-o", "--output", type=Path, default=RESULTS, help="clock: folder of the record, the picture")
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS, help="table, clock: folder of the record")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     parts[args.part](args)
