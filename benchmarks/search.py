@@ -224,9 +224,9 @@ def surrogate(args: argparse.Namespace) -> None:
     }
     found: dict[str, Any] = {}
     for file, metric in (
+        ("hat-wmt14ende_cpu_xeon", "latency_ms"),
         ("nb201-12ep", "cifar100_val"),
         ("nas-bench-macro", "cifar10_test"),
-        ("hat-wmt14ende_cpu_xeon", "latency_ms"),
     ):
         read = Table.load(args.data / f"{file}.csv")
         options = [v.values for v in read.space.variables]
@@ -251,10 +251,10 @@ def surrogate(args: argparse.Namespace) -> None:
                 "rank_correlation": {name: float(np.mean(s)) for name, s in scores.items()},
                 "coverage": {"mean": float(np.mean(held)), "low": min(held), "high": max(held)},
             }
-            text = ", ".join(f"{name} {np.mean(s):.3f}" for name, s in scores.items())
+            text = ", ".join(f"{name} {np.mean(s):.5f}" for name, s in scores.items())
             say(f"{file} {metric}, {count} rows: {text}; 90% intervals hold {np.mean(held):.1%}")
         found[f"{file} {metric}"] = of_metric
-    write("surrogate", {"seeds": args.seeds, "metrics": found})
+        write("surrogate", {"seeds": args.seeds, "metrics": found}, args.output)
 
 
 # -- growth -------------------------------------------------------------------------------------------------------
@@ -442,7 +442,7 @@ def main() -> None:
     )
     parser.add_argument("--expensive-only", action="store_true", help="table: without the runs with a cheap objective")
     parser.add_argument("--small", action="store_true", help="clock: a try, minutes in all")
-    parser.add_argument("-o", "--output", type=Path, default=RESULTS, help="table, clock: folder of the record")
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS, help="table, surrogate, clock: folder of the record")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     parts[args.part](args)
