@@ -442,7 +442,7 @@ def main() -> None:
     )
     parser.add_argument("--expensive-only", action="store_true", help="table: without the runs with a cheap objective")
     parser.add_argument("--small", action="store_true", help="clock: a try, minutes in all")
-    parser.add_argument("-o", "--output", type=Path, default=RESULTS, help="table, surrogate, clock: folder of the record")
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS, help="table, surrogate, clock: its folder")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     parts[args.part](args)
