@@ -113,21 +113,21 @@ def table(args: argparse.Namespace) -> None:
                         partial(_course, path, names, strategy, args.trials, known), range(args.seeds)
                     ),
                 )
-                _write_tables(found)
+                _write_tables(found, args.output)
             if "predictor" not in strategies or args.expensive_only:
                 break
 
 
-def _write_tables(found: dict[str, Any]) -> None:
+def _write_tables(found: dict[str, Any], folder: Path) -> None:
     """Beside what the file has of other problems and strategies, where those were searched as often and as long."""
-    path = RESULTS / "search-tables.json"
+    path = folder / "search-tables.json"
     problems = json.loads(path.read_text())["problems"] if path.exists() else {}
     for name, one in found.items():
         before = problems.get(name, {})
         alike = all(before.get(key) == one[key] for key in one if key != "strategies")
         problems[name] = {**one, "strategies": {**(before["strategies"] if alike else {}), **one["strategies"]}}
     problems = {name: problems[name] for name in sorted(problems, key=[*PROBLEMS, *_CHEAP].index)}
-    write("tables", {"problems": problems, "chosen_on": CHOSEN_ON, "mean": _means(problems)})
+    write("tables", {"problems": problems, "chosen_on": CHOSEN_ON, "mean": _means(problems)}, folder)
 
 
 def _means(found: dict[str, Any]) -> dict[str, Any]:
@@ -224,9 +224,9 @@ def surrogate(args: argparse.Namespace) -> None:
     }
     found: dict[str, Any] = {}
     for file, metric in (
+        ("hat-wmt14ende_cpu_xeon", "latency_ms"),
         ("nb201-12ep", "cifar100_val"),
         ("nas-bench-macro", "cifar10_test"),
-        ("hat-wmt14ende_cpu_xeon", "latency_ms"),
     ):
         read = Table.load(args.data / f"{file}.csv")
         options = [v.values for v in read.space.variables]
@@ -251,10 +251,10 @@ def surrogate(args: argparse.Namespace) -> None:
                 "rank_correlation": {name: float(np.mean(s)) for name, s in scores.items()},
                 "coverage": {"mean": float(np.mean(held)), "low": min(held), "high": max(held)},
             }
-            text = ", ".join(f"{name} {np.mean(s):.3f}" for name, s in scores.items())
+            text = ", ".join(f"{name} {np.mean(s):.5f}" for name, s in scores.items())
             say(f"{file} {metric}, {count} rows: {text}; 90% intervals hold {np.mean(held):.1%}")
         found[f"{file} {metric}"] = of_metric
-    write("surrogate", {"seeds": args.seeds, "metrics": found})
+        write("surrogate", {"seeds": args.seeds, "metrics": found}, args.output)
 
 
 # -- growth -------------------------------------------------------------------------------------------------------
@@ -442,7 +442,7 @@ def main() -> None:
     )
     parser.add_argument("--expensive-only", action="store_true", help="table: without the runs with a cheap objective")
     parser.add_argument("--small", action="store_true", help="clock: a try, minutes in all")
-    parser.add_argument("-o", "--output", type=Path, default=RESULTS, help="clock: folder of the record, the picture")
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS, help="table, surrogate, clock: its folder")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     parts[args.part](args)

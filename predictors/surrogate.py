@@ -1,9 +1,11 @@
 """Surrogates of any metric on encoded architectures: models that are averaged as their held-out predictions say.
 
 A Gaussian process, support vectors and ridge regression. Architectures come as the integer vectors of a search space.
-The weights are those of stacking (Breiman 1996, "Stacked regressions", section 2): a model that is right, as a linear
-one is of a metric that is nearly linear, has all of it. Whether the metric or its ranks are fitted is decided by
-rank correlation, since a search uses the order.
+The weights are those of stacking (Breiman 1996, "Stacked regressions", section 2). Of few rows held-out errors cannot
+tell a slightly better model from noise: where the average is not better than the linear model by a standard error, in
+values and in ranks, the linear model has most of the weight (after the rule of Breiman, Friedman, Olshen and Stone
+1984, "Classification and Regression Trees", section 3.4.3, which would give it all: a little of the others seldom
+harms). Whether the metric or its ranks are fitted is decided by rank correlation, since a search uses the order.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from mixnas.search_space.errors import ConfigError
 
 MODELS = ("gp", "svr", "ridge")
 _LEAST = 0.02  # a model of less weight is left out
+_UNSURE = 0.3  # of the weight goes by stacking where that is not surely better than the linear model
 _RESAMPLES = 30  # of the rows, that weights are the mean of
 _RANKS_GAIN = 0.05  # by so many standard errors of a rank correlation ranks have to be better to be fitted instead
 _FEW = 200  # rows up to which settings are chosen on all rows, each held out once, rather than on a quarter of them
@@ -104,7 +107,7 @@ class GaussianModel:
 
 @dataclass
 class Ridge:
-    """Linear regression with a penalty that is chosen by leaving one out."""
+    """Linear regression on the choices alone, with a penalty that is chosen by leaving one out."""
 
     encoding: ChoiceEncoding
 
@@ -112,14 +115,11 @@ class Ridge:
         """See `_Model`."""
         from sklearn.linear_model import RidgeCV
 
-        self._model = RidgeCV(alphas=np.logspace(-2, 3, 11)).fit(self._x(encoded), y)
-
-    def _x(self, encoded: np.ndarray) -> np.ndarray:
-        return np.hstack([self.encoding.choices(encoded), self.encoding.counts(encoded)])
+        self._model = RidgeCV(alphas=np.logspace(-3, 3, 13)).fit(self.encoding.choices(encoded), y)
 
     def predict(self, encoded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `_Model`; the deviation is filled in by calibration."""
-        return self._model.predict(self._x(encoded)), np.ones(len(encoded))
+        return self._model.predict(self.encoding.choices(encoded)), np.ones(len(encoded))
 
 
 @dataclass
@@ -279,7 +279,7 @@ class Surrogate:
             y = scale.forward(metric)[rows]
             held = {name: _held_out(name, encoding, config, encoded[rows], y) for name in config.models}
             scores |= {f"{name}{suffix}": rank_correlation(means, y) for name, (means, _) in held.items()}
-            weights = _stacked(np.stack([means for means, _ in held.values()], axis=1), y, config.seed)
+            weights = _weights({name: means for name, (means, _) in held.items()}, y, config.seed)
             models = {name: _new_model(name, encoding, config) for name, w in zip(held, weights, strict=True) if w > 0}
             weights = weights[weights > 0]
             mean, deviation = _averaged([held[name] for name in models], weights)
@@ -315,6 +315,37 @@ def _averaged(found: Sequence[tuple[np.ndarray, np.ndarray]], weights: np.ndarra
     return mean, deviation
 
 
+def _weights(held_out: Mapping[str, np.ndarray], y: np.ndarray, seed: int) -> np.ndarray:
+    """Weights (models,) of the average: stacking's, or nearer to the linear model alone; see the module.
+
+    Args:
+        held_out: Of each model, (rows,), each predicted by one that had not seen the row.
+        y: (rows,).
+        seed: See `_stacked`.
+    """
+    means = np.stack([*held_out.values()], axis=1)
+    weights = _stacked(means, y, seed)
+    if "ridge" in held_out and not _surely_better(means @ weights, held_out["ridge"], y):
+        linear = np.array([float(name == "ridge") for name in held_out])
+        weights = _UNSURE * weights + (1 - _UNSURE) * linear
+    weights = np.where(weights >= _LEAST, weights, 0.0)
+    return weights / weights.sum()
+
+
+def _surely_better(first: np.ndarray, second: np.ndarray, y: np.ndarray) -> bool:
+    """Whether `first` predicts y better than `second`, (rows,) each: by a standard error, in values and in ranks.
+
+    The squared error of ranks, which is what Spearman's correlation sums, is not ruled by a few large values.
+    """
+    from scipy.stats import rankdata
+
+    for a, b, truth in ((first, second, y), (rankdata(first), rankdata(second), rankdata(y))):
+        gain = (b - truth) ** 2 - (a - truth) ** 2
+        if gain.mean() <= gain.std(ddof=1) / math.sqrt(len(y)):
+            return False
+    return True
+
+
 def _stacked(held_out: np.ndarray, y: np.ndarray, seed: int) -> np.ndarray:
     """Weights of models, none negative, that sum to 1: the mean of what resamples of the rows say.
 
@@ -328,9 +359,7 @@ def _stacked(held_out: np.ndarray, y: np.ndarray, seed: int) -> np.ndarray:
     """
     rng = np.random.default_rng(seed)
     drawn = rng.integers(len(y), size=(_RESAMPLES, len(y)))
-    found = np.mean([_least_squares(held_out[rows], y[rows]) for rows in drawn], axis=0)
-    found = np.where(found >= _LEAST, found, 0.0)
-    weights: np.ndarray = found / found.sum()
+    weights: np.ndarray = np.mean([_least_squares(held_out[rows], y[rows]) for rows in drawn], axis=0)
     return weights
 
 

@@ -14,6 +14,8 @@ from mixnas.predictors.surrogate import (
     SurrogateConfig,
     _least_squares,
     _stacked,
+    _surely_better,
+    _weights,
     rank_correlation,
 )
 from mixnas.search_space.errors import ConfigError
@@ -109,9 +111,27 @@ def test_where_one_model_is_right_it_has_the_weight(conditional):
     linear = MaskedEncoding(values)(encoded) @ rng.normal(size=len(MaskedEncoding(values).group))
     noisy = linear + 0.2 * linear.std() * rng.normal(size=len(linear))
     surrogate = Surrogate.fit(values, encoded[:100], noisy[:100])
-    assert surrogate.weights["ridge"] > 0.5
-    assert sum(surrogate.weights.values()) == pytest.approx(1) and set(surrogate.weights) <= {"gp", "svr", "ridge"}
+    assert surrogate.weights["ridge"] >= 0.7 and sum(surrogate.weights.values()) == pytest.approx(1)
+    assert set(surrogate.weights) <= {"gp", "svr", "ridge"}
     assert rank_correlation(surrogate.predict(encoded[100:])[0], linear[100:]) > 0.97
+
+
+def test_the_average_has_to_beat_the_linear_model_by_a_standard_error():
+    rng = np.random.default_rng(0)
+    y, own, common = rng.normal(size=(3, 60))
+    near = {"gp": y + 0.99 * own + 0.1 * common, "ridge": y + own}  # a little better, by less than errors scatter
+    found = _stacked(np.stack([*near.values()], axis=1), y, 0)
+    assert found[0] > 0.7
+    np.testing.assert_allclose(_weights(near, y, 0), 0.3 * found + [0, 0.7])
+    better = {"gp": y + 0.3 * common, "ridge": y + own}
+    weights = _weights(better, y, 0)
+    np.testing.assert_array_equal(weights, _stacked(np.stack([*better.values()], axis=1), y, 0))
+    assert weights[0] > 0.8 and weights.sum() == pytest.approx(1)
+    np.testing.assert_array_equal(_weights({"gp": better["gp"], "svr": better["ridge"]}, y, 0), weights)
+    near_in_value, right_in_order = y + 0.2 * common, y**3
+    assert _surely_better(near_in_value, y + own, y) and _surely_better(right_in_order, y + 9 * own, y)
+    assert not _surely_better(near_in_value, right_in_order, y)
+    assert not _surely_better(right_in_order, near_in_value, y)
 
 
 def test_weights_are_those_of_the_least_squared_error():
