@@ -97,7 +97,7 @@ _POINTWISE = frozenset(
 )  # fmt: skip
 
 
-class _Shapes(TorchDispatchMode):
+class Shapes(TorchDispatchMode):
     """Runs what is inside it on "meta" tensors, whose values nobody sees, and counts products."""
 
     def __init__(self) -> None:
@@ -215,13 +215,13 @@ class _Fold:
 @lru_cache(maxsize=1 << 16)
 def _keeps_form(quant: Op, layer: _Layer) -> bool:
     """Whether a projection is stored as it stands under a policy, so that it takes a norm in."""
-    with torch.device("meta"), torch.no_grad(), _Shapes():
+    with torch.device("meta"), torch.no_grad(), Shapes():
         return takes_norm(policy_of(quant).prepare(layer.make()))
 
 
 @lru_cache(maxsize=1 << 16)
 def _plain(axis: str, op: Op, before: Context, after: Context, tokens: bool) -> _Plain:
-    with on_shapes(axis, op), torch.device("meta"), torch.no_grad(), _Shapes() as shapes:
+    with on_shapes(axis, op), torch.device("meta"), torch.no_grad(), Shapes() as shapes:
         module = build_op(axis, op, before, after).eval()
         shape = (1, *before.size)
         example = torch.zeros(shape, dtype=torch.long) if tokens else torch.zeros(*shape, before.width)
@@ -238,7 +238,7 @@ def _plain(axis: str, op: Op, before: Context, after: Context, tokens: bool) -> 
 def _layer_cost(quant: Op, layer: _Layer) -> Cost:
     """What a policy adds to the cost of a projection: it takes the place of each by itself."""
     policy = policy_of(quant)
-    with torch.device("meta"), torch.no_grad(), _Shapes():
+    with torch.device("meta"), torch.no_grad(), Shapes():
         plain = layer.make()
         params, stored = sum(p.numel() for p in plain.parameters()), stored_bytes(plain)
         prepared = policy.prepare(plain)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mixnas.search_space.architecture import Architecture, Op
+from mixnas.search_space.cost import Shapes
 from mixnas.search_space.enumeration import Site, check_space, cost_corner, sites_of
 from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.network import (
@@ -121,7 +122,7 @@ class Supernet(nn.Module):
         for site, quant in variants:
             key = (site.axis, site.op, site.before, site.after, quant)
             if key not in built:
-                with on_shapes(site.axis, site.op), torch.device("meta"):
+                with on_shapes(site.axis, site.op), torch.device("meta"), Shapes():
                     module = build_op(*key)
                 built[key] = list(slicing_rules(module))
             for name, tensor, rule in built[key]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mixnas.search_space import registry
 from mixnas.search_space.architecture import Architecture, Op
+from mixnas.search_space.cost import Shapes
 from mixnas.search_space.network import IOSpec, build_op, seeded
 from mixnas.search_space.operators.layers import projections
 from mixnas.search_space.operators.quantization.policy import policy_of
@@ -190,7 +191,7 @@ def refused(axis: str, op: Op, context: Context, quant: Op) -> str:
 @cache
 def _shapes(axis: str, op: Op, context: Context) -> list[tuple[int, int]]:
     """Inputs and outputs of an operator's projections."""
-    with torch.device("meta"):
+    with torch.device("meta"), Shapes():
         module = build_op(axis, op, context, context)
     return [(layer.weight[0].numel(), len(layer.weight)) for _, layer in projections(module)]
 
