@@ -11,12 +11,12 @@ Both arms of a seed have the same device, profile, task, recipes and time:
 Both train their super-network for as many steps, judge as many trials, with the strategy that a user gets who names
 none, and train their finalists by one recipe; networks under other policies are trained on by one recipe too, a fifth
 as long (`search.variants.recipe_of`), with the same code. The joint arm comes first, and the habit has at least as
-long: as long as time is left it makes further networks by the programme, with other budgets, and trains on what it has.
-Each arm is one process on one thread, so its time is that of the processor (what a clock on the wall says on a quiet machine); both are in the
-record. The profile of the space is made once and serves both: it is no part of either. Whoever is chosen is chosen on
-validation. All networks of a seed are then measured together, and judged on the test split, which neither arm has seen.
-Of the two ways to quantize, the habit is given the better one of each seed by that split: an advantage that nobody has.
-Settings were chosen on seeds that are not reported.
+long: as long as time is left it makes further networks by the programme, with other budgets, and then trains on what it
+has. Each arm is one process on one thread, so its time is that of the processor (what a clock on the wall says on a
+quiet machine); both are in the record. The profile of the space is made once and serves both: it is no part of either.
+Whoever is chosen is chosen on validation. All networks of a seed are then measured together, and judged on the test
+split, which neither arm has seen. Of the two ways to quantize, the habit is given the better one of each seed by that
+split: an advantage that nobody has. Settings were chosen on seeds that are not reported.
 """
 
 from __future__ import annotations
