@@ -125,7 +125,7 @@ def test_the_average_has_to_beat_the_linear_model_by_a_standard_error():
     np.testing.assert_allclose(_weights(near, y, 0), 0.3 * found + [0, 0.7])
     better = {"gp": y + 0.3 * common, "ridge": y + own}
     weights = _weights(better, y, 0)
-    np.testing.assert_array_equal(weights, _stacked(np.stack([*better.values()], axis=1), y, 0))
+    np.testing.assert_allclose(weights, _stacked(np.stack([*better.values()], axis=1), y, 0))
     assert weights[0] > 0.8 and weights.sum() == pytest.approx(1)
     np.testing.assert_array_equal(_weights({"gp": better["gp"], "svr": better["ridge"]}, y, 0), weights)
     near_in_value, right_in_order = y + 0.2 * common, y**3
