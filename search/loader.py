@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mixnas.evaluators.tasks.decoding import read_picture
+from mixnas.evaluators.tasks.decoding import read_picture, upright
 from mixnas.search_space.formats.format import Format
 from mixnas.search_space.units import IOSpec
 
@@ -227,7 +227,8 @@ def loader(wanted: Iterable[Format], io: IOSpec, data: Mapping[str, Any] | None 
     if names := about.get("labels"):  # as Python writes them: JSON has halves of a letter beyond 16 bits
         labels = "LABELS = [\n" + "".join(f"    {str(name)!r},\n" for name in names) + "]\n"
     if takes_pictures(about):
-        functions += f"\n{inspect.getsource(read_picture)}\n{_SHOWN}{_OF_MASKS if io.grid else _OF_CLASSES}\n"
+        functions += "".join(f"\n{inspect.getsource(function)}\n" for function in (upright, read_picture))
+        functions += f"{_SHOWN}{_OF_MASKS if io.grid else _OF_CLASSES}\n"
         size, channels = about["pictures"]["size"], about["pictures"]["channels"]
         pictures = f"SIZE, CHANNELS = {tuple(map(int, size))}, {int(channels)}\n"
         called = _CALLED_WITH_PICTURES

@@ -34,11 +34,40 @@ _ORIENTATION = 0x0112  # of EXIF
 _T = TypeVar("_T")
 
 
+def upright(image: Image.Image, channels: int) -> Image.Image:
+    """A picture as it is looked at, grey or RGB of 8 bits: turned, and laid on white where it is transparent.
+
+    Raises:
+        ValueError: Its pixels are numbers of some other scale.
+    """
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    picture = ImageOps.exif_transpose(image)
+    clear = picture.info.get("transparency")  # a PNG's, of the depth that its file has
+    if picture.mode.startswith("I;16"):
+        deep = np.asarray(picture)
+        grey = (deep // 257).astype(np.uint8)
+        if clear is not None:
+            grey[deep == clear] = 255
+        picture = Image.fromarray(grey)
+    elif picture.mode == "RGB" and isinstance(clear, tuple) and max(clear) > 255:  # Pillow reads the upper bytes
+        picture.info["transparency"] = tuple(value >> 8 for value in clear)
+    if picture.mode in ("I", "F"):
+        raise ValueError(
+            f"its pixels are numbers of mode {picture.mode}; 8 bits can be read, 16 of PNG or TIFF: save it so"
+        )
+    if picture.has_transparency_data:
+        layer = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return picture.convert("L" if channels == 1 else "RGB")
+
+
 def read_picture(path: str | Path, size: Sequence[int], channels: int) -> NDArray[np.uint8]:
     """A picture's pixels, (height, width, channels), as a network of these extents reads them. Needs Pillow alone.
 
     It is turned upright, laid on white where it is transparent, and the largest part of its middle that has the shape
-    is brought to `size` = (height, width). `load.py` of an export holds the text of this function.
+    is brought to `size` = (height, width). `load.py` of an export holds the text of this function and of `upright`.
     """
     import numpy as np
     from PIL import Image, ImageOps
@@ -46,24 +75,7 @@ def read_picture(path: str | Path, size: Sequence[int], channels: int) -> NDArra
     height, width = size
     with Image.open(path, formats=("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")) as image:
         image.draft(None, (2 * max(size), 2 * max(size)))  # a JPEG need not be unpacked to its full size
-        picture = ImageOps.exif_transpose(image)
-        clear = picture.info.get("transparency")  # a PNG's, of the depth that its file has
-        if picture.mode.startswith("I;16"):
-            deep = np.asarray(picture)
-            grey = (deep // 257).astype(np.uint8)
-            picture = Image.fromarray(
-                np.where(deep == clear, 255, grey).astype(np.uint8) if clear is not None else grey
-            )
-        elif picture.mode == "RGB" and isinstance(clear, tuple) and max(clear) > 255:  # Pillow reads the upper bytes
-            picture.info["transparency"] = tuple(value >> 8 for value in clear)
-        if picture.mode in ("I", "F"):
-            raise ValueError(
-                f"its pixels are numbers of mode {picture.mode}; 8 bits can be read, 16 of PNG or TIFF: save it so"
-            )
-        if picture.has_transparency_data:
-            layer = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-        picture = picture.convert("L" if channels == 1 else "RGB")
+        picture = upright(image, channels)
         picture = ImageOps.fit(picture, (width, height), method=Image.Resampling.BILINEAR)
     return np.asarray(picture, dtype=np.uint8).reshape(height, width, channels)
 
@@ -100,16 +112,14 @@ def decode(path: Path, size: Sequence[int], channels: int) -> NDArray[np.uint8]:
 
 
 def decode_whole(path: Path) -> NDArray[np.uint8]:
-    """All pixels of a picture, (height, width, 3), turned upright, of a file whose `header` was looked at.
+    """All pixels of a picture, (height, width, 3), see `upright`, of a file whose `header` was looked at.
 
     Raises:
         ConfigError: It cannot be decoded.
     """
 
     def unpacked(image: Image.Image) -> NDArray[np.uint8]:
-        from PIL import ImageOps
-
-        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+        return np.array(upright(image, 3))
 
     return _opened(path, unpacked)
 

@@ -122,6 +122,20 @@ def test_a_transparent_colour_of_sixteen_bits_is_white_too(shape, tmp_path):
     (tmp_path / "deep.png").write_bytes(deep_png_of(pixels, (3000,) * (1 if len(shape) == 2 else 3)))
     found = read_picture(tmp_path / "deep.png", (16, 16), 1)[..., 0]
     assert (found[:8] == 255).all() and (found[8:] == 40).all()
+    assert np.array_equal(decoding.decode_whole(tmp_path / "deep.png")[..., 0], found)
+
+
+def test_a_picture_that_is_read_whole_is_read_as_one_that_is_brought_to_size(tmp_path):
+    """16 bits, transparency and colours alike; numbers of another scale are refused."""
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 65536, (16, 16), dtype=np.uint16)).save(tmp_path / "a.png")
+    Image.fromarray(rng.integers(0, 256, (16, 16, 4), dtype=np.uint8)).save(tmp_path / "b.png")
+    colour("red", rng, (16, 16)).quantize(16).save(tmp_path / "c.gif")
+    for path in sorted(tmp_path.iterdir()):
+        assert np.array_equal(decoding.decode_whole(path), read_picture(path, (16, 16), 3)), path.name
+    Image.fromarray(rng.random((16, 16), dtype=np.float32)).save(tmp_path / "d.tif")
+    with pytest.raises(ConfigError, match=r"d\.tif: .*mode F"):
+        decoding.decode_whole(tmp_path / "d.tif")
 
 
 def test_grey_sixteen_bits_transparent_turned_and_palette_pictures_are_read(tmp_path):
