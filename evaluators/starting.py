@@ -210,15 +210,14 @@ def _network_of(given: str, where: str) -> Path:
     place = Path(given)
     if place.is_file() and place.suffix == ".safetensors":
         return place
-    if not place.is_dir():
-        place = Path(_RUNS) / given
-    if (place / "pareto.json").is_file():
-        return _best_of(place, where)
-    if (place / _FILE).is_file():
-        return place / _FILE
+    for folder in (place, Path(_RUNS) / given):  # a folder of data may have the run's name
+        if (folder / "pareto.json").is_file():
+            return _best_of(folder, where)
+        if (folder / _FILE).is_file():
+            return folder / _FILE
     raise ConfigError(
-        f"{where}: {visible(given)[:200]} is no run that has ended, no export with a {_FILE}, and no such file. Give "
-        "the name of a run below runs/, or a path."
+        f"{where}: {visible(given)[:200]} is no run that has ended, no export with a {_FILE}, and no such file, here "
+        f"or below {_RUNS}/. Give the name of a run below {_RUNS}/, or a path: of a run below another --runs too."
     )
 
 

@@ -77,6 +77,7 @@ class TrainConfig:
     validate_every: int = 0
     mixed_precision: bool = True
 
+    PLACE: ClassVar[str] = "training"
     MOVED: ClassVar[dict[str, str]] = {
         "label_smoothing": "is an option of the task now, for example task: {name: digits, label_smoothing: 0.1}"
     }
@@ -99,7 +100,7 @@ class TrainConfig:
             ("mixed_precision", "true or false", isinstance(self.mixed_precision, bool)),
         ):  # fmt: skip
             if not ok:
-                raise ConfigError(f"training: {name} is {getattr(self, name)!r}, it must be {allowed}.")
+                raise ConfigError(f"{self.PLACE}: {name} is {getattr(self, name)!r}, it must be {allowed}.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

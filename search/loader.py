@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mixnas.evaluators.tasks.decoding import read_picture
+from mixnas.evaluators.tasks.decoding import read_picture, upright
 from mixnas.search_space.formats.format import Format
 from mixnas.search_space.units import IOSpec
 
@@ -36,6 +36,7 @@ HERE = Path(__file__).resolve().parent
 VERIFIED_ON = {instructions}
 BESIDE = {beside}
 DTYPE, SHAPE = "{dtype}", {shape}  # of one input
+TOKENS = {tokens}  # how many there are; None of numbers
 
 
 def content(file: str) -> bytes:
@@ -65,7 +66,13 @@ def check(name: str) -> Path:
     known = digests()
     for file in BESIDE[name]:
         if hashlib.sha256(content(file)).hexdigest() != known.get(file):
-            sys.exit(f"{{HERE / file}}: damaged or changed: its SHA-256 is not that in manifest.json.")
+            end = ""
+            if file.endswith(".py"):
+                end = f" If you changed it, it is used without load.py: import {{file[:-3]}}; {{file[:-3]}}.load()"
+            sys.exit(
+                f"{{HERE / file}}: damaged or changed: its SHA-256 is not that in manifest.json. Export the network "
+                f"again.{{end}}"
+            )
     try:
         here = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
     except OSError:  # not Linux: it can't be told
@@ -86,7 +93,11 @@ def converting(load):
             batch = np.asarray(batch)
             if batch.shape[1:] != SHAPE:
                 raise ValueError(f"inputs of shape {{batch.shape}}: the network reads {read}")
-            return answer(batch.astype(DTYPE, order="C", casting="same_kind", copy=False))
+            batch = batch.astype(DTYPE, order="C", casting="same_kind", copy=False)
+            if TOKENS and batch.size and not 0 <= batch.min() <= batch.max() < TOKENS:
+                given = f"tokens from {{batch.min()}} to {{batch.max()}}"
+                raise ValueError(f"{{given}}: the network reads 0 to {{TOKENS - 1}}")
+            return answer(batch)
 
         return converted
 
@@ -112,7 +123,7 @@ def classify(picture: str, name: str) -> tuple[str, float]:
 def said(picture: str, name: str) -> str:
     """That in a line."""
     label, share = classify(picture, name)
-    return f"{shown(label)} {share}"
+    return f"{shown(label)} {share:.4f}"
 '''
 
 _OF_MASKS = '''
@@ -144,15 +155,18 @@ def in_units(outputs: np.ndarray) -> np.ndarray:
 
 '''
 
-_CALLED_WITH_PICTURES = """    for picture in sys.argv[1:]:
+_CALLED_WITH_PICTURES = """    unread = 0
+    for picture in sys.argv[1:]:
         try:
             read_picture(picture, SIZE, CHANNELS)
         except Exception as error:  # a decoder raises whatever it meets
-            sys.exit(f"{shown(picture)}: cannot be read as a picture: {shown(error)}")
+            print(f"{shown(picture)}: cannot be read as a picture: {shown(error)}", file=sys.stderr)
+            unread = 1
+            continue
         for name in FILES:
             print(shown(picture), name, said(picture, name))
     if sys.argv[1:]:
-        sys.exit()
+        sys.exit(unread)
 """
 
 _LOADER_TAIL = """
@@ -205,6 +219,7 @@ def loader(wanted: Iterable[Format], io: IOSpec, data: Mapping[str, Any] | None 
         dtype=dtype,
         read=as_batch(shape),
         shape=shape,
+        tokens=io.in_features if io.tokens else None,
     )
     functions = "".join(f"\n{inspect.getsource(file_format.load)}\n" for file_format in wanted)
     files = ", ".join(f'"{f.file_name}": converting({f.load.__name__})' for f in wanted)
@@ -212,7 +227,8 @@ def loader(wanted: Iterable[Format], io: IOSpec, data: Mapping[str, Any] | None 
     if names := about.get("labels"):  # as Python writes them: JSON has halves of a letter beyond 16 bits
         labels = "LABELS = [\n" + "".join(f"    {str(name)!r},\n" for name in names) + "]\n"
     if takes_pictures(about):
-        functions += f"\n{inspect.getsource(read_picture)}\n{_SHOWN}{_OF_MASKS if io.grid else _OF_CLASSES}\n"
+        functions += "".join(f"\n{inspect.getsource(function)}\n" for function in (upright, read_picture))
+        functions += f"{_SHOWN}{_OF_MASKS if io.grid else _OF_CLASSES}\n"
         size, channels = about["pictures"]["size"], about["pictures"]["channels"]
         pictures = f"SIZE, CHANNELS = {tuple(map(int, size))}, {int(channels)}\n"
         called = _CALLED_WITH_PICTURES

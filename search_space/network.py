@@ -120,8 +120,9 @@ def check_head(io: IOSpec, before: Context) -> None:
         made, wanted = ("x".join(map(str, extents)) or "one answer" for extents in (grid, io.grid))
         raise ConfigError(
             f"head: head {io.head!r} answers on {made}, and the task's targets are {wanted}: the last stage has "
-            f"{'x'.join(map(str, before.size))} tokens of an input of {'x'.join(map(str, io.size))}. Change strides "
-            "and downsampling, or give the task targets of that size (IOSpec.out_size) or another head."
+            f"{'x'.join(map(str, before.size))} tokens of an input of {'x'.join(map(str, io.size))}. Change the "
+            "space's strides and downsampling, or the task's own stride where it has one (task.stride); a task of your "
+            "own may have targets of that size (out_size of its io) or another head."
         )
 
 

@@ -133,7 +133,8 @@ def _build(cls: type[_T], plain: Any, place: _Place) -> _T:
     try:
         return cls(**values)
     except ConfigError as error:
-        raise ConfigError(f"{place}: {error}") from None
+        own = getattr(cls, "PLACE", place.path.rpartition(".")[2])  # what a class calls itself
+        raise ConfigError(f"{place}: {str(error).removeprefix(f'{own}: ')}") from None
 
 
 def _convert(hint: Any, value: Any, place: _Place) -> Any:
@@ -238,6 +239,9 @@ def one_or_more(texts: Iterable[str]) -> list[str]:
     return [texts] if isinstance(texts, str) else list(texts)
 
 
+_MARKS = "*&!%@`#"
+"""With which no plain text of YAML begins (alias, anchor, tag, directive, comment): of a setting it is text."""
+
 _NOT_QUOTED = ("storage",)
 """Keys whose settings no message has: what cannot be read as a URL may have a password anywhere."""
 
@@ -247,7 +251,7 @@ def apply_overrides(plain: Mapping[str, Any], settings: Iterable[str]) -> tuple[
 
     Args:
         plain: The configuration; it is not changed.
-        settings: Each `key=value`; the value is YAML.
+        settings: Each `key=value`; the value is YAML, or text where it begins with one of * & ! % @ ` # (`*.log`).
 
     Returns:
         The changed configuration, and the text of each setting by its dotted key, for messages.
@@ -266,6 +270,8 @@ def apply_overrides(plain: Mapping[str, Any], settings: Iterable[str]) -> tuple[
         setting = setting if len(setting) <= 80 else f"{setting[:80]}..."
         if not equals or not all(parts):
             raise ConfigError(f"--set {setting}: expected key=value, for example search.trials=20.")
+        if text.strip().startswith(tuple(_MARKS)):
+            text = "'" + text.strip().replace("'", "''") + "'"
         value = parse_yaml(text, f"--set {setting}")
         node: Any = changed
         for i, part in enumerate(parts):

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -93,6 +94,8 @@ class SupernetConfig(TrainConfig):
     lr: float = 2e-3
     batch_size: int = 64
     ema: float = 0.98
+
+    PLACE: ClassVar[str] = "supernet"
 
     def __post_init__(self) -> None:
         TrainConfig.__post_init__(self)

@@ -117,28 +117,56 @@ def _pixels(where: str, array: NDArray[Any]) -> NDArray[Any]:
         array = array[..., None]
     if array.ndim != 4 or 0 in array.shape:
         raise ConfigError(f"{where}: pictures have shape {array.shape}; it must be (n, height, width, channels).")
+    _check_order(where, array.shape)
     if array.dtype == np.uint8:
         return np.require(array, requirements=["C", "W"])  # torch takes what can be written to
     if array.dtype.kind not in "iuf":
         raise ConfigError(f"{where}: pictures are {array.dtype}; they must be numbers, best bytes (uint8).")
-    array = array.astype(np.float32)
+    array = as_float32(f"{where}: pictures", array)
     if not np.isfinite(array).all():
         first = int(np.argwhere(~np.isfinite(array))[0][0])
         raise ConfigError(f"{where}: pictures hold NaN or infinity, picture {first} first.")
     return array
 
 
+def as_float32(where: str, array: NDArray[Any]) -> NDArray[np.float32]:
+    """Numbers as networks read them; NaN and infinity stay.
+
+    Raises:
+        ConfigError: A finite number is larger than a float32 holds.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = array.astype(np.float32)
+    large = np.isinf(found) & np.isfinite(array)
+    if large.any():
+        raise ConfigError(
+            f"{where} hold {array[large][0]:.4g}, too large for a float32 (at most {np.finfo(np.float32).max:.2g}), "
+            f"example {int(np.argwhere(large)[0][0])} first. Give them in a larger unit."
+        )
+    return found
+
+
+def _check_order(where: str, shape: Sequence[int]) -> None:
+    """Refuse pictures whose channels come first, as torch has them: they would be a few rows of many channels."""
+    _, first, *rest = shape
+    if first in (1, 3, 4) and min(rest) > 4:
+        raise ConfigError(
+            f"{where}: pictures have shape {tuple(shape)}, with channels first, it seems; it must be (n, height, "
+            "width, channels). Save x.transpose(0, 2, 3, 1)."
+        )
+
+
 def class_numbers(
-    where: str, given: Mapping[str, NDArray[Any]], names: Sequence[str] | None
+    where: str, given: Mapping[str, NDArray[Any]], names: Sequence[str] | None, example: str = "picture"
 ) -> tuple[tuple[str, ...], dict[str, NDArray[np.int64]]]:
-    """Names of the classes, and the class of each picture by split."""
+    """Names of the classes, and the class of each example by split; `example` is what messages call one."""
     flat = {}
     for split, array in given.items():
         of = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
         if of.ndim != 1 or of.dtype.kind not in "iubUS":
             raise ConfigError(
                 f"{where}: labels of {split} have shape {array.shape} and type {array.dtype}; "
-                "a whole number or a word for each picture."
+                f"a whole number or a word for each {example}."
             )
         if of.dtype.kind == "u" and len(of) and int(of.max()) >= 1 << 63:
             raise ConfigError(
@@ -154,8 +182,11 @@ def class_numbers(
                 f"{where}: labels range from {values[0]} to {values[-1]}; there are {len(names)} classes."
             )
         values, numbers = np.array(names), together
-    if not 2 <= len(values) <= _CLASSES:
-        raise ConfigError(f"{where}: labels have {len(values)} different values; a class each, from 2 to {_CLASSES:,}.")
+    if len(values) < 2:
+        same = f"all labels are {visible(str(values[0]))[:50]!r}" if len(values) else "there are no labels"
+        raise ConfigError(f"{where}: {same}; there is nothing to tell apart. Give examples of two classes at least.")
+    if len(values) > _CLASSES:
+        raise ConfigError(f"{where}: labels have {len(values):,} different values, a class each; at most {_CLASSES:,}.")
     cuts = np.cumsum([len(of) for of in flat.values()])[:-1]
     by_split = dict(zip(flat, np.split(numbers.astype(np.int64), cuts), strict=True))
     return tuple(map(str, values)), by_split

@@ -34,11 +34,40 @@ _ORIENTATION = 0x0112  # of EXIF
 _T = TypeVar("_T")
 
 
+def upright(image: Image.Image, channels: int) -> Image.Image:
+    """A picture as it is looked at, grey or RGB of 8 bits: turned, and laid on white where it is transparent.
+
+    Raises:
+        ValueError: Its pixels are numbers of some other scale.
+    """
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    picture = ImageOps.exif_transpose(image)
+    clear = picture.info.get("transparency")  # a PNG's, of the depth that its file has
+    if picture.mode.startswith("I;16"):
+        deep = np.asarray(picture)
+        grey = (deep // 257).astype(np.uint8)
+        if clear is not None:
+            grey[deep == clear] = 255
+        picture = Image.fromarray(grey)
+    elif picture.mode == "RGB" and isinstance(clear, tuple) and max(clear) > 255:  # Pillow reads the upper bytes
+        picture.info["transparency"] = tuple(value >> 8 for value in clear)
+    if picture.mode in ("I", "F"):
+        raise ValueError(
+            f"its pixels are numbers of mode {picture.mode}; 8 bits can be read, 16 of PNG or TIFF: save it so"
+        )
+    if picture.has_transparency_data:
+        layer = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return picture.convert("L" if channels == 1 else "RGB")
+
+
 def read_picture(path: str | Path, size: Sequence[int], channels: int) -> NDArray[np.uint8]:
     """A picture's pixels, (height, width, channels), as a network of these extents reads them. Needs Pillow alone.
 
     It is turned upright, laid on white where it is transparent, and the largest part of its middle that has the shape
-    is brought to `size` = (height, width). `load.py` of an export holds the text of this function.
+    is brought to `size` = (height, width). `load.py` of an export holds the text of this function and of `upright`.
     """
     import numpy as np
     from PIL import Image, ImageOps
@@ -46,17 +75,7 @@ def read_picture(path: str | Path, size: Sequence[int], channels: int) -> NDArra
     height, width = size
     with Image.open(path, formats=("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")) as image:
         image.draft(None, (2 * max(size), 2 * max(size)))  # a JPEG need not be unpacked to its full size
-        picture = ImageOps.exif_transpose(image)
-        if picture.mode.startswith("I;16"):
-            picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
-        if picture.mode in ("I", "F"):
-            raise ValueError(
-                f"its pixels are numbers of mode {picture.mode}; 8 bits can be read, 16 of PNG or TIFF: save it so"
-            )
-        if picture.has_transparency_data:
-            layer = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-        picture = picture.convert("L" if channels == 1 else "RGB")
+        picture = upright(image, channels)
         picture = ImageOps.fit(picture, (width, height), method=Image.Resampling.BILINEAR)
     return np.asarray(picture, dtype=np.uint8).reshape(height, width, channels)
 
@@ -93,16 +112,14 @@ def decode(path: Path, size: Sequence[int], channels: int) -> NDArray[np.uint8]:
 
 
 def decode_whole(path: Path) -> NDArray[np.uint8]:
-    """All pixels of a picture, (height, width, 3), turned upright, of a file whose `header` was looked at.
+    """All pixels of a picture, (height, width, 3), see `upright`, of a file whose `header` was looked at.
 
     Raises:
         ConfigError: It cannot be decoded.
     """
 
     def unpacked(image: Image.Image) -> NDArray[np.uint8]:
-        from PIL import ImageOps
-
-        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+        return np.array(upright(image, 3))
 
     return _opened(path, unpacked)
 
@@ -123,6 +140,9 @@ def decode_mask(path: Path, size: Sequence[int]) -> NDArray[np.uint8]:
 
     Raises:
         ConfigError: It cannot be decoded, or has colours rather than a number at each pixel.
+
+    A palette's numbers are classes whatever its colours, but not a GIF's: who writes one numbers the palette anew.
+    There the greys are the classes.
     """
 
     def unpacked(mask: Image.Image) -> NDArray[np.uint8]:
@@ -133,11 +153,27 @@ def decode_mask(path: Path, size: Sequence[int]) -> NDArray[np.uint8]:
                 f"{visible(str(path))}: is of mode {mask.mode}. A mask has the number of a class at each pixel, in 8 "
                 "bits: grey or with a palette."
             )
-        # The numbers themselves: those of a palette are not looked up.
-        plain = Image.fromarray(np.array(ImageOps.exif_transpose(mask)).astype(np.uint8))
+        numbers = np.array(ImageOps.exif_transpose(mask)).astype(np.uint8)
+        if mask.format == "GIF" and mask.mode == "P":
+            numbers = _greys_of(path, numbers, mask.getpalette("RGB") or [])
+        plain = Image.fromarray(numbers)
         return np.array(ImageOps.fit(plain, (size[1], size[0]), method=Image.Resampling.NEAREST))
 
     return _opened(path, unpacked)
+
+
+def _greys_of(path: Path, numbers: NDArray[np.uint8], palette: Sequence[int]) -> NDArray[np.uint8]:
+    """The grey of each number of a palette, of those that are used."""
+    colours = np.zeros((256, 3), dtype=np.uint8)
+    given = np.array(palette, dtype=np.uint8).reshape(-1, 3)[:256]
+    colours[: len(given)] = given
+    used = colours[np.unique(numbers)]
+    if (used != used[:, :1]).any():
+        raise ConfigError(
+            f"{visible(str(path))}: is a GIF in colours. Who writes a GIF numbers its palette anew, so that its "
+            "numbers are no classes. Write the mask as PNG, with the number of a class at each pixel, or as a grey GIF."
+        )
+    return colours[numbers, 0]
 
 
 def decode_many(

@@ -91,7 +91,7 @@ class NpzFile:
         if total > memory_gib * 2**30:
             raise ConfigError(
                 f"{self.where}: unpacks to {total / 2**30:,.1f} GiB, and memory_gib allows {memory_gib:g}. Raise that, "
-                "or give less: pictures as bytes (uint8) take a quarter of float32."
+                "or give less: bytes (uint8) take a quarter of float32, which takes half of float64."
             )
 
     def read(self, name: str) -> NDArray[Any]:

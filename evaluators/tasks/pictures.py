@@ -241,7 +241,12 @@ def weights_of(counts: NDArray[np.integer]) -> Tensor:
 
 
 def cut(
-    labels: NDArray[np.integer], shares: Mapping[str, float], seed: int, names: Sequence[str], where: str
+    labels: NDArray[np.integer],
+    shares: Mapping[str, float],
+    seed: int,
+    names: Sequence[str],
+    where: str,
+    examples: str = "pictures",
 ) -> dict[str, NDArray[np.intp]]:
     """Sorted indices of disjoint splits that together hold everything: each class in the given shares, at least one.
 
@@ -251,9 +256,10 @@ def cut(
         seed: Of the order; RandomState's stream is frozen by NumPy's compatibility policy.
         names: Of the classes, for messages.
         where: The data, for messages.
+        examples: What they call what is cut.
 
     Raises:
-        ConfigError: A class has fewer pictures than there are splits.
+        ConfigError: A class has fewer examples than there are splits.
     """
     rng = np.random.RandomState(seed)
     parts: dict[str, list[NDArray[np.intp]]] = {split: [] for split in shares}
@@ -261,9 +267,10 @@ def cut(
     for label, name in enumerate(names):
         indices = rng.permutation(np.flatnonzero(labels == label))
         if len(indices) < len(shares):
+            of, out = (f"class {name!r}", ", or take the class out") if len(names) > 1 else ("it", "")
             raise ConfigError(
-                f"{where}: class {name!r} has {len(indices)} of {len(shares)} pictures that it needs at least, one for "
-                f"each of {', '.join(shares)}. Give more, or take the class out."
+                f"{where}: {of} has {len(indices)} of {len(shares)} {examples} that it needs at least, one for "
+                f"each of {', '.join(shares)}. Give more{out}."
             )
         counts = [max(1, round(shares[split] * len(indices))) for split in others]
         while sum(counts) >= len(indices):  # at least one is left to the first

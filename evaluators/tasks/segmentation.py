@@ -179,9 +179,12 @@ class Segmentation(Task):
     ) -> None:
         counted = {name: np.bincount(masks.ravel(), minlength=256)[:UNLABELLED] for name, (_, masks) in found.items()}
         count = len(names) if names else int(max(np.flatnonzero(of).max(initial=0) for of in counted.values())) + 1
+        unknown = any(bool((masks == UNLABELLED).any()) for _, masks in found.values())
+        hint = f" Masks hold {UNLABELLED}, which means unknown: write 1 for the second class." if unknown else ""
         if count < 2:
             raise ConfigError(
                 f"task {self.name}: all labelled pixels are of one class; there is nothing to tell apart."
+                f"{hint or ' Number the classes from 0 at each pixel.'}"
             )
         self.labels = names or tuple(map(str, range(count)))
         for split, of in counted.items():
@@ -191,6 +194,7 @@ class Segmentation(Task):
                 what = "number the classes without gaps" if gap else "deal them otherwise with seed"
                 raise ConfigError(
                     f"task {self.name}: class {empty!r} has no pixel in {split}. Give more pictures of it, or {what}."
+                    f"{hint if gap and count == 2 else ''}"
                 )
         pixels, _ = found["train"]
         height, width, channels = pixels.shape[1:]

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mixnas.evaluators.tasks.arrays import class_numbers
+from mixnas.evaluators.tasks.arrays import as_float32, class_numbers
 from mixnas.evaluators.tasks.npz import NpzFile, read_pairs
 from mixnas.evaluators.tasks.options import check_flags, check_memory, check_shares
 from mixnas.evaluators.tasks.pictures import cut, digest_of_arrays, weights_of
@@ -41,7 +41,7 @@ def _read(
         where = f"{file.where}: {split}"
         if x.ndim not in (2, 3) or x.dtype.kind not in "iuf" or 0 in x.shape:
             raise ConfigError(f"{where}: series have shape {x.shape} and type {x.dtype}; it is (n, length, channels).")
-        series = x.astype(np.float32).reshape(*x.shape[:2], -1)
+        series = as_float32(f"{where}: series", x).reshape(*x.shape[:2], -1)
         lengths = _lengths(where, series)
         y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
         if y.ndim != 1 or len(y) != len(x) or y.dtype.kind not in "iufbUS":
@@ -133,12 +133,12 @@ class Series(Task):
         self.is_share = self._of_classes and type(self).score is Series.score
         self.metric, self.direction, self._mean, self._std = "accuracy", "max", 0.0, 1.0
         if self._of_classes:
-            classes, numbered = class_numbers(where, targets, names)
+            classes, numbered = class_numbers(where, targets, names, "series")
             self.labels, strata = classes, numbered["train"]
             answered = {name: torch.from_numpy(of) for name, of in numbered.items()}
         shares = {"validation": validation, "test": test}
         asked = {"train": 1.0, **{name: share for name, share in shares.items() if name not in tables}}
-        parts = cut(strata, asked, seed, classes, where)
+        parts = cut(strata, asked, seed, classes, where, "series")
         if not self._of_classes:
             self.metric, self.direction = "mae", "min"
             known = targets["train"][parts["train"]].astype(np.float64)
@@ -149,7 +149,11 @@ class Series(Task):
                     f"{where}: targets are too large for a mean and a spread. Give them in a larger unit."
                 )
             answered = {
-                name: torch.from_numpy(((of.astype(np.float64) - self._mean) / self._std).astype(np.float32))
+                name: torch.from_numpy(
+                    as_float32(
+                        f"{where}: standardised targets of {name}", (of.astype(np.float64) - self._mean) / self._std
+                    )
+                )
                 for name, of in targets.items()
             }
 

@@ -117,6 +117,16 @@ def test_of_a_run_it_is_the_most_accurate_network(earlier, tmp_path):
         Start(str(tmp_path), "init")
 
 
+def test_a_folder_of_data_may_have_the_run_s_name(earlier, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "flowers" / "roses").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"flowers is no run that has ended.*here or below runs/"):
+        Start("flowers", "init")
+    (tmp_path / "runs" / "flowers").mkdir(parents=True)
+    save_network(tmp_path / "runs" / "flowers" / "model.safetensors", earlier)
+    assert Start("flowers", "init").file == "model.safetensors"
+
+
 def test_what_is_no_network_is_refused(tmp_path, file):
     with pytest.raises(ConfigError, match=r"init: nowhere is no run"):
         by_name("digits", init="nowhere")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
+import re
+import runpy
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -168,3 +171,41 @@ def test_what_is_told_of_data():
         "pictures": PICTURES, "data_sha256": "a",
     }  # fmt: skip
     assert told({"pictures": None, "summary": "numbers"}) == {"summary": "numbers"}
+
+
+def test_tokens_beyond_those_that_there_are_are_refused(export: Make):
+    _, _, load = export(TOKENS)
+    good = TOKENS.example(2).numpy()
+    load.network(FILE)(good)
+    for wrong in (-1, TOKENS.in_features, -(1 << 40)):
+        batch = good.copy()
+        batch[1, -1] = wrong
+        with pytest.raises(ValueError, match=rf"{wrong}.*: the network reads 0 to {TOKENS.in_features - 1}"):
+            load.network(FILE)(batch)
+
+
+def test_of_code_that_was_changed_the_way_on_is_said_and_works(export: Make, monkeypatch: pytest.MonkeyPatch):
+    folder, network, load = export(FEATURES)
+    with (folder / "model.py").open("a") as file:
+        file.write("\n# changed\n")
+    refused(folder, load, "model.py", "damaged or changed")
+    with pytest.raises(SystemExit, match=r"without load\.py: import model; model\.load\(\)$"):
+        load.check(FILE)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, "model")
+    x = FEATURES.example(2)
+    torch.testing.assert_close(importlib.import_module("model").load()(x), network(x))
+
+
+def test_a_picture_that_cannot_be_read_keeps_no_other_from_its_answer(
+    export: Make, picture: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    folder, _, _ = export(CLASSES, {"labels": ["a", "b", "c", "d"], "pictures": PICTURES})
+    for pictures, status in (([picture, "nowhere.png", picture], 1), ([picture], 0)):
+        monkeypatch.setattr(sys, "argv", ["load.py", *pictures])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(folder / "load.py"), run_name="__main__")
+        out, err = capsys.readouterr()
+        assert end.value.code == status and err.count("nowhere.png: cannot be read as a picture") == status
+        assert len(out.splitlines()) == pictures.count(picture)
+        assert all(re.fullmatch(r".* [abcd] [01]\.\d{4}", line) for line in out.splitlines())

@@ -7,11 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mixnas.evaluators.supernet.training import SupernetConfig
+from mixnas.evaluators.training import TrainConfig
 from mixnas.search.config import Config, SearchConfig, load_config
 from mixnas.search.naming import Named
 from mixnas.search.strategies.tpe import TPE
 from mixnas.search_space.errors import ConfigError
-from mixnas.search_space.files import parse_yaml
+from mixnas.search_space.files import dump_yaml, parse_yaml
 from mixnas.search_space.settings import Between, Seconds, apply_overrides, build, load, parse_duration, to_plain
 
 
@@ -37,6 +39,12 @@ class Outer:
     task: Named = field(default_factory=lambda: Named("digits"))
     threads: int | Literal["auto"] = "auto"
     anything: Any = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trained:
+    train: TrainConfig = field(default_factory=TrainConfig)
+    supernet: SupernetConfig = field(default_factory=SupernetConfig)
 
 
 def test_build():
@@ -126,6 +134,26 @@ def test_settings_of_the_command_line():
     for wrong in ("search.trials", "=3", "search..trials=3", "space.stages.2.width=3", "search.trials.x=3", "a=[1"):
         with pytest.raises(ConfigError, match=r"^--set "):
             apply_overrides(plain, [wrong])
+
+
+@pytest.mark.parametrize("text", ["*.log", "*", "&a", "!cats", "%d", "@home", "`x`", "#1", "*it's", "!!str 5"])
+def test_a_setting_that_begins_with_a_mark_of_yaml_is_text(text):
+    changed, _ = apply_overrides({}, [f"task.pattern={text}"])
+    assert changed == {"task": {"pattern": text}} and parse_yaml(dump_yaml(changed)) == changed
+    assert apply_overrides({}, ["a='*.log'"])[0] == {"a": "*.log"}
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        apply_overrides({}, ["a=[*.log]"])
+
+
+def test_a_class_that_names_itself_is_named_once():
+    for text, said in (
+        ("supernet: {samples: -1}", "c.yaml: supernet: samples is -1"),
+        ("supernet: {steps: 0}", "c.yaml: supernet: steps is 0"),
+        ("train: {steps: 0}", "c.yaml: train: steps is 0"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            load(Trained, parse_yaml(text), "c.yaml")
+        assert str(error.value).startswith(said)
 
 
 def test_a_wrong_setting_is_named_as_one():

@@ -97,6 +97,47 @@ def test_the_size_is_that_of_the_pictures_within_bounds(folder, tmp_path):
     assert "read as 64x64 colour" in Folder(path=str(big)).summary()
 
 
+def deep_png_of(pixels: np.ndarray, clear: tuple[int, ...]) -> bytes:
+    """A PNG of 16 bits, grey or RGB, with a transparent colour."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width = pixels.shape[:2]
+    head = struct.pack(">IIBBBBB", width, height, 16, 2 if pixels.ndim == 3 else 0, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    chunks = (
+        (b"IHDR", head),
+        (b"tRNS", np.array(clear, ">u2").tobytes()),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*one) for one in chunks)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (16, 16, 3)])
+def test_a_transparent_colour_of_sixteen_bits_is_white_too(shape, tmp_path):
+    pixels = np.full(shape, 40 * 257, dtype=np.uint16)
+    pixels[:8] = 3000
+    (tmp_path / "deep.png").write_bytes(deep_png_of(pixels, (3000,) * (1 if len(shape) == 2 else 3)))
+    found = read_picture(tmp_path / "deep.png", (16, 16), 1)[..., 0]
+    assert (found[:8] == 255).all() and (found[8:] == 40).all()
+    assert np.array_equal(decoding.decode_whole(tmp_path / "deep.png")[..., 0], found)
+
+
+def test_a_picture_that_is_read_whole_is_read_as_one_that_is_brought_to_size(tmp_path):
+    """16 bits, transparency and colours alike; numbers of another scale are refused."""
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 65536, (16, 16), dtype=np.uint16)).save(tmp_path / "a.png")
+    Image.fromarray(rng.integers(0, 256, (16, 16, 4), dtype=np.uint8)).save(tmp_path / "b.png")
+    colour("red", rng, (16, 16)).quantize(16).save(tmp_path / "c.gif")
+    for path in sorted(tmp_path.iterdir()):
+        assert np.array_equal(decoding.decode_whole(path), read_picture(path, (16, 16), 3)), path.name
+    Image.fromarray(rng.random((16, 16), dtype=np.float32)).save(tmp_path / "d.tif")
+    with pytest.raises(ConfigError, match=r"d\.tif: .*mode F"):
+        decoding.decode_whole(tmp_path / "d.tif")
+
+
 def test_grey_sixteen_bits_transparent_turned_and_palette_pictures_are_read(tmp_path):
     rng = np.random.default_rng(0)
     deep = rng.integers(0, 65536, (16, 16), dtype=np.uint16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mixnas.evaluators.tasks.choosing import task_of
+from mixnas.evaluators.tasks.decoding import decode_mask
 from mixnas.evaluators.tasks.loading import by_name
 from mixnas.evaluators.tasks.segmentation import Pairs
 from mixnas.evaluators.tasks.task import IGNORE, SPLITS, Task
@@ -190,3 +192,48 @@ def test_the_light_head_answers_for_each_pixel_in_a_super_network_too():
                 task.training_loss(supernet.subnet(choice).train()(x), y).backward()
     with pytest.raises(ConfigError, match=r"head is 'aspp'\. Allowed: sub_pixel, lr_aspp"):
         by_name("segmentation", head="aspp")
+
+
+def masks_of(folder: Path, ending: str, change: Callable[[np.ndarray], Image.Image]) -> str:
+    """A folder whose masks are those of another, written otherwise."""
+    for mask in sorted((folder / "masks").glob("*.png")):
+        change(np.asarray(Image.open(mask)).copy()).save(mask.with_suffix(ending))
+        if ending != mask.suffix:
+            mask.unlink()
+    return str(folder)
+
+
+def in_colours(mask: np.ndarray) -> Image.Image:
+    image = Image.fromarray(mask).convert("P")
+    image.putdata(mask.ravel().tolist())
+    image.putpalette(np.random.default_rng(0).integers(0, 256, 768, dtype=np.uint8).tobytes())
+    return image
+
+
+@pytest.mark.parametrize("written", ["grey.gif", "grey.bmp", "grey.tif", "colours.png", "colours.gif"])
+def test_the_classes_of_a_mask_are_those_that_were_written(written, folder):
+    """A GIF that is written has only the colours that are used, numbered anew; a palette's numbers elsewhere stay."""
+    expected = by_name("segmentation", path=str(folder), size=16).test.gather(torch.arange(4))[1]
+    kind, ending = written.split(".")
+    masks_of(folder, f".{ending}", Image.fromarray if kind == "grey" else in_colours)
+    if written == "colours.gif":
+        with pytest.raises(ConfigError, match=r"\.gif: is a GIF in colours.*Write the mask as PNG"):
+            by_name("segmentation", path=str(folder), size=16)
+        return
+    assert torch.equal(by_name("segmentation", path=str(folder), size=16).test.gather(torch.arange(4))[1], expected)
+
+
+def test_a_grey_gif_of_classes_with_a_gap_keeps_their_numbers(tmp_path):
+    mask = np.zeros((4, 4), dtype=np.uint8)
+    mask[0], mask[1] = 2, 255
+    Image.fromarray(mask).save(tmp_path / "m.gif")
+    with Image.open(tmp_path / "m.gif") as image:
+        assert sorted(np.unique(np.asarray(image))) != [0, 2, 255]  # the file's own numbers are others
+    assert np.array_equal(decode_mask(tmp_path / "m.gif", (4, 4)), mask)
+
+
+def test_masks_of_0_and_255_are_told_what_255_means(folder):
+    masks_of(folder, ".png", lambda mask: Image.fromarray(np.where(mask == 1, 255, 0).astype(np.uint8)))
+    for labels in (None, ["ground", "thing"]):
+        with pytest.raises(ConfigError, match=r"255, which means unknown: write 1 for the second class\."):
+            by_name("segmentation", path=str(folder), size=16, labels=labels)

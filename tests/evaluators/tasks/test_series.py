@@ -114,7 +114,7 @@ GOOD = "id,value,label\n" + "".join(f"{i},{t},{i % 2}\n" for i in range(8) for t
         (GOOD + "7,9,0\n", {}, "series '7' has more than one target"),
         (GOOD, {"target": "lable"}, "no column is called 'lable'.* Did you mean 'label'"),
         (GOOD, {"length": 5}, "the longest series has 4 moments, and length asks for 5"),
-        (GOOD.replace(",0\n", ",1\n"), {}, "labels have 1 different values"),
+        (GOOD.replace(",0\n", ",1\n"), {}, "all labels are '1'; there is nothing to tell apart"),
         (GOOD, {"answers": "words"}, "answers is 'words'"),
         ("a,b,label\n1,2,x\n", {"answers": "number"}, "answers is 'number', and a target is 'x'"),
         ("a,b,label\n1,2,0.5\n1,2,inf\n", {}, "targets hold NaN or infinity"),
@@ -163,6 +163,29 @@ def test_a_line_is_a_series_where_all_ids_differ(tmp_path):
     np.savez(tmp_path / "d.npz", x=waves(40, 1), y=np.arange(40) % 2)
     with pytest.raises(ConfigError, match="series have 1 moment"):
         Series(path=str(tmp_path / "d.npz"))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "options", "says"),
+    [
+        ({"x": waves(9).astype(np.float64) * 1e200, "y": np.arange(9) % 2}, {}, "series hold .*e.202, too large for a"),
+        ({"x": waves(9), "y": np.linspace(0, 1, 9)}, {"answers": "class"}, "a word for each series"),
+        ({"x": waves(9), "y": np.zeros(9, dtype=int)}, {}, "all labels are '0'"),
+        ({"x": waves(9), "y": np.arange(9) // 8}, {}, "class '1' has 1 of 3 series that it needs"),
+        ({"x": waves(2), "y": np.array([0.5, 1.5])}, {}, r"d\.npz: it has 2 of 3 series that it needs.*Give more\.$"),
+        (
+            {"x_train": waves(9), "y_train": np.linspace(0, 1e-3, 9), "x_test": waves(2), "y_test": [0.5, 1e300]},
+            {},
+            "standardised targets of test hold .*too large",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_arrays_of_series_are_refused_in_words_of_series(arrays, options, says, tmp_path):
+    np.savez(tmp_path / "d.npz", **arrays)
+    with pytest.raises(ConfigError, match=says) as caught:
+        Series(path=str(tmp_path / "d.npz"), **options)
+    assert "picture" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
