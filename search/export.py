@@ -31,6 +31,7 @@ from mixnas.search.run.directory import Run
 from mixnas.search.run.front import Member
 from mixnas.search.run.origin import versions
 from mixnas.search.run.trust import require_trust
+from mixnas.search.run.typed import typed
 from mixnas.search_space.errors import ConfigError, IntegrityError
 from mixnas.search_space.formats import format as formats
 from mixnas.search_space.formats.apart import Apart
@@ -138,7 +139,7 @@ def export_run(
         raise ConfigError("trial is one way to choose a network: give no other beside it.")
     root = Path(output) if output else run.path / "exports"
     chosen = []
-    for member in choice.of(run.front()) if trial is None else [finished_trial(run, trial, trust)]:
+    for member in choice.of(run.front(), typed(run.path)) if trial is None else [finished_trial(run, trial, trust)]:
         trained = load_network(run.networks / f"{member.id}.safetensors")
         weights, network = digest_of_weights(trained), trained.deploy()
         if network.architecture.id != member.id:
