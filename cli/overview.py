@@ -48,7 +48,8 @@ def overview(run: Run) -> Overview:
     objectives, constraints = parse_objectives(fixed["objectives"]), parse_constraints(fixed.get("constraints", []))
     found = summary_of(run.journal, objectives, constraints)
     best, errors, final = dict(found.best), dict(found.errors), False
-    shares, beside = (), 0
+    shares: tuple[float, ...] = ()
+    beside = 0
     if status.state != "running":
         with contextlib.suppress(NasError):  # there is none yet, or it is damaged, which `problems` tells
             front = run.front()

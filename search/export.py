@@ -141,7 +141,7 @@ def export_run(
     chosen = []
     for member in choice.of(run.front(), typed(run.path)) if trial is None else [finished_trial(run, trial, trust)]:
         trained = load_network(run.networks / f"{member.id}.safetensors")
-        weights, network = digest_of_weights(trained), trained.deploy()
+        digest, network = digest_of_weights(trained), trained.deploy()
         if network.architecture.id != member.id:
             raise IntegrityError(
                 f"{run.networks / member.id}.safetensors: damaged: it holds {network.architecture.id}, another network."
@@ -149,8 +149,8 @@ def export_run(
         for file_format in wanted:
             if problem := file_format.why_not(network):
                 raise ConfigError(f"{member.id} cannot be exported as {file_format.name}: {problem}.")
-        check_place(root / member.id, weights)
-        chosen.append((member, network, weights))
+        check_place(root / member.id, digest)
+        chosen.append((member, network, digest))
     task = by_name(run.manifest["fixed"]["task"]) if verify else None
     if task is not None:
         run.check_data(recorded(task))
@@ -166,12 +166,12 @@ def export_run(
     refused: list[NotIdentical] = []
     try:
         with _loading(wanted) as load:
-            for done, (member, network, weights) in enumerate(chosen, 1):
+            for done, (member, network, digest) in enumerate(chosen, 1):
                 folder = making / member.id
                 folder.mkdir()
                 card = _write(folder, wanted, run, member, network, task, load, licence, tolerance, refused)
                 if card["files"]:
-                    ready.append(Exported(folder, network, {**card, "weights": weights}, run.data()))
+                    ready.append(Exported(folder, network, {**card, "weights": digest}, run.data()))
                 report(done, len(chosen))
         written = [publish(one, root / one.made.name, told) for one in ready]
     finally:
