@@ -102,9 +102,11 @@ def as_given(args: argparse.Namespace, problem: str) -> str:
         value = getattr(args, option, None)
         if value is not None and f"{key}={value}" not in (args.set or []):
             problem = problem.replace(f"--set {key}={value}: {key}: ", f"--{option}: ")
-    for option, key in (("workers", "workers"), ("address", "address")):
+    for option in ("workers", "address"):
         if getattr(args, option, None) is not None:
-            problem = re.sub(rf"--set search\.engine=.*?: search\.engine\.{key}: ", f"--{option}: ", problem, count=1)
+            problem = re.sub(
+                rf"--set search\.engine=.*?: search\.engine: {option}: ", f"--{option}: ", problem, count=1
+            )
     return problem
 
 
