@@ -274,21 +274,21 @@ def _of_a_finished_run(folder: Path, results: Any, network: Any, device: str, sh
 def _export(run: Run, results: Any, network: Any) -> Path:
     """A folder as `nas export` writes it, without the judging."""
     from mixnas.search import card as cards
-    from mixnas.search.export import _describe
     from mixnas.search.finish import searched_member
+    from mixnas.search.publishing import Exported, digest_of_weights, publish
     from mixnas.search_space.formats.format import get
 
     member, file_format = searched_member(results.records[0]), get("safetensors")
-    folder = run.exports / member.id
+    folder = run.path / "making"
     folder.mkdir()
-    deployed = network.deploy()
+    weights, deployed = digest_of_weights(network), network.deploy()
     file_format.write(deployed, folder / file_format.file_name, {"id": member.id})
     verified = {"inputs": 64, "of": "random numbers", "difference": 0.0, "allowed": 1e-5}
     about = {"format": "safetensors", "bytes": 1, "weight_bytes": 1, "needs": ["torch"], "verified": verified}
     files = {file_format.file_name: about}
     card = cards.card(run, _front(run, results), member, deployed, licence="unknown", files=files)
-    _describe(folder, [file_format], deployed, card, run.data())
-    return folder
+    ready = Exported(folder, deployed, {**card, "weights": weights}, run.data())
+    return publish(ready, run.exports / member.id, told=print)
 
 
 def _by_hand(folder: Path, architecture: Architecture) -> Iterator[Kind]:

@@ -175,7 +175,7 @@ PLACES = {
     "super-network": ("mixnas.evaluators.supernet.training", "_Training", "_save"),
     "fine-tuning": ("mixnas.evaluators.supernet.judging", None, "fine_tune"),
     "measuring": ("mixnas.search.finish", None, "measure_finalists"),
-    "export": ("mixnas.search.export", None, "_publish"),
+    "export": ("mixnas.search.publishing", None, "publish"),
 }
 """Where a process is killed: module, class in it (or None), function; before the call, or after it."""
 

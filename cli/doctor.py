@@ -121,10 +121,12 @@ def _energy() -> Finding:
 def _cpu() -> Iterator[Finding]:
     import torch
 
+    from mixnas.search_space.errors import counted
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     yield Finding(
         "CPU",
-        f"{cores} cores, torch uses {torch.get_num_threads()} threads",
+        f"{counted(cores, 'core')}, torch uses {counted(torch.get_num_threads(), 'thread')}",
         True,
         torch.backends.cpu.get_cpu_capability(),
     )

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from mixnas.cli.printing import print_json
+from mixnas.search_space.errors import counted
 
 if TYPE_CHECKING:
     from mixnas.search.config import Config
@@ -63,16 +64,18 @@ def dry_run(config: Config, source: str, *, json: bool) -> None:
         f"space         {problem.space.size():,} architectures, {len(problem.space.variables)} choices",
         f"objectives    {', '.join(map(str, problem.objectives))}",
         f"constraints   {', '.join(map(str, problem.constraints)) or 'none'}",
-        f"search        {search.trials} trials by {strategy}, {search.evaluator}, {limit}, seed {search.seed}",
+        f"search        {counted(search.trials, 'trial')} by {strategy}, {search.evaluator}, {limit}, "
+        f"seed {search.seed}",
         *([f"super-network {_supernet_time(config)}"] if search.evaluator == "supernet" else []),
         f"engine        {_engine(config)}",
         *([f"storage       {config.storage}"] if config.storage else []),
-        f"latency       of {problem.device}, {latency.runtime}, {latency.threads} threads, batch size "
+        f"latency       of {problem.device}, {latency.runtime}, {counted(latency.threads, 'thread')}, batch size "
         f"{latency.batch_size}; {profile}",
     ]
     if found is not None:
         lines += [
-            f"one step      {_times(found.step_s)} of the cheapest to the dearest network, {found.batch_size} examples",
+            f"one step      {_times(found.step_s)} of the cheapest to the dearest network, "
+            f"{counted(found.batch_size, 'example')}",
             f"time          {_times(found.total_s)}: " + _listed(found.phases.items()),
             f"memory        {found.memory_bytes / _MIB:,.0f} MiB in this process, in which the dearest was trained",
             f"disk          at most {found.disk_bytes / _MIB:,.1f} MiB",
@@ -110,4 +113,4 @@ def _supernet_time(config: Config) -> str:
     supernet = config.supernet
     if supernet.seconds is not None:
         return f"{supernet.seconds:g} s of training"
-    return f"{supernet.steps} steps" if supernet.steps else f"{supernet.epochs} epochs"
+    return counted(supernet.steps, "step") if supernet.steps else f"{supernet.epochs} epochs"

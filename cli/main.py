@@ -16,7 +16,7 @@ from typing import Any
 
 from mixnas import cli
 from mixnas.cli.streams import Stream, guarded
-from mixnas.cli.verbs import Group, Verb
+from mixnas.cli.verbs import Group, Verb, as_given
 from mixnas.search_space.errors import NasError, StoppedEarly, machine_fault, nearest, shown, visible
 from mixnas.search_space.extensions import name_extensions
 from mixnas.search_space.files import load_yaml
@@ -27,7 +27,10 @@ exit status: 0 done; 1 failed; 2 wrong usage or configuration; 3 nothing feasibl
 
 
 class _Parser(argparse.ArgumentParser):
-    """Names what is nearest to a word that is not known."""
+    """Names what is nearest to a word that is not known; takes no option for another that only begins like it."""
+
+    def __init__(self, **about: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **about})
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
@@ -45,7 +48,7 @@ class _Parser(argparse.ArgumentParser):
         return args
 
     def error(self, message: str) -> Any:
-        self.exit(2, f"{self.prog}: {message}{'' if message.endswith('?') else '.'} See: {self.prog} --help\n")
+        self.exit(2, f"{self.prog}: {message}{'' if message.endswith(('?', '.')) else '.'} See: {self.prog} --help\n")
 
 
 def _common() -> argparse.ArgumentParser:
@@ -169,7 +172,7 @@ def _carry_out(verb: Verb, args: argparse.Namespace) -> int:
         args.read = load_yaml(args.config) if os.path.isfile(getattr(args, "config", None) or "") else None
         return verb.run(args)
     except NasError as error:
-        problem, status = str(error), error.exit_status
+        problem, status = as_given(args, str(error)), error.exit_status
     except KeyboardInterrupt:
         problem, status = "aborted", verb.aborted
     except BrokenPipeError:  # the reader of a pipe has seen enough
@@ -177,9 +180,11 @@ def _carry_out(verb: Verb, args: argparse.Namespace) -> int:
     except SystemExit as end:
         problem, status = f"something that was run ended the program (sys.exit({end.code}))", 1
     except Exception as error:
-        fault = machine_fault(error)
-        advice = " Then go on: nas resume RUN." if verb.aborted == StoppedEarly.exit_status else ""
-        problem, status = f"{fault}.{advice}", verb.aborted
+        fault, run = machine_fault(error), getattr(args, "begun", None)
+        advice = "" if run is None else f" Then go on: nas resume {run}."
+        # Where no run has begun, there is none to go on with, whatever the verb.
+        status = 1 if run is None and verb.aborted == StoppedEarly.exit_status else verb.aborted
+        problem = f"{fault}.{advice}"
         if not fault and isinstance(error, OSError) and error.filename:  # a path that was given
             problem, status = f"{visible(str(error.filename))[:200]}: {error.strerror}.", 1
         elif not fault:  # nobody should come here: a fault of this program, or of one that was given to it

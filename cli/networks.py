@@ -106,6 +106,7 @@ def export(args: argparse.Namespace) -> int:
             licence=args.licence,
             trust=args.trust,
             report=phase,
+            told=lambda text: print(text, file=sys.stderr),
         )
     for folder in found:
         share = read_json(folder / CARD)["metrics"].get(SHARE, 1.0)

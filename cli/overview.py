@@ -23,6 +23,7 @@ class Overview:
         shares: What share of a whole training each network of that front had, where it was trained in rungs.
         seconds_left: Of the search, at the speed of the trials so far; None unless it is running.
         phase: Which it is in; None unless it is running.
+        beside: Trials beside the budget, of one quantization policy throughout, as the final front counts them.
     """
 
     status: RunStatus
@@ -33,11 +34,12 @@ class Overview:
     seconds_left: float | None
     shares: tuple[float, ...] = ()
     phase: str | None = None
+    beside: int = 0
 
 
 def overview(run: Run) -> Overview:
     """Look at a run; for one that is running, too."""
-    from mixnas.search.run.front import SHARE
+    from mixnas.search.run.front import BESIDE, SHARE
     from mixnas.search.study.objectives import parse_constraints, parse_objectives
     from mixnas.search.study.reading import best_of, summary_of
     from mixnas.search_space.errors import NasError
@@ -47,15 +49,17 @@ def overview(run: Run) -> Overview:
     found = summary_of(run.journal, objectives, constraints)
     best, errors, final = dict(found.best), dict(found.errors), False
     shares: tuple[float, ...] = ()
+    beside = 0
     if status.state != "running":
         with contextlib.suppress(NasError):  # there is none yet, or it is damaged, which `problems` tells
             front = run.front()
+            beside = front.trials.get(BESIDE, 0)
             if front.final and front.members:
                 (best, errors), final = best_of([member.metrics for member in front.members], objectives), True
                 shares = tuple(m.metrics[SHARE] for m in front.members if SHARE in m.metrics)
     phase = run.manifest.get("phase") if status.state == "running" else None  # what was killed left it there
     seconds_left = _seconds_left(status, found.seconds)
-    return Overview(status, best, errors, final, found.hypervolume, seconds_left, shares, phase)
+    return Overview(status, best, errors, final, found.hypervolume, seconds_left, shares, phase, beside)
 
 
 def _seconds_left(status: RunStatus, seconds: float) -> float | None:

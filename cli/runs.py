@@ -26,7 +26,7 @@ from mixnas.cli.verbs import (
     storage_settings,
     trusting,
 )
-from mixnas.search_space.errors import ConfigError, IntegrityError, StoppedEarly, nearest
+from mixnas.search_space.errors import ConfigError, IntegrityError, StoppedEarly, counted, nearest
 
 if TYPE_CHECKING:
     from mixnas.search.config import Config
@@ -68,9 +68,11 @@ def search_arguments(parser: argparse.ArgumentParser) -> None:
 def search(args: argparse.Namespace) -> int:
     """A whole search."""
     from mixnas.search.job import new_run
+    from mixnas.search.run.making import check_name
     from mixnas.search.sinks import check as check_sinks
     from mixnas.search.smoke import lighter, shrunk
 
+    check_name(args.runs, args.name)
     if args.data is None:
         config, source = load_config(args), config_name(args)
     else:
@@ -118,7 +120,10 @@ def _execute(args: argparse.Namespace, run: Run, config: Config) -> int:
     from mixnas.search.job import Job
     from mixnas.search.run.progress import make_progress
     from mixnas.search.run.stopping import StopSignal
+    from mixnas.search.run.typed import typed
     from mixnas.search.sinks import Sinks
+
+    args.begun = typed(run.path)  # whatever ends it: there is a run to go on with
 
     def heard() -> None:
         print("stopping after what is in progress; Ctrl-C again aborts at once", file=sys.stderr)
@@ -138,13 +143,13 @@ def _execute(args: argparse.Namespace, run: Run, config: Config) -> int:
             found = job.execute()
             sinks.finished(found)
     except StoppedEarly as stopped:
-        raise StoppedEarly(f"{stopped} Go on with: nas resume {run.name}") from stopped
+        raise StoppedEarly(f"{stopped} Go on with: nas resume {args.begun}") from stopped
     if args.json:
         print_json(found.to_plain())
         return 0
     _print_front(args, found, found.members, run.manifest.get("policies", {}))
     if not args.quiet:
-        print(f"take one away: nas export {run.name}    see the front again: nas front {run.name}", file=sys.stderr)
+        print(f"take one away: nas export {args.begun}    see the front again: nas front {args.begun}", file=sys.stderr)
     return 0
 
 
@@ -165,16 +170,21 @@ def resume(args: argparse.Namespace) -> int:
     from mixnas.search.job import reopen
     from mixnas.search.run.directory import Run
     from mixnas.search.run.trust import about_to_import
+    from mixnas.search.run.typed import typed
     from mixnas.search.sinks import check as check_sinks
     from mixnas.search_space.files import load_yaml
 
     check_sinks(args.log)
     opened = Run.open(args.run, args.runs)
+    args.begun = typed(opened.path)
     plain = opened.config() if args.config is None else args.read or load_yaml(args.config)
     if said := about_to_import(opened.manifest, args.trust):
         print(said, file=sys.stderr)
     changed = [*engine_settings(args, plain), *storage_settings(args, plain), *settings(args)]
     run, config = reopen(args.run, args.runs, config=args.config, settings=changed, trust=args.trust, plain=args.read)
+    if run.manifest.get("finished") and config.to_plain() == opened.config() and not args.quiet:
+        more = f"nas resume {args.begun} --trials {2 * config.search.trials}"
+        print(f"{run.name} is finished: there is nothing left to search. For more: {more}", file=sys.stderr)
     return _execute(args, run, config)
 
 
@@ -265,6 +275,9 @@ def _one_run(args: argparse.Namespace) -> int:
     print(
         f"{one.name}: {one.state}, {one.done} of {one.trials} trials done, {one.failed} failed, {one.running} running"
     )
+    if now.beside:
+        said = f"{counted(now.beside, 'more trial')} of one quantization policy throughout, beside the budget"
+        print(f"{said}: the front counts them, too")
     if now.best and not now.final:
         print("of the search so far, before training to the end:")
     elif now.best:
@@ -400,7 +413,7 @@ def _print_front(
         row += [_number_of(values, name) for name in (*asked, "params", "macs")]
         rows.append([*row, names[m.id]])
     device = f" on {found.device}" if found.device else ""
-    title = f"{found.run}: Pareto front{device}, {len(rows)} networks (* the knee; ± one standard error)"
+    title = f"{found.run}: Pareto front{device}, {counted(len(rows), 'network')} (* the knee; ± one standard error)"
     spare = ["macs", "predicted ms", "in search", "90% interval", f"test {metric}", "params"]
     print_table(args, columns, rows, title=title, cut="architecture", spare=spare)
     missed = [m for m in found.others if m.reason != "dominated"] if len(members) == len(found.members) else []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,13 +83,31 @@ def trusting(parser: argparse.ArgumentParser) -> None:
 # -- what they stand for --------
 
 
+_SHORT = (("trials", "search.trials"), ("time", "search.time"), ("seed", "search.seed"))
+"""Options that are short for a setting."""
+
+
 def settings(args: argparse.Namespace) -> list[str]:
     """`--set`, and the options that are short for one."""
     found = list(args.set or [])
-    for option, key in (("trials", "search.trials"), ("time", "search.time"), ("seed", "search.seed")):
+    for option, key in _SHORT:
         if getattr(args, option, None) is not None:
             found.append(f"{key}={getattr(args, option)}")
     return found
+
+
+def as_given(args: argparse.Namespace, problem: str) -> str:
+    """A message on a setting that was given by an option of its own, with that option in its place."""
+    for option, key in _SHORT:
+        value = getattr(args, option, None)
+        if value is not None and f"{key}={value}" not in (args.set or []):
+            problem = problem.replace(f"--set {key}={value}: {key}: ", f"--{option}: ")
+    for option in ("workers", "address"):
+        if getattr(args, option, None) is not None:
+            problem = re.sub(
+                rf"--set search\.engine=.*?: search\.engine: {option}: ", f"--{option}: ", problem, count=1
+            )
+    return problem
 
 
 def engine_settings(args: argparse.Namespace, plain: Any) -> list[str]:

@@ -234,6 +234,5 @@ def _best_of(run: Path, where: str) -> Path:
         file = run / "networks" / f"{one}.safetensors"
         if re.fullmatch(r"[0-9a-f]+", one) and file.is_file() and not file.is_symlink():
             return file
-    raise ConfigError(
-        f"{where}: run {visible(str(run))} has no trained network on its front. Let it end: nas resume {run.name}"
-    )
+    name = visible(str(run))
+    raise ConfigError(f"{where}: run {name} has no trained network on its front. Let it end: nas resume {name}")

@@ -100,7 +100,9 @@ def lines(table: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> 
 
 def main(argv: Iterable[str] | None = None) -> None:
     """Print the table; compiles for some minutes, and finds in its cache what has not changed."""
-    parser = argparse.ArgumentParser(prog="python -m mixnas.kernels.report", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, prog="python -m mixnas.kernels.report", description=main.__doc__
+    )
     parser.add_argument("--only", default="", help="points whose family or shape holds this text")
     parser.add_argument("--before", type=Path, help="an earlier table (JSON) to stand beside this one")
     parser.add_argument("--output", "-o", type=Path, help="also write the table as JSON")

@@ -328,9 +328,14 @@ def _difference(verified: Mapping[str, Any]) -> str:
 
 
 def _inputs(plain: Mapping[str, Any]) -> str:
-    (first, *_) = plain["files"].values()
-    compared = f"{first['verified']['inputs']} inputs of {first['verified']['of']}"
-    return compared + (", and by its metric on all of them" if "data" in plain else "")
+    """What the files were compared on, of each by itself where they were exported one after the other."""
+    metric = f"test_{plain['metric']}"
+    of: dict[str, list[str]] = {}
+    for name, about in plain["files"].items():
+        compared = f"{about['verified']['inputs']} inputs of {about['verified']['of']}"
+        compared += ", and by its metric on all of them" if metric in about["verified"] else ""
+        of.setdefault(compared, []).append(name)
+    return next(iter(of)) if len(of) == 1 else "; ".join(f"{', '.join(names)}: {text}" for text, names in of.items())
 
 
 def _latencies(plain: Mapping[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ import numpy as np
 from mixnas.search.report.breakdown import UnitRow, breakdown, io_of, predictor_of
 from mixnas.search.run.directory import Run
 from mixnas.search.run.front import Front, Member
+from mixnas.search.run.typed import typed
 from mixnas.search.study.objectives import Objective, parse_constraints, parse_objectives
 from mixnas.search.study.pareto import Reference, as_minimised
 from mixnas.search.study.reading import read_results
@@ -53,7 +54,7 @@ def explain(run: Run, names: Sequence[str]) -> list[Explained]:
     """
     front, io, predictor = run.front(), io_of(run), predictor_of(run)
     if io is None:
-        raise NasError(f"{run.path}: no network has been trained yet. nas resume {run.name}")
+        raise NasError(f"{run.path}: no network has been trained yet. nas resume {typed(run.path)}")
     found = []
     for name in names:
         identity, architecture, metrics = _network(run, front, name)

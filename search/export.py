@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
-import os
+import logging
+import math
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,15 @@ from mixnas.evaluators.tasks.task import Task, recorded
 from mixnas.predictors.measuring.device import DEFAULT_THREADS, device_name
 from mixnas.predictors.measuring.measure import MeasureConfig, fixed_threads, measure_networks
 from mixnas.search import card as cards
-from mixnas.search.loader import loader, processor
+from mixnas.search.loader import processor
 from mixnas.search.picking import Choice
+from mixnas.search.publishing import MAKING, Exported, check_place, clear_up, digest_of_weights, locked, publish
 from mixnas.search.run.directory import Run
 from mixnas.search.run.front import Member
 from mixnas.search.run.origin import versions
 from mixnas.search.run.trust import require_trust
+from mixnas.search.run.typed import typed
 from mixnas.search_space.errors import ConfigError, IntegrityError
-from mixnas.search_space.files import atomic_write, stamped, write_json
 from mixnas.search_space.formats import format as formats
 from mixnas.search_space.formats.apart import Apart
 from mixnas.search_space.formats.format import Answer, Format, NotIdentical
@@ -49,8 +50,7 @@ _WHOLE = (torch.int8, torch.uint8)  # types of weights that are stored as whole 
 
 DEFAULT_FORMATS = ("safetensors",)
 
-_MAKING, _BEFORE = ".exporting-", ".before"
-"""How the folder begins in which networks are made before they have their names; how an earlier export in it ends."""
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,7 @@ def export_run(
     licence: str = "unknown",
     trust: bool = False,
     report: Report = SILENT,
+    told: Callable[[str], None] = _logger.warning,
 ) -> list[Path]:
     """Write networks of a run as folders: files of each network as deployed, with what a reader needs to know.
 
@@ -107,6 +108,7 @@ def export_run(
         licence: Of the exported weights, an SPDX identifier.
         trust: Whether a task that is not of the package may be run though the run was not started here with it.
         report: Told of what is done.
+        told: Told of each file of an earlier export that does not stay as it was.
 
     Returns:
         The folders.
@@ -114,7 +116,7 @@ def export_run(
     Raises:
         ConfigError: No such format or network, or a format can't hold one of the networks, or lacks a package.
         IntegrityError: A file's outputs are not the network's, or its score is not what the front says;
-            `NotIdentical` where the file's runtime rounds otherwise.
+            `NotIdentical` where the file's runtime rounds otherwise: the other formats are written then.
 
     Examples:
         After the example of `mixnas.search`:
@@ -135,9 +137,11 @@ def export_run(
     choice = Choice(pick=pick, where=where, knee=knee, one_se=one_se, weights=weights, everything=everything)
     if trial is not None and choice != Choice():
         raise ConfigError("trial is one way to choose a network: give no other beside it.")
+    root = Path(output) if output else run.path / "exports"
     chosen = []
-    for member in choice.of(run.front()) if trial is None else [finished_trial(run, trial, trust)]:
-        network = load_network(run.networks / f"{member.id}.safetensors").deploy()
+    for member in choice.of(run.front(), typed(run.path)) if trial is None else [finished_trial(run, trial, trust)]:
+        trained = load_network(run.networks / f"{member.id}.safetensors")
+        digest, network = digest_of_weights(trained), trained.deploy()
         if network.architecture.id != member.id:
             raise IntegrityError(
                 f"{run.networks / member.id}.safetensors: damaged: it holds {network.architecture.id}, another network."
@@ -145,33 +149,42 @@ def export_run(
         for file_format in wanted:
             if problem := file_format.why_not(network):
                 raise ConfigError(f"{member.id} cannot be exported as {file_format.name}: {problem}.")
-        chosen.append((member, network))
+        check_place(root / member.id, digest)
+        chosen.append((member, network, digest))
     task = by_name(run.manifest["fixed"]["task"]) if verify else None
     if task is not None:
         run.check_data(recorded(task))
-    root = Path(output) if output else run.exports
     made = [folder for folder in (root, *root.parents) if not folder.exists()]
     held = contextlib.ExitStack()
     if output is None:  # the run is written
         held.enter_context(run)
     root.mkdir(parents=True, exist_ok=True)
-    _clear_up(root)
-    making = Path(tempfile.mkdtemp(dir=root, prefix=_MAKING))
-    held.enter_context(_locked(making))
+    clear_up(root)
+    making = Path(tempfile.mkdtemp(dir=root, prefix=MAKING))
+    held.enter_context(locked(making))
+    ready: list[Exported] = []
+    refused: list[NotIdentical] = []
     try:
         with _loading(wanted) as load:
-            for done, (member, network) in enumerate(chosen, 1):
+            for done, (member, network, digest) in enumerate(chosen, 1):
                 folder = making / member.id
                 folder.mkdir()
-                _write(folder, wanted, run, member, network, task, load, licence, tolerance)
+                card = _write(folder, wanted, run, member, network, task, load, licence, tolerance, refused)
+                if card["files"]:
+                    ready.append(Exported(folder, network, {**card, "weights": digest}, run.data()))
                 report(done, len(chosen))
-        return [_publish(making / member.id, root / member.id) for member, _ in chosen]
+        written = [publish(one, root / one.made.name, told) for one in ready]
     finally:
         shutil.rmtree(making)
         held.close()
         with contextlib.suppress(OSError):  # they go only if nothing is in them
             for folder in made or ([root] if output is None else []):
                 folder.rmdir()
+    if refused:
+        names = [f"{root / one.made.name} ({', '.join(one.card['files'])})" for one in ready]
+        said = f" Written all the same: {'; '.join(names)}." if names else " Nothing was written."
+        raise NotIdentical(f"{' '.join(map(str, refused))}{said}")
+    return written
 
 
 def finished_trial(run: Run, number: int, trust: bool = False) -> Member:
@@ -223,8 +236,9 @@ def _write(
     load: Any,
     licence: str,
     tolerance: float | None,
-) -> None:
-    """Fill a folder, and verify each file in it."""
+    refused: list[NotIdentical],
+) -> dict[str, Any]:
+    """Fill a folder, and verify each file in it; gives the card. A file that is `NotIdentical` goes, and is noted."""
     front = run.front()
     origin = {"id": member.id, "run": run.name, "metrics": dict(member.metrics)}
     inputs = _inputs(network, task)
@@ -237,10 +251,17 @@ def _write(
         try:
             agreement = formats.verify(file_format, path, network, inputs, answers[path.name], stated=tolerance)
         except NotIdentical as error:
-            raise NotIdentical(
-                f"{member.id} as {file_format.name} is {error} To take it as it is, state how far its outputs may "
-                "differ: --tolerance 0.05, say. The formats that torch loads hold it to the last bit."
-            ) from error
+            difference = formats.compare(answers.pop(path.name), network, inputs, path, math.inf).difference
+            refused.append(
+                NotIdentical(
+                    f"{member.id} as {file_format.name} is {error} To take it as it is, state how far its outputs may "
+                    f"differ: --tolerance {_just_above(difference)}. The formats that torch loads hold it to the last "
+                    "bit."
+                )
+            )
+            for name in (path.name, *file_format.beside):
+                (folder / name).unlink(missing_ok=True)
+            continue
         files[path.name] = {
             "format": file_format.name,
             "bytes": path.stat().st_size,
@@ -257,6 +278,9 @@ def _write(
                 **({} if agreement.integers is None else {"integers": str(agreement.integers)}),
             },
         }
+    if not files:
+        return {"files": files}
+    wanted = [file_format for file_format in wanted if file_format.file_name in files]
     judgement = None
     if task is not None:
         with guarded(f"judging {member.id} on the test split"):
@@ -273,7 +297,20 @@ def _write(
     if any(tensor.dtype in _WHOLE for tensor in network.state_dict().values()):
         card["ran"] = [one.to_plain() for one in products_that_ran(network, inputs[:1])]
     card["exported_with"] = {"versions": versions(), "device": device_name("cpu"), **processor()}
-    _describe(folder, wanted, network, card, run.data())
+    return card
+
+
+def _just_above(difference: float) -> str:
+    """The next number above a difference that has one digit.
+
+    >>> _just_above(0.0123), _just_above(0.02), _just_above(0.96), _just_above(12.5)
+    ('0.02', '0.03', '1', '20')
+    """
+    if not 0 < difference < math.inf:
+        return "0.05"
+    exponent = math.floor(math.log10(difference))
+    digit = math.floor(float(f"{difference / 10.0**exponent:.9f}")) + 1
+    return f"{float(f'{digit}e{exponent}'):g}"
 
 
 def _instead(file_format: Format, network: Network) -> dict[str, dict[str, str]]:
@@ -283,21 +320,6 @@ def _instead(file_format: Format, network: Network) -> dict[str, dict[str, str]]
     said = {str(q): policy_of(q).instead("cpu", runtime) for q in dict.fromkeys(quants) if q is not None}
     said = {name: text for name, text in said.items() if text}
     return {"instead": said} if said else {}
-
-
-def _describe(
-    folder: Path, wanted: Sequence[Format], network: Network, card: dict[str, Any], data: Mapping[str, Any]
-) -> None:
-    """What stands beside the network's files."""
-    atomic_write(folder / cards.ARCHITECTURE, network.architecture.to_yaml())
-    atomic_write(folder / cards.LOADER, loader(wanted, network.io, data))
-    write_json(folder / cards.CARD, card)
-    atomic_write(folder / cards.README, cards.readme(card, network))
-    contents = {
-        path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
-        for path in sorted(folder.iterdir())
-    }
-    write_json(folder / cards.MANIFEST, stamped({"format": cards.FORMAT, "files": contents}))
 
 
 def _inputs(network: Network, task: Task | None) -> Tensor:
@@ -363,55 +385,3 @@ def _measured(folder: Path, wanted: Iterable[Format], network: Network, run: Run
         found = measure_networks(list(calls.values()), rng=rng, config=measure, reference_ms=reference)
     about = {"device": device, "threads": threads, "batch_size": batch_size}
     return {name: {**one.latency.to_plain(), **about} for name, one in zip(calls, found, strict=True)}
-
-
-@contextlib.contextmanager
-def _locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold a folder's lock, which ends with this process; gives whether it is held, at once where it does not wait."""
-    try:
-        place = os.open(folder, os.O_RDONLY)
-    except FileNotFoundError:
-        yield False
-        return
-    held = True
-    try:
-        try:
-            fcntl.flock(place, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            held = False
-        yield held
-    finally:
-        os.close(place)
-
-
-def _clear_up(root: Path) -> None:
-    """Remove what exports into a folder left that were killed; an earlier export that they had put aside comes back."""
-    for left in root.glob(f"{_MAKING}*"):
-        with _locked(left, wait=False) as dead, _locked(root):
-            if not dead:
-                continue
-            for before in left.glob(f"*{_BEFORE}"):
-                folder = root / before.name.removesuffix(_BEFORE)
-                if not os.path.lexists(folder):
-                    os.replace(before, folder)
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _publish(made: Path, folder: Path) -> Path:
-    """Put a finished folder under its name, with a copy of what somebody else laid into an earlier one of that name."""
-    with _locked(folder.parent):  # one export at a time puts its folders into one place
-        if os.path.islink(folder) or (os.path.lexists(folder) and not folder.is_dir()):
-            raise ConfigError(f"{folder}: is no folder of its own, so nothing is put into its place. Remove it.")
-        if folder.exists():
-            known = [formats.get(name) for name in formats.names()]
-            ours = {*cards.OWN, *(name for f in known for name in (f.file_name, *f.beside))}
-            for entry in folder.iterdir():
-                if entry.name in ours:
-                    continue
-                if entry.is_dir() and not entry.is_symlink():
-                    shutil.copytree(entry, made / entry.name, symlinks=True)
-                else:
-                    shutil.copy2(entry, made / entry.name, follow_symlinks=False)
-            os.replace(folder, made.with_name(f"{made.name}{_BEFORE}"))
-        os.replace(made, folder)
-    return folder

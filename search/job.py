@@ -45,10 +45,11 @@ from mixnas.search.finish import (
 from mixnas.search.policies import policies_of, with_one_policy
 from mixnas.search.problem import Problem
 from mixnas.search.run.directory import Run
-from mixnas.search.run.front import Front, Member
+from mixnas.search.run.front import BESIDE, Front, Member
 from mixnas.search.run.progress import Progress, make_progress
 from mixnas.search.run.stopping import StopSignal
 from mixnas.search.run.trust import require_trust
+from mixnas.search.run.typed import typed
 from mixnas.search.rungs import NetworksInRungs
 from mixnas.search.sharing import check_same, check_storage, drivers
 from mixnas.search.study.reading import read_results
@@ -150,7 +151,7 @@ class Job:
                 limit = f" (search.time: {self.config.search.time:g} s)" if self.config.search.time else ""
                 raise NasError(
                     f"{run.path}: the search ended before its first trial{limit}. Give it more time, for example: "
-                    f"nas resume {run.name} --set search.time=60s."
+                    f"nas resume {typed(run.path)} --set search.time=60s."
                 )
             if not records and not results.counts["done"]:
                 failures = Counter(r.failure for r in results.records if r.status == "failed").most_common(3)
@@ -291,7 +292,7 @@ class Job:
                     self._write_searched(study.results)  # a front so far for whoever stopped it
             if said := self._drivers.left_to_another(study):
                 self._write_searched(study.results)
-                self.progress.note(f"{said}. If that comes to nothing: nas resume {self.run.name}")
+                self.progress.note(f"{said}. If that comes to nothing: nas resume {typed(self.run.path)}")
                 return None
             if search.evaluator == "supernet":  # where each would be trained from scratch, it is left to the strategy
                 self._judge_uniform(study, evaluator)
@@ -397,7 +398,10 @@ class Job:
             evaluator=self.config.search.evaluator,
             device=self.problem.device,
             latency=latency,
-            trials={status: results.counts[status] for status in ("done", "failed", "duplicate", "infeasible")},
+            trials={
+                **{status: results.counts[status] for status in ("done", "failed", "duplicate", "infeasible")},
+                **({BESIDE: results.queued} if results.queued else {}),
+            },
             hypervolume=results.hypervolume(),
             reference=None if results.reference is None else results.reference.point,
             final=final,

@@ -40,15 +40,19 @@ class Choice:
         if len(given) > 1:
             raise ConfigError(f"{' and '.join(given)}: networks are chosen in one way at a time.")
 
-    def of(self, front: Front) -> list[Member]:
+    def of(self, front: Front, run: str = "") -> list[Member]:
         """The networks of a final front.
+
+        Args:
+            front: The front.
+            run: As it is typed in a command, for messages; its name if not given.
 
         Raises:
             ConfigError: No such network, or nothing satisfies the filter.
             NasError: The run has no final front yet.
         """
         if not front.final:
-            raise NasError(f"{front.run}: the search has not come to its final networks. nas resume {front.run}")
+            raise NasError(f"{front.run}: the search has not come to its final networks. nas resume {run or front.run}")
         if self.pick is not None:
             return [_by_id(front, self.pick)]
         if not front.members:
@@ -57,7 +61,7 @@ class Choice:
                 f"by --pick: {', '.join(m.id for m in front.others) or 'there are none'}."
             )
         if self.where is not None:
-            return _satisfying(front, self.where)
+            return _satisfying(front, self.where, run or front.run)
         if self.everything:
             return list(front.members)
         if self.knee:
@@ -80,11 +84,11 @@ def _by_id(front: Front, pick: str) -> Member:
     return found[0]
 
 
-def _satisfying(front: Front, where: str) -> list[Member]:
+def _satisfying(front: Front, where: str, run: str) -> list[Member]:
     wanted = parse_filter(where, known=sorted({name for m in front.members for name in m.values}))
     found = [m for m in front.members if wanted.holds(m.values)]
     if not found:
-        raise ConfigError(f"--where: no network of the front satisfies {where!r}. See them: nas front {front.run}")
+        raise ConfigError(f"--where: no network of the front satisfies {where!r}. See them: nas front {run}")
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,8 @@ def reproduce(
     require_trust({"fixed": {"task": config.task.to_plain()}}, Path(folder), "reproduce", trust)
     if told is not None and ":" in config.task.name:
         told(f"{about_to_import({'fixed': {'task': config.task.to_plain()}}, trust)}, the task that the card names")
+    if config.device == "cuda":  # it is trained on what there is here: its time is not asked about
+        config = replace(config, device="auto")
     problem = Problem(config, str(Path(folder) / cards.CARD))
     check_data(card, problem.task, folder)
     architecture = Architecture.load(Path(folder) / cards.ARCHITECTURE)

@@ -140,6 +140,15 @@ def exactly(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:.15g}"
 
 
+def counted(number: int, one: str, more: str = "") -> str:
+    """How many of something there are, in words.
+
+    >>> counted(1, "core"), counted(1200, "thread"), counted(2, "class", "classes")
+    ('1 core', '1,200 threads', '2 classes')
+    """
+    return f"{number:,} {one if number == 1 else more or one + 's'}"
+
+
 def listed(names: Iterable[object]) -> str:
     """Names as messages list them, separated by commas; a long list is cut and its length told."""
     texts = [str(name) for name in names]

@@ -59,7 +59,9 @@ def atomic_create(path: str | Path, write: Callable[[Path], None]) -> None:
         os.umask(umask)
         os.chmod(name, 0o666 & ~umask)  # mkstemp makes private files; a run is as readable as any other file
         os.replace(name, path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno is not None and error.filename in (None, name):
+            error.filename = str(path)  # a full disk is nobody's: which file is it that lacks room?
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
         raise

@@ -69,10 +69,16 @@ def parse_duration(value: Any, where: str = "duration") -> float:
             seconds = sum(float(match[unit]) * size for unit, size in units.items() if match[unit])
     if not 0 < seconds <= LONGEST_DAYS * 86400:
         raise ConfigError(
-            f"{where}: {shown(value)} is not a duration. Allowed: 90s, 5m, 1h30m, or a number of seconds; up to "
+            f"{where}: {_given(value)} is not a duration. Allowed: 90s, 5m, 1h30m, or a number of seconds; up to "
             f"{LONGEST_DAYS}d."
         )
     return seconds
+
+
+def _given(value: object) -> str:
+    """A value as messages show it, in the words of the file that it stands in."""
+    words = {None: "null", True: "true", False: "false"}
+    return words[value] if value is None or isinstance(value, bool) else shown(value)
 
 
 class _Place:
@@ -113,7 +119,7 @@ def build(cls: type[_T], plain: Any, source: str, *, overridden: Mapping[str, st
 def _build(cls: type[_T], plain: Any, place: _Place) -> _T:
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     if not isinstance(plain, Mapping):
-        raise ConfigError(f"{place}: expected a mapping with {listed(fields)}; got {shown(plain)}.")
+        raise ConfigError(f"{place}: expected a mapping with {listed(fields)}; got {_given(plain)}.")
     moved: Mapping[str, str] = getattr(cls, "MOVED", {})
     for key in plain:
         if key in moved:
@@ -146,18 +152,19 @@ def _convert(hint: Any, value: Any, place: _Place) -> Any:
     if origin is Literal:
         if value not in args or type(value) not in {type(a) for a in args}:
             raise ConfigError(
-                f"{place}: {shown(value)} is not allowed.{nearest(str(value), map(str, args))} Allowed: {listed(args)}."
+                f"{place}: {_given(value)} is not allowed.{nearest(str(value), map(str, args))} "
+                f"Allowed: {listed(args)}."
             )
         return value
     if origin in (Union, types.UnionType):
         return _union(args, value, place)
     if origin is tuple and len(args) == 2 and args[1] is Ellipsis:
         if not isinstance(value, list | tuple):
-            raise ConfigError(f"{place}: expected a list; got {shown(value)}.")
+            raise ConfigError(f"{place}: expected a list; got {_given(value)}.")
         return tuple(_convert(args[0], item, place / str(i)) for i, item in enumerate(value))
     if origin in (dict, Mapping):
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{place}: expected a mapping; got {shown(value)}.")
+            raise ConfigError(f"{place}: expected a mapping; got {_given(value)}.")
         return {key: _convert(args[1], item, place / key) for key, item in value.items()}
     if hasattr(hint, "from_plain"):
         return hint.from_plain(value, str(place))
@@ -174,7 +181,7 @@ def _annotated(hint: Any, marks: Sequence[Any], value: Any, place: _Place) -> An
         if isinstance(mark, Between) and isinstance(converted, int | float):
             too_low = mark.low is not None and converted < mark.low
             if too_low or (mark.high is not None and converted > mark.high):
-                raise ConfigError(f"{place}: {shown(value)} is not allowed. Allowed: {_word(hint)}{mark}.")
+                raise ConfigError(f"{place}: {_given(value)} is not allowed. Allowed: {_word(hint)}{mark}.")
     return converted
 
 
@@ -190,7 +197,7 @@ def _union(args: tuple[Any, ...], value: Any, place: _Place) -> Any:
             errors.append(error)
     if len(errors) == 1:
         raise errors[0]
-    raise ConfigError(f"{place}: {shown(value)} is not allowed. Allowed: {' or '.join(map(_word, options))}.")
+    raise ConfigError(f"{place}: {_given(value)} is not allowed. Allowed: {' or '.join(map(_word, options))}.")
 
 
 def _word(hint: Any) -> str:
@@ -217,7 +224,7 @@ def _scalar(hint: Any, value: Any, place: _Place) -> Any:
     else:
         raise TypeError(f"{place}: fields of type {hint!r} are not understood")
     if not fits:
-        raise ConfigError(f"{place}: {shown(value)} is not allowed. Allowed: {_word(hint)}.")
+        raise ConfigError(f"{place}: {_given(value)} is not allowed. Allowed: {_word(hint)}.")
     return value
 
 
@@ -322,7 +329,7 @@ def load(
         resolve: Applied to the plain data before it is built (for example, to look a default up).
     """
     if plain is not None and not isinstance(plain, Mapping):
-        raise ConfigError(f"{source}: expected a mapping at the top; got {shown(plain)}.")
+        raise ConfigError(f"{source}: expected a mapping at the top; got {_given(plain)}.")
     changed, overridden = apply_overrides(plain or {}, settings)
     if resolve is not None:
         changed = resolve(changed)

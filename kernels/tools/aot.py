@@ -367,7 +367,9 @@ def _record(kernel: str, gpu: str, example: Example) -> tuple[Any, tuple[Any, ..
 
 def main(argv: list[str] | None = None) -> None:
     """Compile in this process and write the results to stdout as JSON."""
-    parser = argparse.ArgumentParser(prog="python -m mixnas.kernels.tools.aot", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, prog="python -m mixnas.kernels.tools.aot", description=main.__doc__
+    )
     parser.add_argument("families", nargs="*", default=FAMILIES)
     parser.add_argument("--first-only", action="store_true", help="only the first example of each row")
     arguments = parser.parse_args(argv)

@@ -129,7 +129,9 @@ def _predicted(results: Path) -> Iterator[str]:
 def main(argv: list[str] | None = None) -> None:
     """Write the resource report of all kernels."""
     default = Path(__file__).resolve().parents[2] / "docs" / "kernels.md"
-    parser = argparse.ArgumentParser(prog="python -m mixnas.kernels.tools.report", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, prog="python -m mixnas.kernels.tools.report", description=main.__doc__
+    )
     parser.add_argument("--output", type=Path, default=default, help="where to write (default: docs/kernels.md)")
     path = parser.parse_args(argv).output
     import triton

@@ -184,7 +184,9 @@ def launches_in(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
 
 def main(argv: list[str] | None = None) -> None:
     """Compile every launch of the tables ahead of time and write `resources.csv`."""
-    parser = argparse.ArgumentParser(prog="python -m mixnas.kernels.tools.resources", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, prog="python -m mixnas.kernels.tools.resources", description=main.__doc__
+    )
     parser.add_argument("--output", type=Path, default=PATH, help="where to write (default: beside the launch tables)")
     parser.parse_args(argv).output.write_text(table_text(), encoding="utf-8")
 

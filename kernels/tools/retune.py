@@ -252,7 +252,9 @@ def launches(records: Mapping[str, Record]) -> dict[str, dict[str, int]]:
 
 def main(argv: list[str] | None = None) -> None:
     """Retune the launch tables for this machine's GPU."""
-    parser = argparse.ArgumentParser(prog="python -m mixnas.kernels.tools.retune", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, prog="python -m mixnas.kernels.tools.retune", description=main.__doc__
+    )
     parser.add_argument("families", nargs="*", default=FAMILIES, help="which families (default: all)")
     parser.add_argument("--minutes", type=float, default=30.0, help="start nothing new after this long (default: 30)")
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 2), help="compiling processes")

@@ -37,7 +37,7 @@ from mixnas.predictors.latency.selection import (
 from mixnas.predictors.latency.transfer import MIN_NETWORKS, nearest_source, sources_of, spaces_before, transfer
 from mixnas.predictors.latency.unit_rows import POLICY, UnitRows
 from mixnas.predictors.measuring import runtimes
-from mixnas.predictors.measuring.device import INTERPRETER, device_name, provenance
+from mixnas.predictors.measuring.device import INTERPRETER, device_name, provenance, require_cuda
 from mixnas.predictors.measuring.measure import (
     Call,
     CudaClock,
@@ -127,6 +127,8 @@ class Profiler:
                 f"device {device!r} is not this machine's. Allowed here: {', '.join(dict.fromkeys(here))}."
             )
         self.torch_device = "cuda" if self.name == here[0] != here[1] else "cpu"
+        if self.torch_device == "cuda":
+            require_cuda()
         self.gpu = gpu_of(self.name, self.torch_device)
         runtimes.require(runtime, self.torch_device)
         self.clock = runtimes.clock_of(runtime, self.torch_device)

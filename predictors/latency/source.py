@@ -18,7 +18,7 @@ import numpy as np
 
 from mixnas.predictors.latency.correction import Correction
 from mixnas.predictors.latency.predictor import LatencyPredictor, installed, user_directory
-from mixnas.predictors.measuring.device import device_name
+from mixnas.predictors.measuring.device import device_name, require_cuda
 from mixnas.predictors.measuring.energy import ENERGY, Energy, counter_of, measure_energy
 from mixnas.predictors.measuring.measure import Call, Clock, MeasureConfig, measure_networks
 from mixnas.predictors.measuring.table import MeasurementTable, tagged
@@ -93,9 +93,15 @@ class LatencySource:
 
     @cached_property
     def torch_device(self) -> str:
-        """Where networks are trained: "cuda" when there is a GPU and the spec does not rule it out, else "cpu"."""
+        """Where networks are trained: "cuda" when there is a GPU and the spec does not rule it out, else "cpu".
+
+        Raises:
+            ConfigError: "cuda" was asked for, and there is none: see `require_cuda`.
+        """
         if self._spec.device == "cpu" or self._spec.device.startswith("cpu-"):
             return "cpu"
+        if self._spec.device == "cuda":
+            require_cuda()
         import torch
 
         return "cuda" if torch.cuda.is_available() else "cpu"

@@ -104,6 +104,23 @@ def device_name(kind: str = "auto", threads: int = DEFAULT_THREADS) -> str:
     return gpus[0] if gpus else f"cpu-{cpu_model()}-{threads}t"
 
 
+def require_cuda() -> None:
+    """Refuse to take a CPU for the GPU that was asked for.
+
+    Raises:
+        ConfigError: This machine has no NVIDIA GPU, or torch cannot use it.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        device_name("cuda")  # whether there is one at all
+        build = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built without CUDA"
+        raise ConfigError(
+            f"device 'cuda': torch {torch.__version__} cannot use this machine's GPU: it {build}. Install a torch that "
+            "fits the driver (nas doctor), or allow another device: cpu, or the name of one."
+        )
+
+
 def _commit() -> str:
     """The commit of the checkout that this file is in, "" where it is not in one."""
     root = Path(__file__).resolve().parents[2]

@@ -26,7 +26,7 @@ import numpy as np
 from mixnas.predictors.measuring.device import INTERPRETER
 from mixnas.predictors.measuring.measure import MeasureConfig, Measurement, Window, summarise
 from mixnas.predictors.measuring.runtimes import RUNTIMES
-from mixnas.search_space.errors import ConfigError, IntegrityError, NasError, nearest, visible
+from mixnas.search_space.errors import ConfigError, IntegrityError, NasError, counted, nearest, visible
 from mixnas.search_space.files import check_stamp, read_bytes, read_json, stamped, without_stamp, write_json
 
 SCHEMA = 3  # 1 had another sentinel; in 2 a unit was a whole block, and its work was counted whole
@@ -165,7 +165,7 @@ class MeasurementTable:
             table._lock = lock
             if table.threads != threads:
                 raise ConfigError(
-                    f"{json_path}: measured with {table.threads} threads, asked for {threads}. "
+                    f"{json_path}: measured with {counted(table.threads, 'thread')}, asked for {threads}. "
                     "Use another directory, or the same number."
                 )
             return table

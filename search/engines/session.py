@@ -25,7 +25,7 @@ from mixnas.search.engines.climbing import Climbing
 from mixnas.search.run.stopping import StopSignal
 from mixnas.search.study.results import INTERRUPTED, TrialRecord
 from mixnas.search.study.study import BudgetTaken, Continuation, Proposal, SearchStudy, SpaceExhausted
-from mixnas.search_space.errors import MachineError, NasError, StoppedEarly
+from mixnas.search_space.errors import MachineError, NasError, StoppedEarly, counted
 from mixnas.search_space.reporting import SILENT, Report
 
 _logger = logging.getLogger(__name__)
@@ -225,7 +225,7 @@ class Session:
         if self._ending is None:
             done, budget = self._study.results.evaluated, self._budget
             if done >= budget.trials and not self._climbs:
-                self._ending = Ending("trials", f"{done} trials evaluated.")
+                self._ending = Ending("trials", f"{counted(done, 'trial')} evaluated.")
             elif self._time_is_up():
                 self._ending = Ending("time", f"the time is up after {done} of {budget.trials} trials.")
         return self._ending is not None or self._stop.requested

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from mixnas.search.policies import remarks
 from mixnas.search.report.breakdown import UnitRow, breakdown, io_of, predictor_of
 from mixnas.search.run.directory import Run
 from mixnas.search.run.front import Front
+from mixnas.search.run.typed import typed
 from mixnas.search.study.objectives import parse_constraints, parse_objectives
 from mixnas.search.study.reading import read_results
 from mixnas.search.study.results import Results, TrialRecord
@@ -64,6 +66,7 @@ class Contents:
         config: The configuration as YAML.
         manifest: The run's manifest.
         policies: What is to be said of the quantization policies, in sentences.
+        typed: The run as it is typed in a command where the page was written.
     """
 
     front: Front
@@ -79,6 +82,7 @@ class Contents:
     config: str
     manifest: Mapping[str, Any]
     policies: tuple[str, ...] = ()
+    typed: str = ""
 
 
 def contents(run: Run) -> Contents:
@@ -108,6 +112,7 @@ def contents(run: Run) -> Contents:
         config=dump_yaml(run.config()),
         manifest=run.manifest,
         policies=tuple(remarks(run.manifest.get("policies", {}), front)),
+        typed=run.name if os.path.isabs(typed(run.path)) else typed(run.path),  # who reads it need not know where
     )
 
 

@@ -15,6 +15,7 @@ from mixnas.search.report.contents import Contents, contents
 from mixnas.search.report.figures import POINTS, figures, thinned
 from mixnas.search.run.directory import Run
 from mixnas.search.run.front import SHARE, Member, in_words
+from mixnas.search_space.errors import counted
 from mixnas.search_space.files import atomic_write
 
 _HERE = Path(__file__).parent
@@ -100,8 +101,8 @@ def _for_script(plain: Any) -> str:
 
 def _command(found: Contents, member: Member) -> str:
     if not found.front.final:
-        return f"nas export {shlex.quote(found.front.run)} --trial {member.trial}"
-    return f"nas export {shlex.quote(found.front.run)} --pick {member.id}"
+        return f"nas export {found.typed} --trial {member.trial}"
+    return f"nas export {found.typed} --pick {member.id}"
 
 
 def _section(name: str, title: str, text: str, charts: dict[str, Any], caption: str) -> str:
@@ -137,7 +138,7 @@ def _head(found: Contents) -> str:
     budgets = found.budgets or ("no budget was asked for",)
     about = [
         f"{counts['done']:,} of {found.results.evaluated:,} evaluations done, {counts['failed']:,} failed",
-        f"{len(front.members)} networks on the front",
+        f"{counted(len(front.members), 'network')} on the front",
         f"task {front.task if isinstance(front.task, str) else front.task.get('name', '')}",
         f"device {front.device or found.manifest.get('device', '')}",
     ]
@@ -239,7 +240,7 @@ def _networks(found: Contents) -> str:
         parts.append(f"<details{opened}><summary>{summary}</summary>{unit_table(units)}</details>")
     left = len(found.front.members) - len(found.drawn)
     if left > 0 and found.drawn:
-        parts.append(f'<p class="soft">{left} more: nas explain {_e(shlex.quote(found.front.run))} ID</p>')
+        parts.append(f'<p class="soft">{left} more: nas explain {_e(found.typed)} ID</p>')
     return "".join(parts)
 
 

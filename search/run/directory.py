@@ -22,11 +22,9 @@ import contextlib
 import dataclasses
 import fcntl
 import os
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -43,8 +41,10 @@ from mixnas.search.run.integrity import (
     read_manifest,
     write_manifest,
 )
+from mixnas.search.run.making import never_began, new_folder
 from mixnas.search.run.origin import commit, utc_now, versions
 from mixnas.search.run.trust import mark
+from mixnas.search.run.typed import DEFAULT_ROOT, typed
 from mixnas.search.study.reading import summary_of
 from mixnas.search_space.errors import (
     ConfigError,
@@ -72,8 +72,6 @@ FORMAT = 3
 Since 3, there are digests: what was written before has none, and is read all the same."""
 _READABLE = (1, 2, FORMAT)
 _RESUMABLE = (2, FORMAT)
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 State = Literal["running", "stopped", "finished"]
 
@@ -164,51 +162,27 @@ class Run:
         Raises:
             ConfigError: The name is taken, or no name for a directory.
         """
-        root = Path(root)
-        if name is not None and not _NAME.fullmatch(name):
-            raise ConfigError(f"{name!r} is no name for a run. Allowed: letters, digits, '.', '_', '-'; not '.' first.")
-        path = cls._make(root, name, prefix)
-        created, text = utc_now(), dump_yaml(dict(config))
-        manifest = {
-            "format": FORMAT,
-            "name": path.name,
-            "created": created,
-            "mark": mark(config.get("task"), created),
-            "finished": None,
-            "versions": versions(),
-            "commit": commit(),
-            **facts,
-            "phases": [],
-            "fixed": fixed(config),
-            "digests": {"config.yaml": [digest_of(text.encode())]},
-        }
-        atomic_write(path / "config.yaml", text)
-        write_manifest(path / "manifest.json", manifest)
+        with new_folder(root, name, prefix) as path:
+            created, text = utc_now(), dump_yaml(dict(config))
+            manifest = {
+                "format": FORMAT,
+                "name": path.name,
+                "created": created,
+                "mark": mark(config.get("task"), created),
+                "finished": None,
+                "versions": versions(),
+                "commit": commit(),
+                **facts,
+                "phases": [],
+                "fixed": fixed(config),
+                "digests": {"config.yaml": [digest_of(text.encode())]},
+            }
+            atomic_write(path / "config.yaml", text)
+            write_manifest(path / "manifest.json", manifest)
         return cls(path, manifest)
 
-    @staticmethod
-    def _make(root: Path, name: str | None, prefix: str) -> Path:
-        root.mkdir(parents=True, exist_ok=True)
-        if name is not None:
-            try:
-                (root / name).mkdir()
-            except FileExistsError:
-                raise ConfigError(
-                    f"{root / name} exists already. Choose another --name, or go on with 'nas resume {name}'."
-                ) from None
-            return root / name
-        stem = f"{re.sub(r'[^A-Za-z0-9_-]+', '-', prefix).strip('-') or 'run'}-{datetime.now():%Y%m%d-%H%M%S}"
-        for attempt in range(1, 10_000):
-            path = root / (stem if attempt == 1 else f"{stem}-{attempt}")
-            try:
-                path.mkdir()
-            except FileExistsError:
-                continue
-            return path
-        raise NasError(f"{root}: no free name for a run was found. Give one with --name.")
-
     @classmethod
-    def open(cls, run: str | Path, root: str | Path = "runs") -> Run:
+    def open(cls, run: str | Path, root: str | Path = DEFAULT_ROOT) -> Run:
         """Open a run by its name or path.
 
         Raises:
@@ -222,7 +196,8 @@ class Run:
         if not _is_there(path / "manifest.json"):
             known = [p.parent.name for p in sorted(root.glob("*/manifest.json"))]
             listing = f"Runs in {root}: {listed(known[-20:])}." if known else f"There are no runs in {root}."
-            raise ConfigError(f"{str(run)[:100]}: no such run.{nearest(str(run), known)} {listing}")
+            left = " Its folder is there, but no search began in it." if _is_there(path) and never_began(path) else ""
+            raise ConfigError(f"{str(run)[:100]}: no such run.{nearest(str(run), known)}{left} {listing}")
         check_layout(path)
         return cls(path, read_manifest(path / "manifest.json", _READABLE))
 
@@ -477,8 +452,10 @@ class Run:
         """
         if not self.has_front:
             if ABSENT not in self.manifest.get("digests", {}).get("pareto.json", [ABSENT]):
-                raise IntegrityError(f"{self.path / 'pareto.json'}: missing. 'nas resume {self.name}' writes it again.")
-            raise NasError(f"{self.path}: no front has been written yet. 'nas resume {self.name}' goes on.")
+                raise IntegrityError(
+                    f"{self.path / 'pareto.json'}: missing. 'nas resume {typed(self.path)}' writes it again."
+                )
+            raise NasError(f"{self.path}: no front has been written yet. 'nas resume {typed(self.path)}' goes on.")
         return Front.parse(self._read("pareto.json"), str(self.path / "pareto.json"))
 
     @property
@@ -540,6 +517,9 @@ class Run:
     def status(self) -> RunStatus:
         """The run at a glance; for one that is running, too."""
         running = self.is_running()
+        if not running:  # it may have ended since it was opened
+            with contextlib.suppress(NasError, KeyError):
+                self.manifest = read_manifest(self.path / "manifest.json", _READABLE)
         counts = summary_of(self.journal).counts
         search = self.config().get("search")
         trials = search.get("trials") if isinstance(search, dict) else None
@@ -554,7 +534,7 @@ class Run:
         )
 
 
-def list_runs(root: str | Path = "runs") -> list[RunStatus]:
+def list_runs(root: str | Path = DEFAULT_ROOT) -> list[RunStatus]:
     """Every run in a directory, the oldest first; one that cannot be opened is listed with its problem."""
     found = []
     for path in Path(root).glob("*/manifest.json"):

@@ -12,7 +12,7 @@ from typing import Any
 from mixnas.predictors.measuring.value import Latency
 from mixnas.search.study.objectives import parse_constraints
 from mixnas.search_space.architecture import Architecture
-from mixnas.search_space.errors import ConfigError, IntegrityError, shown, visible
+from mixnas.search_space.errors import ConfigError, IntegrityError, counted, shown, visible
 from mixnas.search_space.files import atomic_write, json_text, parse_json, read_bytes
 
 FORMAT = 2
@@ -21,6 +21,9 @@ FORMAT = 2
 
 SHARE = "train_share"
 """The metric of a network that was trained in rungs which says how much of a whole training it had."""
+
+BESIDE = "one_policy"
+"""Among the numbers of trials: those under one quantization policy throughout, which no strategy proposed."""
 
 
 def in_words(shares: Sequence[float]) -> str:
@@ -125,7 +128,8 @@ class Front:
         evaluator: Where metrics came from.
         device: What latency is of.
         latency: Whether `latency_ms` of the members is "measured" or "predicted".
-        trials: How many are "done", "failed", "duplicate", "infeasible".
+        trials: How many are "done", "failed", "duplicate", "infeasible"; of those done and failed, how many were of one
+            policy throughout and beside the budget ("one_policy", where there are any).
         hypervolume: Of the searched front; None while too few trials are done.
         reference: Reference point of the hypervolume.
         final: Whether the members are trained to the end; False while it is the searched front.
@@ -154,7 +158,7 @@ class Front:
 
     def __repr__(self) -> str:
         what = "final" if self.final else "so far"
-        return f"Front({self.run}, {what}: {len(self.members)} networks on {self.device or 'no device'})"
+        return f"Front({self.run}, {what}: {counted(len(self.members), 'network')} on {self.device or 'no device'})"
 
     @property
     def ids(self) -> set[str]:

@@ -12,12 +12,12 @@ import hmac
 import json
 import os
 import secrets
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mixnas.evaluators.tasks.loading import is_built_in, source_of
+from mixnas.search.run.typed import typed
 from mixnas.search_space.errors import ConfigError, shown, visible
 from mixnas.search_space.files import read_bytes
 
@@ -136,5 +136,5 @@ def require_trust(manifest: Mapping[str, Any], run: Path, verb: str, trust: bool
     file = source_of(_module(task))
     raise ConfigError(
         f"{run}: its task is {visible(shown(name))}, a program ({file or 'its file is not found'}), and this run was "
-        f"not started here with it. Read it; if it may run: nas {verb} {visible(shlex.quote(run.name))} --trust"
+        f"not started here with it. Read it; if it may run: nas {verb} {typed(run)} --trust"
     )

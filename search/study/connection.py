@@ -206,7 +206,7 @@ class Connection:
                 if now >= until or self.should_stop():
                     self._gone = True
                     waited = f" It was tried again for {self.server.wait:g} s." if now >= until else ""
-                    raise MachineError(f"{said}{waited} What ended before is there; go on with 'nas resume'.") from None
+                    raise MachineError(f"{said}{waited} What ended before is there; resume the run then.") from None
             except KeyError as error:
                 if error.args != (NOT_FOUND_MSG,):
                     raise

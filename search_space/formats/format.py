@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from mixnas.search_space.errors import ConfigError, IntegrityError, NasError, nearest
+from mixnas.search_space.errors import ConfigError, IntegrityError, NasError, counted, nearest
 from mixnas.search_space.extensions import HINT, import_extensions
 
 if TYPE_CHECKING:
@@ -346,15 +346,17 @@ def compare(
         if not expected.isfinite().all():
             raise IntegrityError(
                 f"{what}: cannot be compared: the network itself answers NaN or infinity, in eager mode, to some of "
-                f"{len(batch)} inputs. Look at its weights, and at what it reads."
+                f"{counted(len(batch), 'input')}. Look at its weights, and at what it reads."
             )
         try:
             found = torch.from_numpy(answer(batch.numpy()))
         except Exception as error:
-            raise IntegrityError(f"{what}: fails on {len(batch)} inputs: {first_line(error)}") from error
+            raise IntegrityError(f"{what}: fails on {counted(len(batch), 'input')}: {first_line(error)}") from error
         if found.shape != expected.shape:
             shapes = tuple(found.shape), tuple(expected.shape)
-            raise IntegrityError(f"{what}: answers {shapes[0]} to {len(batch)} inputs, and the network {shapes[1]}.")
+            raise IntegrityError(
+                f"{what}: answers {shapes[0]} to {counted(len(batch), 'input')}, and the network {shapes[1]}."
+            )
         scale = expected.abs().max().item()
         allowed = tolerance(network) * (scale or 1.0) if stated is None else stated
         difference = (found.double() - expected.double()).abs().max().item()
@@ -364,7 +366,7 @@ def compare(
         if not difference <= allowed:  # or it is NaN
             raise IntegrityError(
                 f"{what}: its outputs differ from the network's by up to {difference:.3g}, where {allowed:.3g} is "
-                f"allowed (the outputs reach {scale:.3g}; {len(batch)} inputs). {_WRONG}"
+                f"allowed (the outputs reach {scale:.3g}; {counted(len(batch), 'input')}). {_WRONG}"
             )
         if difference >= worst.difference:
             worst = Agreement(len(inputs), difference, allowed, scale, difference == 0)

@@ -62,6 +62,14 @@ def test_wrong_words_end_with_status_2():
         (["serach"], "'serach' is not known. Did you mean 'search'? Allowed: search, resume"),
         (["latency", "qeury"], "nas latency: argument VERB: 'qeury' is not known. Did you mean 'query'?"),
         (["front", "x", "--wear", "params<1"], "nas front: '--wear' is not known. Did you mean '--where'? See:"),
+        (["front", "mine", "extra"], "nas front: 'extra' is not known. See: nas front --help"),
+        (["search", "--dat", "pics"], "nas search: '--dat' is not known. Did you mean '--data'? See:"),  # no shorthand
+        (["latency", "query", "--samp", "3"], "nas latency query: '--samp' is not known. Did you mean '--sample'?"),
+        (["search", "--trials", "-3"], "nas: --trials: -3 is not allowed. Allowed: a whole number from 1"),
+        (["search", "--time", "soon"], "nas: --time: 'soon' is not a duration."),
+        (["search", "--workers", "0"], "nas: --workers: 0 is not allowed."),
+        (["search", "--set", "search.trials=null"], "search.trials: null is not allowed."),
+        (["search", "--set", "search.trials=true"], "search.trials: true is not allowed."),
     ):
         wrong = nas(*words)
         assert wrong.returncode == 2 and says in wrong.stderr

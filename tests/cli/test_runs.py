@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
+import os
 import re
 import shutil
 import signal
@@ -183,7 +185,7 @@ def test_a_stopped_search_ends_with_status_4_and_says_how_to_go_on(tmp_path: Pat
     runs = ("--runs", tmp_path / "runs")
     asked = ("search", "-c", tmp_path / "config.yaml", "--name", "stopped", "--trials", MANY, "-v", *runs)
     stopped = nas(*asked, stderr=Interrupting(times=1))
-    assert stopped.returncode == 4 and "Go on with: nas resume stopped" in stopped.stderr
+    assert stopped.returncode == 4 and f"Go on with: nas resume {tmp_path}/runs/stopped" in stopped.stderr
     assert "stopping after what is in progress" in stopped.stderr
     assert json.loads(ok("status", "stopped", "--json", *runs))["state"] == "stopped"
     so_far = json.loads(ok("front", "stopped", "--json", *runs))
@@ -192,6 +194,47 @@ def test_a_stopped_search_ends_with_status_4_and_says_how_to_go_on(tmp_path: Pat
     assert nas("export", "stopped", *runs).returncode == 1  # it has not come to its final networks
     ok("resume", "stopped", "-q", "--trials", done + 2, *runs)
     assert json.loads(ok("status", "stopped", "--json", *runs))["done"] == done + 2
+
+
+def test_a_full_disk_says_where_and_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It said "nas resume RUN", of a run that was not there, and left a folder in the way of the next search."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "file"))
+
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    monkeypatch.chdir(tmp_path)
+    asked = ("search", "-c", "config.yaml", "--name", "f2", "--runs", "tm", "-q")
+    with monkeypatch.context() as during:
+        during.setattr("mixnas.search.run.directory.write_manifest", full)
+        first = nas(*asked)
+        assert (first.returncode, first.stderr) == (1, f"nas: {tmp_path}/file: No space left on device. Make room.\n")
+        assert not (tmp_path / "tm" / "f2").exists()
+    monkeypatch.setattr("mixnas.search.job.Job.execute", full)
+    second = nas(*asked)
+    assert second.returncode == 4 and second.stderr.endswith("Make room. Then go on: nas resume tm/f2.\n")
+    assert nas("resume", "tm/f2").stderr == second.stderr
+    for more in ([], ["--dry-run"]):
+        taken = nas(*asked, *more)
+        assert taken.returncode == 2 and "tm/f2 exists already" in taken.stderr and "nas resume tm/f2" in taken.stderr
+
+
+def test_a_finished_run_says_that_nothing_is_left(searched: Path, tmp_path: Path):
+    shutil.copytree(searched / "runs" / "first", tmp_path / "runs" / "first")
+    again = nas("resume", "first", "--runs", tmp_path / "runs")
+    assert again.returncode == 0 and "first is finished: there is nothing left to search. For more: nas" in again.stderr
+    assert f"nas export {tmp_path}/runs/first " in again.stderr
+
+
+def test_trials_beside_the_budget_are_told(searched: Path, tmp_path: Path):
+    """`nas status` counted 60 trials where the front and the card said 64."""
+    shutil.copytree(searched / "runs" / "first", tmp_path / "runs" / "first")
+    run = Run.open("first", tmp_path / "runs")
+    front = run.front()
+    run.write_tables("", replace(front, trials={**front.trials, "one_policy": 4}))
+    said = ok("status", "first", "--runs", tmp_path / "runs")
+    assert "4 more trials of one quantization policy throughout, beside the budget: the front counts them, too" in said
+    ok("front", "first", "--json", "--runs", tmp_path / "runs")
 
 
 def test_an_aborted_search_ends_with_status_4_and_can_be_resumed(tmp_path: Path):

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from mixnas.search.export import _locked, export_run
+from mixnas.search.export import export_run
+from mixnas.search.publishing import locked
 from mixnas.search.reproducing import read_export
 from mixnas.search.run.directory import Run
 from mixnas.search.run.integrity import export_problems, problems
@@ -22,7 +25,8 @@ from mixnas.search_space.cost import cost
 from mixnas.search_space.errors import ConfigError, IntegrityError
 from mixnas.search_space.files import stamped
 from mixnas.search_space.formats import format as formats
-from mixnas.search_space.formats.safetensors import Safetensors, load_network, read_extra
+from mixnas.search_space.formats.format import NotIdentical
+from mixnas.search_space.formats.safetensors import Safetensors, load_network, read_extra, save_network
 from mixnas.search_space.operators.quantization import float as policies
 
 FORMER = Path(__file__).parents[1] / "data" / "v1"
@@ -202,14 +206,85 @@ def test_a_network_that_does_not_score_what_the_front_says_is_refused(runs):
     assert not (run.path / "exports").exists()
 
 
-def test_an_export_takes_the_place_of_an_earlier_one_and_keeps_what_others_laid_there(runs):
-    run = runs("finished")
-    (folder,) = export_run(run, pick=FP32)
+def test_a_second_export_adds_to_the_first_and_keeps_what_others_laid_there(runs):
+    """`nas export mine --format torch-export` deleted what `nas export mine` had written."""
+    run, said = runs("finished"), []
+    (folder,) = export_run(run, pick=FP32, verify=False)
     (folder / "NOTES.txt").write_text("mine")
-    (again,) = export_run(run, pick=FP32, format_names=["torch-export", "torch-export"])
-    assert again == folder and listing(folder.parent) == [FP32]
-    assert listing(folder) == sorted(["NOTES.txt", "model.pt2", *OWN])
+    first = {name: (folder / name).read_bytes() for name in ("model.safetensors", "model.py")}
+    again = ["torch-export", "torch-export"]
+    assert export_run(run, pick=FP32, verify=False, format_names=again, told=said.append) == [folder]
+    assert listing(folder.parent) == [FP32]
+    assert listing(folder) == sorted(["NOTES.txt", "model.pt2", "model.py", "model.safetensors", *OWN])
+    assert {name: (folder / name).read_bytes() for name in first} == first and not said
     assert (folder / "NOTES.txt").read_text() == "mine"
+    assert list(read_export(folder)["files"]) == ["model.safetensors", "model.pt2"]
+    command, environment = [sys.executable, folder / "load.py"], {"PYTHONPATH": ""}
+    answer = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert [line.split()[0] for line in answer.stdout.splitlines()] == ["model.safetensors", "model.pt2"], answer.stderr
+
+
+def test_what_a_user_changed_is_never_lost(runs):
+    """model.py "is yours to change", and was gone after an export of another format."""
+    run, said = runs("finished"), []
+    (folder,) = export_run(run, pick=FP32, verify=False)
+    (folder / "model.py").write_text("# mine\n")
+    export_run(run, pick=FP32, verify=False, format_names="torch-export", told=said.append)
+    assert (folder / "model.py").read_text() == "# mine\n" and not said
+    assert [name for name, _ in export_problems(folder)] == ["model.py"]
+    (folder / "README.md").write_text("my card")
+    export_run(run, pick=FP32, verify=False, told=said.append)
+    kept = {name: (folder / f"{name}.bak").read_text() for name in ("model.py", "README.md")}
+    assert kept == {"model.py": "# mine\n", "README.md": "my card"}
+    assert len(said) == 2 and all("was not as it was exported" in text for text in said)
+    (folder / "model.py").write_text("# mine again\n")
+    export_run(run, pick=FP32, verify=False, told=said.append)
+    assert (folder / "model.py.bak").read_text() == "# mine\n"
+    assert (folder / "model.py.bak2").read_text() == "# mine again\n"
+    assert list(export_problems(folder)) == []
+
+
+def test_files_of_other_weights_do_not_stay(runs):
+    run, said = runs("finished"), []
+    (folder,) = export_run(run, pick=FP32, verify=False, told=said.append)
+    trained = run.networks / f"{FP32}.safetensors"
+    network = load_network(trained)
+    with torch.no_grad():
+        next(network.parameters()).add_(0.5)
+    save_network(trained, network)
+    (folder / "model.py").write_text("# mine\n")
+    export_run(run, pick=FP32, verify=False, format_names="torch-export", told=said.append)
+    assert listing(folder) == sorted(["model.pt2", "model.py.bak", *OWN])
+    assert list(export_problems(folder)) == [] and list(read_export(folder)["files"]) == ["model.pt2"]
+    assert "removed model.safetensors of an earlier export, which held other weights" in said[-1]
+
+
+def test_the_formats_that_pass_are_written_though_one_is_refused(runs, monkeypatch):
+    """`--format onnx,torch-export,safetensors` of a network with whole numbers left nothing."""
+    run, verify = runs("finished"), formats.verify
+
+    def rounds_otherwise(file_format, *args, **kwargs):
+        if file_format.name == "torch-export":
+            raise NotIdentical("not identical to the deployed network: it rounds otherwise.")
+        return verify(file_format, *args, **kwargs)
+
+    monkeypatch.setattr(formats, "verify", rounds_otherwise)
+    compare = formats.compare
+
+    def far(answer, network, inputs, what, stated=None):
+        found = compare(answer, network, inputs, what, stated)
+        return replace(found, difference=0.0123) if stated == math.inf else found
+
+    monkeypatch.setattr(formats, "compare", far)
+    both = ["torch-export", "safetensors"]
+    with pytest.raises(NotIdentical, match=r"--tolerance 0\.02\. .* Written all the same: .*\(model\.safetensors\)"):
+        export_run(run, format_names=both, pick=FP32, verify=False)
+    folder = run.exports / FP32
+    assert listing(folder) == sorted(["model.py", "model.safetensors", *OWN])
+    shutil.rmtree(folder)
+    with pytest.raises(NotIdentical, match="Nothing was written"):
+        export_run(run, format_names=both[:1], pick=FP32, verify=False)
+    assert not folder.exists()
 
 
 def test_every_file_of_an_export_is_checked(runs):
@@ -273,7 +348,7 @@ def test_what_a_killed_export_had_put_aside_comes_back_and_one_at_work_is_let_al
     other.mkdir(parents=True)
     (other / "NOTES.txt").write_text("mine")
     (root / ".exporting-at-work" / FP32).mkdir(parents=True)
-    with _locked(root / ".exporting-at-work"):
+    with locked(root / ".exporting-at-work"):
         export_run(run, pick=FP32, verify=False, output=str(root))
     assert listing(root) == sorted([".exporting-at-work", "another", FP32])
     assert (root / "another" / "NOTES.txt").read_text() == "mine"
@@ -282,7 +357,7 @@ def test_what_a_killed_export_had_put_aside_comes_back_and_one_at_work_is_let_al
 def test_a_folder_that_was_there_stays_when_an_export_fails(runs, tmp_path, monkeypatch):
     run, root = runs("finished"), tmp_path / "out"
     root.mkdir()
-    monkeypatch.setattr("mixnas.search.export._publish", lambda *_: 1 / 0)
+    monkeypatch.setattr("mixnas.search.export.publish", lambda *_: 1 / 0)
     for folder, stays in ((root, True), (tmp_path / "new" / "out", False)):
         with pytest.raises(ZeroDivisionError):
             export_run(run, pick=FP32, verify=False, output=str(folder))

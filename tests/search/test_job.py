@@ -180,7 +180,7 @@ def test_a_search_of_which_every_trial_failed_says_why(tmp_path: Path):
 def test_a_search_that_ended_before_its_first_trial_says_so(tmp_path: Path):
     config = _config(STANDALONE, search={"trials": 5, "evaluator": "standalone", "time": 1e-320})
     with pytest.raises(
-        NasError, match=r"ended before its first trial \(search.time: .* s\). .* nas resume brief --set"
+        NasError, match=r"ended before its first trial \(search.time: .* s\). .* nas resume .*/brief --set"
     ):
         mixnas.search(config.to_plain(), name="brief", runs=tmp_path, progress="quiet")
 

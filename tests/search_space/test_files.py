@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from itertools import pairwise
@@ -10,7 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixnas.search_space.errors import ConfigError, IntegrityError
+from mixnas.search_space.errors import ConfigError, IntegrityError, machine_fault
 from mixnas.search_space.files import (
     atomic_create,
     atomic_write,
@@ -161,6 +162,19 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path):
     with pytest.raises(RuntimeError):
         atomic_create(path, fail)
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["file"]
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A write has no path of its own to tell: `nas export` and `nas report` said "No space left on device" alone."""
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left") as caught:
+        atomic_write(tmp_path / "a" / "report.html", "text")
+    assert machine_fault(caught.value) == f"{tmp_path}/a/report.html: No space left on device. Make room"
+    assert list((tmp_path / "a").iterdir()) == []
 
 
 def test_a_device_or_a_pipe_is_not_replaced_by_a_file(tmp_path):

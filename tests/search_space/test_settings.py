@@ -88,7 +88,7 @@ def test_build():
         ("{name: a, by_name: {x: {rate: 2}}}", "by_name.x.rate: 2 is not allowed. Allowed: a number from 0 to 1."),
         ("{name: a, count: 0}", "count: 0 is not allowed. Allowed: a whole number from 1."),
         ("{name: a, count: 1.5}", "count: 1.5 is not allowed. Allowed: a whole number."),
-        ("{name: a, count: true}", "count: True is not allowed"),
+        ("{name: a, count: true}", "count: true is not allowed"),
         ("{name: a, on: yes}", "on: 'yes' is not allowed. Allowed: true or false."),
         ("{name: a, sizes: 3}", "sizes: expected a list; got 3."),
         ("{name: a, sizes: [3, x]}", "sizes.1: 'x' is not allowed. Allowed: a whole number."),

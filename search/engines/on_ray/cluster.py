@@ -269,9 +269,7 @@ class Head:
                 return
             time.sleep(0.05)
         why = self._why()
-        raise MachineError(
-            f"Ray on this machine ended: {why}. The trials that were reported are safe. Go on with: nas resume RUN."
-        )
+        raise MachineError(f"Ray on this machine ended: {why}. The trials that were reported are safe. Resume the run.")
 
     def _why(self) -> str:
         """What it said last."""

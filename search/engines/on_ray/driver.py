@@ -313,7 +313,7 @@ class Driver:
         return MachineError(
             f"search.engine: the process that was connected to Ray ended ({how}), as it does when the daemon of Ray on "
             "this machine (raylet) dies. The trials that were reported are safe. See that the cluster is whole (ray "
-            "status), then go on with: nas resume RUN."
+            "status), then resume the run."
         )
 
     def _knock(self, why: str) -> None:
@@ -324,7 +324,7 @@ class Driver:
             except NasError:
                 raise MachineError(
                     f"search.engine: the Ray cluster at {self._address} answers no more ({why}). The trials that were "
-                    "reported are safe. Start it again, then go on with: nas resume RUN."
+                    "reported are safe. Start it again, then resume the run."
                 ) from None
 
 

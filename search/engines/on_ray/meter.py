@@ -127,7 +127,7 @@ class Meter:
             except (EOFError, OSError):
                 raise MachineError(
                     f"device {self._device!r}: the connection to the cluster at {self._address} was lost while it was "
-                    "measured. See that the cluster is whole (ray status), then go on with: nas resume RUN."
+                    "measured. See that the cluster is whole (ray status), then resume the run."
                 ) from None
             if kind == "waits":
                 _logger.warning("%s", value)
@@ -302,7 +302,7 @@ def _serve(wanted: Wanted, connection: Connection, say: Callable[..., None]) -> 
         except RayActorError as error:
             raise MachineError(
                 f"device {wanted.spec.device!r}: its node was lost while it was measured: {str(error).splitlines()[0]} "
-                "See that the cluster is whole (ray status), then go on with: nas resume RUN."
+                "See that the cluster is whole (ray status), then resume the run."
             ) from error
 
 

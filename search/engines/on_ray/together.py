@@ -110,7 +110,7 @@ def _heard(connection: Connection, seconds: float) -> Any:
     except (EOFError, OSError):
         raise MachineError(
             "training of the super-network: the connection to the cluster was lost. See that it is whole (ray status), "
-            "then go on with: nas resume RUN."
+            "then resume the run."
         ) from None
     if kind == "raised":
         raise value

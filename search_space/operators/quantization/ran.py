@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import statistics
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -69,29 +70,32 @@ def _without_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
-def what_ran(module: nn.Module, inputs: Tensor, forwards: int = 3) -> list[Ran]:
+def what_ran(module: nn.Module, inputs: Tensor, forwards: int = 15) -> list[Ran]:
     """The operations of a forward in eager mode, by torch's profiler, those that took longest first.
+
+    Of each the median over the forwards: where another program runs in between, one of them says nothing.
 
     Args:
         module: In evaluation mode, deployed.
         inputs: What it reads.
-        forwards: How many are looked at, after one that is not.
+        forwards: How many are looked at, each by itself, after one that is not.
     """
-    with torch.inference_mode():
+    times: dict[str, list[float]] = {}
+    calls: dict[str, int] = {}
+    with torch.inference_mode(), _without_stderr():
         module(inputs)
-        with _without_stderr(), torch.autograd.profiler.profile(use_kineto=False) as profile:
-            for _ in range(forwards):
+        for number in range(forwards):
+            with torch.autograd.profiler.profile(use_kineto=False) as profile:
                 module(inputs)
-    averages = profile.key_averages()
-    total = sum(event.self_cpu_time_total for event in averages) or 1.0
-    found = [
-        Ran(event.key, PRODUCTS.get(event.key, ""), event.count // forwards, event.self_cpu_time_total / total)
-        for event in averages
-        if event.self_cpu_time_total > 0
-    ]
+            for event in profile.key_averages():
+                times.setdefault(event.key, [0.0] * forwards)[number] = event.self_cpu_time_total
+                calls[event.key] = event.count
+    medians = {name: statistics.median(of) for name, of in times.items()}
+    total = sum(medians.values()) or 1.0
+    found = [Ran(name, PRODUCTS.get(name, ""), calls[name], took / total) for name, took in medians.items() if took > 0]
     return sorted(found, key=lambda ran: -ran.share)
 
 
-def products_that_ran(module: nn.Module, inputs: Tensor, forwards: int = 3) -> list[Ran]:
+def products_that_ran(module: nn.Module, inputs: Tensor, forwards: int = 15) -> list[Ran]:
     """`what_ran`, of products alone."""
     return [ran for ran in what_ran(module, inputs, forwards) if ran.multiplies]

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from mixnas.predictors.latency.predictor import installed
+from mixnas.predictors.latency.profile import profile
 from mixnas.predictors.latency.source import LatencySource, LatencySpec
-from mixnas.predictors.measuring import runtimes
+from mixnas.predictors.measuring import device, runtimes
 from mixnas.predictors.measuring.device import device_name
 from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.network import Network
@@ -67,6 +68,21 @@ def test_devices() -> None:
     assert not replace(HERE, device=device_name("cpu", 2)).open().here  # it is measured with one thread
     assert not replace(HERE, device="nvidia-h100").open().here
     assert replace(HERE, batch_size=8).open().tag == "eager-b8"
+
+
+def test_cuda_without_a_gpu_is_refused_and_is_not_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`nas search --set device=cuda` went by latencies of the CPU, without a word."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(device, "gpu_models", list)
+    for asked in ("device", "torch_device", "processor"):
+        with pytest.raises(ConfigError, match="device 'cuda': this machine has no NVIDIA GPU"):
+            getattr(replace(HERE, device="cuda").open(), asked)
+    assert replace(HERE, device="auto").open().torch_device == "cpu"
+    monkeypatch.setattr(device, "gpu_models", lambda: ["nvidia-h200"])
+    with pytest.raises(ConfigError, match=r"torch .* cannot use this machine's GPU"):
+        _ = replace(HERE, device="cuda").open().torch_device
+    with pytest.raises(ConfigError, match=r"torch .* cannot use this machine's GPU"):
+        profile(SPACE, IO, device="cuda", runtime="eager", directory=None)
 
 
 def test_a_runtime_that_is_not_there_is_refused() -> None:

@@ -343,7 +343,7 @@ def test_when_its_raylet_is_killed_the_search_says_so_and_the_run_can_be_resumed
     assert search.process.wait(300) == 4
     said = search.process.stderr.read()
     assert search.wait() == 4
-    assert said.startswith("Ray on this machine ended: raylet ended. ") and "nas resume" in said
+    assert said.startswith("Ray on this machine ended: raylet ended. ") and "Resume the run" in said
     counts = search.counts()
     assert counts["running"] == 0 and counts["done"] >= 1
 
@@ -365,7 +365,7 @@ def test_when_ray_ends_the_process_that_is_connected_to_it_nothing_is_lost(head,
             os.kill(child, signal.SIGKILL)
 
     with study_at(tmp_path / "j") as study:
-        with pytest.raises(MachineError, match=r"ended \(signal 9\).*nas resume"):
+        with pytest.raises(MachineError, match=r"ended \(signal 9\).*then resume the run"):
             carry_out(engine, study, evaluator, Budget(trials=1000), on_trial=kill)
         done = study.results.counts["done"]
         assert done >= len(told) >= 3 and study.results.counts["running"] == 0

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -16,8 +19,10 @@ from mixnas.search.export import export_run
 from mixnas.search.job import reopen
 from mixnas.search.run.directory import FORMAT, Run, list_runs
 from mixnas.search.run.integrity import problems, undigested
+from mixnas.search.run.making import new_folder
 from mixnas.search.run.origin import commit, versions
 from mixnas.search.run.trust import require_trust
+from mixnas.search.run.typed import typed
 from mixnas.search.study.results import Results
 from mixnas.search.study.study import SearchStudy
 from mixnas.search_space.errors import ConfigError, IntegrityError, MachineError, NasError, visible
@@ -48,7 +53,7 @@ def test_names(tmp_path):
     names = {Run.create(tmp_path, CONFIG, prefix="my.pack:Class").name for _ in range(5)}
     assert len(names) == 5 and all(name.startswith("my-pack-Class-") for name in names)
     Run.create(tmp_path, CONFIG, name="first")
-    with pytest.raises(ConfigError, match=r"exists already.*nas resume first"):
+    with pytest.raises(ConfigError, match=rf"exists already.*nas resume {tmp_path}/first"):
         Run.create(tmp_path, CONFIG, name="first")
     for wrong in ("", "../x", ".hidden", "a/b", "a b", "x" * 200):
         with pytest.raises(ConfigError, match="no name for a run"):
@@ -57,6 +62,58 @@ def test_names(tmp_path):
         Run.open("frist", tmp_path)
     with pytest.raises(ConfigError, match="There are no runs"):
         Run.open("first", tmp_path / "elsewhere")
+
+
+def test_a_search_that_could_not_begin_is_in_nobodys_way(tmp_path, monkeypatch):
+    """A full disk left an empty folder: there was no such run, and yet its name was taken."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as during:
+        during.setattr("mixnas.search.run.directory.write_manifest", full)
+        for name in ("first", None):
+            with pytest.raises(OSError, match="No space"):
+                Run.create(tmp_path, CONFIG, name=name)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / "config.yaml").write_text("task: digits\n")
+    (tmp_path / "killed" / ".manifest.json.a1b2c3d4").write_text("{")
+    with pytest.raises(ConfigError, match=r"killed: no such run\..* Its folder is there, but no search began in it\."):
+        Run.open("killed", tmp_path)
+    assert Run.create(tmp_path, CONFIG, name="killed").config() == CONFIG
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"other exists already, and is no run\. Choose another --name"):
+        Run.create(tmp_path, CONFIG, name="other")
+    with new_folder(tmp_path, "new", "run") as path, pytest.raises(ConfigError, match="new exists already"):
+        Run.create(tmp_path, CONFIG, name="new")
+    assert path.is_dir()
+
+
+def test_a_run_is_named_as_it_is_typed_from_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for root, name in (("runs", "r"), ("tm", "tm/r"), (tmp_path / "runs", "r"), (tmp_path / "a b", "'a b/r'")):
+        path = Path(root) / "r"
+        if not path.exists():
+            Run.create(root, CONFIG, name="r")
+        assert typed(path) == name
+        assert Run.open(shlex.split(name)[0]).path.resolve() == path.resolve()
+    monkeypatch.chdir(tmp_path / "tm")
+    assert typed(tmp_path / "runs" / "r") == str(tmp_path / "runs" / "r")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree("tm/r", "r")  # what `Run.open` would take for the name
+    assert typed("runs/r") == "runs/r" and typed("r") == "r"
+
+
+def test_a_run_that_ends_while_it_is_looked_at_is_finished(tmp_path):
+    """`nas status --watch` said "stopped, 60 of 60", and then "finished"."""
+    run = Run.create(tmp_path, CONFIG, name="r")
+    with run:
+        seen = Run.open("r", tmp_path)
+        assert seen.status().state == "running"
+        run.finish()
+    assert seen.status().state == "finished" and "finished" in repr(seen)
 
 
 def test_other_formats_and_damage(tmp_path):

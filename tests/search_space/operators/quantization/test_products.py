@@ -16,7 +16,7 @@ from mixnas.search_space.operators.quantization import products
 from mixnas.search_space.operators.quantization.affine import dequantize, quantize_rows
 from mixnas.search_space.operators.quantization.policy import policy_of
 from mixnas.search_space.operators.quantization.projected import calibrating
-from mixnas.search_space.operators.quantization.ran import products_that_ran
+from mixnas.search_space.operators.quantization.ran import products_that_ran, what_ran
 
 QUANTS = {
     "w8a8": Op("w8a8"),
@@ -211,6 +211,23 @@ def test_what_ran_is_seen_and_changes_with_the_path():
         assert set(multiplied().values()) == {"float"}
     assert all(0 < ran.share < 1 for ran in products_that_ran(stored, x))
     assert products_that_ran(layer, x)[0].multiplies == "float"
+
+
+def test_shares_are_those_of_the_median_forward():
+    """They were of 3 forwards together: another program in one of them moved all."""
+
+    class Held(torch.nn.Module):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            if self.calls % 5 == 2:
+                torch.bmm(torch.ones(1, 300, 300), torch.ones(1, 300, 300))
+            return torch.mm(x, x)
+
+    ran = {one.operation: one for one in what_ran(Held(), torch.ones(64, 64))}
+    assert sum(one.share for one in ran.values()) == pytest.approx(1.0)
+    assert ran["aten::mm"].calls == 1 and ran["aten::mm"].share > 0.5 and "aten::bmm" not in ran
 
 
 def test_looking_at_what_ran_writes_nothing(capfd):
