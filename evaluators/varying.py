@@ -17,7 +17,7 @@ from mixnas.evaluators.batches import gather
 from mixnas.evaluators.protocol import Metric, Outcome, Part, Request, attempt
 from mixnas.evaluators.tasks.loading import by_name
 from mixnas.evaluators.tasks.task import Task
-from mixnas.evaluators.training import Metrics, TrainConfig, calibrate, evaluate, train
+from mixnas.evaluators.training import DivergedError, Metrics, TrainConfig, calibrate, evaluate, train
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import NasError
 from mixnas.search_space.network import Network
@@ -170,13 +170,16 @@ class VaryingEvaluator:
         report: Report = SILENT,
         should_stop: Callable[[], bool] | None = None,
     ) -> Network:
-        """See `InParts`. Where training made it worse on the validation split, the network as it was calibrated."""
+        """See `InParts`. Where training failed, or made it worse on validation, the network as it was calibrated."""
         assert part.network is not None
         before = calibrated(architecture, part.network, *self._how)
         network = with_weights(architecture, before)
         generator = torch.Generator().manual_seed(self.spec.seed)
         told: dict[str, Any] = {"report": report, "should_stop": should_stop}
-        train(network, self.task, self.spec.train, generator=generator, device=self.device, **told)
+        try:
+            train(network, self.task, self.spec.train, generator=generator, device=self.device, **told)
+        except DivergedError:
+            return before.cpu().eval()
         sign = 1 if self.task.direction == "max" else -1
         worse = sign * self.judge(network).score < sign * self.judge(before).score
         return (before if worse else network).cpu().eval()

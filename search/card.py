@@ -160,7 +160,8 @@ def _trained(plain: Mapping[str, Any]) -> list[str]:
     lines = [f"It had {share:.0%} of a whole training, and was left off then.", ""] if share < 1 else []
     if "weights_from" in plain:
         other = plain["weights_from"]["id"]
-        lines += [f"It has the weights of network {other} of the same run, trained on under its own policies.", ""]
+        began = f"It began with the weights of network {other} of the same run"
+        lines += [f"{began}, and was trained on under this network's policies.", ""]
     return lines
 
 

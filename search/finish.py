@@ -23,7 +23,7 @@ from mixnas.evaluators.workers import finish_all
 from mixnas.predictors.latency.source import LatencySource
 from mixnas.predictors.measuring.energy import ENERGY
 from mixnas.predictors.measuring.value import Latency
-from mixnas.search.policies import structure
+from mixnas.search.policies import policies_at, structure
 from mixnas.search.run.front import SHARE, Front, Member
 from mixnas.search.run.integrity import read_failure
 from mixnas.search.study.objectives import Comparison, Objective
@@ -35,6 +35,7 @@ from mixnas.search_space.files import stamped, write_json
 from mixnas.search_space.formats.safetensors import load_network, read_extra, save_network
 from mixnas.search_space.memory import PEAK_MEMORY
 from mixnas.search_space.network import Network
+from mixnas.search_space.operators.quantization.policy import prunes
 from mixnas.search_space.reporting import Report
 
 
@@ -102,8 +103,8 @@ def choose_structures(results: Results, count: int, provisional: Collection[str]
     """`choose_finalists` where each is tried under other policies afterwards: one of each structure.
 
     Architectures that differ in policies alone are one structure, with the points of all of them that are on the front.
-    One training serves them all, and the network that stores most has lost least: of those of a structure that satisfy
-    the constraints it is the one.
+    One training serves them all, and the network that stores most has lost least, of those that train all of their
+    weights: of those of a structure that satisfy the constraints it is the one.
 
     Args:
         results, count, provisional: See `choose_finalists`.
@@ -120,7 +121,12 @@ def choose_structures(results: Results, count: int, provisional: Collection[str]
         if record.status == "done" and results.feasible(record):
             of.get(structure(record.architecture), []).append(record)
     each = list(of.values())
-    found = [max(each[g], key=lambda record: (record.metrics["weight_bytes"], -record.number)) for g in chosen]
+
+    def kept(record: TrialRecord) -> tuple[float, ...]:
+        pruned = sum(prunes(policy) for policy in policies_at(record.architecture).values())
+        return -pruned, record.metrics["weight_bytes"], -record.number
+
+    found = [max(each[g], key=kept) for g in chosen]
     return found + nearest_to_bounds(results, provisional, count - len(found))
 
 

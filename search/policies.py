@@ -83,6 +83,16 @@ def places_of(space: SearchSpace, architecture: Architecture) -> list[Place]:
     return [place for place in found if len(place.options) > 1]
 
 
+def policies_at(architecture: Architecture) -> dict[str, Op]:
+    """The policy of each branch by its name, as in `units.plan`."""
+    found = {}
+    for s, stage in enumerate(architecture.stages):
+        for b, block in enumerate(stage.blocks):
+            found[f"stages.{s}.blocks.{b}.token"] = block.quant
+            found[f"stages.{s}.blocks.{b}.channel"] = block.channel_quant
+    return found
+
+
 def with_options(architecture: Architecture, places: Sequence[Place], picked: Sequence[Op | None]) -> Architecture:
     """The architecture with a policy for each place; None keeps its own."""
     from mixnas.search_space.operators.quantization.policy import with_policies

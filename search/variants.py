@@ -30,6 +30,7 @@ from mixnas.search.policies import (
     by_place,
     cheapest_loss,
     places_of,
+    policies_at,
     policies_of,
     structure,
     swapped,
@@ -40,10 +41,11 @@ from mixnas.search.run.integrity import read_variants
 from mixnas.search.study.pareto import as_minimised, non_dominated_minimised
 from mixnas.search.study.results import Results, TrialRecord
 from mixnas.search_space.architecture import Architecture
-from mixnas.search_space.errors import StoppedEarly
+from mixnas.search_space.errors import IntegrityError, NasError, StoppedEarly
 from mixnas.search_space.files import stamped, write_json
 from mixnas.search_space.formats.safetensors import read_extra
 from mixnas.search_space.network import Network
+from mixnas.search_space.operators.quantization.policy import with_policies
 from mixnas.search_space.reporting import Report
 from mixnas.search_space.settings import to_plain
 from mixnas.search_space.space import SearchSpace
@@ -112,6 +114,9 @@ def proposals(
     found = [with_options(own, places, [op if op in place.options else None for place in places]) for op in policies]
     swaps = swapped(own, places)
     known = costs(swaps) if swaps else {}
+    stored = by_place(places, known.get("weight_bytes", range(len(swaps))))
+    idle = [name for place, row in zip(places, stored, strict=True) if len(set(row)) == 1 for name in place.branches]
+    kept = {name: policy for name, policy in policies_at(own).items() if name in idle}  # nothing there is quantized
     varying = [name for name in objectives if name in known and np.ptp(known[name]) > 0]
     if varying:
         rises = by_place(places, sensitivities(network, swaps, judge.task, EXAMPLES, judge.device))
@@ -119,7 +124,8 @@ def proposals(
             for name in varying:
                 spent = by_place(places, known[name])
                 found += [with_options(own, places, ops) for ops in _mixed(places, rises, spent)]
-    return [one for one in dict.fromkeys([*seen, *found]) if one != own]
+    different = dict.fromkeys(with_policies(one, kept) for one in (*seen, *found))
+    return [one for one in different if one != own]
 
 
 def _mixed(places: Sequence[Place], rises: list[list[float]], spent: list[list[float]]) -> list[list[Any]]:
@@ -283,7 +289,8 @@ class Variants(FinalNetworks):
         if not most_variants(self._problem) or not own:
             return Made()
         judge = evaluator_of(self._problem, evaluator.device)
-        chosen = self._chosen(own, results, evaluator, judge, latency, report, should_stop)
+        taken = {record.id for record in records}  # whoever failed among them did so for a reason
+        chosen = self._chosen(own, taken, results, evaluator, judge, latency, report, should_stop)
         wanted = []
         for one in chosen:
             record, network = own[one.weights_from]
@@ -299,6 +306,7 @@ class Variants(FinalNetworks):
     def _chosen(
         self,
         own: Mapping[str, tuple[TrialRecord, Network]],
+        taken: Collection[str],
         results: Results,
         evaluator: Evaluator,
         judge: VaryingEvaluator,
@@ -306,7 +314,7 @@ class Variants(FinalNetworks):
         report: Report,
         should_stop: Callable[[], bool],
     ) -> list[Tried]:
-        known = self._read()
+        known = self._read(own)
         asked = {"networks": list(own), "most": most_variants(self._problem)}
         if known.get("asked") == asked:
             return [Tried.from_plain(plain) for plain in known["chosen"]]
@@ -330,7 +338,7 @@ class Variants(FinalNetworks):
                     tried[identity] = each
                     self._write(tried)
                 phase(number + 1)
-        every = self._distinct([Tried.from_plain(plain) for identity in own for plain in tried[identity]], own)
+        every = self._distinct([Tried.from_plain(plain) for identity in own for plain in tried[identity]], taken)
         before = [
             Tried("", network.architecture, dict(read_extra(self.path(identity))["validation"]))
             for identity, (_, network) in own.items()
@@ -340,15 +348,15 @@ class Variants(FinalNetworks):
         self._write(tried, asked=asked, chosen=[one.to_plain() for one in chosen])
         return chosen
 
-    def _distinct(self, tried: Sequence[Tried], own: Collection[str]) -> list[Tried]:
-        """Each architecture that is not finished already, once: with the weights that serve it best."""
+    def _distinct(self, tried: Sequence[Tried], taken: Collection[str]) -> list[Tried]:
+        """Each architecture that is no finalist, once: with the weights that serve it best."""
         task, best = self._problem.task, dict[str, Tried]()
         sign = 1 if task.direction == "max" else -1
         for one in tried:
             known = best.get(one.architecture.id)
             if known is None or sign * one.metrics[task.metric] > sign * known.metrics[task.metric]:
                 best[one.architecture.id] = one
-        return [one for identity, one in best.items() if identity not in own]
+        return [one for identity, one in best.items() if identity not in taken]
 
     def _with_costs(
         self,
@@ -375,10 +383,37 @@ class Variants(FinalNetworks):
         problem = self._problem
         return [*(o.name for o in problem.objectives), *(c.metric for c in problem.constraints)]
 
-    def _read(self) -> dict[str, Any]:
-        """What was tried and chosen before, of networks that were finished likewise."""
+    def _read(self, own: Mapping[str, tuple[TrialRecord, Network]]) -> dict[str, Any]:
+        """What was tried and chosen before, of networks that were finished likewise.
+
+        Raises:
+            IntegrityError: It is not what was written, or not of these networks.
+        """
         known = read_variants(self._path) if os.path.lexists(self._path) else {}
-        return known if known.get("recipe") == self._recipe else {"tried": {}}
+        if known.get("recipe") != self._recipe:
+            return {"tried": {}}
+        try:
+            chosen = known.get("chosen", [])
+            if known.get("asked", {}).get("networks", list(own)) == list(own) and len(chosen) > known["asked"]["most"]:
+                raise ValueError("too many were chosen")
+            for plain in (*chosen, *(one for identity in own for one in known["tried"].get(identity, ()))):
+                self._check(Tried.from_plain(plain), own)
+        except (NasError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise IntegrityError(
+                f"{self._path}: damaged: not what was tried of these networks. Delete it; a resume tries the policies "
+                "again."
+            ) from error
+        return known
+
+    def _check(self, one: Tried, own: Mapping[str, tuple[TrialRecord, Network]]) -> None:
+        """That an architecture is one of the space, that of a finished network but for policies, with its metrics."""
+        if one.weights_from not in own:
+            return  # of networks that were finished before a run was extended
+        parent = own[one.weights_from][0].architecture
+        if structure(one.architecture) != structure(parent) or not self._problem.space.contains(one.architecture):
+            raise ValueError(f"{one.architecture.id} is not {one.weights_from} under other policies")
+        if not all(isinstance(value, int | float) for value in one.metrics.values()):
+            raise ValueError(f"a metric of {one.architecture.id} is no number")
 
     def _write(self, tried: Mapping[str, Any], **more: Any) -> None:
         write_json(self._path, stamped({"recipe": self._recipe, "tried": dict(tried), **more}))

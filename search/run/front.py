@@ -264,6 +264,8 @@ class Front:
         """
         for member in (*self.members, *self.others):
             member._check()
+            if member.weights_from and member.weights_from not in self.ids:
+                raise ValueError(f"{member.id} has the weights of a network that is not there")
         named = self.task.get("name") if isinstance(self.task, Mapping) else self.task
         if not isinstance(named, str):
             raise ValueError(f"the task is {shown(self.task)}")

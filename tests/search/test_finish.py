@@ -74,6 +74,18 @@ def test_one_of_each_structure_is_finished_the_one_that_stores_most():
     assert choose_structures(Results(objectives, (), []), 3) == []
 
 
+def test_who_stores_most_but_trains_half_of_its_weights_is_not_the_one():
+    stage = {"width": 32, "block": {"mixer": "identity", "channel_mixer": "mlp", "quant": ["sparse24", "w8a8"]}}
+    space = SearchSpace.from_dict({"stem": "conv", "stages": [stage]})
+    pruned, whole = (space.decode([i]) for i in range(2))
+    records = [
+        TrialRecord(i, "done", one.id, one.to_json(), {"accuracy": accuracy, "weight_bytes": size})
+        for i, (one, accuracy, size) in enumerate([(pruned, 0.9, 90), (whole, 0.8, 40)])
+    ]
+    results = Results(parse_objectives({"accuracy": "max", "weight_bytes": "min"}), (), records)
+    assert [record.id for record in choose_structures(results, 3)] == [whole.id]
+
+
 def test_a_bound_that_training_may_still_keep_does_not_leave_everything_unfinished():
     """accuracy >= 0.9 was status 3 after the search, where trained networks reach 0.99 and inherited weights 0.75."""
     trials = [(0.5, 1.0), (0.7, 2.0), (0.75, 4.0), (0.74, 5.0), (0.72, 9.0)]

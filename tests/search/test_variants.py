@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,15 +23,17 @@ from mixnas.search.problem import Problem
 from mixnas.search.reproducing import reproduce
 from mixnas.search.run.directory import Run
 from mixnas.search.run.front import Front, Member
-from mixnas.search.run.integrity import problems
+from mixnas.search.run.integrity import problems, read_variants
 from mixnas.search.run.progress import Progress
 from mixnas.search.run.stopping import StopSignal
-from mixnas.search.variants import Tried, entering, most_variants, worth
-from mixnas.search_space.architecture import Architecture
+from mixnas.search.variants import Tried, entering, evaluator_of, most_variants, proposals, worth
+from mixnas.search_space.architecture import Architecture, Op
 from mixnas.search_space.cost import cost
-from mixnas.search_space.errors import StoppedEarly
+from mixnas.search_space.errors import IntegrityError, StoppedEarly
+from mixnas.search_space.files import parse_json, stamped, without_stamp, write_json
 from mixnas.search_space.formats.safetensors import load_network, read_extra
-from mixnas.search_space.operators.quantization.policy import uniform
+from mixnas.search_space.network import Network
+from mixnas.search_space.operators.quantization.policy import uniform, with_policies
 from mixnas.search_space.space import SearchSpace
 from tests.cli.command import nas, ok
 
@@ -110,6 +115,61 @@ def test_they_are_networks_like_others(run: Run, tmp_path: Path):
     folder = next(path.parent for path in (tmp_path / "out").rglob("card.json"))
     again = reproduce(folder)
     assert again.again == again.exported and on_front.weights_from in (folder / "README.md").read_text()
+
+
+def test_a_branch_without_products_keeps_its_policy():
+    """Another one there would be the same network again."""
+    problem = Problem(read_config(PLAIN, "test"), "test")
+    block = {**BLOCK, "mixer": "identity", "quant": {"mixer": "w4a16", "channel_mixer": "fp32"}}
+    stem = {"name": "conv", "stride": 2}
+    own = Architecture.from_dict({"stem": stem, "stages": [{"width": 32, "block": block}]})
+    other = with_policies(
+        own, {"stages.0.blocks.0.token": Op("fp32"), "stages.0.blocks.0.channel": Op("w4a16", (("group", 32),))}
+    )
+    evaluator = problem.evaluator(problem.latency())
+    network = Network(own, problem.io, generator=torch.Generator().manual_seed(0)).eval()
+
+    def costs(architectures: Sequence[Architecture]) -> Mapping[str, Any]:
+        return evaluator.cheap(problem.space.encode_many(architectures))
+
+    judge = evaluator_of(problem, "cpu")
+    found = proposals(network, problem.space, costs, ["weight_bytes"], judge, [other])
+    assert len(found) == 2 and all(one.stages[0].blocks[0].quant == own.stages[0].blocks[0].quant for one in found)
+
+
+def test_a_finalist_that_failed_is_not_made_again_under_its_id(run: Run, tmp_path: Path):
+    shutil.copytree(run.path, tmp_path / "again")
+    other = Run.open(tmp_path / "again")
+    lost, kept = (m for m in _all(run.front()) if not m.weights_from)
+    for name in (f"networks/{lost.id}.safetensors", "variants.json", "pareto.json"):
+        (other.path / name).unlink()
+    variants = Job(other, read_config(PLAIN, "test"), progress=Progress(), stop=StopSignal())._variants
+    tried = [Tried(kept.id, Architecture.from_canonical(m.architecture), dict(m.metrics)) for m in (lost, kept)]
+    assert variants._distinct(tried, {lost.id, kept.id}) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda plain: plain.pop("tried"),
+        lambda plain: plain.update(chosen="text"),
+        lambda plain: plain.update(chosen=plain["chosen"] * 100),
+        lambda plain: plain["chosen"][0]["metrics"].update(accuracy="a"),
+        lambda plain: plain["chosen"][0].update(architecture={}),
+    ],
+)
+def test_a_file_of_what_was_tried_that_is_another_is_refused(run: Run, tmp_path: Path, change: Any):
+    plain = without_stamp(parse_json((run.path / "variants.json").read_bytes(), "variants.json"))
+    change(plain)
+    own = {m.id: SimpleNamespace(architecture=Architecture.from_canonical(m.architecture)) for m in _all(run.front())}
+    variants = Job(run, read_config(PLAIN, "test"), progress=Progress(), stop=StopSignal())._variants
+    variants._path = tmp_path / "variants.json"
+    write_json(variants._path, stamped(plain))
+    finished = {
+        identity: (own[identity], None) for identity in read_variants(run.path / "variants.json")["asked"]["networks"]
+    }
+    with pytest.raises(IntegrityError, match="a resume tries the policies again"):
+        variants._read(finished)
 
 
 class _StopIn(Progress):

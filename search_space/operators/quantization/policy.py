@@ -116,6 +116,12 @@ def with_policies(architecture: Architecture, policies: Mapping[str, Op]) -> Arc
 
 
 @lru_cache(maxsize=4096)
+def prunes(op: Op) -> bool:
+    """Whether a policy leaves weights out, so that training under it leaves them untrained: its `prunes`."""
+    return bool(getattr(policy_of(op), "prunes", False))
+
+
+@lru_cache(maxsize=4096)
 def adds_state(op: Op) -> bool:
     """Whether a policy's prepared layers have parameters or persistent buffers beside those of the layers."""
     with torch.device("meta"):

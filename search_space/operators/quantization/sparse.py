@@ -74,6 +74,7 @@ class Sparse24(Projected):
     name: ClassVar[str] = "sparse24"
 
     flattens: ClassVar[bool] = False
+    prunes: ClassVar[bool] = True
 
     bits: int = 32
 
