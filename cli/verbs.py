@@ -98,6 +98,8 @@ def settings(args: argparse.Namespace) -> list[str]:
 
 def as_given(args: argparse.Namespace, problem: str) -> str:
     """A message on a setting that was given by an option of its own, with that option in its place."""
+    if not hasattr(args, "set"):
+        return problem  # of a verb without settings
     for option, key in _SHORT:
         value = getattr(args, option, None)
         if value is not None and f"{key}={value}" not in (args.set or []):

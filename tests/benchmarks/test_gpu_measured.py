@@ -53,6 +53,7 @@ def test_a_gpus_launches_are_counted_without_it(scripts, monkeypatch, tmp_path):
 
     monkeypatch.setattr(profile_module, "Works", counting)
     monkeypatch.setattr(profile_module, "gpu_of", lambda name, device: GPUS[name])
+    monkeypatch.setattr(profile_module, "require_cuda", lambda: None)
     monkeypatch.setattr(
         profile_module, "device_name", lambda kind, threads: "cpu-1t" if kind == "cpu" else "nvidia-h200"
     )

@@ -128,7 +128,7 @@ def test_foreign_and_missing_tables(filled):
 
 def test_another_thread_count_is_another_table(filled):
     path, _ = filled
-    with pytest.raises(ConfigError, match="1 threads, asked for 2"):
+    with pytest.raises(ConfigError, match="1 thread, asked for 2"):
         MeasurementTable.create_or_open(path, DEVICE, "eager", 2, 0.2)
 
 
