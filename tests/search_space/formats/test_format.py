@@ -73,5 +73,5 @@ def test_a_fixed_batch_size_is_noticed():
             raise RuntimeError("3 expected\nand a long trace")
         return 2 * batch
 
-    with pytest.raises(IntegrityError, match=r"fails on 1 inputs: RuntimeError: 3 expected$"):
+    with pytest.raises(IntegrityError, match=r"fails on 1 input: RuntimeError: 3 expected$"):
         formats.compare(answer, Twice(), torch.ones(3, 4), "the file")
