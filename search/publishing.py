@@ -171,13 +171,13 @@ def _describe(one: Exported, before: _Earlier, kept: Mapping[str, dict[str, Any]
     atomic_write(made / cards.LOADER, loader(wanted, network.io, one.data))
     write_json(made / cards.CARD, card)
     atomic_write(made / cards.README, cards.readme(card, network))
-    contents = {}
+    contents: dict[str, dict[str, Any]] = {}
     for path in sorted(made.iterdir()):
         data = path.read_bytes()
         contents[path.name] = {"sha256": digest_of(data), "bytes": len(data)}
     for name in _names(kept):
         if name in before.digests and name not in contents:
-            about = {"sha256": before.digests[name]}
+            about: dict[str, Any] = {"sha256": before.digests[name]}
             contents[name] = about | {"bytes": kept[name]["bytes"]} if name in kept else about
     write_json(made / cards.MANIFEST, stamped({"format": cards.FORMAT, "files": dict(sorted(contents.items()))}))
 
