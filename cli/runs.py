@@ -172,7 +172,7 @@ def resume(args: argparse.Namespace) -> int:
     from mixnas.search.run.trust import about_to_import
     from mixnas.search.run.typed import typed
     from mixnas.search.sinks import check as check_sinks
-    from mixnas.search_space.files import load_yaml
+    from mixnas.search_space.files import dump_yaml, load_yaml
 
     check_sinks(args.log)
     opened = Run.open(args.run, args.runs)
@@ -182,7 +182,8 @@ def resume(args: argparse.Namespace) -> int:
         print(said, file=sys.stderr)
     changed = [*engine_settings(args, plain), *storage_settings(args, plain), *settings(args)]
     run, config = reopen(args.run, args.runs, config=args.config, settings=changed, trust=args.trust, plain=args.read)
-    if run.manifest.get("finished") and config.to_plain() == opened.config() and not args.quiet:
+    same = dump_yaml(config.to_plain()) == dump_yaml(opened.config())
+    if run.manifest.get("finished") and same and not args.quiet:
         more = f"nas resume {args.begun} --trials {2 * config.search.trials}"
         print(f"{run.name} is finished: there is nothing left to search. For more: {more}", file=sys.stderr)
     return _execute(args, run, config)

@@ -177,7 +177,7 @@ def _describe(one: Exported, before: _Earlier, kept: Mapping[str, dict[str, Any]
         contents[path.name] = {"sha256": digest_of(data), "bytes": len(data)}
     for name in _names(kept):
         if name in before.digests and name not in contents:
-            about = {"sha256": before.digests[name]}
+            about: dict[str, Any] = {"sha256": before.digests[name]}
             contents[name] = about | {"bytes": kept[name]["bytes"]} if name in kept else about
     write_json(made / cards.MANIFEST, stamped({"format": cards.FORMAT, "files": dict(sorted(contents.items()))}))
 
