@@ -21,6 +21,7 @@ from mixnas.search.run.stopping import StopSignal
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.errors import ConfigError, InfeasibleError, NasError, StoppedEarly
 from mixnas.search_space.formats.safetensors import load_network
+from tests.search.stopping import StopIn
 
 V1 = Path(__file__).parents[1] / "data" / "v1"
 PLAIN: dict[str, Any] = {
@@ -43,19 +44,6 @@ PLAIN: dict[str, Any] = {
         ],
     },
 }
-
-
-class _StopIn(Progress):
-    """Asks for a stop when a phase is entered, as Ctrl-C then would."""
-
-    def __init__(self, name: str, stop: StopSignal) -> None:
-        super().__init__()
-        self.wanted, self.stop = name, stop
-
-    def _begin(self, phase: Any) -> None:
-        super()._begin(phase)
-        if phase.name == self.wanted:
-            self.stop.request()
 
 
 STANDALONE = {**PLAIN, "search": {"trials": 5, "evaluator": "standalone"}, "train": {"steps": 3}}
@@ -81,7 +69,7 @@ def test_a_search_stopped_in_every_phase_ends_as_it_would_have(tmp_path: Path):
         run, config = reopen("stopped", tmp_path)
         stop = StopSignal()
         with pytest.raises(StoppedEarly, match=r"resumed|stopped"):
-            _job(run, config, _StopIn(phase, stop), stop).execute()
+            _job(run, config, StopIn(phase, stop), stop).execute()
         assert Run.open("stopped", tmp_path).status().state == "stopped"
     run, config = reopen("stopped", tmp_path)
     front = _job(run, config).execute()
@@ -121,7 +109,7 @@ def test_a_stand_alone_search_keeps_the_weights_of_its_front(tmp_path: Path):
     run = new_run(config, root=tmp_path, name="r", source="test")
     stop = StopSignal()
     with pytest.raises(StoppedEarly):
-        _job(run, config, _StopIn("judge on the test split", stop), stop).execute()
+        _job(run, config, StopIn("judge on the test split", stop), stop).execute()
     assert not run.front().final and run.front().latency == "measured"
     kept = {path.stem for path in run.networks.iterdir()}
     assert kept == {member.id for member in run.front().members}
@@ -141,7 +129,7 @@ def test_a_finished_run_keeps_its_answer_while_it_is_extended(tmp_path: Path):
     run, config = reopen("r", tmp_path, settings=["search.trials=9", "search.seed=5", "search.strategy=random"])
     stop = StopSignal()
     with pytest.raises(StoppedEarly):
-        _job(run, config, _StopIn("judge on the test split", stop), stop).execute()
+        _job(run, config, StopIn("judge on the test split", stop), stop).execute()
     run = Run.open("r", tmp_path)
     assert run.status().state == "stopped" and run.status().done == 9
     assert run.front() == front

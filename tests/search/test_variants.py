@@ -36,6 +36,7 @@ from mixnas.search_space.network import Network
 from mixnas.search_space.operators.quantization.policy import uniform, with_policies
 from mixnas.search_space.space import SearchSpace
 from tests.cli.command import nas, ok
+from tests.search.stopping import StopIn
 
 QUANTS = ["fp32", "w8a8_static", "w4a16"]
 BLOCK = {"mixer": ["identity", "attention"], "channel_mixer": "mlp"}
@@ -172,19 +173,6 @@ def test_a_file_of_what_was_tried_that_is_another_is_refused(run: Run, tmp_path:
         variants._read(finished)
 
 
-class _StopIn(Progress):
-    """Asks for a stop when something is told in a phase, as Ctrl-C then would."""
-
-    def __init__(self, name: str, stop: StopSignal) -> None:
-        super().__init__()
-        self.wanted, self.stop = name, stop
-
-    def _begin(self, phase: Any) -> None:
-        super()._begin(phase)
-        if phase.name == self.wanted:
-            self.stop.request()
-
-
 def _alike(front: Front) -> list[tuple[Any, ...]]:
     metrics = ("accuracy", "test_accuracy", "weight_bytes", "loss")
     return sorted((m.id, m.weights_from, m.reason, *(m.metrics[name] for name in metrics)) for m in _all(front))
@@ -196,7 +184,7 @@ def test_stopped_in_each_phase_it_comes_to_the_same(run: Run, tmp_path: Path):
     for phase in ("try other policies", "train other policies"):
         stop = StopSignal()
         with pytest.raises(StoppedEarly):
-            Job(stopped, config, progress=_StopIn(phase, stop), stop=stop).execute()
+            Job(stopped, config, progress=StopIn(phase, stop), stop=stop).execute()
     assert (stopped.path / "variants.json").exists()
     kept = {path: path.stat().st_mtime_ns for path in stopped.networks.iterdir()}
     Job(stopped, config, progress=Progress(), stop=StopSignal()).execute()
