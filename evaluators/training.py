@@ -282,10 +282,10 @@ def evaluate(
     device = torch.device(device)
     network.to(device).eval()
     batches = in_order(getattr(task, split_name), batch_size, device)
-    with contextlib.ExitStack() as stack:
-        if isinstance(network, Network):
-            network = nn.Sequential(*(module for _, module in stack.enter_context(network.as_deployed())))
-        return judged(task, ((network(x), y) for x, y in batches), f"the {split_name}")
+    form = network.as_deployed() if isinstance(network, Network) else contextlib.nullcontext([("", network)])
+    with form as units:
+        answer = nn.Sequential(*(module for _, module in units))
+        return judged(task, ((answer(x), y) for x, y in batches), f"the {split_name}")
 
 
 def judged(task: Task, answers: Iterable[tuple[Tensor, Tensor]], what: str) -> Metrics:

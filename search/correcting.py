@@ -54,8 +54,7 @@ class Correcting:
     def wanted(self) -> bool:
         """Whether latency counts in this search, is predicted, and can be measured."""
         problem = self._problem
-        names = [*(o.name for o in problem.objectives), *(c.metric for c in problem.constraints)]
-        return _LATENCY in names and problem.metrics[_LATENCY].cheap and self._latency.here
+        return _LATENCY in problem.named and problem.metrics[_LATENCY].cheap and self._latency.here
 
     def legs(self, begun: int, trials: int, engine: Engine) -> list[int]:
         """The numbers of trials up to which is searched before the next look, ascending; the last is all of them.

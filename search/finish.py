@@ -82,21 +82,24 @@ def _keeping(results: Results, constraints: Sequence[Comparison]) -> list[TrialR
 
 def _spanning(points: np.ndarray, count: int) -> list[int]:
     """Which of minimised points (rows, objectives), none dominated, together span them, in order; at most `count`."""
-    if len(points) <= count:
-        return list(range(len(points)))
+    return _spanning_groups(points, [[i] for i in range(len(points))], count)
+
+
+def _spanning_groups(points: np.ndarray, groups: Sequence[Sequence[int]], count: int) -> list[int]:
+    """Which groups of minimised points (rows, objectives) together span all, in order; at most `count`."""
+    if len(groups) <= count:
+        return list(range(len(groups)))
     span = points.max(axis=0) - points.min(axis=0)
     points = (points - points.min(axis=0)) / np.where(span > 0, span, 1)
     reference = np.full(points.shape[1], 1.1)
-    chosen = list(dict.fromkeys(int(i) for i in points.argmin(axis=0)))[:count]
+    owner = {i: g for g, members in enumerate(groups) for i in members}
+    chosen = list(dict.fromkeys(owner[int(i)] for i in points.argmin(axis=0)))[:count]
     while len(chosen) < count:
-        rest = [i for i in range(len(points)) if i not in chosen]
-        gains = [moocore.hypervolume(points[[*chosen, i]], ref=reference) for i in rest]
+        have = [i for g in chosen for i in groups[g]]
+        rest = [g for g in range(len(groups)) if g not in chosen]
+        gains = [moocore.hypervolume(points[[*have, *groups[g]]], ref=reference) for g in rest]
         chosen.append(rest[int(np.argmax(gains))])
     return sorted(chosen)
-
-
-_LEAST_COMPARED = 5
-_BY_CHANCE = 0.1
 
 
 def choose_structures(results: Results, count: int, provisional: Collection[str] = ()) -> list[TrialRecord]:
@@ -128,23 +131,6 @@ def choose_structures(results: Results, count: int, provisional: Collection[str]
 
     found = [max(each[g], key=kept) for g in chosen]
     return found + nearest_to_bounds(results, provisional, count - len(found))
-
-
-def _spanning_groups(points: np.ndarray, groups: Sequence[Sequence[int]], count: int) -> list[int]:
-    """`_spanning` for groups of points: which of them, in order; at most `count`."""
-    if len(groups) <= count:
-        return list(range(len(groups)))
-    span = points.max(axis=0) - points.min(axis=0)
-    points = (points - points.min(axis=0)) / np.where(span > 0, span, 1)
-    reference = np.full(points.shape[1], 1.1)
-    owner = {i: g for g, members in enumerate(groups) for i in members}
-    chosen = list(dict.fromkeys(owner[int(i)] for i in points.argmin(axis=0)))[:count]
-    while len(chosen) < count:
-        have = [i for g in chosen for i in groups[g]]
-        rest = [g for g in range(len(groups)) if g not in chosen]
-        gains = [moocore.hypervolume(points[[*have, *groups[g]]], ref=reference) for g in rest]
-        chosen.append(rest[int(np.argmax(gains))])
-    return sorted(chosen)
 
 
 Measure = Callable[[Sequence[TrialRecord]], Sequence[Latency | str]]
@@ -496,6 +482,10 @@ def final_front(
             others.append(replace(finalist, reason=reason))
     members = tuple(finalists[i] for i in front)
     return members, tuple(others), members[knee(values[front], objectives)].id if front else None
+
+
+_LEAST_COMPARED = 5
+_BY_CHANCE = 0.1
 
 
 def agreement(finalists: Sequence[Member], metric: str) -> str:

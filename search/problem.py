@@ -204,7 +204,7 @@ class Problem:
         return tuple(name for name, metric in self.metrics.items() if not metric.cheap and name != ENERGY)
 
     @property
-    def _named(self) -> list[str]:
+    def named(self) -> list[str]:
         """The metrics that objectives and constraints name."""
         objectives, constraints = self.config.parsed_objectives(), self.config.parsed_constraints()
         return [*(o.name for o in objectives), *(c.metric for c in constraints)]
@@ -212,17 +212,17 @@ class Problem:
     @property
     def other_devices(self) -> tuple[str, ...]:
         """Other devices, on which objectives and constraints name the latency."""
-        return devices_in(self._named)
+        return devices_in(self.named)
 
     @property
     def memory(self) -> bool:
         """Whether objectives or constraints name the peak memory."""
-        return PEAK_MEMORY in self._named
+        return PEAK_MEMORY in self.named
 
     @property
     def energy(self) -> bool:
         """Whether objectives or constraints name the energy."""
-        return ENERGY in self._named
+        return ENERGY in self.named
 
     @property
     def in_rungs(self) -> bool:

@@ -323,15 +323,17 @@ class Variants(FinalNetworks):
         def costs(architectures: Sequence[Architecture]) -> dict[str, np.ndarray]:
             return evaluator.cheap(space.encode_many(architectures))
 
-        on_front = [record.architecture for record in results.front()]
+        alike: dict[Architecture, list[Architecture]] = {}
+        for record in results.front():
+            alike.setdefault(structure(record.architecture), []).append(record.architecture)
         tried: dict[str, list[Any]] = known["tried"]
         with report.phase("try other policies", len(own), unit="networks") as phase:
             for number, (identity, (_, network)) in enumerate(own.items()):
                 if should_stop():
                     raise StoppedEarly(f"stopped after other policies of {number} of {len(own)} networks were tried.")
                 if identity not in tried:
-                    alike = [one for one in on_front if structure(one) == structure(network.architecture)]
-                    architectures = proposals(network, space, costs, names, judge, alike)
+                    seen = alike.get(structure(network.architecture), ())
+                    architectures = proposals(network, space, costs, names, judge, seen)
                     requests = [Request(one, part=Part(0, 1, network)) for one in architectures]
                     found = zip(architectures, judge.evaluate(requests), strict=True)
                     each = [Tried(identity, a, dict(o.metrics)).to_plain() for a, o in found if not o.failure]
@@ -367,7 +369,7 @@ class Variants(FinalNetworks):
     ) -> list[Tried]:
         """With what is known of each without evaluating it, and latency, measured together where none is predicted."""
         known = {name: values.tolist() for name, values in costs([one.architecture for one in tried]).items()}
-        if "latency_ms" not in known and any(name == "latency_ms" for name in self._asked):
+        if "latency_ms" not in known and "latency_ms" in self._problem.named:
             with report.phase("measure other policies", len(tried), unit="networks") as phase:
                 networks = [self._problem.untrained(one.architecture) for one in tried]
                 found = latency.measure_each(networks)
@@ -377,11 +379,6 @@ class Variants(FinalNetworks):
             replace(one, metrics=one.metrics | {name: values[i] for name, values in known.items()})
             for i, one in enumerate(tried)
         ]
-
-    @property
-    def _asked(self) -> list[str]:
-        problem = self._problem
-        return [*(o.name for o in problem.objectives), *(c.metric for c in problem.constraints)]
 
     def _read(self, own: Mapping[str, tuple[TrialRecord, Network]]) -> dict[str, Any]:
         """What was tried and chosen before, of networks that were finished likewise.
@@ -393,8 +390,8 @@ class Variants(FinalNetworks):
         if known.get("recipe") != self._recipe:
             return {"tried": {}}
         try:
-            chosen = known.get("chosen", [])
-            if known.get("asked", {}).get("networks", list(own)) == list(own) and len(chosen) > known["asked"]["most"]:
+            chosen = known.get("chosen", [])  # there are none while others are still tried
+            if len(chosen) > known.get("asked", {"most": 0})["most"]:
                 raise ValueError("too many were chosen")
             for plain in (*chosen, *(one for identity in own for one in known["tried"].get(identity, ()))):
                 self._check(Tried.from_plain(plain), own)

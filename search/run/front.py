@@ -262,9 +262,10 @@ class Front:
         Raises:
             ValueError: With what is wrong.
         """
+        ids = self.ids
         for member in (*self.members, *self.others):
             member._check()
-            if member.weights_from and member.weights_from not in self.ids:
+            if member.weights_from and member.weights_from not in ids:
                 raise ValueError(f"{member.id} has the weights of a network that is not there")
         named = self.task.get("name") if isinstance(self.task, Mapping) else self.task
         if not isinstance(named, str):
@@ -276,7 +277,7 @@ class Front:
             raise ValueError("searched_front holds something else than ids")
         if not all(d in ("max", "min") for d in self.objectives.values()):
             raise ValueError("an objective has no direction")
-        if self.final and self.knee is not None and self.knee not in self.ids:
+        if self.final and self.knee is not None and self.knee not in ids:
             raise ValueError("the knee is none of its networks")
         _check_numbers("trials", self.trials.values())
         _check_numbers("hypervolume", (x for x in (self.hypervolume, *(self.reference or ())) if x is not None))
