@@ -1,6 +1,7 @@
 """What the search strategies must show, part by part; each is one run and writes one file in `benchmarks/results/`.
 
     python benchmarks/search.py table         strategies on published tables: share of the exact hypervolume, 20 seeds
+                                              (`gp`, `qnehvi`: --strategies gp --expensive-only; hours on one core)
     python benchmarks/search.py nsga2         this project's NSGA-II beside Optuna's own, on the same tables
     python benchmarks/search.py surrogate     rank correlation and coverage of `predictors.surrogate` and plain models
     python benchmarks/search.py constraint    20 searches with a budget on latency: fronts within it, by measurement
@@ -19,8 +20,9 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -89,9 +91,10 @@ def _course(
 
 
 def table(args: argparse.Namespace) -> None:
-    """Every problem with every strategy; what is done is written as it comes."""
+    """Every problem with every strategy; what is done is written as it comes, and a run that was killed goes on."""
     strategies = {name: Strategy.from_plain(name, "--strategies") for name in args.strategies.split(",")}
     found: dict[str, Any] = {}
+    done = _Courses(args.output / "search-tables.courses.tmp")
     with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
         for cheap in (False, True):
             for name, (file, names) in PROBLEMS.items():
@@ -100,8 +103,9 @@ def table(args: argparse.Namespace) -> None:
                 path, known = args.data / f"{file}.csv", names[1:] if cheap else ()
                 read, truth = _truth(path, names)
                 chosen = {"predictor": strategies["predictor"]} if cheap and "predictor" in strategies else strategies
+                called = _CHEAP[[*PROBLEMS].index(name)] if cheap else name
                 say(f"{name}{', the second objective cheap' if cheap else ''}")
-                found[_CHEAP[[*PROBLEMS].index(name)] if cheap else name] = compare(
+                found[called] = compare(
                     read,
                     truth.objectives,
                     chosen,
@@ -109,23 +113,65 @@ def table(args: argparse.Namespace) -> None:
                     seeds=args.seeds,
                     cheap=known,
                     say=say,
-                    courses=lambda strategy, path=path, names=names, known=known: pool.map(
-                        partial(_course, path, names, strategy, args.trials, known), range(args.seeds)
+                    courses=lambda strategy, called=called, path=path, names=names, known=known: done.of(
+                        {"problem": called, "strategy": repr(strategy), "trials": args.trials},
+                        args.seeds,
+                        lambda seeds: pool.map(partial(_course, path, names, strategy, args.trials, known), seeds),
                     ),
                 )
                 _write_tables(found, args.output)
             if "predictor" not in strategies or args.expensive_only:
                 break
+    done.path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class _Courses:
+    """Searches that are done already, in a file that goes when all are; it is no good after a strategy has changed."""
+
+    path: Path
+
+    def of(
+        self, which: dict[str, Any], seeds: int, search: Callable[[Sequence[int]], Iterable[Course]]
+    ) -> Iterator[Course]:
+        """The searches of a strategy by seed: from the file, or else carried out and added to it."""
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        known = {one["seed"]: one for one in map(json.loads, lines) if which.items() <= one.items()}
+        new = iter(search([seed for seed in range(seeds) if seed not in known]))
+        for seed in range(seeds):
+            if seed in known:
+                share = {int(count): value for count, value in known[seed]["share"].items()}
+                yield Course(share, known[seed]["proposal_s"])
+                continue
+            course = next(new)
+            with self.path.open("a") as file:
+                file.write(json.dumps({**which, "seed": seed, **asdict(course)}) + "\n")
+            yield course
 
 
 def _write_tables(found: dict[str, Any], folder: Path) -> None:
-    """Beside what the file has of other problems and strategies, where those were searched as often and as long."""
+    """Beside what the file has of other problems and strategies, and of more seeds or trials of the same strategy."""
     path = folder / "search-tables.json"
     problems = json.loads(path.read_text())["problems"] if path.exists() else {}
+    commit = provenance("cpu", 1)["commit"]
     for name, one in found.items():
+        problem = {key: value for key, value in one.items() if key not in ("strategies", "seeds", "trials")}
         before = problems.get(name, {})
-        alike = all(before.get(key) == one[key] for key in one if key != "strategies")
-        problems[name] = {**one, "strategies": {**(before["strategies"] if alike else {}), **one["strategies"]}}
+        alike = all(problem[key] == value for key, value in before.items() if key in problem)
+        strategies = dict(before["strategies"]) if alike else {}
+        for strategy, result in one["strategies"].items():
+            share = {count: {**value, "seeds": one["seeds"]} for count, value in result["share"].items()}
+            kept = {
+                count: value
+                for count, value in strategies.get(strategy, {"share": {}})["share"].items()
+                if count not in share or value["seeds"] > one["seeds"]
+            }
+            strategies[strategy] = {
+                **result,
+                "commit": commit,
+                "share": {count: (share | kept)[count] for count in sorted(share | kept, key=int)},
+            }
+        problems[name] = {**problem, "strategies": strategies}
     problems = {name: problems[name] for name in sorted(problems, key=[*PROBLEMS, *_CHEAP].index)}
     write("tables", {"problems": problems, "chosen_on": CHOSEN_ON, "mean": _means(problems)}, folder)
 
@@ -145,7 +191,8 @@ def _means(found: dict[str, Any]) -> dict[str, Any]:
         )
         for strategy in shared:
             shares = [found[name]["strategies"][strategy]["share"] for name in names]
-            mean = {count: float(np.mean([s[count]["mean"] for s in shares])) for count in shares[0]}
+            counts = [count for count in shares[0] if all(count in share for share in shares)]
+            mean = {count: float(np.mean([share[count]["mean"] for share in shares])) for count in counts}
             means.setdefault(group, {})[strategy] = mean
     return means
 
