@@ -287,7 +287,9 @@ class Run:
         os.ftruncate(file, 0)
         os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
         self._lock, self._entered = file, 1
-        remove_unfinished(self.path)
+        for folder in (self.path, self.latency, self.networks, self.rungs):
+            if folder.is_dir() and not folder.is_symlink():
+                remove_unfinished(folder)
         with contextlib.suppress(NasError, KeyError):  # a resume may have changed it since it was opened
             self.manifest = read_manifest(self.path / "manifest.json", _READABLE)
         return self

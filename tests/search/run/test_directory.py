@@ -224,8 +224,11 @@ def test_one_process_at_a_time_and_a_dead_one_leaves_no_lock(tmp_path):
             pass
         os.kill(holder.pid, signal.SIGKILL)
     assert not run.is_running() and run.status().state == "stopped"
+    left = run.networks / ".n1.safetensors.a1b2c3_9"
+    run.networks.mkdir()
+    left.write_text("ha")
     with run:
-        assert run.is_running()
+        assert run.is_running() and not left.exists()
         with pytest.raises(NasError, match="is using this run"), Run.open("r", tmp_path):
             pass
     assert not run.is_running()
