@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,7 @@ FIT_ROWS = 300
 ROWS = 600
 """Rows, at most, that a model knows: those nearest to the front, and a spread of the others as many."""
 
+_TREES = 50  # that tell which evaluations fail
 _FIRST_ROWS = 120  # of the first fit where more than `ROWS` were evaluated: a search that goes on
 _STEPS_OF_MANY = 10  # of a fit then
 
@@ -86,6 +88,11 @@ class Models:
         space: Of the architectures.
         wanted: The metrics that are modelled.
         known: Those that are known beforehand.
+
+    Attributes:
+        encoding: Of choices and counts.
+        wanted: The metrics that are modelled.
+        share: Of evaluations that did not fail, smoothed.
     """
 
     def __init__(self, space: SearchSpace, wanted: Sequence[Wanted], known: Sequence[Wanted]) -> None:
@@ -96,8 +103,9 @@ class Models:
         self.wanted, self._known = tuple(wanted), tuple(w for w in known if w.sign > 0)
         self._models: dict[Wanted, _Model] = {}
         self._evaluated = self._refits = 0
-        self._failures: _Model | None = None
-        self._share, self._spread = 1.0, 1.0  # of evaluations that do not fail
+        self.share = 1.0
+        self._failures: Any = None
+        self._failures_due = 0
         self._last: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
     def scale(self, wanted: Wanted) -> Scale:
@@ -234,26 +242,36 @@ class Models:
         return Design(linear, np.hstack([x, extra]), with_counts)
 
     def learn_failures(self, done: np.ndarray, failed: np.ndarray) -> None:
-        """Learn where evaluations fail: encoded architectures (rows, variables) of which they did not, and did."""
+        """Learn where evaluations fail: encoded architectures (rows, variables) of which they did not, and did.
+
+        Bagged trees (Breiman 1996, "Bagging predictors") on the values' places and on counts. What makes an evaluation
+        fail is often one choice, or a few of them together: trees find those among a hundred others.
+        """
         if not len(failed):
             return
         both = np.concatenate([done, failed])
-        self._share = (1 + len(done)) / (2 + len(both))
-        self._spread = math.sqrt(self._share * (1 - self._share))
-        y = np.concatenate([np.full(len(done), 1 - self._share), np.full(len(failed), -self._share)]) / self._spread
-        model = self._failures = self._failures or _Model((), self._process(0), Scale(0, 0, 1))
-        design = self._design(model, both, np.zeros((len(both), 0)))
-        if len(both) >= model.fitted_at + max(1, model.fitted_at // 12):
-            some = np.linspace(0, len(both) - 1, min(len(both), FIT_ROWS)).astype(int)
-            model.process.fit(design[some], y[some], iterations=20)
-            model.fitted_at = len(both)
-        model.process.condition(design, y)
+        if self._failures is not None and len(both) < self._failures_due:
+            return
+        from sklearn.ensemble import RandomForestClassifier  # slow to import, and seldom needed
+
+        y = np.arange(len(both)) < len(done)
+        self.share = (1 + len(done)) / (2 + len(both))
+        self._failures_due = len(both) + max(1, len(both) // 50)
+        if y.all() or not y.any():
+            self._failures = None
+            return
+        trees = RandomForestClassifier(_TREES, max_features=None, min_samples_leaf=2, random_state=0)
+        self._failures = trees.fit(self._places(both), y)
 
     def chance(self, rows: np.ndarray) -> np.ndarray:
-        """That an evaluation of encoded architectures does not fail (rows,): a smoothed share of those near by."""
-        assert self._failures is not None
-        design = self._design(self._failures, rows, np.zeros((len(rows), 0)))
-        return np.clip(self._share + self._spread * self._failures.process.mean(design), 0.01, 1.0)
+        """That an evaluation of encoded architectures does not fail (rows,)."""
+        if self._failures is None or not len(rows):
+            return np.full(len(rows), self.share)
+        found: np.ndarray = self._failures.predict_proba(self._places(rows))[:, 1]
+        return np.clip(found, 1e-6, 1.0)
+
+    def _places(self, rows: np.ndarray) -> np.ndarray:
+        return np.hstack([rows, self._encoded(rows)[1]])
 
     def _encoded(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Choices and counts; of the rows that were asked about last they are there."""

@@ -34,6 +34,8 @@ _POOL = 600  # architectures that the first points are taken from
 _SAMPLE = 1000  # architectures whose predictions say where the reference point lies
 _REPAIRS = 12  # rounds of mutation toward the constraints, where few random architectures keep them
 _REFINEMENTS = 2  # rounds of looking at the neighbours of the best candidates
+_HOPELESS = 0.2  # candidates of less chance not to fail, as a share of what does not fail on average, are left out
+_LIKELY = 0.5  # who has less chance not to fail is not believed to be on the front before it is there
 _REFINED = 8  # candidates whose neighbours are looked at
 _LARGEST_BATCH = 200
 _REMEMBERED = 200_000  # architectures whose cheap metrics are kept
@@ -125,6 +127,15 @@ class PredictorSampler(BatchSampler):
     def _chance(self, rows: np.ndarray) -> np.ndarray:
         """That an evaluation does not fail, of encoded architectures (rows,): learned from those that did."""
         return self._models.chance(rows) if len(self._history.failed) else np.ones(len(rows))
+
+    def _hopeful(self, rows: np.ndarray) -> np.ndarray:
+        """Encoded architectures (rows, variables) without those that nearly surely fail.
+
+        However small their chance, what is left at the end of a search that found the rest would be all theirs.
+        """
+        if not len(self._history.failed) or not len(rows):
+            return rows
+        return rows[self._chance(rows) >= _HOPELESS * self._models.share]
 
     # -- architectures ------------------------------------------------------------------------------------------------
 
@@ -221,14 +232,14 @@ class PredictorSampler(BatchSampler):
             return []
         reference = self._move_reference(points)
         if len(pending):
-            believed = self._means(pending)
+            believed = self._means(pending[self._chance(pending) >= _LIKELY])
             front = np.concatenate([front, believed]) if not self._later else front
         search = _Acquisition(self, front, reference, any_feasible=bool(feasible.any()))
         score = search.score(candidates, exact=False)
         best = candidates[np.argsort(-score, kind="stable")[:_EXACT]]
         for _ in range(_REFINEMENTS):
             order = np.argsort(-search.score(best, exact=True), kind="stable")
-            near = self._around(best[order[:_REFINED]], known | {row.tobytes() for row in best})
+            near = self._hopeful(self._around(best[order[:_REFINED]], known | {row.tobytes() for row in best}))
             if not len(near):
                 break
             near = near[np.argsort(-search.score(near, exact=False), kind="stable")[: _EXACT // 2]]
@@ -239,7 +250,9 @@ class PredictorSampler(BatchSampler):
         near = self._around(members, known)
         near = near[rng.permutation(len(near))[:_NEIGHBOURS]]
         drawn = self._draw_feasible(self._config.candidates, rng)
-        return _not_in(distinct(np.concatenate([near, drawn])), known)
+        found = _not_in(distinct(np.concatenate([near, drawn])), known)
+        hopeful = self._hopeful(found)
+        return hopeful if len(hopeful) else found
 
     def _around(self, rows: np.ndarray, known: set[bytes]) -> np.ndarray:
         """The neighbours of architectures that are not known and keep the constraints known beforehand."""
@@ -342,6 +355,8 @@ class _Acquisition:
                 step = covariance / math.sqrt(max(variance[w][best], 0.0) + self._models.noise(w))
                 variance[w] = variance[w] - step * step
                 half[w] = np.vstack([half[w], step])
+            if self._sampler._chance(rows[best : best + 1])[0] < _LIKELY:
+                continue
             point = [
                 before[w][best] if w in before else self._models.scale(w).back(beliefs[w].mean[best : best + 1])[0]
                 for w in self._objectives
