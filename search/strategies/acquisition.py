@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from mixnas.search.study.pareto import boxes_above, non_dominated_minimised
 
-_MOST_BOXES = 4000
+MOST_BOXES = 4000
+"""Of an improvement, for some hundred candidates."""
+
+ROUGHLY = 1000
+"""The same for some thousand."""
+
+_MOST_POINTS = 600  # of a front of three objectives and more: each takes a step of Python to build the boxes
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,24 +94,29 @@ class Improvement:
     Args:
         front: Minimised points (num_points, num_objectives).
         reference: (num_objectives,).
+        most: Boxes at most: of a large front of three objectives and more some points are left out, by chance.
     """
 
-    def __init__(self, front: np.ndarray, reference: np.ndarray) -> None:
+    def __init__(self, front: np.ndarray, reference: np.ndarray, most: int = MOST_BOXES) -> None:
         points = front[non_dominated_minimised(front)] if len(front) else front
-        lower, upper = boxes_above(points, reference)
         rng = np.random.default_rng(0)
-        while len(lower) > _MOST_BOXES and len(points) > 4:  # of many objectives: a front that is thinned out
+        if points.shape[1] > 2 and len(points) > _MOST_POINTS:
+            points = points[np.sort(rng.permutation(len(points))[:_MOST_POINTS])]
+        while (boxes := boxes_above(points, reference, most if points.shape[1] > 2 else math.inf)) is None:
             points = points[np.sort(rng.permutation(len(points))[: len(points) * 2 // 3])]
-            lower, upper = boxes_above(points, reference)
-        self.bounds, self._ends = [], []
+        lower, upper = boxes
+        self.bounds, self._ends, self._units = [], [], []
         for low, high in zip(lower.T, upper.T, strict=True):
             bounds, index = np.unique(np.concatenate([low, high]), return_inverse=True)
             self.bounds.append(bounds)
+            span = float(np.ptp(bounds[np.isfinite(bounds)]))
+            # a power of two, so that nothing is rounded: metrics of 1e200 would have an infinite product
+            self._units.append(2.0 ** math.frexp(span)[1] if span > 0 else 1.0)
             self._ends.append(index.reshape(2, -1))
 
     def __call__(self, shortfalls: list[np.ndarray]) -> np.ndarray:
-        """(rows,) from each objective's expected shortfalls below its `bounds`, (rows, num_bounds)."""
+        """(rows,) from each objective's expected shortfalls below its `bounds`, (rows, num_bounds); in no unit."""
         product = np.ones((len(shortfalls[0]), self._ends[0].shape[1]))
-        for shortfall, (low, high) in zip(shortfalls, self._ends, strict=True):
-            product *= np.maximum(shortfall[:, high] - shortfall[:, low], 0.0)
+        for shortfall, (low, high), unit in zip(shortfalls, self._ends, self._units, strict=True):
+            product *= np.maximum(shortfall[:, high] - shortfall[:, low], 0.0) / unit
         return product.sum(axis=1)

@@ -20,7 +20,7 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 
 from mixnas.search.strategies import STRATEGIES, Acceptable, Cheap, Question, Strategy
-from mixnas.search.strategies.acquisition import Improvement, shortfall_of_known
+from mixnas.search.strategies.acquisition import ROUGHLY, Improvement, shortfall_of_known
 from mixnas.search.strategies.drawing import BatchSampler, distinct, mutated, trial_generator
 from mixnas.search.strategies.history import History
 from mixnas.search.strategies.modelling import ROWS, Models, Wanted
@@ -30,6 +30,7 @@ from mixnas.search_space.settings import Between
 
 _NEIGHBOURS = 2500  # candidates, at most, next to the front
 _EXACT = 300  # candidates whose improvement is computed exactly
+_PARENTS = 200  # members of the front, at most, whose neighbours are looked at
 _POOL = 600  # architectures that the first points are taken from
 _SAMPLE = 1000  # architectures whose predictions say where the reference point lies
 _REPAIRS = 12  # rounds of mutation toward the constraints, where few random architectures keep them
@@ -247,6 +248,8 @@ class PredictorSampler(BatchSampler):
         return search.batch(best, count)
 
     def _candidates(self, members: np.ndarray, known: set[bytes], rng: np.random.Generator) -> np.ndarray:
+        if len(members) > _PARENTS:
+            members = members[rng.permutation(len(members))[:_PARENTS]]
         near = self._around(members, known)
         near = near[rng.permutation(len(near))[:_NEIGHBOURS]]
         drawn = self._draw_feasible(self._config.candidates, rng)
@@ -301,18 +304,21 @@ class _Acquisition:
         self._reference, self._any_feasible = reference, any_feasible
         self._front = front
         self._improvement = Improvement(front, reference)
+        self._rough = Improvement(front, reference, ROUGHLY)
 
     def score(self, rows: np.ndarray, *, exact: bool) -> np.ndarray:
         """(rows,), more is better."""
         before, _ = self._sampler._before(rows)
         beliefs = self._models.beliefs(rows, before, exact=exact)
-        return self._value(before, {w: (b.mean, b.deviation) for w, b in beliefs.items()}, rows)
+        improvement = self._improvement if exact else self._rough
+        return self._value(before, {w: (b.mean, b.deviation) for w, b in beliefs.items()}, rows, improvement)
 
     def _value(
         self,
         before: Mapping[Wanted, np.ndarray],
         beliefs: Mapping[Wanted, tuple[np.ndarray, np.ndarray]],
         rows: np.ndarray,
+        improvement: Improvement,
     ) -> np.ndarray:
         from scipy.special import ndtr  # slow to import
 
@@ -320,12 +326,12 @@ class _Acquisition:
         if self._any_feasible or not self._sampler._later:
             found = []
             for i, w in enumerate(self._objectives):
-                bounds = self._improvement.bounds[i]
+                bounds = improvement.bounds[i]
                 if w in before:
                     found.append(shortfall_of_known(bounds, before[w]))
                 else:
                     found.append(self._models.scale(w).shortfall(bounds, *beliefs[w]))
-            value = self._improvement(found)
+            value = improvement(found)
         for c in self._sampler._later:
             w = Wanted.of(c)
             mean, deviation = beliefs[w]
@@ -343,7 +349,7 @@ class _Acquisition:
         chosen: list[np.ndarray] = []
         for _ in range(min(count, len(rows))):
             now = {w: (b.mean, np.sqrt(np.maximum(variance[w], 0) + self._models.noise(w))) for w, b in beliefs.items()}
-            value = np.where(left, self._value(before, now, rows), -1.0)
+            value = np.where(left, self._value(before, now, rows, self._improvement), -1.0)
             best = int(np.argmax(value))
             left[best] = False
             chosen.append(rows[best])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,7 +44,9 @@ def non_dominated_minimised(points: np.ndarray) -> np.ndarray:
     return mask
 
 
-def boxes_above(front: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def boxes_above(
+    front: np.ndarray, reference: np.ndarray, most: float = math.inf
+) -> tuple[np.ndarray, np.ndarray] | None:
     """Disjoint boxes that together are what a new point can add: not dominated by the front, within the reference.
 
     Local upper bounds, each with the points that define it (Lacour, Klamroth and Fonseca 2017, "A box decomposition
@@ -52,9 +55,11 @@ def boxes_above(front: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, n
     Args:
         front: Points (num_points, num_objectives), less is better in all; they may dominate each other.
         reference: (num_objectives,).
+        most: Boxes at most.
 
     Returns:
-        Lower corners, -inf where a box is open, and upper corners, each (num_boxes, num_objectives).
+        Lower corners, -inf where a box is open, and upper corners, each (num_boxes, num_objectives); None as soon as
+        there are more than `most`: of four objectives and hundreds of points there may be millions.
     """
     dimensions = len(reference)
     points = front[(front < reference).all(axis=1)]
@@ -75,6 +80,8 @@ def boxes_above(front: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, n
             new_upper.append(moved)
             new_defining.append(moved_definers)
         upper, defining = np.concatenate(new_upper), np.concatenate(new_defining)
+        if len(upper) > most:
+            return None
     lower = np.full_like(upper, -np.inf)
     for j in range(1, dimensions):
         lower[:, j] = defining[:, :j, j].max(axis=1)
