@@ -336,17 +336,21 @@ def _files(path: Path) -> tuple[Path, Path]:
 
 
 def _read_lines(path: Path) -> list[tuple[int, list[str]]]:
-    """Cells of the lines that have any, each with the number of the line on which it ends."""
+    """Cells of the lines that have any, each with the number of the line on which they begin."""
     try:
         text = read_bytes(path).decode("utf-8-sig")  # with the mark that spreadsheets put first, or without
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: cannot be read: not UTF-8 text.") from error
     reader = csv.reader(io.StringIO(text, newline=""))
+    found, read = [], 0
     try:
-        return [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                found.append((read + 1, row))
+            read = reader.line_num
     except csv.Error as error:
-        where = f"{path}: line {reader.line_num}"
-        raise ConfigError(f"{where}: is no table: {visible(str(error))[:100]}.") from error
+        raise ConfigError(f"{path}: is no table: line {read + 1}: {visible(str(error))[:100]}.") from error
+    return found
 
 
 def _means(found: np.ndarray) -> np.ndarray:
