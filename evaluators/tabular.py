@@ -32,7 +32,7 @@ NUMERIC = "numeric"
 
 _ABSENT = "-"  # of a knob that no other knob switches: being absent is a value of its own; see `_absent_mark`
 _LARGEST_COSTS = 32_000_000  # numbers, 128 MB; of a larger table a nearest row is found without them
-_ROUNDED = 1e-3  # more than what sums of a few thousand costs lose in single precision
+_AT_ONCE = 256  # vectors whose nearest rows are found together
 
 
 class TableSpace(SearchSpace):
@@ -79,18 +79,37 @@ class TableSpace(SearchSpace):
 
     def row(self, vector: np.ndarray) -> int:
         """The row of an integer vector, or of the architecture nearest to it."""
-        vector = np.ascontiguousarray(vector, dtype=np.int64)
-        found = self._row_of.get(vector.tobytes())
-        return self._nearest(vector) if found is None else found
+        return int(self._rows_of(np.asarray(vector, dtype=np.int64)[None])[0])
 
-    def _nearest(self, vector: np.ndarray) -> int:
+    def _rows_of(self, vectors: np.ndarray) -> np.ndarray:
+        """`row` of integer vectors (count, num_variables)."""
+        found = np.array([self._row_of.get(vector.tobytes(), -1) for vector in vectors], dtype=np.intp)
+        missing = np.flatnonzero(found < 0)
+        for start in range(0, len(missing), _AT_ONCE):
+            part = missing[start : start + _AT_ONCE]
+            found[part] = self._nearest(vectors[part])
+        return found
+
+    def _nearest(self, vectors: np.ndarray) -> list[int]:
         """The first of the rows that are nearest: those that may be by rounded sums, and of these the exact ones."""
         if self._costs is None:
-            return int(np.argmin(self._distances(vector)))
-        at = self._starts + np.clip(vector, INACTIVE, self._counts - 1)
-        rough = self._costs[at].sum(axis=0)
-        candidates = np.flatnonzero(rough <= rough.min() + _ROUNDED)
-        return int(candidates[np.argmin(self._distances(vector, self.rows[candidates]))])
+            return [int(np.argmin(self._distances(vector))) for vector in vectors]
+        at = self._starts + np.clip(vectors, INACTIVE, self._counts - 1)
+        if len(vectors) == 1:
+            rough = self._costs[at[0]].sum(axis=0)[None]
+        else:
+            chosen = np.zeros((len(vectors), len(self._costs)), dtype=np.float32)
+            np.put_along_axis(chosen, at, 1.0, axis=1)
+            rough = chosen @ self._costs
+        # n costs of at most 1 add up to at most n, and each addition in single precision loses at most 2^-24 of that
+        lost = 2 * (len(self.variables) + 1) ** 2 * 2.0**-24
+        close = rough <= rough.min(axis=1, keepdims=True) + lost
+        found = []
+        for vector, here in zip(vectors, close, strict=True):
+            candidates = np.flatnonzero(here)
+            best = np.argmin(self._distances(vector, self.rows[candidates])) if len(candidates) > 1 else 0
+            found.append(int(candidates[best]))
+        return found
 
     @cached_property
     def _costs(self) -> np.ndarray | None:
@@ -169,7 +188,7 @@ class TableSpace(SearchSpace):
         if self._full:
             return filled
         flat = np.atleast_2d(filled)
-        return np.array([self.rows[self.row(vector)] for vector in flat]).reshape(filled.shape)
+        return np.asarray(self.rows[self._rows_of(flat)].reshape(filled.shape))
 
     def neighbour_vectors(self, vector: np.ndarray) -> np.ndarray:
         """Rows that differ by one choice; of a table with gaps as many as that would be, the nearest, and one more.

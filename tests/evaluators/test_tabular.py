@@ -165,9 +165,10 @@ def test_the_nearest_row_is_the_nearest_by_the_definition(tmp_path, monkeypatch,
     by_name = {v.name: v for v in space.variables}
     assert [name for name in "abcde" if by_name[name].values[0] == "-"] == ["c", "d"] and by_name["b"].parent >= 0
     missing = 0
-    for _ in range(150):
-        free = rng.integers(0, [len(v.values) for v in space.variables])
-        vector = np.where(space.active(free), free, -1)
+    free = rng.integers(0, [len(v.values) for v in space.variables], size=(150, 5))
+    vectors = np.where(space.active(free), free, -1)
+    assert (space.complete(vectors, rng) == [space.rows[space.row(vector)] for vector in vectors]).all()
+    for vector in vectors:
         distances = [apart(vector, row) for row in space.rows]
         missing += min(distances) > 0
         assert distances[space.row(vector)] == pytest.approx(min(distances))
