@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import sys
 from typing import Any
 
-from mixnas.cli.printing import number, print_json, print_table
+from mixnas.cli.printing import print_json, print_table
 from mixnas.cli.verbs import Group, Verb
 from mixnas.search_space.errors import ConfigError
 
@@ -21,7 +22,8 @@ def table_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--objectives",
         metavar="A,B",
-        help="metrics of the table, each in its own direction (default: the first maximised and the first minimised)",
+        help="metrics of the table, each in its own direction (default: the first maximised and the first minimised); "
+        'one with a comma in its name stands in "quotes"',
     )
     parser.add_argument("--cheap", metavar="B", help="metrics that are known without evaluating")
     parser.add_argument(
@@ -59,7 +61,7 @@ def table(args: argparse.Namespace) -> int:
     if args.json:
         print_json(found)
         return 0
-    reference = ", ".join(f"{name} {number(value)}" for name, value in found["reference"].items())
+    reference = ", ".join(f"{name} {value:.4g}" for name, value in found["reference"].items())
     of = "" if found["lines"] == found["rows"] else f", the means of {found['lines']:,} lines"
     print(f"{found['table']}: {found['rows']:,} architectures{of}, {found['front']} on the exact front")
     if found["empty"]:
@@ -76,7 +78,9 @@ def table(args: argparse.Namespace) -> int:
 
 
 def _names(text: str | None) -> list[str] | None:
-    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+    if text is None:
+        return None
+    return [name.strip() for row in csv.reader([text], skipinitialspace=True) for name in row if name.strip()]
 
 
 def _strategies(text: str) -> dict[str, Any]:

@@ -211,7 +211,7 @@ ANSWERS: dict[str, Schema] = {
         cheap=_list(TEXT),
         reference=_by_name(NUMBER),
         front=WHOLE,
-        hypervolume=NUMBER,
+        hypervolume=_or_null(NUMBER),
         trials=WHOLE,
         seeds=WHOLE,
         strategies=_by_name(_record(share=_by_name(_record(mean=NUMBER, sd=NUMBER)), proposal_s=NUMBER)),

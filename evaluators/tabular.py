@@ -2,15 +2,18 @@
 
 `NAME.csv` has an architecture in each line; `NAME.yaml` beside it says which columns are its choices (`knobs`) and
 which were measured (`metrics`, with the direction that is better), and whatever else people want to know of it. An
-empty cell of a knob is a choice that this architecture does not have; of a metric, an evaluation that failed.
+empty cell of a knob is a choice that this architecture does not have; of a metric, an evaluation that failed. Lines
+whose cells are all empty are none.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ import numpy as np
 from mixnas.evaluators.protocol import Metric, Outcome, Request, attempt
 from mixnas.search_space.architecture import Architecture, Op
 from mixnas.search_space.errors import ConfigError, NasError, listed, nearest, shown, visible
-from mixnas.search_space.files import load_yaml, read_text
+from mixnas.search_space.files import load_yaml, read_bytes
 from mixnas.search_space.registry import Value
 from mixnas.search_space.reporting import SILENT, Report
 from mixnas.search_space.space import INACTIVE, SearchSpace, Variable
@@ -27,7 +30,9 @@ from mixnas.search_space.space import INACTIVE, SearchSpace, Variable
 NUMERIC = "numeric"
 """Written for a knob's values where they are whatever numbers stand in the column."""
 
-_ABSENT = "-"  # of a knob that no other knob switches: being absent is a value of its own
+_ABSENT = "-"  # of a knob that no other knob switches: being absent is a value of its own; see `_absent_mark`
+_LARGEST_COSTS = 32_000_000  # numbers, 128 MB; of a larger table a nearest row is found without them
+_AT_ONCE = 256  # vectors whose nearest rows are found together
 
 
 class TableSpace(SearchSpace):
@@ -44,22 +49,29 @@ class TableSpace(SearchSpace):
     def __init__(self, names: Sequence[str], cells: Sequence[Sequence[Value | None]], source: str) -> None:
         self.source = source
         columns = {name: [row[i] for row in cells] for i, name in enumerate(names)}
-        self._set_variables(tuple(_variables(columns)))
+        variables, marked = _variables(columns)
+        self._set_variables(tuple(variables))
         self._positions_of = [{value: i for i, value in enumerate(v.values)} for v in self.variables]
         self.rows = np.full((len(cells), len(self.variables)), INACTIVE, dtype=np.int64)
         for i, variable in enumerate(self.variables):
             positions = self._positions_of[i]
-            for r, value in enumerate(columns[variable.name]):
-                self.rows[r, i] = positions.get(_ABSENT if value is None else value, INACTIVE)
+            self.rows[:, i] = [INACTIVE if cell is None else positions[cell] for cell in columns[variable.name]]
         self._row_of = {row.tobytes(): i for i, row in enumerate(self.rows)}
-        ordered = [_is_numeric(v.values) for v in self.variables]
-        self._step = np.where(ordered, 1 / np.maximum(self._counts - 1, 1), 1.0)
+        # positions up to which a knob is not there
+        self._absent = np.array([0 if v.name in marked else INACTIVE for v in self.variables])
+        first = self._absent + 1
+        ordered = [_is_numeric(v.values[f:]) for v, f in zip(self.variables, first, strict=True)]
+        self._step = np.where(ordered, 1 / np.maximum(self._counts - first - 1, 1), 1.0)
+        self._free = all(v.parent < 0 for v in self.variables)
         self._full = len(cells) == self._combinations()
+        self._choices = [[(v.name, value) for value in v.values] for v in self.variables]
+        self._by_name = sorted(range(len(self.variables)), key=lambda i: self.variables[i].name)
+        self._made: dict[int, Architecture] = {}  # by row
+        self._made_rows: dict[int, tuple[Architecture, int]] = {}  # by identity
 
     def _combinations(self) -> int:
         """Rows that a table of every combination would have; knobs that depend on others are not counted out."""
-        free = all(v.parent < 0 for v in self.variables)
-        return math.prod(int(c) for c in self._counts) if free else -1
+        return math.prod(int(c) for c in self._counts) if self._free else -1
 
     def size(self) -> int:
         """The number of rows."""
@@ -67,13 +79,58 @@ class TableSpace(SearchSpace):
 
     def row(self, vector: np.ndarray) -> int:
         """The row of an integer vector, or of the architecture nearest to it."""
-        found = self._row_of.get(np.ascontiguousarray(vector, dtype=np.int64).tobytes())
-        return int(np.argmin(self._distances(vector))) if found is None else found
+        return int(self._rows_of(np.asarray(vector, dtype=np.int64)[None])[0])
 
-    def _distances(self, vector: np.ndarray) -> np.ndarray:
-        apart = np.minimum(np.abs(self.rows - vector) * self._step, 1.0)
-        one_absent = (self.rows < 0) != (vector < 0)
-        return np.where(one_absent | ((self.rows != vector) & (self._step == 1.0)), 1.0, apart).sum(axis=1)
+    def _rows_of(self, vectors: np.ndarray) -> np.ndarray:
+        """`row` of integer vectors (count, num_variables)."""
+        found = np.array([self._row_of.get(vector.tobytes(), -1) for vector in vectors], dtype=np.intp)
+        missing = np.flatnonzero(found < 0)
+        for start in range(0, len(missing), _AT_ONCE):
+            part = missing[start : start + _AT_ONCE]
+            found[part] = self._nearest(vectors[part])
+        return found
+
+    def _nearest(self, vectors: np.ndarray) -> list[int]:
+        """The first of the rows that are nearest: those that may be by rounded sums, and of these the exact ones."""
+        if self._costs is None:
+            return [int(np.argmin(self._distances(vector))) for vector in vectors]
+        at = self._starts + np.clip(vectors, INACTIVE, self._counts - 1)
+        if len(vectors) == 1:
+            rough = self._costs[at[0]].sum(axis=0)[None]
+        else:
+            chosen = np.zeros((len(vectors), len(self._costs)), dtype=np.float32)
+            np.put_along_axis(chosen, at, 1.0, axis=1)
+            rough = chosen @ self._costs
+        # n costs of at most 1 add up to at most n, and each addition in single precision loses at most 2^-24 of that
+        lost = 2 * (len(self.variables) + 1) ** 2 * 2.0**-24
+        close = rough <= rough.min(axis=1, keepdims=True) + lost
+        found = []
+        for vector, here in zip(vectors, close, strict=True):
+            candidates = np.flatnonzero(here)
+            best = np.argmin(self._distances(vector, self.rows[candidates])) if len(candidates) > 1 else 0
+            found.append(int(candidates[best]))
+        return found
+
+    @cached_property
+    def _costs(self) -> np.ndarray | None:
+        """How far each position of each variable, -1 first, is from every row (all positions, rows)."""
+        if int(self._starts[-1] + self._counts[-1]) * len(self.rows) > _LARGEST_COSTS:
+            return None
+        found = []
+        for i, count in enumerate(self._counts):
+            positions = np.arange(INACTIVE, count)[:, None]
+            found.append(_apart(self.rows[:, i], positions, self._step[i], self._absent[i]).astype(np.float32))
+        return np.concatenate(found)
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        """Where the position 0 of each variable stands in `_costs` (num_variables,)."""
+        sizes = self._counts + 1
+        return np.cumsum(sizes) - sizes + 1
+
+    def _distances(self, vector: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+        apart = _apart(self.rows if rows is None else rows, vector, self._step, self._absent)
+        return np.asarray(apart.sum(axis=1))
 
     # -- what a space does ---------------------------------------------------------------------------------------------
 
@@ -82,9 +139,34 @@ class TableSpace(SearchSpace):
         for i, variable in enumerate(self.variables):
             if variable.parent < 0 or int(vector[variable.parent]) in variable.parent_options:
                 vector[i] = pick(variable.name, variable.values)
-        vector = self.rows[self.row(vector)]
-        here = ((v.name, v.values[p]) for v, p in zip(self.variables, vector, strict=True) if p >= 0)
-        return Architecture(Op("row", tuple(sorted(here))), Op("none"), ())
+        return self._architecture(self.row(vector))
+
+    def _architecture(self, row: int) -> Architecture:
+        """Of a row; made once."""
+        made = self._made.get(row)
+        if made is None:
+            positions = self.rows[row].tolist()
+            here = tuple(self._choices[i][positions[i]] for i in self._by_name if positions[i] >= 0)
+            made = self._made[row] = Architecture(Op("row", here), Op("none"), ())
+            self._made_rows[id(made)] = made, row
+        return made
+
+    def decode(self, vector: Sequence[int] | np.ndarray) -> Architecture:
+        """As every space; what is not in the table becomes its nearest row."""
+        if isinstance(vector, np.ndarray) and vector.dtype == np.int64 and vector.shape == (len(self.variables),):
+            found = self._row_of.get(vector.tobytes())
+            if found is not None:
+                return self._architecture(found)
+        return super().decode(vector)
+
+    def encode(self, architecture: Architecture) -> np.ndarray:
+        """As every space."""
+        made, row = self._made_rows.get(id(architecture), (None, 0))
+        return self.rows[row].copy() if made is architecture else super().encode(architecture)
+
+    def active(self, matrix: np.ndarray) -> np.ndarray:
+        """As every space."""
+        return np.ones(np.shape(matrix), dtype=bool) if self._free else super().active(matrix)
 
     def _positions(self, architecture: Architecture) -> Iterator[tuple[str, int]]:
         knobs = architecture.stem.options
@@ -106,7 +188,7 @@ class TableSpace(SearchSpace):
         if self._full:
             return filled
         flat = np.atleast_2d(filled)
-        return np.array([self.rows[self.row(vector)] for vector in flat]).reshape(filled.shape)
+        return np.asarray(self.rows[self._rows_of(flat)].reshape(filled.shape))
 
     def neighbour_vectors(self, vector: np.ndarray) -> np.ndarray:
         """Rows that differ by one choice; of a table with gaps as many as that would be, the nearest, and one more.
@@ -124,15 +206,29 @@ class TableSpace(SearchSpace):
         return self.rows[list(dict.fromkeys(chosen))]
 
 
+def _apart(rows: np.ndarray, vector: np.ndarray, step: Any, absent: Any) -> np.ndarray:
+    """How far positions are from each other, from 0 to 1; as far as can be where one of them is not there."""
+    graded = np.minimum(np.abs(rows - vector) * step, 1.0)
+    one_absent = (rows <= absent) != (vector <= absent)
+    return np.where(one_absent | ((rows != vector) & (step == 1.0)), 1.0, graded)
+
+
 def _is_numeric(values: Sequence[Any]) -> bool:
     return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 
-def _variables(columns: Mapping[str, Sequence[Value | None]]) -> list[Variable]:
-    """The knobs with two values or more; one that is absent in places stands behind the one that decides it."""
+def _variables(columns: dict[str, list[Value | None]]) -> tuple[list[Variable], set[str]]:
+    """The knobs with two values or more; one that is absent in places stands behind the one that decides it.
+
+    Where none does, being absent is a value of its own, the first, which is written into its column.
+
+    Returns:
+        The variables, and the names of those that have such a value.
+    """
     values = {name: _sorted({cell for cell in cells if cell is not None}) for name, cells in columns.items()}
     absent = [name for name, cells in columns.items() if None in cells]
     made = [Variable(n, v) for n, v in values.items() if n not in absent and len(v) > 1]
+    marked: set[str] = set()
     while absent:
         found = None
         for name in absent:
@@ -144,11 +240,23 @@ def _variables(columns: Mapping[str, Sequence[Value | None]]) -> list[Variable]:
             if found is not None:
                 break
         if found is None:
-            found = Variable(absent[0], (_ABSENT, *map(str, values[absent[0]])))
+            name = absent[0]
+            mark = _absent_mark(values[name])
+            columns[name] = [mark if cell is None else cell for cell in columns[name]]
+            found = Variable(name, (mark, *values[name]))
+            marked.add(name)
         absent.remove(found.name)
         if len(found.values) > 1:
             made.append(found)
-    return made
+    return made, marked
+
+
+def _absent_mark(values: Sequence[Value]) -> str:
+    """A text that is none of a column's own values."""
+    mark = _ABSENT
+    while mark in values:
+        mark += _ABSENT
+    return mark
 
 
 def _sorted(values: set[Value]) -> tuple[Value, ...]:
@@ -194,18 +302,12 @@ class Table:
         Raises:
             ConfigError: A file is missing or wrong: which, where, and what is allowed.
         """
-        path = Path(path)
-        base = path.with_suffix("") if path.suffix in (".csv", ".yaml", ".yml") else path
-        about_path = base.with_name(f"{base.name}.yaml")
-        csv_path = base.with_name(f"{base.name}.csv")
+        csv_path, about_path = _files(Path(path))
         knobs, directions, name = _read_about(about_path)
-        try:
-            rows = list(csv.reader(read_text(csv_path).splitlines()))
-        except csv.Error as error:
-            raise ConfigError(f"{csv_path}: is no table: {visible(str(error))[:100]}.") from error
-        if len(rows) < 2:
-            raise ConfigError(f"{csv_path}: a table needs a line of names and lines of values; it has {len(rows)}.")
-        header = rows[0]
+        lines = _read_lines(csv_path)
+        if len(lines) < 2:
+            raise ConfigError(f"{csv_path}: a table needs a line of names and lines of values; it has {len(lines)}.")
+        _, header = lines[0]
         for column in (*knobs, *directions):
             if header.count(column) != 1:
                 raise ConfigError(
@@ -213,7 +315,7 @@ class Table:
                     f"the first line.{nearest(column, header)} It has: {visible(listed(header))}."
                 )
         cells: dict[tuple[Value | None, ...], list[list[float]]] = {}
-        for line, row in enumerate(rows[1:], 2):
+        for line, row in lines[1:]:
             where = f"{csv_path}: line {line}"
             if len(row) != len(header):
                 raise ConfigError(f"{where} has {len(row)} cells; the first line has {len(header)}.")
@@ -225,14 +327,59 @@ class Table:
         space = TableSpace(list(knobs), list(cells), str(csv_path))
         if not space.variables:
             raise ConfigError(f"{csv_path}: every knob has the same value in all rows; there is nothing to choose.")
-        means = np.array([np.mean(found, axis=0) for found in cells.values()])
+        means = np.array([_means(np.array(found)) for found in cells.values()])
         return cls(
             name,
             space,
             {m: Metric(m, "max" if direction == "max" else "min") for m, direction in directions.items()},
             {m: means[:, i] for i, m in enumerate(directions)},
-            len(rows) - 1,
+            len(lines) - 1,
         )
+
+
+def _files(path: Path) -> tuple[Path, Path]:
+    """The table and what is said of it, by the name of either or of both."""
+    ending = path.suffix.lower()
+    base = path.with_suffix("") if ending in (".csv", ".yaml", ".yml") else path
+    if base.name in ("", ".."):
+        raise ConfigError(f"{path}: is a folder. Give NAME.csv, with NAME.yaml beside it.")
+
+    def beside(*endings: str) -> Path:
+        possible = [base.with_name(f"{base.name}{ending}") for ending in endings]
+        return next((one for one in possible if one.exists()), possible[0])
+
+    return (
+        path if ending == ".csv" else beside(".csv", ".CSV"),
+        path if ending in (".yaml", ".yml") else beside(".yaml", ".yml"),
+    )
+
+
+def _read_lines(path: Path) -> list[tuple[int, list[str]]]:
+    """Cells of the lines that have any, each with the number of the line on which they begin."""
+    try:
+        text = read_bytes(path).decode("utf-8-sig")  # with the mark that spreadsheets put first, or without
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: cannot be read: not UTF-8 text.") from error
+    reader = csv.reader(io.StringIO(text, newline=""))
+    found, read = [], 0
+    try:
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                found.append((read + 1, row))
+            read = reader.line_num
+    except csv.Error as error:
+        raise ConfigError(f"{path}: is no table: line {read + 1}: {visible(str(error))[:100]}.") from error
+    return found
+
+
+def _means(found: np.ndarray) -> np.ndarray:
+    """Of what was measured of one architecture (lines, metrics), each metric's mean; NaN where no line has it."""
+    known = np.isfinite(found)
+    there = np.where(known, found, 0.0)
+    count = known.sum(axis=0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        means = there.sum(axis=0) / count
+        return np.where(np.isinf(means), (there / np.maximum(count, 1)).sum(axis=0), means)
 
 
 def _read_about(path: Path) -> tuple[dict[str, list[str] | None], dict[str, str], str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -59,14 +60,15 @@ class Truth:
         reference: The reference point, in the metrics' own units (num_objectives,).
         front: Number of points on the exact front.
         empty: Number of architectures that lack one of these metrics: they fail when they are evaluated.
-        volume: Their hypervolume, in the metrics' units multiplied.
+        volume: Hypervolume of the front, in the metrics' units multiplied; None where a float cannot hold that.
 
     Args:
         table: The table.
         objectives: In order.
 
     Raises:
-        ConfigError: No architecture is better than the reference point.
+        ConfigError: No architecture has all of these metrics, none is better than the reference point, or a metric is
+            too large for one.
     """
 
     def __init__(self, table: Table, objectives: Sequence[Objective]) -> None:
@@ -75,30 +77,56 @@ class Truth:
         known = np.isfinite(values).all(axis=1)
         self.empty = int((~known).sum())
         values = values[known]
-        self.reference = np.array(
-            [
-                np.quantile(column, 0.01) if o.maximise else 1.05 * np.quantile(column, 0.99)
-                for o, column in zip(objectives, values.T, strict=True)
-            ]
-        )
+        names = ", ".join(o.name for o in objectives)
+        if not len(values):
+            raise ConfigError(f"{table.name}: no row has all of {names}, so that there is no front. Choose objectives.")
+        self.reference = np.array([_reference(column, o) for o, column in zip(objectives, values.T, strict=True)])
+        if not np.isfinite(self.reference).all():
+            raise ConfigError(
+                f"{table.name}: a reference point beyond the values of {names} is too large for a number. Allowed: "
+                "values up to 1e308."
+            )
         points = as_minimised(values, objectives)
         self.front = int(non_dominated_minimised(points).sum())
-        self.volume = self._volume(points)
-        if self.volume <= 0:
+        # Products of metrics need not fit into a float. Shares are of volumes in units of which each objective spans
+        # about one, and these units are powers of two, so that nothing is rounded on the way.
+        span = np.ldexp(self._worst, -1) - np.ldexp(points.min(axis=0), -1)
+        self._units = np.frexp(span)[1] + 1
+        self._whole = self._volume(points)
+        if self._whole <= 0:
             raise ConfigError(f"{table.name}: no architecture is better than the reference point in all objectives.")
+        with np.errstate(over="ignore", under="ignore"):
+            volume = float(np.ldexp(self._whole, self._units.sum()))
+        self.volume = volume if sys.float_info.min <= volume <= sys.float_info.max else None
+
+    @property
+    def _worst(self) -> np.ndarray:
+        """The reference point, less is better everywhere (num_objectives,)."""
+        return np.asarray(as_minimised(self.reference, self.objectives)[0])
 
     def _volume(self, points: np.ndarray) -> float:
-        reference = as_minimised(self.reference, self.objectives)[0]
-        points = points[(points < reference).all(axis=1)]
+        """In the product of `_units`."""
+        worst = self._worst
+        points = points[(points < worst).all(axis=1)]
         if not len(points):
             return 0.0
+        points, worst = np.ldexp(points, -self._units), np.ldexp(worst, -self._units)
         if points.shape[1] == 1:
-            return float(reference[0] - points.min())
-        return float(moocore.hypervolume(points, ref=reference))
+            return float(worst[0] - points.min())
+        return float(moocore.hypervolume(points, ref=worst))
 
     def share(self, values: np.ndarray) -> float:
         """Share of the exact hypervolume that these objective values (num_points, num_objectives) have."""
-        return self._volume(as_minimised(values, self.objectives)) / self.volume
+        return self._volume(as_minimised(values, self.objectives)) / self._whole
+
+
+def _reference(column: np.ndarray, objective: Objective) -> float:
+    """One coordinate of the reference point; infinite where it is too large for a number."""
+    unit = np.frexp(np.abs(column).max())[1]  # of metrics near the largest float, the difference of two may not be one
+    scaled = np.ldexp(column, -unit)
+    found = np.quantile(scaled, 0.01) if objective.maximise else 1.05 * np.quantile(scaled, 0.99)
+    with np.errstate(over="ignore"):
+        return float(np.ldexp(found, unit))
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +142,11 @@ class Course:
     proposal_s: float
 
 
+def _evaluator(table: Table, objectives: Sequence[Objective], cheap: Sequence[str]) -> TabularEvaluator:
+    """Of the objectives, and of what is cheap beside them."""
+    return TabularEvaluator(table.name, list(dict.fromkeys([*(o.name for o in objectives), *cheap])), cheap, table)
+
+
 def search_table(
     table: Table, truth: Truth, strategy: Strategy, seed: int, trials: int, cheap: Sequence[str] = ()
 ) -> Course:
@@ -127,8 +160,7 @@ def search_table(
         trials: Evaluations.
         cheap: Metrics that the strategy knows without evaluating.
     """
-    names = list(dict.fromkeys([*(o.name for o in truth.objectives), *cheap]))
-    evaluator = TabularEvaluator(table.name, names, cheap, table)
+    evaluator = _evaluator(table, truth.objectives, cheap)
     proposing = 0.0
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -140,7 +172,7 @@ def search_table(
             seed=seed,
             cheap=evaluator.cheap if cheap else None,
         ) as study,
-        Session(study, Budget(trials=trials)) as session,
+        Session(study, Budget(trials=trials), failures_are_data=True) as session,
     ):
         while True:
             started = time.perf_counter()
@@ -189,7 +221,7 @@ def compare(
             processes); `search_table` one after the other if not given.
     """
     truth = Truth(table, objectives)
-    TabularEvaluator(table.name, [o.name for o in objectives], cheap, table)  # refuses what is wrong before any search
+    _evaluator(table, objectives, cheap)  # refuses what is wrong before any search
     for strategy in strategies.values():
         strategy.check()
     found: dict[str, Any] = {}

@@ -127,7 +127,7 @@ def _build(cls: type[_T], plain: Any, place: _Place) -> _T:
         if key not in fields:
             raise ConfigError(
                 f"{place / str(key)[:60]}: unknown key {shown(key)}.{nearest(str(key), fields)} "
-                f"Allowed: {listed(fields)}."
+                + (f"Allowed: {listed(fields)}." if fields else "Allowed: none; it has no options.")
             )
     values: dict[str, Any] = {}
     hints = _hints(cls)

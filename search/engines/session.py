@@ -71,6 +71,8 @@ class Session:
             one fsync, so that this comes up to a quarter of a second later, or with the next trial).
         checkpoint: Called every 15 seconds or so between trials (to write tables for people).
         climbing: Where trials are trained in rungs: whose training goes on. None has each trained to its end at once.
+        failures_are_data: Failed trials are results like others: however many come first, the session goes on, and
+            they are logged at the level of debugging alone.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Session:
         on_trial: Callable[[TrialRecord], None] | None = None,
         checkpoint: Callable[[], None] | None = None,
         climbing: Climbing | None = None,
+        failures_are_data: bool = False,
     ) -> None:
         self._study, self._budget, self._stop = study, budget, stop or StopSignal()
         self._climbing = climbing
@@ -94,7 +97,8 @@ class Session:
         self._looked = -math.inf
         self._in_flight: dict[int, tuple[Proposal, float]] = {}  # by trial number, with when it was proposed
         self._unreported: deque[TrialRecord] = deque()
-        self._first_failures: list[str] | None = []
+        self._first_failures: list[str] | None = None if failures_are_data else []
+        self._failed_at = logging.DEBUG if failures_are_data else logging.WARNING
         self._ending: Ending | None = None
 
     def __enter__(self) -> Session:
@@ -283,7 +287,7 @@ class Session:
                     _logger.warning("trial %d (%s) could not be trained on: %s", record.number, record.id, failure)
             elif failure:
                 record = self._fail(proposal, failure, outcome.seconds)
-                _logger.warning("trial %d (%s) failed: %s", record.number, record.id, record.failure)
+                _logger.log(self._failed_at, "trial %d (%s) failed: %s", record.number, record.id, record.failure)
             else:
                 record = self._study.tell(proposal, outcome.metrics, outcome.seconds, share=_share(proposal))
                 self._landed(proposal, record)

@@ -109,6 +109,121 @@ def test_a_knob_that_nothing_else_switches_has_a_value_for_its_absence(tmp_path)
     assert (space.rows >= 0).all()
 
 
+def test_numbers_stay_numbers_where_some_are_absent(tmp_path):
+    about = "knobs: {x: [numeric], y: [numeric]}\nmetrics: {loss: min}\n"
+    cells = [(x, y) for x in ("", 1, 2.5, 10) for y in ("", 3, 20) if (x, y) != (1, 20)]
+    rows = "x,y,loss\n" + "".join(f"{x},{y},{i}\n" for i, (x, y) in enumerate(cells))
+    table = Table.load(write(tmp_path, about, rows))
+    space = table.space
+    assert {v.name: v.values for v in space.variables} == {"x": ("-", 1, 2.5, 10), "y": ("-", 3, 20)}
+    found = [space.params_of(space.decode(row)) for row in space.rows]
+    assert [(p["x"], p["y"]) for p in found] == [(x or "-", y or "-") for x, y in cells]
+    evaluator = TabularEvaluator("", table=table)
+    for i, (row, params) in enumerate(zip(space.rows, found, strict=True)):
+        architecture = space.from_params(params)
+        assert (space.encode(architecture) == row).all()
+        assert (space.encode(Architecture.from_canonical(architecture.to_dict())) == row).all()
+        assert evaluator.evaluate([Request(architecture)])[0].metrics == {"loss": i}
+    # one number is nearer to the next than to being absent, and to another knob's change
+    assert space.params_of(space.from_params({"x": 1, "y": 20})) == {"x": 2.5, "y": 20}
+
+
+def test_a_value_that_looks_like_absence_is_another(tmp_path):
+    about = "knobs: {x: ['-', b], y: [c, d]}\nmetrics: {loss: min}\n"
+    lines = [f"{x},{y},{i}\n" for i, (x, y) in enumerate((x, y) for x in ("", "-", "b") for y in "cd")]
+    table = Table.load(write(tmp_path, about, "x,y,loss\n" + "".join(lines)))
+    space = table.space
+    assert {v.name: v.values for v in space.variables} == {"x": ("--", "-", "b"), "y": ("c", "d")}
+    assert len({a.id for a in space.decode_many(space.rows)}) == 6
+    outcomes = TabularEvaluator("", table=table).evaluate([Request(a) for a in space.decode_many(space.rows)])
+    assert [outcome.metrics["loss"] for outcome in outcomes] == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("held", [True, False], ids=["costs held", "too large to hold"])
+def test_the_nearest_row_is_the_nearest_by_the_definition(tmp_path, monkeypatch, held):
+    """Each knob counts alike: of numbers the share of their order between two, of all else 1 where they differ."""
+    if not held:
+        monkeypatch.setattr("mixnas.evaluators.tabular._LARGEST_COSTS", 0)
+    rng = np.random.default_rng(0)
+    about = "knobs: {a: [p, q, r], b: [numeric], c: [numeric], d: [s, t], e: [numeric]}\nmetrics: {loss: min}\n"
+    rows = set()
+    for _ in range(40):
+        a, d = "pqr"[rng.integers(3)], ["", "s", "t"][rng.integers(3)]
+        b = "" if a == "p" else rng.integers(5)  # a decides whether b is there, nothing whether c is
+        rows.add((a, b, ["", 1, 2, 4, 8][rng.integers(5)], d, rng.integers(3)))
+    text = "a,b,c,d,e,loss\n" + "".join(",".join(map(str, (*row, 0))) + "\n" for row in rows)
+    space = Table.load(write(tmp_path, about, text)).space
+
+    def apart(mine, other):
+        total = 0.0
+        for p, q, v in zip(mine, other, space.variables, strict=True):
+            numbers = [i for i, value in enumerate(v.values) if not isinstance(value, str)]
+            graded = p in numbers and q in numbers
+            total += abs(p - q) / max(len(numbers) - 1, 1) if graded else float(p != q)
+        return total
+
+    by_name = {v.name: v for v in space.variables}
+    assert [name for name in "abcde" if by_name[name].values[0] == "-"] == ["c", "d"] and by_name["b"].parent >= 0
+    missing = 0
+    free = rng.integers(0, [len(v.values) for v in space.variables], size=(150, 5))
+    vectors = np.where(space.active(free), free, -1)
+    assert (space.complete(vectors, rng) == [space.rows[space.row(vector)] for vector in vectors]).all()
+    for vector in vectors:
+        distances = [apart(vector, row) for row in space.rows]
+        missing += min(distances) > 0
+        assert distances[space.row(vector)] == pytest.approx(min(distances))
+        assert (space.encode(space.decode(vector)) == space.rows[space.row(vector)]).all()
+    assert missing > 50
+    again = pickle.loads(pickle.dumps(space))
+    assert (again.encode_many(space.decode_many(space.rows)) == space.rows).all()
+
+
+def test_what_one_line_lacks_another_has(tmp_path):
+    about = "knobs: {a: [numeric]}\nmetrics: {acc: max, lat: min}\n"
+    rows = "a,acc,lat\n1,0.5,1\n1,,3\n2,,2\n2,,4\n3,1e308,1\n3,1.5e308,1\n"
+    table = Table.load(write(tmp_path, about, rows))
+    assert table.values["acc"].tolist() == pytest.approx([0.5, np.nan, 1.25e308], nan_ok=True)
+    assert table.values["lat"].tolist() == [2, 3, 1] and table.lines == 6
+
+
+@pytest.mark.parametrize(
+    ("csv_name", "yaml_name", "given"),
+    [
+        ("t.csv", "t.yaml", "t"),
+        ("T.CSV", "T.yaml", "T.CSV"),
+        ("T.CSV", "T.yaml", "T.yaml"),
+        ("t.csv", "t.yml", "t.csv"),
+        ("t.csv", "t.yml", "t.yml"),
+        ("v1.2.csv", "v1.2.yaml", "v1.2"),
+    ],
+)
+def test_a_table_as_spreadsheets_write_it(tmp_path, csv_name, yaml_name, given):
+    (tmp_path / yaml_name).write_text(
+        "knobs: {x: [p, q], y: [one, three]}\nmetrics: {acc: max}\n".replace("[one", r'["one\r\n\r\ntwo"')
+    )
+    text = '\ufeffx,y,acc\r\np,"one\r\n\r\ntwo",1\r\n\r\nq,three,2\r\n,,\r\n \r\n'
+    (tmp_path / csv_name).write_bytes(text.encode())
+    table = Table.load(tmp_path / given)
+    assert (table.lines, table.values["acc"].tolist()) == (2, [1, 2])
+    assert [table.space.params_of(a) for a in table.space.decode_many(table.space.rows)] == [
+        {"x": "p", "y": "one\r\n\r\ntwo"},
+        {"x": "q", "y": "three"},
+    ]
+
+
+@pytest.mark.parametrize("given", [".", "..", "/", ""])
+def test_a_folder_is_no_table(given):
+    with pytest.raises(ConfigError, match=r"is a folder\. Give NAME\.csv"):
+        Table.load(given)
+
+
+def test_a_table_that_is_not_text_is_refused(tmp_path):
+    path = write(tmp_path)
+    path.write_bytes(ROWS.replace("conv", "c\u00f6nv").encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"small\.csv: cannot be read: not UTF-8"):
+        Table.load(path)
+
+
 def test_an_evaluation_looks_up_and_an_empty_cell_fails(tmp_path):
     evaluator = TabularEvaluator(write(tmp_path), cheap=["latency_ms"])
     space = evaluator.space
