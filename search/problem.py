@@ -19,6 +19,7 @@ from mixnas.evaluators.supernet.evaluator import SupernetEvaluator, SupernetSpec
 from mixnas.evaluators.tasks.loading import by_name
 from mixnas.evaluators.tasks.task import Task
 from mixnas.evaluators.training import is_share, steps_of
+from mixnas.predictors.latency.enough import too_small
 from mixnas.predictors.latency.lookup import check_tables
 from mixnas.predictors.latency.source import LatencySource
 from mixnas.predictors.measuring.energy import ENERGY
@@ -184,7 +185,11 @@ class Problem:
             )
 
     def told(self, record: Mapping[str, Any]) -> list[str]:
-        """Which trained networks trainings go by, and what of an earlier one is taken; of what `recorded` gives."""
+        """Which trained networks trainings go by, what of an earlier one is taken, and why nothing is predicted.
+
+        Args:
+            record: What `recorded` gives of the task.
+        """
         lines = []
         if teacher := record.get("teacher"):
             lines.append(
@@ -194,6 +199,8 @@ class Problem:
         if self.taken is not None:
             each = "" if self.config.search.evaluator == "supernet" else "each network begins with what it has of "
             lines.append(f"init: {record['init']['from']}: {each}{self.taken}")
+        if self.config.search.evaluator == "supernet" and not self.metrics["latency_ms"].cheap:
+            lines.append(f"profile: none, each network is measured: {too_small(self.space, self.io)}")
         return lines
 
     @property
@@ -201,7 +208,8 @@ class Problem:
         """Metrics that finishing changes: all that a super-network's sub-networks are judged by."""
         if self.config.search.evaluator != "supernet":
             return ()
-        return tuple(name for name, metric in self.metrics.items() if not metric.cheap and name != ENERGY)
+        measured = (ENERGY, "latency_ms")
+        return tuple(name for name, metric in self.metrics.items() if not metric.cheap and name not in measured)
 
     @property
     def named(self) -> list[str]:

@@ -36,7 +36,7 @@ from mixnas.search.study.reading import (
 from mixnas.search.study.results import INTERRUPTED, Results, Stretch, TrialRecord
 from mixnas.search.study.storage import Storage
 from mixnas.search_space.architecture import Architecture
-from mixnas.search_space.errors import InfeasibleError, IntegrityError, NasError, shown
+from mixnas.search_space.errors import InfeasibleError, IntegrityError, NasError, counted, shown
 from mixnas.search_space.space import SearchSpace
 
 _logger = logging.getLogger(__name__)
@@ -298,7 +298,8 @@ class SearchStudy:
         """
         while True:
             if len(self._seen) >= self._size:
-                raise SpaceExhausted(f"all {self._size} architectures of the space have been evaluated.")
+                told = counted(self._size, "architecture")
+                raise SpaceExhausted(f"all there is in the space has been evaluated: {told}.")
             forced = bool(self._queue) or self._refused_in_a_row >= MAX_REFUSED_IN_A_ROW
             if forced:
                 marks = {"queued": True} if self._queue else None
