@@ -22,6 +22,7 @@ from mixnas.search.strategies import Batching, Cheap, Question, Remembering, Str
 from mixnas.search.strategies.drawing import trial_generator
 from mixnas.search.strategies.evolution import NSGA2
 from mixnas.search.study.journal import JournalFile
+from mixnas.search.study.meeting import nearest
 from mixnas.search.study.objectives import Comparison, Objective
 from mixnas.search.study.optuna_internals import assign_generation, fail, set_violations, stored
 from mixnas.search.study.pareto import Reference
@@ -363,6 +364,10 @@ class SearchStudy:
                 f"no architecture is left to evaluate: {self._size} in the space, {len(self._seen)} evaluated, "
                 "the others found violate a constraint."
             )
+        if self._constraints_beforehand and self._cheap is not None:  # what is too rare to be drawn
+            found = nearest(self.space, self._cheap, self._constraints_beforehand, self.space.sample_many(1, rng))
+            if found.kept:
+                return self.space.decode(found.vector)
         reason = next((r for r in self._infeasible.values() if r), "none found")
         raise InfeasibleError(
             f"no architecture of the space satisfies the constraints {', '.join(map(str, self.results.constraints))} "
