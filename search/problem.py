@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from mixnas.evaluators.costs import SpaceCosts
@@ -19,13 +19,15 @@ from mixnas.evaluators.supernet.evaluator import SupernetEvaluator, SupernetSpec
 from mixnas.evaluators.tasks.loading import by_name
 from mixnas.evaluators.tasks.task import Task
 from mixnas.evaluators.training import is_share, steps_of
+from mixnas.predictors.latency.enough import too_small
 from mixnas.predictors.latency.lookup import check_tables
 from mixnas.predictors.latency.source import LatencySource
 from mixnas.predictors.measuring.energy import ENERGY
 from mixnas.search.config import Config
 from mixnas.search.strategies import Strategy
 from mixnas.search.strategies.auto import Auto
-from mixnas.search.study.feasibility import UNCERTAIN, Corners, check_constraints, check_latency, corners, quickest
+from mixnas.search.study.bounds import POSITIVE, SHARE
+from mixnas.search.study.feasibility import UNCERTAIN, Corners, check_costs, check_latency, corners, quickest
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.enumeration import Corner, check_single, check_space
 from mixnas.search_space.errors import ConfigError, InfeasibleError, exactly, nearest
@@ -53,6 +55,7 @@ class Problem:
         objectives: In order.
         constraints: What a result has to satisfy.
         corners: The cheapest and dearest architecture by each cost.
+        doubt: A warning, where it is not known whether anything meets the constraints on costs; else empty.
         taken: What networks of the space can take of the earlier network (`init`); None without one.
 
     Args:
@@ -84,44 +87,32 @@ class Problem:
         latency.check(self.space)
         if self.energy:
             latency.check_energy()
-        known = {*self.metrics, PEAK_MEMORY, ENERGY}  # which are there where they are asked for
-        self.objectives = config.parsed_objectives(known)
-        self.constraints = config.parsed_constraints(known)
+        names = {*self.metrics, PEAK_MEMORY, ENERGY}  # which are there where they are asked for
+        self.objectives = config.parsed_objectives(names)
+        self.constraints = config.parsed_constraints(names)
         self.corners: Corners = corners(self.space, self.io)
         self._check_memory(source, latency.torch_device)
         start = getattr(self.task, "start", None)  # a task need not be one of `Task`
         self.taken: Taken | None = None if start is None else check_fits(start, self.space, self.io)
-        check_constraints(self.constraints, self.corners)
-        self._check_peak()
-        self._check_shares()
+        self._check_ranges()
+        known = SpaceCosts(self.space, self.io, memory=self.memory).of
+        self.doubt = check_costs(self.space, self.io, self.constraints, known, self.corners)
 
-    def _check_peak(self) -> None:
-        """Refuse an upper bound on peak memory below the least that a descent finds."""
-        bounds = [c for c in self.constraints if c.metric == PEAK_MEMORY and c.comparison in ("<", "<=")]
-        if not bounds:
-            return
-        counted = SpaceCosts(self.space, self.io, memory=True)
-        vector = quickest(self.space, lambda rows: counted.of(rows)[PEAK_MEMORY])
-        least = float(counted.of(vector[None])[PEAK_MEMORY][0])
-        for bound in bounds:
-            if not bound.holds({PEAK_MEMORY: least}):
-                raise InfeasibleError(
-                    f"no architecture of the space is known to meet {bound}: the least that was found is "
-                    f"{least:,.0f} bytes ({self.space.decode(vector)}). Relax it, or widen the space."
-                )
-
-    def _check_shares(self) -> None:
-        """Refuse a bound in percent on a metric that is a share."""
-        if not is_share(self.task):
-            return
+    def _check_ranges(self) -> None:
+        """Refuse bounds beyond what a metric can be: times, energies, and scores that are shares."""
         for constraint in self.constraints:
-            least = constraint.comparison in (">", ">=", "==")
-            if constraint.metric == self.task.metric and least and constraint.bound > 1:
-                raise InfeasibleError(
-                    f"no architecture meets {constraint}: {constraint.metric} is a share, from 0 to 1. "
-                    f"For {exactly(constraint.bound)}% write {constraint.metric} {constraint.comparison} "
-                    f"{exactly(constraint.bound / 100)}."
-                )
+            name, bound = constraint.metric, constraint.bound
+            share = name == self.task.metric and is_share(self.task)
+            if not share and name != ENERGY and name.partition("@")[0] != "latency_ms":
+                continue
+            can_be = SHARE if share else POSITIVE
+            if can_be.allows(constraint):
+                continue
+            advice = "Change the bound."
+            if share and 1 < bound <= 100:
+                given = f"{name} {constraint.comparison} {exactly(bound / 100)}"
+                advice = f"For {exactly(bound)}% write {given}."
+            raise InfeasibleError(f"no architecture meets {constraint}: {name} is {can_be.words}. {advice}")
 
     def _check_batches(self) -> None:
         """Refuse what cannot be trained on one example at a time, where a batch has but one."""
@@ -184,7 +175,11 @@ class Problem:
             )
 
     def told(self, record: Mapping[str, Any]) -> list[str]:
-        """Which trained networks trainings go by, and what of an earlier one is taken; of what `recorded` gives."""
+        """Which trained networks trainings go by, what of an earlier one is taken, and what else is to be known.
+
+        Args:
+            record: What `recorded` gives of the task.
+        """
         lines = []
         if teacher := record.get("teacher"):
             lines.append(
@@ -194,6 +189,10 @@ class Problem:
         if self.taken is not None:
             each = "" if self.config.search.evaluator == "supernet" else "each network begins with what it has of "
             lines.append(f"init: {record['init']['from']}: {each}{self.taken}")
+        if self.config.search.evaluator == "supernet" and not self.metrics["latency_ms"].cheap:
+            lines.append(f"profile: none, each network is measured: {too_small(self.space, self.io)}")
+        if self.doubt:
+            lines.append(f"warning: {self.doubt}")
         return lines
 
     @property
@@ -201,7 +200,8 @@ class Problem:
         """Metrics that finishing changes: all that a super-network's sub-networks are judged by."""
         if self.config.search.evaluator != "supernet":
             return ()
-        return tuple(name for name, metric in self.metrics.items() if not metric.cheap and name != ENERGY)
+        measured = (ENERGY, "latency_ms")
+        return tuple(name for name, metric in self.metrics.items() if not metric.cheap and name not in measured)
 
     @property
     def named(self) -> list[str]:
@@ -246,8 +246,9 @@ class Problem:
     def check_latency(self, latency: LatencySource, report: Report, should_stop: Callable[[], bool]) -> None:
         """Refuse a bound on latency that nothing can keep, before anything is trained.
 
-        By the quickest architecture: as predicted, after the profile that a search needs in any case; where latency is
-        measured in the search, the one with the fewest multiply-accumulates is measured.
+        By the quickest architecture, of a lower bound by the slowest: as predicted, after the profile that a search
+        needs in any case. Where latency is measured in the search, the one with the fewest multiply-accumulates is
+        measured, and lower bounds are left to the search: the one with the most need not be the slowest.
 
         Args:
             latency: Predicts, or measures.
@@ -255,36 +256,48 @@ class Problem:
             should_stop: Asked during one.
 
         Raises:
-            InfeasibleError: Names the constraint, and the quickest architecture with its latency.
+            InfeasibleError: Names the constraint, and the quickest architecture (or slowest) with its latency.
             StoppedEarly: `should_stop` said so.
         """
         self._check_other_devices(latency)
         self._check_energy(latency)
-        bounds = [c for c in self.constraints if c.metric == "latency_ms" and c.comparison in ("<", "<=")]
-        if not bounds:
-            return
-        if self.metrics["latency_ms"].cheap:
-            written = {"task": self.config.task.to_plain(), "space": self.config.space}
-            latency.prepare(self.space, self.io, plain=written, report=report, should_stop=should_stop)
-            vector = quickest(self.space, lambda rows: latency.predict_many(rows, self.space, self.io))
-            architecture = self.space.decode(vector)
-            found = latency.predict(architecture, self.io)
-        else:
-            architecture = self.corners["macs"]["smallest"].architecture
-            (found,) = latency.measure([self.untrained(architecture)])
-        check_latency(bounds, Corner(architecture, found.ms), found)
+        for slowest in self._sides("latency_ms"):
+            if self.metrics["latency_ms"].cheap:
+                written = {"task": self.config.task.to_plain(), "space": self.config.space}
+                latency.prepare(self.space, self.io, plain=written, report=report, should_stop=should_stop)
+                sign = -1.0 if slowest else 1.0
+
+                def predict(rows: np.ndarray, sign: float = sign) -> np.ndarray:
+                    return sign * latency.predict_many(rows, self.space, self.io)
+
+                architecture = self.space.decode(quickest(self.space, predict))
+                found = latency.predict(architecture, self.io)
+            elif slowest:
+                continue
+            else:
+                architecture = self.corners["macs"]["smallest"].architecture
+                (found,) = latency.measure([self.untrained(architecture)])
+            check_latency(self.constraints, Corner(architecture, found.ms), found, slowest=slowest)
+
+    def _sides(self, metric: str) -> list[bool]:
+        """Whether a metric has upper bounds, as False, and lower ones, as True."""
+        given = {c.comparison[0] == ">" for c in self.constraints if c.metric == metric and c.comparison != "=="}
+        return sorted(given)
 
     def _check_other_devices(self, latency: LatencySource) -> None:
         """`check_latency` of bounds on other devices, as predicted."""
         for device in self.other_devices:
             metric = f"{PREFIX}{device}"
-            bounds = [c for c in self.constraints if c.metric == metric and c.comparison in ("<", "<=")]
-            if bounds:
+            for slowest in self._sides(metric):
                 there = OtherDevices([device], latency.spec, self.space, self.io)
-                vector = quickest(self.space, partial(there.of_one_device, metric))
-                architecture = self.space.decode(vector)
+                sign = -1.0 if slowest else 1.0
+
+                def predict(rows: np.ndarray, of: OtherDevices = there, name: str = metric, sign: float = sign) -> Any:
+                    return sign * of.of_one_device(name, rows)
+
+                architecture = self.space.decode(quickest(self.space, predict))
                 found = there.predict(metric, architecture)
-                check_latency(bounds, Corner(architecture, found.ms), found, metric)
+                check_latency(self.constraints, Corner(architecture, found.ms), found, metric, slowest=slowest)
 
     def _check_energy(self, latency: LatencySource) -> None:
         """`check_latency` of bounds on energy: of the network with the fewest multiply-accumulates, measured."""

@@ -349,6 +349,17 @@ class SearchSpace:
         matrix = rng.integers(0, self._counts, size=(count, len(self.variables)))
         return np.where(self.active(matrix), matrix, INACTIVE)
 
+    def every(self) -> np.ndarray:
+        """Every architecture once, as integer vectors (size, num_variables): of small spaces, see `size`."""
+        matrix = np.full((1, len(self.variables)), INACTIVE, dtype=np.int64)
+        for i, count in enumerate(self._counts):  # parents come first
+            active = self.active(matrix)[:, i]
+            each = np.where(active, count, 1)
+            position = np.arange(each.sum()) - (np.cumsum(each) - each).repeat(each)
+            matrix = matrix.repeat(each, axis=0)
+            matrix[:, i] = np.where(active.repeat(each), position, INACTIVE)
+        return matrix
+
     def sample(self, rng: np.random.Generator) -> Architecture:
         """One random architecture: every choice uniform among its values."""
         return self.decode(self.sample_many(1, rng)[0])

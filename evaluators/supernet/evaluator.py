@@ -1,4 +1,7 @@
-"""Evaluation with one super-network: candidates inherit its weights, and their latency is predicted."""
+"""Evaluation with one super-network: candidates inherit its weights, and their latency is predicted.
+
+Of a space that is too small for a predictor, each candidate's latency is measured.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +29,7 @@ from mixnas.evaluators.supernet.training import SupernetConfig, SupernetResult, 
 from mixnas.evaluators.tasks.loading import by_name
 from mixnas.evaluators.tasks.task import Task
 from mixnas.evaluators.training import DivergedError, TrainConfig, steps_of, train
+from mixnas.predictors.latency.enough import too_small
 from mixnas.predictors.latency.source import LatencySource, LatencySpec
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.network import Network
@@ -44,7 +49,7 @@ class SupernetSpec:
         final: How a network is trained to its final weights.
         inherit: Whether that begins with the super-network's weights rather than with fresh ones.
         seed: Of all that is drawn.
-        latency: What latency is predicted of; None leaves it out.
+        latency: What latency is predicted of, or measured on (see `measures`); None leaves it out.
         checkpoint: File of the super-network; None keeps it in memory only.
         device: Where networks are trained, "cpu" or a CUDA device; None for where latency is measured, or a CPU.
         other_devices: Names of devices whose latency is looked up too; see `OtherDevices`.
@@ -90,7 +95,7 @@ class StoredSpec:
 
 
 class SupernetEvaluator:
-    """Judges sub-networks of one super-network; an `Evaluator`, and `Apart`: latency is predicted where it searches.
+    """Judges sub-networks of one super-network; an `Evaluator`, and `Apart`: latency is known where it searches.
 
     Args:
         spec: What it is made from.
@@ -127,8 +132,13 @@ class SupernetEvaluator:
 
     @property
     def quiet(self) -> bool:
-        """See `Apart`: latency is predicted, energy is measured."""
-        return self._spec.energy
+        """See `Apart`: latency is predicted, as a rule; energy is measured."""
+        return self._spec.energy or (self.measures and self.latency is not None and self.latency.shares_machine)
+
+    @cached_property
+    def measures(self) -> bool:
+        """Whether latency is measured rather than predicted: nothing could be fitted on so small a space."""
+        return self.latency is not None and self.latency.here and bool(too_small(self.space, self.task.io))
 
     def elsewhere(self) -> StoredSpec:
         """See `Apart`: the weights of the super-network go along."""
@@ -143,7 +153,7 @@ class SupernetEvaluator:
         own = metrics_of(
             self.task,
             latency=self.latency is not None,
-            cheap_latency=True,
+            cheap_latency=not self.measures,
             memory=self._spec.memory,
             energy=self._spec.energy,
         )
@@ -159,7 +169,9 @@ class SupernetEvaluator:
         if self._judge is not None:
             return
         spec = self._spec
-        if self.latency is not None:
+        if self.latency is not None and self.measures:
+            _ = self.latency.reference_ms
+        elif self.latency is not None:
             written = {"task": spec.task, "space": spec.space}
             with guarded("profiling the device"):
                 self.latency.prepare(self.space, self.task.io, plain=written, report=report, should_stop=should_stop)
@@ -218,7 +230,7 @@ class SupernetEvaluator:
     def cheap(self, matrix: np.ndarray) -> dict[str, np.ndarray]:
         """See `Evaluator`; latency needs `prepare` first."""
         found = self._costs.of(matrix) | self._other_devices.of(matrix)
-        if self.latency is not None:
+        if self.latency is not None and not self.measures:
             found["latency_ms"] = self.latency.predict_many(matrix, self.space, self.task.io)
         return found
 
@@ -232,22 +244,27 @@ class SupernetEvaluator:
     def _evaluate(self, request: Request) -> Outcome:
         architecture, io = request.architecture, self.task.io
         counted = costs(architecture, io, memory=self._spec.memory)
-        return self._predicted(request, Outcome({**self._prepared()(architecture), **counted}))
+        return self._completed(request, Outcome({**self._prepared()(architecture), **counted}))
 
     def complete(self, request: Request, outcome: Outcome) -> Outcome:
-        """See `Apart`: with the latency that is predicted, and the energy that is measured."""
-        found = attempt(lambda asked: self._predicted(asked, outcome), request)
+        """See `Apart`: with the latency that is predicted or measured, and the energy that is measured."""
+        found = attempt(lambda asked: self._completed(asked, outcome), request)
         return replace(found, seconds=outcome.seconds + found.seconds)
 
-    def _predicted(self, request: Request, outcome: Outcome) -> Outcome:
+    def _completed(self, request: Request, outcome: Outcome) -> Outcome:
         found = self._other_devices.of_one(request.architecture)
         if self.latency is not None:
-            found["latency_ms"] = self.latency.predict(request.architecture, self.task.io).ms
-            if self._spec.energy:
+            network = None
+            if self.measures or self._spec.energy:  # weights have no influence on either
                 generator = torch.Generator().manual_seed(self._spec.seed)
-                found |= energy_of(
-                    Network(request.architecture, self.task.io, generator=generator).eval(), self.latency
-                )
+                network = Network(request.architecture, self.task.io, generator=generator).eval()
+            if network is not None and self.measures:
+                (latency,) = self.latency.measure([network])
+                found |= {"latency_ms": latency.ms, **latency.ends}
+            else:
+                found["latency_ms"] = self.latency.predict(request.architecture, self.task.io).ms
+            if network is not None and self._spec.energy:
+                found |= energy_of(network, self.latency)
         return replace(outcome, metrics={**outcome.metrics, **found})
 
     def finish(

@@ -112,7 +112,7 @@ def fit(
     if count < config.min_networks:
         raise ConfigError(
             f"{table.csv_path}: {count} measured networks; a fit needs {config.min_networks}. Profile for longer: "
-            "give `latency.profile` (or --budget) more time."
+            "give `latency.profile` (or --budget) more time; or profile a larger space, where all of this are measured."
         )
     alone = _Alone.of(table)
     counted, settings = Columns.of(alone.works), Columns.of([describe(unit) for unit in alone.units])

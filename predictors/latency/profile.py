@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mixnas.predictors.latency.enough import check_enough
 from mixnas.predictors.latency.features import Works, deployed_unit, example_input
 from mixnas.predictors.latency.fit import fit
 from mixnas.predictors.latency.gpus import gpu_of
@@ -69,6 +70,7 @@ _KEEP_S = 15.0
 """Seconds of measurements that a kill may lose."""
 _CANDIDATES = 2000
 """Units, at most, among which those to measure next are chosen; of more a sample, in which every operator occurs."""
+_LISTED = 512  # of a space up to this size, networks are measured to the last, whatever is drawn
 _SAMPLE = 256
 """Random networks of which those are taken that are small enough."""
 _BEYOND = 0.1
@@ -386,12 +388,15 @@ class Profiler:
                 if what.id not in known:
                     found.setdefault(what.id, what)
 
-        if largest < math.inf:
-            add(self.space.sample_many(_SAMPLE, self.rng), {BY_SIZE: 1.0}, count)
-            return list(found.values())
-        add(self.space.sample_many(2 * max(count - by_size, 0), self.rng), {}, count - by_size)
-        if by_size:
-            add(draw_by_size(self.space, self._size_of, by_size, self.rng), {BY_SIZE: 1.0}, len(found) + by_size)
+        near = {BY_SIZE: 1.0} if largest < math.inf else {}
+        if near:
+            add(self.space.sample_many(_SAMPLE, self.rng), near, count)
+        else:
+            add(self.space.sample_many(2 * max(count - by_size, 0), self.rng), {}, count - by_size)
+            if by_size:
+                add(draw_by_size(self.space, self._size_of, by_size, self.rng), {BY_SIZE: 1.0}, len(found) + by_size)
+        if len(found) < count and self.space.size() <= _LISTED:  # what is seldom drawn
+            add(self.rng.permutation(self.space.every()), near, count)
         return list(found.values())
 
     @property
@@ -553,6 +558,8 @@ def profile(
             for _, some in other.units.chunks():
                 profiler.works.of_all(some)
         sources = sources_of(profiler.table, space, io) if runtime in ("compiled", "onnxruntime") else []
+        least = MIN_NETWORKS if sources else config.fit.min_networks
+        check_enough(profiler.table, space, io, least, units=not sources)
         share = 1.0 if sources else config.network_share
         # The fit takes some seconds, most of them scikit-learn's import.
         profiler.run(begun + config.budget_s - min(8.0, 0.25 * config.budget_s), share, tick, should_stop)

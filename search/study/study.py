@@ -22,6 +22,7 @@ from mixnas.search.strategies import Batching, Cheap, Question, Remembering, Str
 from mixnas.search.strategies.drawing import trial_generator
 from mixnas.search.strategies.evolution import NSGA2
 from mixnas.search.study.journal import JournalFile
+from mixnas.search.study.meeting import nearest
 from mixnas.search.study.objectives import Comparison, Objective
 from mixnas.search.study.optuna_internals import assign_generation, fail, set_violations, stored
 from mixnas.search.study.pareto import Reference
@@ -36,7 +37,7 @@ from mixnas.search.study.reading import (
 from mixnas.search.study.results import INTERRUPTED, Results, Stretch, TrialRecord
 from mixnas.search.study.storage import Storage
 from mixnas.search_space.architecture import Architecture
-from mixnas.search_space.errors import InfeasibleError, IntegrityError, NasError, shown
+from mixnas.search_space.errors import InfeasibleError, IntegrityError, NasError, counted, shown
 from mixnas.search_space.space import SearchSpace
 
 _logger = logging.getLogger(__name__)
@@ -298,7 +299,8 @@ class SearchStudy:
         """
         while True:
             if len(self._seen) >= self._size:
-                raise SpaceExhausted(f"all {self._size} architectures of the space have been evaluated.")
+                told = counted(self._size, "architecture")
+                raise SpaceExhausted(f"all there is in the space has been evaluated: {told}.")
             forced = bool(self._queue) or self._refused_in_a_row >= MAX_REFUSED_IN_A_ROW
             if forced:
                 marks = {"queued": True} if self._queue else None
@@ -362,6 +364,10 @@ class SearchStudy:
                 f"no architecture is left to evaluate: {self._size} in the space, {len(self._seen)} evaluated, "
                 "the others found violate a constraint."
             )
+        if self._constraints_beforehand and self._cheap is not None:  # what is too rare to be drawn
+            found = nearest(self.space, self._cheap, self._constraints_beforehand, self.space.sample_many(1, rng))
+            if found.kept:
+                return self.space.decode(found.vector)
         reason = next((r for r in self._infeasible.values() if r), "none found")
         raise InfeasibleError(
             f"no architecture of the space satisfies the constraints {', '.join(map(str, self.results.constraints))} "
