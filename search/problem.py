@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from mixnas.evaluators.costs import SpaceCosts
@@ -24,9 +25,10 @@ from mixnas.predictors.latency.lookup import check_tables
 from mixnas.predictors.latency.source import LatencySource
 from mixnas.predictors.measuring.energy import ENERGY
 from mixnas.search.config import Config
-from mixnas.search.strategies import Strategy
+from mixnas.search.strategies import Cheap, Strategy
 from mixnas.search.strategies.auto import Auto
 from mixnas.search.study.feasibility import UNCERTAIN, Corners, check_constraints, check_latency, corners, quickest
+from mixnas.search.study.meeting import nearest as nearest_to_keeping
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.enumeration import Corner, check_single, check_space
 from mixnas.search_space.errors import ConfigError, InfeasibleError, exactly, nearest
@@ -89,6 +91,7 @@ class Problem:
         self.objectives = config.parsed_objectives(known)
         self.constraints = config.parsed_constraints(known)
         self.corners: Corners = corners(self.space, self.io)
+        self._quickest: list[Architecture] = []  # by each latency that has a bound, once that was checked
         self._check_memory(source, latency.torch_device)
         start = getattr(self.task, "start", None)  # a task need not be one of `Task`
         self.taken: Taken | None = None if start is None else check_fits(start, self.space, self.io)
@@ -251,7 +254,19 @@ class Problem:
         generator = torch.Generator().manual_seed(self.config.search.seed)
         return Network(architecture, self.io, generator=generator).eval()
 
-    def check_latency(self, latency: LatencySource, report: Report, should_stop: Callable[[], bool]) -> None:
+    @property
+    def extremes(self) -> tuple[Architecture, ...]:
+        """Architectures that a search for what keeps the constraints begins with: corners, and the quickest found."""
+        ends = (corner.architecture for pair in self.corners.values() for corner in pair.values())
+        return tuple(dict.fromkeys([*ends, *self._quickest]))
+
+    def check_latency(
+        self,
+        latency: LatencySource,
+        report: Report,
+        should_stop: Callable[[], bool],
+        cheap: Cheap | None = None,
+    ) -> None:
         """Refuse a bound on latency that nothing can keep, before anything is trained.
 
         By the quickest architecture: as predicted, after the profile that a search needs in any case; where latency is
@@ -261,26 +276,47 @@ class Problem:
             latency: Predicts, or measures.
             report: Told of a profile.
             should_stop: Asked during one.
+            cheap: Of the evaluator: constraints on all that is known before evaluating are looked at together too, as
+                the search looks for what keeps them. None leaves that out.
 
         Raises:
-            InfeasibleError: Names the constraint, and the quickest architecture with its latency.
+            InfeasibleError: Names the constraint, and the quickest architecture with its latency; or the constraints,
+                and the architecture that comes nearest.
             StoppedEarly: `should_stop` said so.
         """
+        self._quickest = []
         self._check_other_devices(latency)
         self._check_energy(latency)
+        self._check_quickest(latency, report, should_stop)
+        if cheap is not None and self._quickest:
+            names = cheap(self.space.encode_many([]))
+            known = [c for c in self.constraints if c.metric in names]
+            nearby = nearest_to_keeping(self.space, cheap, known, self.space.encode_many(self.extremes))
+            if not nearby.kept:
+                raise InfeasibleError(nearby.told(self.space, known))
+
+    def _check_quickest(self, latency: LatencySource, report: Report, should_stop: Callable[[], bool]) -> None:
+        """`check_latency` of bounds on this device."""
         bounds = [c for c in self.constraints if c.metric == "latency_ms" and c.comparison in ("<", "<=")]
         if not bounds:
             return
         if self.metrics["latency_ms"].cheap:
             written = {"task": self.config.task.to_plain(), "space": self.config.space}
             latency.prepare(self.space, self.io, plain=written, report=report, should_stop=should_stop)
-            vector = quickest(self.space, lambda rows: latency.predict_many(rows, self.space, self.io))
-            architecture = self.space.decode(vector)
-            found = latency.predict(architecture, self.io)
+            corner = self._quickest_of(lambda rows: latency.predict_many(rows, self.space, self.io))
+            found = latency.predict(corner.architecture, self.io)
         else:
             architecture = self.corners["macs"]["smallest"].architecture
             (found,) = latency.measure([self.untrained(architecture)])
-        check_latency(bounds, Corner(architecture, found.ms), found)
+            corner = Corner(architecture, found.ms)
+        check_latency(bounds, corner, found)
+
+    def _quickest_of(self, predict: Callable[[np.ndarray], np.ndarray]) -> Corner:
+        """The quickest architecture by what is predicted (`quickest`); it is kept for `extremes`."""
+        vector = quickest(self.space, predict)
+        found = Corner(self.space.decode(vector), float(predict(vector[None])[0]))
+        self._quickest.append(found.architecture)
+        return found
 
     def _check_other_devices(self, latency: LatencySource) -> None:
         """`check_latency` of bounds on other devices, as predicted."""
@@ -289,10 +325,8 @@ class Problem:
             bounds = [c for c in self.constraints if c.metric == metric and c.comparison in ("<", "<=")]
             if bounds:
                 there = OtherDevices([device], latency.spec, self.space, self.io)
-                vector = quickest(self.space, partial(there.of_one_device, metric))
-                architecture = self.space.decode(vector)
-                found = there.predict(metric, architecture)
-                check_latency(bounds, Corner(architecture, found.ms), found, metric)
+                corner = self._quickest_of(partial(there.of_one_device, metric))
+                check_latency(bounds, corner, there.predict(metric, corner.architecture), metric)
 
     def _check_energy(self, latency: LatencySource) -> None:
         """`check_latency` of bounds on energy: of the network with the fewest multiply-accumulates, measured."""

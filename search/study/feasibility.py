@@ -88,25 +88,28 @@ def check_latency(
 ) -> None:
     """Refuse an upper bound on latency that nothing can keep.
 
+    What is predicted counts as it is, and not as it may turn out within its interval: a search accepts proposals by
+    the prediction, so that none would be accepted for a bound below that of the quickest.
+
     Args:
         constraints: Those on other metrics are not looked at.
-        corner: The quickest architecture that is known, or predicted; its value is not used.
-        latency: Of that.
+        corner: The quickest architecture that is known, or predicted, with its milliseconds as a search has them.
+        latency: Of that, for the message.
         metric: What the latency is called.
 
     Raises:
-        InfeasibleError: Even at the lower end of its interval the latency is over the bound; of one that was measured,
-            and is only nearly the quickest, or that has no interval, even half of it.
+        InfeasibleError: The prediction is over the bound; of one that was measured, and is only nearly the quickest,
+            even half of it.
     """
-    least = latency.ms if latency.low_ms is None else latency.low_ms
-    if latency.kind == "measured" or latency.low_ms is None:
-        least /= UNCERTAIN
+    measured = latency.kind == "measured"
     for constraint in constraints:
         if constraint.metric != metric or constraint.comparison not in ("<", "<="):
             continue
-        if not constraint.holds({metric: least}):
+        if not constraint.holds({metric: corner.value / UNCERTAIN if measured else corner.value}):
+            interval = "" if latency.low_ms is None else f", {latency.low_ms:.3g} to {latency.high_ms:.3g}"
+            goes_by = "" if measured else "; a search goes by the prediction"
             raise InfeasibleError(
-                f"no architecture of the space meets {constraint}: the quickest takes {latency.ms:.3g} ms "
-                f"({latency.kind}): {corner.architecture}. Give the "
-                "bound in milliseconds, relax it, or widen the space."
+                f"no architecture that was found meets {constraint}: the quickest takes {latency.ms:.3g} ms "
+                f"({latency.kind}{interval}{goes_by}): {corner.architecture}. Give the bound in milliseconds, relax "
+                "it to what that takes, or widen the space."
             )
