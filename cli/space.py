@@ -33,11 +33,15 @@ def _load_checked(args: argparse.Namespace) -> tuple[Any, Any, Any]:
 
 def show(args: argparse.Namespace) -> int:
     """Knobs, size, corners, constraints."""
-    from mixnas.search.study.feasibility import check_constraints, corners
+    from mixnas.evaluators.costs import SpaceCosts
+    from mixnas.search.study.feasibility import check_costs, corners
+    from mixnas.search_space.memory import PEAK_MEMORY
 
     config, space, io = _load_checked(args)
     found = corners(space, io)
-    check_constraints(config.parsed_constraints(), found)
+    constraints = config.parsed_constraints()
+    known = SpaceCosts(space, io, memory=any(c.metric == PEAK_MEMORY for c in constraints)).of
+    doubt = check_costs(space, io, constraints, known, found)
     if args.json:
         variables = [{"name": v.name, "values": list(v.values)} for v in space.variables]
         ends = {
@@ -59,8 +63,10 @@ def show(args: argparse.Namespace) -> int:
     for metric, pair in found.items():
         rows += [[f"{end} {metric}", number(c.value), str(c.architecture)] for end, c in pair.items()]
     print_table(args, ["corner", "value", "architecture"], rows, cut="architecture")
-    if config.constraints:
-        print(f"Each of the constraints can be met as far as costs tell: {', '.join(config.constraints)}")
+    if doubt:
+        print(f"warning: {doubt}")
+    elif config.constraints:
+        print(f"The constraints can be met as far as costs tell: {', '.join(config.constraints)}")
     return 0
 
 
@@ -123,6 +129,8 @@ def check(args: argparse.Namespace) -> int:
 
     problem = Problem(load_config(args), config_name(args))  # whatever a search would refuse before it starts
     print(f"{config_name(args)}: {problem.space.size():,} architectures, everything fits {problem.io.kind} tasks")
+    if problem.doubt:
+        print(f"warning: {problem.doubt}")
     return 0
 
 

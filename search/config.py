@@ -20,6 +20,7 @@ from mixnas.search.naming import Named
 from mixnas.search.promotion import Asynchronous
 from mixnas.search.strategies import Strategy
 from mixnas.search.strategies.auto import Auto
+from mixnas.search.study.bounds import check_contradictions
 from mixnas.search.study.objectives import Comparison, Objective, parse_constraints, parse_objectives
 from mixnas.search.study.server import Server
 from mixnas.search_space.errors import ConfigError, nearest, shown
@@ -171,6 +172,7 @@ class Config:
     def __post_init__(self) -> None:
         self.parsed_objectives()
         self.parsed_constraints()
+        check_contradictions(self.constraints)
 
     def parsed_objectives(self, known: Iterable[str] | None = None) -> tuple[Objective, ...]:
         """The objectives; with the known metrics, their names are checked."""

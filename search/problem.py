@@ -27,7 +27,8 @@ from mixnas.predictors.measuring.energy import ENERGY
 from mixnas.search.config import Config
 from mixnas.search.strategies import Cheap, Strategy
 from mixnas.search.strategies.auto import Auto
-from mixnas.search.study.feasibility import UNCERTAIN, Corners, check_constraints, check_latency, corners, quickest
+from mixnas.search.study.bounds import POSITIVE, SHARE
+from mixnas.search.study.feasibility import UNCERTAIN, Corners, check_costs, check_latency, corners, quickest
 from mixnas.search.study.meeting import nearest as nearest_to_keeping
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.enumeration import Corner, check_single, check_space
@@ -56,6 +57,7 @@ class Problem:
         objectives: In order.
         constraints: What a result has to satisfy.
         corners: The cheapest and dearest architecture by each cost.
+        doubt: A warning, where it is not known whether anything meets the constraints on costs; else empty.
         taken: What networks of the space can take of the earlier network (`init`); None without one.
 
     Args:
@@ -87,45 +89,33 @@ class Problem:
         latency.check(self.space)
         if self.energy:
             latency.check_energy()
-        known = {*self.metrics, PEAK_MEMORY, ENERGY}  # which are there where they are asked for
-        self.objectives = config.parsed_objectives(known)
-        self.constraints = config.parsed_constraints(known)
+        names = {*self.metrics, PEAK_MEMORY, ENERGY}  # which are there where they are asked for
+        self.objectives = config.parsed_objectives(names)
+        self.constraints = config.parsed_constraints(names)
         self.corners: Corners = corners(self.space, self.io)
-        self._quickest: list[Architecture] = []  # by each latency that has a bound, once that was checked
+        self._quickest: list[Architecture] = []  # or slowest, by each latency that has a bound; once checked
         self._check_memory(source, latency.torch_device)
         start = getattr(self.task, "start", None)  # a task need not be one of `Task`
         self.taken: Taken | None = None if start is None else check_fits(start, self.space, self.io)
-        check_constraints(self.constraints, self.corners)
-        self._check_peak()
-        self._check_shares()
+        self._check_ranges()
+        known = SpaceCosts(self.space, self.io, memory=self.memory).of
+        self.doubt = check_costs(self.space, self.io, self.constraints, known, self.corners)
 
-    def _check_peak(self) -> None:
-        """Refuse an upper bound on peak memory below the least that a descent finds."""
-        bounds = [c for c in self.constraints if c.metric == PEAK_MEMORY and c.comparison in ("<", "<=")]
-        if not bounds:
-            return
-        counted = SpaceCosts(self.space, self.io, memory=True)
-        vector = quickest(self.space, lambda rows: counted.of(rows)[PEAK_MEMORY])
-        least = float(counted.of(vector[None])[PEAK_MEMORY][0])
-        for bound in bounds:
-            if not bound.holds({PEAK_MEMORY: least}):
-                raise InfeasibleError(
-                    f"no architecture of the space is known to meet {bound}: the least that was found is "
-                    f"{least:,.0f} bytes ({self.space.decode(vector)}). Relax it, or widen the space."
-                )
-
-    def _check_shares(self) -> None:
-        """Refuse a bound in percent on a metric that is a share."""
-        if not is_share(self.task):
-            return
+    def _check_ranges(self) -> None:
+        """Refuse bounds beyond what a metric can be: times, energies, and scores that are shares."""
         for constraint in self.constraints:
-            least = constraint.comparison in (">", ">=", "==")
-            if constraint.metric == self.task.metric and least and constraint.bound > 1:
-                raise InfeasibleError(
-                    f"no architecture meets {constraint}: {constraint.metric} is a share, from 0 to 1. "
-                    f"For {exactly(constraint.bound)}% write {constraint.metric} {constraint.comparison} "
-                    f"{exactly(constraint.bound / 100)}."
-                )
+            name, bound = constraint.metric, constraint.bound
+            share = name == self.task.metric and is_share(self.task)
+            if not share and name != ENERGY and name.partition("@")[0] != "latency_ms":
+                continue
+            can_be = SHARE if share else POSITIVE
+            if can_be.allows(constraint):
+                continue
+            advice = "Change the bound."
+            if share and 1 < bound <= 100:
+                given = f"{name} {constraint.comparison} {exactly(bound / 100)}"
+                advice = f"For {exactly(bound)}% write {given}."
+            raise InfeasibleError(f"no architecture meets {constraint}: {name} is {can_be.words}. {advice}")
 
     def _check_batches(self) -> None:
         """Refuse what cannot be trained on one example at a time, where a batch has but one."""
@@ -188,7 +178,7 @@ class Problem:
             )
 
     def told(self, record: Mapping[str, Any]) -> list[str]:
-        """Which trained networks trainings go by, what of an earlier one is taken, and why nothing is predicted.
+        """Which trained networks trainings go by, what of an earlier one is taken, and what else is to be known.
 
         Args:
             record: What `recorded` gives of the task.
@@ -204,6 +194,8 @@ class Problem:
             lines.append(f"init: {record['init']['from']}: {each}{self.taken}")
         if self.config.search.evaluator == "supernet" and not self.metrics["latency_ms"].cheap:
             lines.append(f"profile: none, each network is measured: {too_small(self.space, self.io)}")
+        if self.doubt:
+            lines.append(f"warning: {self.doubt}")
         return lines
 
     @property
@@ -256,7 +248,7 @@ class Problem:
 
     @property
     def extremes(self) -> tuple[Architecture, ...]:
-        """Architectures that a search for what keeps the constraints begins with: corners, and the quickest found."""
+        """Architectures that a search for what keeps the constraints begins with: corners, the quickest and slowest."""
         ends = (corner.architecture for pair in self.corners.values() for corner in pair.values())
         return tuple(dict.fromkeys([*ends, *self._quickest]))
 
@@ -269,8 +261,9 @@ class Problem:
     ) -> None:
         """Refuse a bound on latency that nothing can keep, before anything is trained.
 
-        By the quickest architecture: as predicted, after the profile that a search needs in any case; where latency is
-        measured in the search, the one with the fewest multiply-accumulates is measured.
+        By the quickest architecture, of a lower bound by the slowest: as predicted, after the profile that a search
+        needs in any case. Where latency is measured in the search, the one with the fewest multiply-accumulates is
+        measured, and lower bounds are left to the search: the one with the most need not be the slowest.
 
         Args:
             latency: Predicts, or measures.
@@ -280,53 +273,66 @@ class Problem:
                 the search looks for what keeps them. None leaves that out.
 
         Raises:
-            InfeasibleError: Names the constraint, and the quickest architecture with its latency; or the constraints,
-                and the architecture that comes nearest.
+            InfeasibleError: Names the constraint, and the quickest architecture (or slowest) with its latency; or the
+                constraints, and the architecture that comes nearest.
             StoppedEarly: `should_stop` said so.
         """
         self._quickest = []
         self._check_other_devices(latency)
         self._check_energy(latency)
-        self._check_quickest(latency, report, should_stop)
+        for slowest in self._sides("latency_ms"):
+            self._check_side(latency, report, should_stop, slowest=slowest)
         if cheap is not None and self._quickest:
+            if self.metrics["latency_ms"].cheap:
+                self._prepare(latency, report, should_stop)
             names = cheap(self.space.encode_many([]))
             known = [c for c in self.constraints if c.metric in names]
             nearby = nearest_to_keeping(self.space, cheap, known, self.space.encode_many(self.extremes))
             if not nearby.kept:
                 raise InfeasibleError(nearby.told(self.space, known))
 
-    def _check_quickest(self, latency: LatencySource, report: Report, should_stop: Callable[[], bool]) -> None:
-        """`check_latency` of bounds on this device."""
-        bounds = [c for c in self.constraints if c.metric == "latency_ms" and c.comparison in ("<", "<=")]
-        if not bounds:
-            return
+    def _check_side(
+        self, latency: LatencySource, report: Report, should_stop: Callable[[], bool], *, slowest: bool
+    ) -> None:
+        """`check_latency` of upper bounds on this device, or of lower ones."""
         if self.metrics["latency_ms"].cheap:
-            written = {"task": self.config.task.to_plain(), "space": self.config.space}
-            latency.prepare(self.space, self.io, plain=written, report=report, should_stop=should_stop)
-            corner = self._quickest_of(lambda rows: latency.predict_many(rows, self.space, self.io))
+            self._prepare(latency, report, should_stop)
+            corner = self._extreme(lambda rows: latency.predict_many(rows, self.space, self.io), slowest=slowest)
             found = latency.predict(corner.architecture, self.io)
+        elif slowest:
+            return
         else:
             architecture = self.corners["macs"]["smallest"].architecture
             (found,) = latency.measure([self.untrained(architecture)])
             corner = Corner(architecture, found.ms)
-        check_latency(bounds, corner, found)
+        check_latency(self.constraints, corner, found, slowest=slowest)
 
-    def _quickest_of(self, predict: Callable[[np.ndarray], np.ndarray]) -> Corner:
-        """The quickest architecture by what is predicted (`quickest`); it is kept for `extremes`."""
-        vector = quickest(self.space, predict)
+    def _prepare(self, latency: LatencySource, report: Report, should_stop: Callable[[], bool]) -> None:
+        written = {"task": self.config.task.to_plain(), "space": self.config.space}
+        latency.prepare(self.space, self.io, plain=written, report=report, should_stop=should_stop)
+
+    def _extreme(self, predict: Callable[[np.ndarray], np.ndarray], *, slowest: bool) -> Corner:
+        """The quickest architecture by what is predicted, or the slowest; it is kept for `extremes`."""
+        sign = -1.0 if slowest else 1.0
+        vector = quickest(self.space, lambda rows: sign * predict(rows))
         found = Corner(self.space.decode(vector), float(predict(vector[None])[0]))
         self._quickest.append(found.architecture)
         return found
+
+    def _sides(self, metric: str) -> list[bool]:
+        """Whether a metric has upper bounds, as False, and lower ones, as True."""
+        given = {c.comparison[0] == ">" for c in self.constraints if c.metric == metric and c.comparison != "=="}
+        return sorted(given)
 
     def _check_other_devices(self, latency: LatencySource) -> None:
         """`check_latency` of bounds on other devices, as predicted."""
         for device in self.other_devices:
             metric = f"{PREFIX}{device}"
-            bounds = [c for c in self.constraints if c.metric == metric and c.comparison in ("<", "<=")]
-            if bounds:
+            for slowest in self._sides(metric):
                 there = OtherDevices([device], latency.spec, self.space, self.io)
-                corner = self._quickest_of(partial(there.of_one_device, metric))
-                check_latency(bounds, corner, there.predict(metric, corner.architecture), metric)
+                corner = self._extreme(partial(there.of_one_device, metric), slowest=slowest)
+                found = there.predict(metric, corner.architecture)
+                check_latency(self.constraints, corner, found, metric, slowest=slowest)
 
     def _check_energy(self, latency: LatencySource) -> None:
         """`check_latency` of bounds on energy: of the network with the fewest multiply-accumulates, measured."""

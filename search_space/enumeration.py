@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -322,3 +322,15 @@ def cost_corner(space: SearchSpace, io: IOSpec, metric: str, *, largest: bool) -
         return own * (runs if metric == "macs" else 1)
 
     return corner(space, io, value, largest=largest)
+
+
+def weighted_corner(space: SearchSpace, io: IOSpec, weights: Mapping[str, float]) -> Corner:
+    """`corner` of the least sum of "params", "macs" and "weight_bytes", each times its weight, of either sign."""
+    of = [weights.get(metric, 0.0) for metric in ("params", "macs", "weight_bytes")]
+
+    def value(axis: str, op: Op, quant: Op | None, before: Context, after: Context, tokens: bool, runs: int) -> float:
+        own = op_cost(axis, op, quant, before, after, tokens)
+        each = (own.params, own.macs * runs, own.weight_bytes)
+        return sum(weight * cost for weight, cost in zip(of, each, strict=True))
+
+    return corner(space, io, value, largest=False)

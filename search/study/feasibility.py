@@ -1,4 +1,4 @@
-"""Whether a space can meet its constraints at all, from exact corners: before anything is trained."""
+"""Whether a space can meet its constraints at all, from exact corners and counts: before anything is trained."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from mixnas.predictors.measuring.value import Latency
+from mixnas.search.study.meeting import Known, Nearest, nearest, ruled_out
 from mixnas.search.study.objectives import Comparison
 from mixnas.search_space.cost import METRICS
 from mixnas.search_space.enumeration import Corner, cost_corner
 from mixnas.search_space.errors import InfeasibleError
+from mixnas.search_space.memory import PEAK_MEMORY
 from mixnas.search_space.space import SearchSpace
 from mixnas.search_space.units import IOSpec
 
@@ -52,6 +54,50 @@ def check_constraints(constraints: Sequence[Comparison], found: Corners) -> None
         )
 
 
+def check_costs(space: SearchSpace, io: IOSpec, constraints: Sequence[Comparison], known: Known, found: Corners) -> str:
+    """Refuse constraints on costs that no architecture can meet, each by itself or all together.
+
+    Args:
+        space: The space.
+        io: What its networks read and answer.
+        constraints: Those on other metrics are not looked at.
+        known: Costs of encoded architectures, peak memory among them where it has a constraint.
+        found: The space's corners.
+
+    Returns:
+        A warning, where none was found that meets them and it is not certain that there is none; else empty.
+
+    Raises:
+        InfeasibleError: Names the constraints, and the nearest architecture with its costs.
+    """
+    check_constraints(constraints, found)
+    wanted = [c for c in constraints if c.metric in (*METRICS, PEAK_MEMORY)]
+    if not wanted:
+        return ""
+    ends = [corner.architecture for pair in found.values() for corner in pair.values()]
+    first = space.encode_many(ends)
+    for asked in (*([c] for c in wanted if c.metric == PEAK_MEMORY), wanted):
+        nearby = nearest(space, known, asked, first)
+        if nearby.kept:
+            continue
+        names = ", ".join(map(str, asked)) + (" together" if len(asked) > 1 else "")
+        values = ", ".join(f"{name} {nearby.values[name]:,.0f}" for name in dict.fromkeys(c.metric for c in asked))
+        told = f"the nearest has {values}: {space.decode(nearby.vector)}. Change a bound, or widen the space."
+        if nearby.every or ruled_out(space, io, asked) or _far(asked, nearby):
+            looked_at = f"of all {nearby.looked_at:,} " if nearby.every else ""
+            raise InfeasibleError(f"no architecture of the space meets {names}: {looked_at}{told}")
+        return f"of {nearby.looked_at:,} architectures that were looked at none meets {names}: {told}"
+    return ""
+
+
+def _far(asked: Sequence[Comparison], nearby: Nearest) -> bool:
+    """Whether what was found is so far from a bound on peak memory that nothing meets it: that has no exact corners."""
+    if [c.metric for c in asked] != [PEAK_MEMORY]:
+        return False
+    value = nearby.values[PEAK_MEMORY]
+    return value * UNCERTAIN < asked[0].bound or value > UNCERTAIN * asked[0].bound
+
+
 _DRAWN = 4096
 _STARTS = 8
 UNCERTAIN = 2.0
@@ -84,32 +130,39 @@ def quickest(space: SearchSpace, predict: Callable[[np.ndarray], np.ndarray]) ->
 
 
 def check_latency(
-    constraints: Sequence[Comparison], corner: Corner, latency: Latency, metric: str = "latency_ms"
+    constraints: Sequence[Comparison],
+    corner: Corner,
+    latency: Latency,
+    metric: str = "latency_ms",
+    *,
+    slowest: bool = False,
 ) -> None:
-    """Refuse an upper bound on latency that nothing can keep.
+    """Refuse an upper bound on latency that nothing can keep, or a lower one.
 
     What is predicted counts as it is, and not as it may turn out within its interval: a search accepts proposals by
     the prediction, so that none would be accepted for a bound below that of the quickest.
 
     Args:
-        constraints: Those on other metrics are not looked at.
+        constraints: Those on other metrics, or in the other direction, are not looked at.
         corner: The quickest architecture that is known, or predicted, with its milliseconds as a search has them.
         latency: Of that, for the message.
         metric: What the latency is called.
+        slowest: Whether the corner is the slowest instead, and lower bounds are looked at.
 
     Raises:
-        InfeasibleError: The prediction is over the bound; of one that was measured, and is only nearly the quickest,
-            even half of it.
+        InfeasibleError: The prediction is beyond the bound; of one that was measured, and is only nearly the quickest,
+            even half of it (or twice).
     """
     measured = latency.kind == "measured"
+    extreme = corner.value * (1.0 if not measured else UNCERTAIN if slowest else 1 / UNCERTAIN)
     for constraint in constraints:
-        if constraint.metric != metric or constraint.comparison not in ("<", "<="):
+        if constraint.metric != metric or constraint.comparison not in ((">", ">=") if slowest else ("<", "<=")):
             continue
-        if not constraint.holds({metric: corner.value / UNCERTAIN if measured else corner.value}):
+        if not constraint.holds({metric: extreme}):
             interval = "" if latency.low_ms is None else f", {latency.low_ms:.3g} to {latency.high_ms:.3g}"
             goes_by = "" if measured else "; a search goes by the prediction"
             raise InfeasibleError(
-                f"no architecture that was found meets {constraint}: the quickest takes {latency.ms:.3g} ms "
-                f"({latency.kind}{interval}{goes_by}): {corner.architecture}. Give the bound in milliseconds, relax "
-                "it to what that takes, or widen the space."
+                f"no architecture that was found meets {constraint}: the {'slowest' if slowest else 'quickest'} takes "
+                f"{latency.ms:.3g} ms ({latency.kind}{interval}{goes_by}): {corner.architecture}. Give the bound in "
+                "milliseconds, change it to what that takes, or widen the space."
             )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 
 from mixnas.search.strategies.drawing import crossed, distinct, mutated
 from mixnas.search.study.objectives import Comparison
+from mixnas.search_space.cost import METRICS, cost
+from mixnas.search_space.enumeration import weighted_corner
 from mixnas.search_space.errors import counted
 from mixnas.search_space.space import SearchSpace
+from mixnas.search_space.units import IOSpec
 
 Known = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 """Metrics, each (rows,), of encoded architectures (rows, variables)."""
@@ -22,6 +25,7 @@ _LISTED = 20_000  # spaces up to this size are looked at to the last architectur
 _DRAWN = 4096
 _KEPT = 64  # of a generation
 _GENERATIONS = 40
+_CUTS = 30
 
 
 @dataclass(frozen=True)
@@ -119,3 +123,54 @@ def nearest(
         _, once = np.unique(rows, axis=0, return_index=True)
         rows, missed, kept = rows[once], missed[once], kept[once]
     return found(rows, missed, kept)
+
+
+def ruled_out(space: SearchSpace, io: IOSpec, constraints: Sequence[Comparison]) -> bool:
+    """Whether it is certain that no architecture keeps constraints on costs that add up over operators.
+
+    However much each constraint weighs, the least weighted sum of what architectures miss of them is exact
+    (`enumeration.corner`). Where it is above 0 for some weights, nothing keeps them all. Weights are looked for by
+    cutting planes (Kelley 1960, The Cutting-Plane Method for Solving Convex Programs). Where there are none, nothing is
+    known.
+
+    Args:
+        space: The space.
+        io: What its networks read and answer.
+        constraints: Those on metrics that do not add up are not looked at.
+    """
+    from scipy.optimize import linprog
+
+    sides = [
+        (METRICS.index(c.metric), sign, c.bound, abs(c.bound) or 1.0)
+        for c in constraints
+        if c.metric in METRICS
+        for sign, comparisons in ((1.0, ("<", "<=", "==")), (-1.0, (">", ">=", "==")))
+        if c.comparison in comparisons
+    ]
+    if len(sides) < 2:
+        return False  # of one alone the corners tell
+    metric, sign, bound, scale = (np.array(column) for column in zip(*sides, strict=True))
+    weights = np.full(len(sides), 1 / len(sides))
+    cuts: list[np.ndarray] = []
+    for _ in range(_CUTS):
+        factors = np.bincount(metric, weights * sign / scale, minlength=len(METRICS))
+        architecture = weighted_corner(space, io, dict(zip(METRICS, factors.tolist(), strict=True))).architecture
+        missed = sign * (np.array(astuple(cost(architecture, io)), dtype=float)[metric] - bound) / scale
+        if weights @ missed > 1e-9:
+            return True
+        cuts.append(missed)
+        # The most that is still possible: the greatest t with weights @ cut >= t for every cut.
+        table = np.hstack([-np.array(cuts), np.ones((len(cuts), 1))])
+        equal = np.append(np.ones(len(sides)), 0.0)[None]
+        solved = linprog(
+            np.append(np.zeros(len(sides)), -1.0),
+            A_ub=table,
+            b_ub=np.zeros(len(cuts)),
+            A_eq=equal,
+            b_eq=[1.0],
+            bounds=[*[(0.0, 1.0)] * len(sides), (None, None)],
+        )
+        if not solved.success or -solved.fun <= 1e-9:
+            return False
+        weights = solved.x[:-1]
+    return False
