@@ -388,15 +388,15 @@ class Profiler:
                 if what.id not in known:
                     found.setdefault(what.id, what)
 
-        if largest < math.inf:
-            some = self.space.every() if self.space.size() <= _LISTED else self.space.sample_many(_SAMPLE, self.rng)
-            add(some, {BY_SIZE: 1.0}, count)
-            return list(found.values())
-        add(self.space.sample_many(2 * max(count - by_size, 0), self.rng), {}, count - by_size)
-        if by_size:
-            add(draw_by_size(self.space, self._size_of, by_size, self.rng), {BY_SIZE: 1.0}, len(found) + by_size)
-        elif len(found) < count and self.space.size() <= _LISTED:  # what is seldom drawn
-            add(self.rng.permutation(self.space.every()), {}, count)
+        near = {BY_SIZE: 1.0} if largest < math.inf else {}
+        if near:
+            add(self.space.sample_many(_SAMPLE, self.rng), near, count)
+        else:
+            add(self.space.sample_many(2 * max(count - by_size, 0), self.rng), {}, count - by_size)
+            if by_size:
+                add(draw_by_size(self.space, self._size_of, by_size, self.rng), {BY_SIZE: 1.0}, len(found) + by_size)
+        if len(found) < count and self.space.size() <= _LISTED:  # what is seldom drawn
+            add(self.rng.permutation(self.space.every()), near, count)
         return list(found.values())
 
     @property

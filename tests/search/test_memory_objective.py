@@ -45,5 +45,5 @@ def test_it_is_counted_where_it_is_asked_for_only_and_known_by_name_everywhere()
 
 
 def test_a_bound_that_nothing_keeps_is_refused_with_the_least():
-    with pytest.raises(InfeasibleError, match=r"peak_memory_bytes <= 100: the least that was found is [\d,]+ bytes"):
+    with pytest.raises(InfeasibleError, match=r"bytes <= 100: of all 126 the nearest has peak_memory_bytes [\d,]+"):
         Problem(read_config({**PLAIN, "constraints": ["peak_memory_bytes <= 100"]}, "c.yaml"))

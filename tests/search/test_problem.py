@@ -38,7 +38,8 @@ def problem(**changes) -> Problem:
 
 def test_metrics_come_from_the_evaluator():
     names = {"accuracy", "loss", "params", "macs", "weight_bytes", "latency_ms"}
-    supernet, standalone = problem(), problem(search={"evaluator": "standalone"})
+    larger = {**SPACE, "norm": ["layer", "rms"], "stem": {"name": "conv", "kernel_size": [3, 5]}}  # of so few, measured
+    supernet, standalone = problem(space=larger), problem(search={"evaluator": "standalone"})
     assert set(supernet.metrics) == set(standalone.metrics) == names
     assert supernet.metrics["latency_ms"].cheap and not standalone.metrics["latency_ms"].cheap
     assert set(problem(task={"name": "mqar", "length": 16, "pairs": 2, "train_size": 8, "validation_size": 8,

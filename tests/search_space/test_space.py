@@ -82,6 +82,24 @@ def test_size_is_the_number_of_distinct_architectures():
     assert SearchSpace.from_dict(shared).size() == len(list_all(SearchSpace.from_dict(shared))) == 2 * 2 * 2 * 18
 
 
+def test_every_architecture_is_listed_once():
+    shared = small()
+    shared["stages"][0]["share"] = True
+    block = {"mixer": "pooling", "channel_mixer": "mlp"}
+    one = {"stem": "conv", "stages": [{"width": 4, "block": block}]}
+    spaces = [
+        SMALL,
+        *map(SearchSpace.from_dict, (shared, one)),
+        by_branch(["none", "mlp", "swiglu"]),
+        by_branch("none"),
+    ]
+    for space in spaces:
+        rows = space.every()
+        assert (space.active(rows) == (rows >= 0)).all()
+        listed = [space.decode(row).id for row in rows]
+        assert len(listed) == space.size() and set(listed) == list_all(space)
+
+
 def test_size_is_exact_where_floats_are_not():
     plain = small()
     plain["stages"][0]["depth"] = 30

@@ -14,6 +14,7 @@ from mixnas.predictors.latency.selection import largest_affordable
 from mixnas.predictors.measuring.measure import MeasureConfig, Window
 from mixnas.predictors.measuring.table import MeasurementTable
 from mixnas.search_space.architecture import Architecture
+from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.space import SearchSpace
 from mixnas.search_space.units import IOSpec
 
@@ -128,3 +129,31 @@ def test_the_largest_networks_that_there_is_time_for():
     assert largest_affordable(sizes, 2.0, 4, 15.9) == 2.0
     assert largest_affordable(sizes, 1.0, 4, 0.0) == 1.0  # the smallest, whatever they take
     assert largest_affordable(np.array([math.nan]), 1.0, 4, 1.0) == math.inf
+
+
+def skewed() -> SearchSpace:
+    """14 architectures, of which 13 are drawn once in 26 times each."""
+    kernels = {"name": "dwconv", "kernel_size": list(range(3, 29, 2))}
+    block = {"mixer": ["identity", kernels], "channel_mixer": "none"}
+    return SearchSpace.from_dict({"stem": "conv", "stages": [{"width": 4, "block": block}]})
+
+
+@pytest.mark.parametrize("largest", [math.inf, 0.1])
+def test_of_a_small_space_what_is_seldom_drawn_is_measured_too(tmp_path, largest):
+    profiler = Profiler(
+        skewed(), IMAGE, device="cpu", runtime="eager", directory=tmp_path, config=ProfileConfig(measure=QUICK)
+    )
+    assert len(profiler.choose_networks(14, largest)) == skewed().size() == 14
+    assert len({what.id for what in profiler.choose_networks(600, largest)}) == 14
+
+
+def test_a_space_that_is_too_small_is_refused_at_once_unless_others_were_measured_before(tmp_path):
+    stage = {"width": [4, 8], "block": {"mixer": "identity", "channel_mixer": "mlp"}}
+    small = SearchSpace.from_dict({"stem": "conv", "stages": [stage]}, "small.yaml: space")
+    config = ProfileConfig(budget_s=2.0, measure=QUICK)
+    with pytest.raises(ConfigError, match=r"small.yaml: .*however long.*the space has 2 architectures, and a fit"):
+        profile(small, IMAGE, device="cpu", directory=tmp_path, config=config)
+    assert not [path for path in tmp_path.glob("*.npz")]
+    profile(space(), IMAGE, device="cpu", directory=tmp_path, config=config)
+    predictor = profile(small, IMAGE, device="cpu", directory=tmp_path, config=config)
+    assert all(predictor.knows(small.decode(row), IMAGE) for row in small.every())

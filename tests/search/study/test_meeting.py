@@ -120,9 +120,9 @@ def test_of_a_large_space_what_one_keeps_is_found(large):
 
 
 def test_of_a_large_space_what_is_impossible_is_refused_and_what_is_not_known_is_told(large):
-    space, known, found = large
+    _, _, found = large
     ends = found["params"]["smallest"].value, found["macs"]["largest"].value
-    with pytest.raises(InfeasibleError, match=r"together: the nearest has params [\d,]+, macs [\d,]+: (layer|rms): conv"):
+    with pytest.raises(InfeasibleError, match=r"together: the nearest has params [\d,]+, macs [\d,]+: (layer|rms)"):
         check(large, f"params <= {ends[0] * 1.2:.0f}", f"macs >= {ends[1] * 0.9:.0f}")
     half = found["params"]["smallest"].value + 0.5  # no number of parameters, and within the corners
     assert f"none meets params == {half}: the nearest has params" in check(large, f"params == {half}")

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 
+import numpy as np
 import optuna
 import pytest
 
@@ -91,6 +92,18 @@ def test_what_is_known_to_be_infeasible_is_not_evaluated(tmp_path, tiny, objecti
         pytest.raises(InfeasibleError, match=r"none meets params <= 20, params > 20 together: the nearest has params"),
     ):
         study.ask()
+
+
+def test_the_one_architecture_that_keeps_the_constraints_is_found(tmp_path, space, objectives):
+    """One of some 100,000: it is hardly ever drawn, and a search was refused for it."""
+    limit = parse_constraints(["macs <= 0"])
+
+    def far(architecture):
+        return {"macs": float((space.encode(architecture) != space.encode(wanted)).sum())}
+
+    wanted = space.sample(np.random.default_rng(77))
+    with SearchStudy(tmp_path / "j", space, objectives, limit, cheap=cheap_of(space, far, "macs")) as study:
+        assert study.ask().architecture == wanted
 
 
 def test_what_a_killed_process_left_running_is_marked_and_may_be_evaluated_again(tmp_path, tiny, objectives):
