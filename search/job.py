@@ -138,7 +138,7 @@ class Job:
                 latency = problem.latency(run.latency, reference_ms)
                 evaluator = problem.evaluator(latency, run.supernet)
                 run.update(policies=latency.instead(policies_of(problem.space)))
-                problem.check_latency(latency, self._report, self.stop)
+                problem.check_latency(latency, self._report, self.stop, evaluator.cheap)
                 evaluator.prepare(self._report, self.stop)
                 if latency.here:  # latencies of a run compare only under one reference time, also after a resume
                     run.update(reference_ms=latency.reference_ms)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ from mixnas.predictors.latency.lookup import check_tables
 from mixnas.predictors.latency.source import LatencySource
 from mixnas.predictors.measuring.energy import ENERGY
 from mixnas.search.config import Config
-from mixnas.search.strategies import Strategy
+from mixnas.search.strategies import Cheap, Strategy
 from mixnas.search.strategies.auto import Auto
 from mixnas.search.study.bounds import POSITIVE, SHARE
 from mixnas.search.study.feasibility import UNCERTAIN, Corners, check_costs, check_latency, corners, quickest
+from mixnas.search.study.meeting import nearest as nearest_to_keeping
 from mixnas.search_space.architecture import Architecture
 from mixnas.search_space.enumeration import Corner, check_single, check_space
 from mixnas.search_space.errors import ConfigError, InfeasibleError, exactly, nearest
@@ -91,6 +93,7 @@ class Problem:
         self.objectives = config.parsed_objectives(names)
         self.constraints = config.parsed_constraints(names)
         self.corners: Corners = corners(self.space, self.io)
+        self._quickest: list[Architecture] = []  # or slowest, by each latency that has a bound; once checked
         self._check_memory(source, latency.torch_device)
         start = getattr(self.task, "start", None)  # a task need not be one of `Task`
         self.taken: Taken | None = None if start is None else check_fits(start, self.space, self.io)
@@ -243,7 +246,19 @@ class Problem:
         generator = torch.Generator().manual_seed(self.config.search.seed)
         return Network(architecture, self.io, generator=generator).eval()
 
-    def check_latency(self, latency: LatencySource, report: Report, should_stop: Callable[[], bool]) -> None:
+    @property
+    def extremes(self) -> tuple[Architecture, ...]:
+        """Architectures that a search for what keeps the constraints begins with: corners, the quickest and slowest."""
+        ends = (corner.architecture for pair in self.corners.values() for corner in pair.values())
+        return tuple(dict.fromkeys([*ends, *self._quickest]))
+
+    def check_latency(
+        self,
+        latency: LatencySource,
+        report: Report,
+        should_stop: Callable[[], bool],
+        cheap: Cheap | None = None,
+    ) -> None:
         """Refuse a bound on latency that nothing can keep, before anything is trained.
 
         By the quickest architecture, of a lower bound by the slowest: as predicted, after the profile that a search
@@ -254,30 +269,55 @@ class Problem:
             latency: Predicts, or measures.
             report: Told of a profile.
             should_stop: Asked during one.
+            cheap: Of the evaluator: constraints on all that is known before evaluating are looked at together too, as
+                the search looks for what keeps them. None leaves that out.
 
         Raises:
-            InfeasibleError: Names the constraint, and the quickest architecture (or slowest) with its latency.
+            InfeasibleError: Names the constraint, and the quickest architecture (or slowest) with its latency; or the
+                constraints, and the architecture that comes nearest.
             StoppedEarly: `should_stop` said so.
         """
+        self._quickest = []
         self._check_other_devices(latency)
         self._check_energy(latency)
         for slowest in self._sides("latency_ms"):
+            self._check_side(latency, report, should_stop, slowest=slowest)
+        if cheap is not None and self._quickest:
             if self.metrics["latency_ms"].cheap:
-                written = {"task": self.config.task.to_plain(), "space": self.config.space}
-                latency.prepare(self.space, self.io, plain=written, report=report, should_stop=should_stop)
-                sign = -1.0 if slowest else 1.0
+                self._prepare(latency, report, should_stop)
+            names = cheap(self.space.encode_many([]))
+            known = [c for c in self.constraints if c.metric in names]
+            nearby = nearest_to_keeping(self.space, cheap, known, self.space.encode_many(self.extremes))
+            if not nearby.kept:
+                raise InfeasibleError(nearby.told(self.space, known))
 
-                def predict(rows: np.ndarray, sign: float = sign) -> np.ndarray:
-                    return sign * latency.predict_many(rows, self.space, self.io)
+    def _check_side(
+        self, latency: LatencySource, report: Report, should_stop: Callable[[], bool], *, slowest: bool
+    ) -> None:
+        """`check_latency` of upper bounds on this device, or of lower ones."""
+        if self.metrics["latency_ms"].cheap:
+            self._prepare(latency, report, should_stop)
+            corner = self._extreme(lambda rows: latency.predict_many(rows, self.space, self.io), slowest=slowest)
+            found = latency.predict(corner.architecture, self.io)
+        elif slowest:
+            return
+        else:
+            architecture = self.corners["macs"]["smallest"].architecture
+            (found,) = latency.measure([self.untrained(architecture)])
+            corner = Corner(architecture, found.ms)
+        check_latency(self.constraints, corner, found, slowest=slowest)
 
-                architecture = self.space.decode(quickest(self.space, predict))
-                found = latency.predict(architecture, self.io)
-            elif slowest:
-                continue
-            else:
-                architecture = self.corners["macs"]["smallest"].architecture
-                (found,) = latency.measure([self.untrained(architecture)])
-            check_latency(self.constraints, Corner(architecture, found.ms), found, slowest=slowest)
+    def _prepare(self, latency: LatencySource, report: Report, should_stop: Callable[[], bool]) -> None:
+        written = {"task": self.config.task.to_plain(), "space": self.config.space}
+        latency.prepare(self.space, self.io, plain=written, report=report, should_stop=should_stop)
+
+    def _extreme(self, predict: Callable[[np.ndarray], np.ndarray], *, slowest: bool) -> Corner:
+        """The quickest architecture by what is predicted, or the slowest; it is kept for `extremes`."""
+        sign = -1.0 if slowest else 1.0
+        vector = quickest(self.space, lambda rows: sign * predict(rows))
+        found = Corner(self.space.decode(vector), float(predict(vector[None])[0]))
+        self._quickest.append(found.architecture)
+        return found
 
     def _sides(self, metric: str) -> list[bool]:
         """Whether a metric has upper bounds, as False, and lower ones, as True."""
@@ -290,14 +330,9 @@ class Problem:
             metric = f"{PREFIX}{device}"
             for slowest in self._sides(metric):
                 there = OtherDevices([device], latency.spec, self.space, self.io)
-                sign = -1.0 if slowest else 1.0
-
-                def predict(rows: np.ndarray, of: OtherDevices = there, name: str = metric, sign: float = sign) -> Any:
-                    return sign * of.of_one_device(name, rows)
-
-                architecture = self.space.decode(quickest(self.space, predict))
-                found = there.predict(metric, architecture)
-                check_latency(self.constraints, Corner(architecture, found.ms), found, metric, slowest=slowest)
+                corner = self._extreme(partial(there.of_one_device, metric), slowest=slowest)
+                found = there.predict(metric, corner.architecture)
+                check_latency(self.constraints, corner, found, metric, slowest=slowest)
 
     def _check_energy(self, latency: LatencySource) -> None:
         """`check_latency` of bounds on energy: of the network with the fewest multiply-accumulates, measured."""

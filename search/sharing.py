@@ -78,6 +78,7 @@ class Alone:
             "strategy": problem.strategy,
             "seed": seed,
             "cheap": evaluator.cheap,
+            "extremes": problem.extremes,
         }
 
     def left_to_another(self, study: SearchStudy) -> str:

@@ -139,27 +139,30 @@ def check_latency(
 ) -> None:
     """Refuse an upper bound on latency that nothing can keep, or a lower one.
 
+    What is predicted counts as it is, and not as it may turn out within its interval: a search accepts proposals by
+    the prediction, so that none would be accepted for a bound below that of the quickest.
+
     Args:
         constraints: Those on other metrics, or in the other direction, are not looked at.
-        corner: The quickest architecture that is known, or predicted; its value is not used.
-        latency: Of that.
+        corner: The quickest architecture that is known, or predicted, with its milliseconds as a search has them.
+        latency: Of that, for the message.
         metric: What the latency is called.
         slowest: Whether the corner is the slowest instead, and lower bounds are looked at.
 
     Raises:
-        InfeasibleError: Even at the nearer end of its interval the latency is beyond the bound; of one that was
-            measured, and is only nearly the quickest, or that has no interval, even half of it (or twice).
+        InfeasibleError: The prediction is beyond the bound; of one that was measured, and is only nearly the quickest,
+            even half of it (or twice).
     """
-    end = latency.high_ms if slowest else latency.low_ms
-    extreme = latency.ms if end is None else end
-    if latency.kind == "measured" or end is None:
-        extreme = extreme * UNCERTAIN if slowest else extreme / UNCERTAIN
+    measured = latency.kind == "measured"
+    extreme = corner.value * (1.0 if not measured else UNCERTAIN if slowest else 1 / UNCERTAIN)
     for constraint in constraints:
         if constraint.metric != metric or constraint.comparison not in ((">", ">=") if slowest else ("<", "<=")):
             continue
         if not constraint.holds({metric: extreme}):
+            interval = "" if latency.low_ms is None else f", {latency.low_ms:.3g} to {latency.high_ms:.3g}"
+            goes_by = "" if measured else "; a search goes by the prediction"
             raise InfeasibleError(
-                f"no architecture of the space meets {constraint}: the {'slowest' if slowest else 'quickest'} takes "
-                f"{latency.ms:.3g} ms ({latency.kind}): {corner.architecture}. Give the "
-                "bound in milliseconds, relax it, or widen the space."
+                f"no architecture that was found meets {constraint}: the {'slowest' if slowest else 'quickest'} takes "
+                f"{latency.ms:.3g} ms ({latency.kind}{interval}{goes_by}): {corner.architecture}. Give the bound in "
+                "milliseconds, change it to what that takes, or widen the space."
             )

@@ -19,10 +19,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mixnas.evaluators.protocol import Request
 from mixnas.search.strategies import Batching, Cheap, Question, Remembering, Strategy
-from mixnas.search.strategies.drawing import trial_generator
+from mixnas.search.strategies.drawing import mutated, trial_generator
 from mixnas.search.strategies.evolution import NSGA2
 from mixnas.search.study.journal import JournalFile
-from mixnas.search.study.meeting import nearest
+from mixnas.search.study.meeting import Nearest, nearest
 from mixnas.search.study.objectives import Comparison, Objective
 from mixnas.search.study.optuna_internals import assign_generation, fail, set_violations, stored
 from mixnas.search.study.pareto import Reference
@@ -44,7 +44,8 @@ _logger = logging.getLogger(__name__)
 
 STUDY_NAME = "search"
 MAX_REFUSED_IN_A_ROW = 20
-_RANDOM_DRAWS = 2000
+_RANDOM_DRAWS = (50, 450, 1500)  # together, as long as none may be evaluated
+_PARENTS = 64  # that were evaluated, from which is looked for what keeps the constraints
 _ENUMERABLE = 50_000  # spaces up to this size are searched through to the last architecture
 
 
@@ -134,6 +135,8 @@ class SearchStudy:
         seed: Of the strategy.
         cheap: Metrics that are known without evaluating (parameters, multiply-accumulates, predicted latency). What
             violates a constraint on those is not evaluated and does not count toward the budget.
+        extremes: Architectures that a check of the constraints found: where random ones violate a constraint on cheap
+            metrics, what keeps it is looked for from these on.
 
     Raises:
         ConfigError: The study in the file has other objectives.
@@ -150,11 +153,12 @@ class SearchStudy:
         strategy: Strategy = NSGA2(),  # noqa: B008 - frozen
         seed: int = 0,
         cheap: Cheap | None = None,
+        extremes: Sequence[Architecture] = (),
     ) -> None:
         self.path = Path(journal).absolute()
         self.space = space
         self.seed = seed
-        self._cheap = cheap
+        self._cheap, self._extremes = cheap, tuple(extremes)
         known = {} if cheap is None else cheap(space.encode_many([]))
         self._constraints_beforehand = [c for c in constraints if c.metric in known]
         self._seen: dict[str, int] = {}  # architecture id -> trial that evaluates or evaluated it
@@ -343,35 +347,64 @@ class SearchStudy:
         self._taken(trial)
 
     def _unseen(self) -> Architecture:
-        """An architecture that may be evaluated: near the front, anywhere, or the first of a small space."""
+        """An architecture that may be evaluated: near the front, anywhere, the nearest, or the first of a small space.
+
+        What random ones do not come upon, few architectures or one alone that keeps the constraints, is looked for
+        from where it was seen to be (`extremes`, and what was evaluated).
+        """
         rng = trial_generator(self.seed, len(self.results.records))
-        front = self.results.front()
-        for draw in range(_RANDOM_DRAWS):
-            if front and draw % 2:
-                architecture = self.space.mutate(front[int(rng.integers(len(front)))].architecture, rng)
-            else:
-                architecture = self.space.sample(rng)
-            if self._refusal(architecture) is None:
-                return architecture
-        if self._size <= _ENUMERABLE:
+        front = self.space.encode_many([record.architecture for record in self.results.front()])
+        for count in _RANDOM_DRAWS:
+            rows = self.space.sample_many(count, rng)
+            if len(front) and self.space.variables:
+                parents = front[rng.integers(len(front), size=count // 2)]
+                rows[1::2] = mutated(self.space, parents, rng)
+            for row in rows[self._kept_beforehand(rows)]:
+                architecture = self.space.decode(row)
+                if self._refusal(architecture) is None:
+                    return architecture
+        nearby = self._nearest()
+        if nearby is not None and nearby.kept:
+            return self.space.decode(nearby.vector)
+        if self._size <= _ENUMERABLE and not (nearby is not None and nearby.every):
             if self._enumeration is None:
                 self._enumeration = self._enumerate()
             for architecture in self._enumeration:
                 if self._refusal(architecture) is None:
                     return architecture
-        if self._seen:
+        if self._seen or nearby is None:
             raise SpaceExhausted(
                 f"no architecture is left to evaluate: {self._size} in the space, {len(self._seen)} evaluated, "
                 "the others found violate a constraint."
             )
-        if self._constraints_beforehand and self._cheap is not None:  # what is too rare to be drawn
-            found = nearest(self.space, self._cheap, self._constraints_beforehand, self.space.sample_many(1, rng))
-            if found.kept:
-                return self.space.decode(found.vector)
-        reason = next((r for r in self._infeasible.values() if r), "none found")
-        raise InfeasibleError(
-            f"no architecture of the space satisfies the constraints {', '.join(map(str, self.results.constraints))} "
-            f"({_RANDOM_DRAWS} drawn; for example {reason}). Relax a constraint or widen the space."
+        raise InfeasibleError(nearby.told(self.space, self._constraints_beforehand))
+
+    def _kept_beforehand(self, rows: np.ndarray) -> np.ndarray:
+        """Which of encoded architectures (rows, variables) keep the constraints that are known beforehand, (rows,)."""
+        kept = np.ones(len(rows), dtype=bool)
+        if self._constraints_beforehand:
+            assert self._cheap is not None
+            metrics = self._cheap(rows)
+            for constraint in self._constraints_beforehand:
+                kept &= constraint.hold(metrics[constraint.metric])
+        return kept
+
+    def _nearest(self) -> Nearest | None:
+        """The architecture that comes nearest to keeping the constraints known beforehand; None where there are none.
+
+        It is kept where it may be evaluated.
+        """
+        if not self._constraints_beforehand:
+            return None
+        assert self._cheap is not None
+        evaluated = [record.architecture for record in self.results.records if record.evaluated][-_PARENTS:]
+        first = self.space.encode_many([*self._extremes, *evaluated])
+        return nearest(
+            self.space,
+            self._cheap,
+            self._constraints_beforehand,
+            first,
+            lambda row: self._refusal(self.space.decode(row)) is not None,
         )
 
     def _enumerate(self) -> Iterator[Architecture]:
