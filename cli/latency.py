@@ -114,7 +114,9 @@ def profile(args: argparse.Namespace) -> int:
 
 def query_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `nas latency query`."""
-    parser.add_argument("run", metavar="RUN", nargs="?", help="the front of this run")
+    parser.add_argument(
+        "run", metavar="RUN", nargs="?", help="the front of this run; with --arch, that as this run would have it"
+    )
     configured(parser)
     parser.add_argument("--device", help="which device (default: the configuration's or run's, this machine)")
     parser.add_argument(
@@ -130,11 +132,18 @@ def query_arguments(parser: argparse.ArgumentParser) -> None:
 
 def query(args: argparse.Namespace) -> int:
     """Predicted latency. No torch where the device was profiled for what is asked: that is what makes it quick."""
-    if (args.arch is not None) + (args.run is not None) + (args.sample is not None) != 1:
-        raise ConfigError("nas latency query: give one of --arch FILE, --sample N (with -c SPACE), or a RUN.")
+    given = (args.arch is not None) + (args.sample is not None)
+    if given > 1 or not (given or args.run is not None) or (args.run is not None and args.sample is not None):
+        raise ConfigError(
+            "nas latency query: give --arch FILE, --sample N (with -c SPACE), a RUN, or a RUN and --arch FILE."
+        )
     if args.run is not None:
         _refuse_unused(args)
     device, rows = _query_space(args) if args.run is None else _query_run(args)
+    if not rows and not args.json:
+        print(f"{args.run}: no network is on the front, so there is none to ask about. See: nas status {args.run}",
+              file=sys.stderr)  # fmt: skip
+        return 3
     _print_latencies(args, rows, device)
     return 0
 
@@ -179,10 +188,14 @@ def _query_space(args: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
 
 
 def _query_run(args: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
-    """The device, and a row for each network of the run's front: predicted, and measured where it was."""
+    """The device, and a row for each network of the run's front: predicted, and measured where it was.
+
+    With an architecture file, a row for that, as the run would have it.
+    """
     from mixnas.predictors.latency import query as asking
     from mixnas.search.run.directory import Run
     from mixnas.search.run.trust import require_own
+    from mixnas.search_space.files import load_yaml
 
     run = Run.open(args.run, args.runs)
     front = run.front()
@@ -200,7 +213,13 @@ def _query_run(args: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
         else:
             predictor = run_predictor(run, device, args.runtime, args.tables)
     except ConfigError:
-        if not measured or args.device is not None or args.runtime is not None or args.estimate:
+        if (
+            args.arch is not None
+            or not measured
+            or args.device is not None
+            or args.runtime is not None
+            or args.estimate
+        ):
             raise
         predictor = None  # a stand-alone search measured its front, and nobody has profiled this machine yet
     if predictor is None:
@@ -210,6 +229,9 @@ def _query_run(args: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
         )
         return device, [{"id": identity, "measured_ms": ms} for identity, ms in measured.items()]
     io = _run_input(run, plain, predictor)
+    if args.arch is not None:
+        answer = asking.ask(predictor, load_yaml(args.arch), str(args.arch), io)
+        return device, [{"id": str(args.arch), **asking.to_plain(answer)}]
     rows = []
     for member in front.members:
         row = {"id": member.id, **asking.to_plain(asking.ask(predictor, member.architecture, member.id, io))}
@@ -279,8 +301,10 @@ def _print_latencies(args: argparse.Namespace, rows: list[dict[str, Any]], devic
         units = [[u["name"], u["role"], f"{u['latency_ms']:.4f}"] for u in rows[0]["units"]]
         print_table(args, ["unit", "role", "ms"], units)
     for row in rows:
-        for text in row.get("outside", []):
-            print(f"{row['id']}: outside the measured range: {text}", file=sys.stderr)
+        outside = row.get("outside") or []
+        for text in outside if args.verbose else outside[:1]:
+            more = f"; and {len(outside) - 1} more, see -v" if len(outside) > 1 and not args.verbose else ""
+            print(f"{row['id']}: outside the measured range: {text}{more}", file=sys.stderr)
         if "low_ms" in row and row["low_ms"] is None:
             print(f"{row['id']}: no interval: too little was measured to tell how far off that is", file=sys.stderr)
         if row.get("estimate"):

@@ -8,7 +8,7 @@ import sys
 from mixnas.cli.printing import colored, print_json
 from mixnas.cli.verbs import Verb, trusting
 from mixnas.search_space.errors import ConfigError
-from mixnas.search_space.formats.format import names
+from mixnas.search_space.formats.format import get, names, require
 
 PLACE = 2
 
@@ -67,7 +67,12 @@ def _weights(text: str) -> dict[str, float]:
 
 def _formats(args: argparse.Namespace) -> list[str]:
     """The formats that were asked for; kernels are kept by a format of its own."""
-    asked = args.format.split(",")
+    asked = [name.strip() for name in args.format.split(",")]
+    try:
+        for name in asked:
+            get(name)
+    except ConfigError as error:
+        raise ConfigError(f"--format: {error}") from error
     if not args.keep_kernels:
         return list(asked)
     if "torch-export" not in asked:
@@ -79,15 +84,31 @@ def export(args: argparse.Namespace) -> int:
     """Trained networks of a run as files."""
     from mixnas.search.card import CARD
     from mixnas.search.export import export_run
+    from mixnas.search.picking import Choice
     from mixnas.search.run.directory import Run
     from mixnas.search.run.front import SHARE
     from mixnas.search.run.progress import make_progress
     from mixnas.search.run.trust import about_to_import
+    from mixnas.search.run.typed import typed
     from mixnas.search_space.files import read_json
 
     run = Run.open(args.run, args.runs)
     if not args.no_verify and (said := about_to_import(run.manifest, args.trust)):
         print(said, file=sys.stderr)
+    asked = _formats(args)
+    for name in asked:  # before there is any progress to show
+        require(get(name))
+    weights = None if args.weights is None else _weights(args.weights)
+    if args.trial is None:
+        choice = Choice(
+            pick=args.pick,
+            where=args.where,
+            knee=args.knee,
+            one_se=args.one_se,
+            weights=weights,
+            everything=args.all,
+        )
+        choice.of(run.front(), typed(run.path))
     progress = make_progress("quiet" if args.quiet else "auto", color=colored(args))
     with progress, progress.phase("export", unit="networks") as phase:
         found = export_run(
@@ -97,9 +118,9 @@ def export(args: argparse.Namespace) -> int:
             where=args.where,
             knee=args.knee,
             one_se=args.one_se,
-            weights=None if args.weights is None else _weights(args.weights),
+            weights=weights,
             everything=args.all,
-            format_names=_formats(args),
+            format_names=asked,
             output=args.output,
             verify=not args.no_verify,
             tolerance=args.tolerance,

@@ -40,7 +40,8 @@ def print_table(
     """Print a table; columns of numbers stand to the right.
 
     What names a row (the first column) and numbers are never cut, and texts are wrapped where the table is wider than
-    the terminal; but with `cut` each row is one line. A file or a pipe gets it whole.
+    the terminal; but with `cut` each row is one line. A file or a pipe gets it whole, however wide: what reads it there
+    searches it or cuts it itself (grep, less -S), and could not have back what was left out.
 
     Args:
         args: `no_color`.

@@ -72,6 +72,7 @@ def search(args: argparse.Namespace) -> int:
     from mixnas.search.sinks import check as check_sinks
     from mixnas.search.smoke import lighter, shrunk
 
+    check_sinks(args.log)
     check_name(args.runs, args.name)
     if args.data is None:
         config, source = load_config(args), config_name(args)
@@ -81,7 +82,6 @@ def search(args: argparse.Namespace) -> int:
         changed = [*engine_settings(args, args.read), *storage_settings(args, args.read), *settings(args)]
         config = config_for(args.data, base=args.config, settings=changed)
         source = args.config or f"data {args.data}"
-    check_sinks(args.log)
     if args.smoke:
         config, omitted = shrunk(config)
         if omitted:
@@ -126,7 +126,11 @@ def _execute(args: argparse.Namespace, run: Run, config: Config) -> int:
     args.begun = typed(run.path)  # whatever ends it: there is a run to go on with
 
     def heard() -> None:
-        print("stopping after what is in progress; Ctrl-C again aborts at once", file=sys.stderr)
+        print(
+            "stopping after the trials in progress; other training is left where it is, and that of a network begins "
+            "anew on resume. Ctrl-C again aborts at once",
+            file=sys.stderr,
+        )
 
     def told(record: TrialRecord) -> None:
         if args.verbose:

@@ -104,6 +104,8 @@ def as_given(args: argparse.Namespace, problem: str) -> str:
         value = getattr(args, option, None)
         if value is not None and f"{key}={value}" not in (args.set or []):
             problem = problem.replace(f"--set {key}={value}: {key}: ", f"--{option}: ")
+    if getattr(args, "engine", None) is not None:
+        problem = re.sub(r"--set search\.engine=.*?: search\.engine: (?=no engine )", "--engine: ", problem, count=1)
     for option in ("workers", "address"):
         if getattr(args, option, None) is not None:
             problem = re.sub(

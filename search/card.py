@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from mixnas.evaluators.starting import by_unit, why_not
-from mixnas.search.loader import as_batch, inputs_of, takes_pictures, told
+from mixnas.search.loader import as_batch, inputs_of, prepared_of, takes_pictures, told
 from mixnas.search.policies import used
 from mixnas.search.run.directory import Run
 from mixnas.search.run.front import SHARE, Front, Member
@@ -27,9 +27,17 @@ OWN = (ARCHITECTURE, LOADER, CARD, README, MANIFEST)
 
 
 def card(
-    run: Run, front: Front, member: Member, network: Network, *, licence: str, files: Mapping[str, Any]
+    run: Run,
+    front: Front,
+    member: Member,
+    network: Network,
+    *,
+    licence: str,
+    files: Mapping[str, Any],
+    data: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What is known of an exported network, as plain data: `card.json`."""
+    """What is known of an exported network, as plain data: `card.json`; `data` if it is more than the run's own."""
+    data = run.data() if data is None else data
     plain = member.to_plain()
     config, manifest = run.config(), run.manifest
     search = config.get("search", {})
@@ -57,8 +65,8 @@ def card(
         "device": front.device or manifest.get("device"),
         "versions": manifest["versions"],
         "io": network.io.to_plain(),
-        **told(run.data()),
-        **trained_before(run.data(), network, shared=search.get("evaluator") == "supernet"),
+        **told(data),
+        **trained_before(data, network, shared=search.get("evaluator") == "supernet"),
         "files": dict(files),
         "config": config,
         **({"instead": instead} if instead else {}),
@@ -263,6 +271,7 @@ def _classes(plain: Mapping[str, Any], io: IOSpec) -> list[str]:
     if plain.get("labels"):
         names = ", ".join(_in_a_line(str(name)) for name in plain["labels"])
         lines += [f"Classes, in the order of the outputs: {names}.", ""]
+    task = plain["task"] if isinstance(plain["task"], str) else plain["task"]["name"]
     dtype, shape = inputs_of(io)
     order = "channels last: height, width, channels" if io.kind == "image" else "moments, channels"
     order = f"whole numbers from 0 to {io.in_features - 1}" if io.tokens else order
@@ -275,6 +284,19 @@ def _classes(plain: Mapping[str, Any], io: IOSpec) -> list[str]:
     if io.mean is not None:
         of = "pixels, 0 to 255" if "pictures" in plain else "numbers"
         lines += [f"It reads raw {of}: what standardises them is part of the network.", ""]
+    elif (own := prepared_of(plain)) is not None:
+        raw = f"raw {own.what}, {own.low:g} to {own.high:g}"
+        lines += [
+            f"A network's file reads what the task prepared: {own.in_words()}, of {raw}. `load.py` takes the raw ones, "
+            f"{as_batch((*own.raw_size(io.size), io.in_features))}, and prepares them so; a file that is used without "
+            "it is given prepared ones.",
+            "",
+        ]
+    elif not io.tokens:
+        lines += [
+            f"It reads what the task {visible(str(task))} gives: whatever that prepares is no part of the network.",
+            "",
+        ]
     if takes_pictures(plain):
         said = "the class of a picture's file"
         if io.grid:

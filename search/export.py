@@ -152,8 +152,11 @@ def export_run(
         check_place(root / member.id, digest)
         chosen.append((member, network, digest))
     task = by_name(run.manifest["fixed"]["task"]) if verify else None
+    data = run.data()
     if task is not None:
-        run.check_data(recorded(task))
+        now = recorded(task)
+        run.check_data(now)
+        data |= {"prepared": now["prepared"]} if "prepared" in now else {}  # runs of before did not say it
     made = [folder for folder in (root, *root.parents) if not folder.exists()]
     held = contextlib.ExitStack()
     if output is None:  # the run is written
@@ -169,9 +172,9 @@ def export_run(
             for done, (member, network, digest) in enumerate(chosen, 1):
                 folder = making / member.id
                 folder.mkdir()
-                card = _write(folder, wanted, run, member, network, task, load, licence, tolerance, refused)
+                card = _write(folder, wanted, run, member, network, task, data, load, licence, tolerance, refused)
                 if card["files"]:
-                    ready.append(Exported(folder, network, {**card, "weights": digest}, run.data()))
+                    ready.append(Exported(folder, network, {**card, "weights": digest}, data))
                 report(done, len(chosen))
         written = [publish(one, root / one.made.name, told) for one in ready]
     finally:
@@ -233,6 +236,7 @@ def _write(
     member: Member,
     network: Network,
     task: Task | None,
+    data: Mapping[str, Any],
     load: Any,
     licence: str,
     tolerance: float | None,
@@ -290,7 +294,7 @@ def _write(
             files[name]["verified"][f"test_{task.metric}"] = score
         for name, latency in _measured(folder, wanted, network, run).items():
             files[name]["latency"] = latency
-    card = cards.card(run, front, member, network, licence=licence, files=files)
+    card = cards.card(run, front, member, network, licence=licence, files=files, data=data)
     if judgement is not None and task is not None:
         card["verified"] = {f"test_{task.metric}": judgement.score}
         card["data"] = {"split": "test", "examples": judgement.examples, "sha256": judgement.digest}

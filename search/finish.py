@@ -278,11 +278,23 @@ class FinalNetworks:
 
     def _known(self, identity: str) -> Network | str | None:
         """What was finished before, or why it could not be; None where neither was."""
-        path = self.path(identity)
         if reason := self._why_not(identity):
             return reason
-        extra, recipe = read_extra(path) if path.exists() else {}, self._recipe_of(identity)
-        return load_network(path) if "test" in extra and extra.get("recipe", recipe) == recipe else None
+        return load_network(self.path(identity)) if self.is_finished(identity) else None
+
+    def is_finished(self, identity: str) -> bool:
+        """Whether its network has its final weights, by this recipe, and was judged on the test split."""
+        path, recipe = self.path(identity), self._recipe_of(identity)
+        extra = read_extra(path) if path.exists() else {}
+        return "test" in extra and extra.get("recipe", recipe) == recipe
+
+    def finished_before(
+        self, results: Results, chosen: Sequence[TrialRecord]
+    ) -> list[tuple[TrialRecord, Network | str]]:
+        """The trials that are not chosen and whose networks are finished all the same, and these."""
+        ids = {record.id for record in chosen}
+        others = [record for record in results.records if record.status == "done" and record.id not in ids]
+        return [(r, load_network(self.path(r.id))) for r in others if self.is_finished(r.id)]
 
     def _kept(self, identity: str) -> bool:
         """Whether a trial kept the network as it ended: it only has to be judged."""

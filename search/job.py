@@ -28,6 +28,7 @@ from mixnas.search.config import Config, load_config, read_config
 from mixnas.search.correcting import Correcting
 from mixnas.search.engines.climbing import Climbing
 from mixnas.search.engines.session import Budget, Session
+from mixnas.search.extending import check_budget, chosen_before, counts, given
 from mixnas.search.finalists import choose_believed, furthest
 from mixnas.search.finish import (
     FinalNetworks,
@@ -45,7 +46,7 @@ from mixnas.search.finish import (
 from mixnas.search.policies import policies_of, with_one_policy
 from mixnas.search.problem import Problem
 from mixnas.search.run.directory import Run
-from mixnas.search.run.front import BESIDE, Front, Member
+from mixnas.search.run.front import Front, Member
 from mixnas.search.run.progress import Progress, make_progress
 from mixnas.search.run.stopping import StopSignal
 from mixnas.search.run.trust import require_trust
@@ -96,6 +97,7 @@ class Job:
             None if config.search.evaluator == "standalone" else [config.final.weights, to_plain(config.final.train)]
         )
         self._known: Front | None = None  # the final front of before, where the run is extended
+        self._final_as_before = False
         self._networks = self._new_networks(recipe)
         where = run.path / "variants.json", run.networks, config.task.to_plain()
         self._variants = Variants(*where, self._networks.recipe, config.search.engine.finish, self.problem)
@@ -126,6 +128,7 @@ class Job:
         record = recorded(problem.task)
         with run, self.progress, self.stop, self._drivers.together(record):
             run.write_data(record)
+            final_before = run.config().get("final")
             run.write_config(self.config.to_plain())
             if summary := record.get("summary"):
                 self.progress.note(f"data: {summary}")
@@ -133,6 +136,7 @@ class Job:
                 self.progress.note(said)
             before = run.front() if run.has_front else None
             self._known = before if before is not None and before.final else None
+            self._final_as_before = final_before == self.config.to_plain()["final"]
             run.update(finished=None)
             with self._drivers.preparing() as reference_ms:
                 latency = problem.latency(run.latency, reference_ms)
@@ -165,6 +169,11 @@ class Job:
                     f"{nearest_to(done, problem.constraints)}. Relax them, or resume with more trials."
                 )
             finished = self._networks.finish(records, evaluator, self._report, self.stop)
+            earlier = self._networks.finished_before(results, records)  # a run that is extended loses none of them
+            records, finished = (
+                [*records, *(record for record, _ in earlier)],
+                [*finished, *(one for _, one in earlier)],
+            )
             if self.stop.requested:
                 raise StoppedEarly("stopped before measuring the candidates.")
             reasons = [
@@ -263,6 +272,8 @@ class Job:
             if most_variants(problem) and self.config.search.evaluator == "supernet":
                 return choose_structures(results, count, problem.provisional)
             return choose_finalists(results, count, problem.provisional)
+        if self._final_as_before and (same := chosen_before(self._known, results)):
+            return same
         with self._report.phase("measure candidates", unit="networks") as phase:
             looked_at = 0
 
@@ -300,7 +311,9 @@ class Job:
 
     def _judge_uniform(self, study: SearchStudy, evaluator: Evaluator) -> None:
         """Have each likely finalist judged under each policy throughout: a mixed answer is then no worse than those."""
-        likely = [record.architecture for record in choose_finalists(study.results, self.config.final.candidates)]
+        likely = [
+            record.architecture for record in choose_finalists(given(study.results), self.config.final.candidates)
+        ]
         before, count = study.results.evaluated, study.queue(with_one_policy(self.problem.space, likely))
         if not count:
             return
@@ -366,7 +379,7 @@ class Job:
         if self._known is not None:
             front = front | self._known.ids
         for path in self.run.networks.glob("*.safetensors"):
-            if path.stem not in front:
+            if path.stem not in front and not self._networks.is_finished(path.stem):
                 path.unlink()
 
     # -- writing ----------------------------------------------------------------------------------------------------
@@ -398,10 +411,7 @@ class Job:
             evaluator=self.config.search.evaluator,
             device=self.problem.device,
             latency=latency,
-            trials={
-                **{status: results.counts[status] for status in ("done", "failed", "duplicate", "infeasible")},
-                **({BESIDE: results.queued} if results.queued else {}),
-            },
+            trials=counts(results),
             hypervolume=results.hypervolume(),
             reference=None if results.reference is None else results.reference.point,
             final=final,
@@ -475,8 +485,8 @@ def reopen(
         plain: What the file `config` holds, where somebody has read it already.
 
     Raises:
-        ConfigError: No such run, it cannot be gone on with, something was changed that its trials depend on, or its
-            task may not be run (see `trust`).
+        ConfigError: No such run, it cannot be gone on with, something was changed that its trials depend on, its
+            budget is one that is spent (`check_budget`), or its task may not be run (see `trust`).
     """
     run = Run.open(name, root)
     run.check_resumable()
@@ -486,6 +496,7 @@ def reopen(
         changed = load_config(config, settings=settings, plain=plain)
     run.check_fixed(changed.to_plain())
     check_same(run.config(), changed, run.path)
+    check_budget(run, changed)
     require_trust(run.manifest, run.path, "resume", trust)
     return run, changed
 

@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from mixnas.evaluators.tasks.decoding import read_picture, upright
+from mixnas.evaluators.tasks.preparing import Prepared, prepare
 from mixnas.search_space.formats.format import Format
 from mixnas.search_space.units import IOSpec
 
-_TOLD = ("labels", "pictures", "target", "counts", "summary", "data_sha256")
+_TOLD = ("labels", "pictures", "prepared", "target", "counts", "summary", "data_sha256")
 """What the card takes from what the run says of its data."""
 
 _INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "asimd", "asimddp", "sve")
 
 _LOADER_HEAD = '''"""Loads the exported network: `network(FILE)` is its answer to a batch, arrays in, arrays out.
 
-A batch is {dtype}, {read}. Before a file is loaded its SHA-256 is compared with `manifest.json`, and this CPU with
+A batch is {dtype}, {read}{raw}. Before a file is loaded its SHA-256 is compared with `manifest.json`, and this CPU with
 the one it was verified on.
 """
 
@@ -97,7 +98,7 @@ def converting(load):
             if TOKENS and batch.size and not 0 <= batch.min() <= batch.max() < TOKENS:
                 given = f"tokens from {{batch.min()}} to {{batch.max()}}"
                 raise ValueError(f"{{given}}: the network reads 0 to {{TOKENS - 1}}")
-            return answer(batch)
+            return answer({given})
 
         return converted
 
@@ -155,6 +156,16 @@ def in_units(outputs: np.ndarray) -> np.ndarray:
 
 '''
 
+_OF_RAW = '''
+def prepared(raw: np.ndarray) -> np.ndarray:
+    """What the network's file reads, of raw {what} from {low:g} to {high:g}: {words}."""
+    if raw.size and not {low!r} <= raw.min() <= raw.max() <= {high!r}:
+        given = f"inputs from {{raw.min():g}} to {{raw.max():g}}"
+        raise ValueError(f"{{given}}: this is given raw {what}, {low:g} to {high:g}, and prepares them itself")
+    return prepare(raw, divided_by={divided_by!r}, mean={mean!r}, std={std!r}, repeated={repeated!r})
+
+'''
+
 _CALLED_WITH_PICTURES = """    unread = 0
     for picture in sys.argv[1:]:
         try:
@@ -187,6 +198,12 @@ def told(data: Mapping[str, Any]) -> dict[str, Any]:
     return {key: every[key] for key in _TOLD if every.get(key)}
 
 
+def prepared_of(about: Mapping[str, Any]) -> Prepared | None:
+    """How the task prepared its inputs, where the data or a card says it."""
+    plain = about.get("prepared")
+    return None if plain is None else Prepared.from_plain(plain)
+
+
 def takes_pictures(about: Mapping[str, Any]) -> bool:
     """Whether `load.py` reads files of pictures, and says classes by their names."""
     return bool(about.get("labels")) and about.get("pictures", {}).get("channels") in (1, 3)
@@ -213,6 +230,10 @@ def loader(wanted: Iterable[Format], io: IOSpec, data: Mapping[str, Any] | None 
     wanted = list(wanted)
     beside = {f.file_name: [f.file_name, *f.beside] for f in wanted}
     dtype, shape = inputs_of(io)
+    raw, own = "", prepared_of(about)
+    if own is not None:
+        shape = (*own.raw_size(io.size), io.in_features)
+        raw = f", of raw {own.what} from {own.low:g} to {own.high:g}; it is prepared here: {own.in_words()}"
     head = _LOADER_HEAD.format(
         beside=_quoted(beside),
         instructions=_quoted(processor()["instructions"]),
@@ -220,6 +241,8 @@ def loader(wanted: Iterable[Format], io: IOSpec, data: Mapping[str, Any] | None 
         read=as_batch(shape),
         shape=shape,
         tokens=io.in_features if io.tokens else None,
+        raw=raw,
+        given="batch" if own is None else "prepared(batch)",
     )
     functions = "".join(f"\n{inspect.getsource(file_format.load)}\n" for file_format in wanted)
     files = ", ".join(f'"{f.file_name}": converting({f.load.__name__})' for f in wanted)
@@ -232,6 +255,10 @@ def loader(wanted: Iterable[Format], io: IOSpec, data: Mapping[str, Any] | None 
         size, channels = about["pictures"]["size"], about["pictures"]["channels"]
         pictures = f"SIZE, CHANNELS = {tuple(map(int, size))}, {int(channels)}\n"
         called = _CALLED_WITH_PICTURES
+    if own is not None:
+        words = {"what": own.what, "low": own.low, "high": own.high, "words": own.in_words()}
+        numbers = {"divided_by": own.divided_by, "mean": list(own.mean), "std": list(own.std), "repeated": own.repeated}
+        functions += f"\n{inspect.getsource(prepare)}\n{_OF_RAW.format(**words, **numbers)}"
     if target := about.get("target"):
         functions += _OF_NUMBERS.format(std=float(target["std"]), mean=float(target["mean"]))
     return head + functions + _LOADER_TAIL.format(files=files, labels=labels, pictures=pictures, called=called)

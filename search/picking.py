@@ -80,7 +80,7 @@ def _by_id(front: Front, pick: str) -> Member:
     if len(found) != 1:
         ids = [m.id for m in (*front.members, *front.others)]
         problem = "stands for several networks" if found else "is none of the final networks"
-        raise ConfigError(f"{pick!r} {problem}.{nearest(pick, ids)} They are: {', '.join(ids)}.")
+        raise ConfigError(f"--pick: {pick!r} {problem}.{nearest(pick, ids)} They are: {', '.join(ids)}.")
     return found[0]
 
 

@@ -286,7 +286,7 @@ def _depends_on(problem: Problem, record: Mapping[str, Any]) -> dict[str, Any]:
         **fixed(problem.config.to_plain()),
         "device": problem.device,
         "latency": problem.latency_tag,
-        "data": {name: value for name, value in record.items() if name != "summary"},
+        "data": {name: value for name, value in record.items() if name not in ("summary", "prepared")},
     }
     plain = json.loads(json.dumps(plain))
     return {"digest": hashlib.sha256(json.dumps(plain).encode()).hexdigest()[:12], "plain": plain}

@@ -315,9 +315,14 @@ class Variants(FinalNetworks):
         should_stop: Callable[[], bool],
     ) -> list[Tried]:
         known = self._read(own)
-        asked = {"networks": list(own), "most": most_variants(self._problem)}
-        if known.get("asked") == asked:
-            return [Tried.from_plain(plain) for plain in known["chosen"]]
+        asked = {"networks": sorted(own), "most": most_variants(self._problem)}
+        asked_before = known.get("asked", {"networks": []})
+        earlier = [Tried.from_plain(plain) for plain in known.get("earlier", [])]
+        chosen = [Tried.from_plain(plain) for plain in known.get("chosen", [])]
+        if {**asked_before, "networks": sorted(asked_before["networks"])} == asked:
+            return [*chosen, *self._finished_of(earlier, own, {*taken, *(one.architecture.id for one in chosen)})]
+        earlier += chosen  # of a run that is extended
+        kept = [one.to_plain() for one in earlier]
         space, names = self._problem.space, [o.name for o in self._problem.objectives]
 
         def costs(architectures: Sequence[Architecture]) -> dict[str, np.ndarray]:
@@ -338,7 +343,7 @@ class Variants(FinalNetworks):
                     found = zip(architectures, judge.evaluate(requests), strict=True)
                     each = [Tried(identity, a, dict(o.metrics)).to_plain() for a, o in found if not o.failure]
                     tried[identity] = each
-                    self._write(tried)
+                    self._write(tried, earlier=kept)
                 phase(number + 1)
         every = self._distinct([Tried.from_plain(plain) for identity in own for plain in tried[identity]], taken)
         before = [
@@ -347,8 +352,18 @@ class Variants(FinalNetworks):
         ]
         both = self._with_costs([*before, *every], costs, latency, report)
         chosen = worth(self._problem, both[: len(before)], both[len(before) :])
-        self._write(tried, asked=asked, chosen=[one.to_plain() for one in chosen])
-        return chosen
+        self._write(tried, asked=asked, chosen=[one.to_plain() for one in chosen], earlier=kept)
+        return [*chosen, *self._finished_of(earlier, own, {*taken, *(one.architecture.id for one in chosen)})]
+
+    def _finished_of(
+        self, earlier: Sequence[Tried], own: Mapping[str, tuple[TrialRecord, Network]], without: Collection[str]
+    ) -> list[Tried]:
+        """Who was chosen before the run was extended and has a network: each once, as it was chosen last."""
+        last = {one.architecture.id: one for one in earlier if one.weights_from in own}
+        found = [one for identity, one in last.items() if identity not in without]
+        for one in found:
+            self._parents[one.architecture.id] = own[one.weights_from][1]
+        return [one for one in found if self.is_finished(one.architecture.id)]
 
     def _distinct(self, tried: Sequence[Tried], taken: Collection[str]) -> list[Tried]:
         """Each architecture that is no finalist, once: with the weights that serve it best."""
@@ -393,7 +408,11 @@ class Variants(FinalNetworks):
             chosen = known.get("chosen", [])  # there are none while others are still tried
             if len(chosen) > known.get("asked", {"most": 0})["most"]:
                 raise ValueError("too many were chosen")
-            for plain in (*chosen, *(one for identity in own for one in known["tried"].get(identity, ()))):
+            for plain in (
+                *chosen,
+                *known.get("earlier", []),
+                *(one for identity in own for one in known["tried"].get(identity, ())),
+            ):
                 self._check(Tried.from_plain(plain), own)
         except (NasError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise IntegrityError(

@@ -170,5 +170,5 @@ def visible(text: str) -> str:
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for the closest allowed name, or an empty string."""
-    close = difflib.get_close_matches(str(name)[:_LONGEST_SHOWN], list(allowed), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name)[:_LONGEST_SHOWN], list(allowed), n=1, cutoff=0.6)
     return f" Did you mean {shown(close[0])}?" if close else ""

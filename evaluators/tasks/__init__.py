@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 _PUBLIC = {
     "IGNORE": "mixnas.evaluators.tasks.task",
+    "Prepared": "mixnas.evaluators.tasks.preparing",
     "Split": "mixnas.evaluators.tasks.task",
     "Task": "mixnas.evaluators.tasks.task",
     "by_name": "mixnas.evaluators.tasks.loading",
 }
 
-__all__ = ["IGNORE", "Split", "Task", "by_name"]
+__all__ = ["IGNORE", "Prepared", "Split", "Task", "by_name"]
 
 if TYPE_CHECKING:
     from mixnas.evaluators.tasks.loading import by_name as by_name
+    from mixnas.evaluators.tasks.preparing import Prepared as Prepared
     from mixnas.evaluators.tasks.task import IGNORE as IGNORE
     from mixnas.evaluators.tasks.task import Split as Split
     from mixnas.evaluators.tasks.task import Task as Task

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from torch import Tensor
 
+from mixnas.evaluators.tasks.preparing import Prepared
 from mixnas.evaluators.tasks.task import Split, Task
 from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.units import IOSpec
@@ -15,11 +16,12 @@ from mixnas.search_space.units import IOSpec
 # The split belongs to the task, not to a run: whatever the run's seed, nobody trains on another's test images.
 _SPLIT_SEED = 20_240_901
 _SHARES = (0.6, 0.2, 0.2)
+_HIGHEST = 16.0  # value of a pixel
 _LARGEST = 256  # 450 MiB of them
 
 
 class Digits(Task):
-    """Digits 0 to 9, split 60 : 20 : 20 within each class, standardised by the training pixels.
+    """Digits 0 to 9, split 60 : 20 : 20 within each class, standardised by the training pixels (`prepared`).
 
     Args:
         label_smoothing: See `Task`.
@@ -36,11 +38,14 @@ class Digits(Task):
         self.label_smoothing = label_smoothing
         self.scale = size // 8
         images, labels = load_digits(return_X_y=True)
-        pixels = (images / 16.0).astype(np.float32).reshape(-1, 8, 8, 1)
+        raw = images.astype(np.float32).reshape(-1, 8, 8, 1)
         parts = stratified_split(labels, _SHARES, _SPLIT_SEED)
-        mean, std = pixels[parts[0]].mean(), pixels[parts[0]].std()
-        pixels = pixels.repeat(self.scale, 1).repeat(self.scale, 2)
-        inputs, targets = torch.from_numpy((pixels - mean) / std), torch.from_numpy(labels.astype(np.int64))
+        seen = raw[parts[0]] / np.float32(_HIGHEST)
+        self.prepared = Prepared(
+            what="pixels", low=0.0, high=_HIGHEST, divided_by=_HIGHEST,
+            mean=(float(seen.mean()),), std=(float(seen.std()),), repeated=self.scale,
+        )  # fmt: skip
+        inputs, targets = torch.from_numpy(self.prepared(raw)), torch.from_numpy(labels.astype(np.int64))
         self.train, self.validation, self.test = (Split(inputs[part], targets[part]) for part in parts)
         self.io = IOSpec(kind="image", size=(size, size), in_features=1, num_outputs=10, head="pool")
         self._background = float(inputs.min())

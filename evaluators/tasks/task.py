@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mixnas.evaluators.tasks.preparing import Prepared
 from mixnas.search_space.cost import METRICS as COSTS
 from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.units import IOSpec
@@ -151,6 +152,8 @@ class Task:
         labels: Names of the classes in the order of the outputs, where they have names.
         is_share: Whether `score` is a share of what was asked, from 0 to 1, so that a score of 1 has a standard error;
             None where `score` tells: this class's own is one.
+        prepared: How the inputs were made of raw ones, where the task does that itself and not the network (mean and
+            std of `io`): an export's card says it, and its `load.py` does it.
         teacher: A trained network that networks learn from beside the targets; see `evaluators.teaching`.
         start: A run whose weights networks begin with where they fit; see `evaluators.starting`.
 
@@ -177,6 +180,7 @@ class Task:
     test: Examples
     labels: tuple[str, ...] = ()
     is_share: bool | None = None
+    prepared: Prepared | None = None
     teacher: Teacher | None = None
     start: Start | None = None
 
@@ -277,10 +281,18 @@ class Task:
 
 
 def recorded(task: Task) -> dict[str, Any]:
-    """`Task.record`, and which trained networks it goes by; a task that is none of `Task` need not have one."""
+    """`Task.record`, how its inputs were prepared, and which trained networks it goes by.
+
+    A task that is none of `Task` need not have any of them.
+    """
     said: Callable[[], Mapping[str, Any]] = getattr(task, "record", dict)
     trained = {"teacher": getattr(task, "teacher", None), "init": getattr(task, "start", None)}
-    return {**said(), **{name: one.record() for name, one in trained.items() if one is not None}}
+    prepared = getattr(task, "prepared", None)
+    return {
+        **said(),
+        **({} if prepared is None else {"prepared": prepared.to_plain()}),
+        **{name: one.record() for name, one in trained.items() if one is not None},
+    }
 
 
 def _are_classes(outputs: Tensor, targets: Tensor) -> bool:

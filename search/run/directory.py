@@ -414,7 +414,8 @@ class Run:
             ConfigError: It is not the same.
         """
         known, now = self.data(), parse_json(json_text(dict(record)), "the task's record")
-        changed = [key for key in {**known, **now} if known.get(key) != now.get(key) and key != "summary"]
+        later = {"prepared"} - known.keys()  # runs of before did not say it
+        changed = [k for k in {**known, **now} if known.get(k) != now.get(k) and k != "summary" and k not in later]
         if known and changed:
             raise ConfigError(
                 f"{self.path}: the data has changed since the run was started ({listed(changed)}; see "

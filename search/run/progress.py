@@ -24,6 +24,14 @@ _BAR_SECONDS = 0.1
 MODES = ("auto", "bar", "lines", "quiet")
 
 
+def _short(value: float) -> str:
+    """A number of three digits or more, none of them an exponent's: `5`, `5.01`, `5,180`."""
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    text = f"{value:.3g}"
+    return text if "e" not in text or abs(value) < 1 else f"{value:.0f}"
+
+
 def format_seconds(seconds: float) -> str:
     """`45s`, `3m20s`, `2h05m`."""
     whole = round(seconds)
@@ -108,13 +116,14 @@ class Phase:
 
     def describe(self) -> str:
         """`60/120 trials, 14.2/min, failed 3, hypervolume 0.712, 4m13s left`."""
-        of = "" if self.total is None else f"/{self.total:g}"
-        parts = [f"{self.done:g}{of} {self.unit}".rstrip()]
+        of = "" if self.total is None else f"/{_short(self.total)}"
+        done = float(round(self.done)) if self.unit == "s" else self.done
+        parts = [f"{_short(done)}{of} {self.unit}".rstrip()]
         if self.unit == "trials" and self.per_minute is not None:
-            parts.append(f"{self.per_minute:.3g}/min")
+            parts.append(f"{_short(self.per_minute)}/min")
         for name, value in self.info.items():
             if value is not None:
-                parts.append(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}")
+                parts.append(f"{name} {_short(value)}" if isinstance(value, float) else f"{name} {value}")
         if self._ended is None and self.seconds_left is not None:
             parts.append(f"{format_seconds(self.seconds_left)} left")
         return ", ".join(parts)

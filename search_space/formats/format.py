@@ -138,10 +138,16 @@ def get(name: str) -> Format:
     return _formats[name]
 
 
+_ONNX = {"onnx", "onnxscript", "onnxruntime"}
+"""What the extra `onnx` installs, of the versions that are known to work."""
+
+
 def require(file_format: Format) -> None:
     """Raise `ConfigError` that says what to install, where something that a format needs is missing."""
     if any(importlib.util.find_spec(package) is None for package in file_format.packages):
-        raise ConfigError(f"format {file_format.name!r} is not available: pip install {' '.join(file_format.packages)}")
+        extra = 'pip install ".[onnx]", in the folder of mixnas' if set(file_format.packages) <= _ONNX else ""
+        advice = extra or f"pip install {' '.join(file_format.packages)}"
+        raise ConfigError(f"format {file_format.name!r} is not available: {advice}")
 
 
 def load(file_format: Format, path: str | Path) -> Answer:

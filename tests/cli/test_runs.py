@@ -186,7 +186,7 @@ def test_a_stopped_search_ends_with_status_4_and_says_how_to_go_on(tmp_path: Pat
     asked = ("search", "-c", tmp_path / "config.yaml", "--name", "stopped", "--trials", MANY, "-v", *runs)
     stopped = nas(*asked, stderr=Interrupting(times=1))
     assert stopped.returncode == 4 and f"Go on with: nas resume {tmp_path}/runs/stopped" in stopped.stderr
-    assert "stopping after what is in progress" in stopped.stderr
+    assert "stopping after the trials in progress" in stopped.stderr
     assert json.loads(ok("status", "stopped", "--json", *runs))["state"] == "stopped"
     so_far = json.loads(ok("front", "stopped", "--json", *runs))
     done = so_far["trials"]["done"]

@@ -84,6 +84,8 @@ def test_a_card_says_how_to_call_the_network_and_names_stay_in_their_line():
     assert f"Outputs: (n, 4, 8, {FEATURES.num_outputs})." in text and "raw pixels, 0 to 255" in text
     assert "`python load.py PICTURE` prints the shares of the classes" in text
     assert "Inputs: int64, (n, " in readme(plain, small(TOKENS))
+    assert "It reads what the task digits gives" in readme(plain, network)
+    assert "It reads" not in readme(plain, small(TOKENS))
 
 
 def test_a_loader_is_python_with_the_functions_that_verified():

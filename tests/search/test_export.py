@@ -11,10 +11,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from sklearn.datasets import load_digits
 
+from mixnas.evaluators.tasks.digits import stratified_split
 from mixnas.search.export import export_run
 from mixnas.search.publishing import locked
 from mixnas.search.reproducing import read_export
@@ -95,6 +98,14 @@ def test_every_format_is_written_verified_and_described(runs, tmp_path):
     answer = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert answer.stdout.splitlines() == [f"{name} input (1, 8, 8, 1) output (1, 10)" for name in files], answer.stderr
     assert {about["needs"][0] for about in card["files"].values()} >= {"torch"}
+    images, labels = load_digits(return_X_y=True)
+    test = stratified_split(labels, (0.6, 0.2, 0.2), seed=20_240_901)[2].numpy()
+    np.savez(tmp_path / "raw.npz", x=images[test].reshape(-1, 8, 8, 1), y=labels[test])  # pixels as they are, 0 to 16
+    judge = f"import load, numpy as np; d = np.load({str(tmp_path / 'raw.npz')!r}); "
+    judge += "print((load.network('model.safetensors')(d['x']).argmax(-1) == d['y']).mean())"
+    answer = subprocess.run([sys.executable, "-c", judge], capture_output=True, text=True, env=environment, cwd=folder)
+    assert float(answer.stdout) == pytest.approx(card["metrics"]["test_accuracy"], abs=1e-9), answer.stderr
+    assert not (runs("finished").path / "data.json").exists() and "of raw pixels, 0 to 16" in text_of(folder)
     loader = folder / "load.py"
     loader.write_text(loader.read_text().replace("VERIFIED_ON = [", 'VERIFIED_ON = ["no_such_instruction", '))
     asked = [sys.executable, "-c", "import load; load.check('model.pt2')"]
@@ -106,9 +117,13 @@ def test_every_format_is_written_verified_and_described(runs, tmp_path):
     assert answer.returncode and "model.safetensors: damaged or changed" in answer.stderr
 
 
+def text_of(folder: Path) -> str:
+    return (folder / "README.md").read_text()
+
+
 def _describes(folder: Path, card: dict) -> None:
     """The card for people: budget, numbers, drawing; its front matter is what hubs read."""
-    text = (folder / "README.md").read_text()
+    text = text_of(folder)
     _, front_matter, rest = text.split("---\n", 2)
     assert yaml.safe_load(front_matter)["license"] == "apache-2.0"
     assert card["budget"] == ["asked params <= 20000, it has 914: kept"] and card["budget"][0] in rest

@@ -9,6 +9,7 @@ import re
 import runpy
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mixnas.evaluators.tasks.preparing import Prepared
 from mixnas.search.card import MANIFEST
 from mixnas.search.loader import inputs_of, loader, told
 from mixnas.search_space.files import digest_of, stamped, write_json
@@ -121,6 +123,23 @@ def test_numbers_of_any_type_are_converted_and_another_shape_is_said(export: Mak
     for wrong in (pixels[0], pixels.transpose(0, 3, 1, 2)):
         with pytest.raises(ValueError, match=r"inputs of shape .*: the network reads \(n, 8, 8, 3\)"):
             answer(wrong)
+
+
+def test_raw_features_are_prepared_as_the_task_did_and_others_are_refused(export: Make):
+    """The files of a task that standardises outside of its networks read what it prepared."""
+    own = Prepared(what="pixels", low=0, high=16, mean=(0.3, 0.2, 0.1), std=(0.5, 0.25, 2.0), divided_by=16, repeated=2)
+    io = replace(CLASSES, mean=None, std=None)
+    _, network, load = export(io, {"prepared": own.to_plain()})
+    raw = np.random.default_rng(0).integers(0, 17, (5, 4, 4, 3))
+    inputs = (raw / 16 - [0.3, 0.2, 0.1]) / [0.5, 0.25, 2.0]
+    inputs = inputs.repeat(2, axis=1).repeat(2, axis=2).astype(np.float32)
+    expected = network(torch.from_numpy(inputs)).detach().numpy()
+    np.testing.assert_allclose(load.network(FILE)(raw), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(load.prepared(raw), inputs, rtol=1e-5, atol=1e-6)
+    assert "raw pixels from 0 to 16" in load.__doc__ and "raw / 16" in load.__doc__
+    for wrong in (raw * 16, inputs[:, ::2, ::2]):
+        with pytest.raises(ValueError, match=r"this is given raw pixels, 0 to 16, and prepares them itself"):
+            load.network(FILE)(wrong)
 
 
 def test_floats_are_no_tokens(export: Make):

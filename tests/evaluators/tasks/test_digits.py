@@ -1,12 +1,16 @@
 """The digits."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
 
 from mixnas.evaluators.tasks.digits import Digits, random_shift, stratified_split
 from mixnas.evaluators.tasks.loading import by_name
-from mixnas.evaluators.tasks.task import SPLITS, Task
+from mixnas.evaluators.tasks.preparing import Prepared
+from mixnas.evaluators.tasks.task import SPLITS, Task, recorded
 from tests.contracts.task import TaskContract
 
 
@@ -47,6 +51,21 @@ def test_digits_are_standardised_by_the_training_pixels(digits: Task) -> None:
     assert digits.train.inputs.mean().abs() < 1e-5
     assert digits.train.inputs.std(unbiased=False) == pytest.approx(1, abs=1e-5)
     assert digits.train.inputs.dtype == torch.float32
+
+
+@pytest.mark.parametrize("size", [8, 16])
+def test_what_is_recorded_makes_the_inputs_of_raw_pixels(size: int) -> None:
+    """To the last bit, by the sum as it is written in the card; a run's file holds it as JSON."""
+    task = Digits(size=size)
+    own = Prepared.from_plain(json.loads(json.dumps(recorded(task)["prepared"])))
+    images, labels = load_digits(return_X_y=True)
+    _, _, test = stratified_split(labels, (0.6, 0.2, 0.2), seed=20_240_901)
+    raw = images.reshape(-1, 8, 8, 1)[test.numpy()]
+    assert np.array_equal(own(raw), task.test.inputs.numpy()) and own.raw_size(task.io.size) == (8, 8)
+    by_hand = (raw / 16 - own.mean[0]) / own.std[0]
+    times = size // 8
+    assert np.allclose(own(raw)[:, ::times, ::times], by_hand, atol=1e-5)
+    assert f"(raw / 16 - {own.mean[0]:.9g}) / {own.std[0]:.9g}" in own.in_words()
 
 
 def test_stratified_split_of_awkward_sizes() -> None:
