@@ -82,9 +82,9 @@ def nearest(space: SearchSpace, known: Known, constraints: Sequence[Comparison],
             break
         best = np.argsort(missed, kind="stable")[:_KEPT]
         rows, missed, kept = rows[best], missed[best], kept[best]
-        pairs = rng.integers(len(rows), size=(2, 2 * _KEPT))
+        one, other = rows[rng.integers(len(rows), size=(2, 2 * _KEPT))]
         near = [space.neighbour_vectors(row) for row in rows[:2]]
-        children = [mutated(space, rows.repeat(2, axis=0), rng), crossed(space, *rows[pairs], rng), *near]
+        children = [mutated(space, rows.repeat(2, axis=0), rng), crossed(space, one, other, rng), *near]
         new = distinct(np.concatenate(children))
         more = judged(new)
         rows, missed, kept = (np.concatenate(both) for both in zip((rows, missed, kept), (new, *more), strict=True))
