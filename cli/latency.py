@@ -135,7 +135,7 @@ def query(args: argparse.Namespace) -> int:
     given = (args.arch is not None) + (args.sample is not None)
     if given > 1 or not (given or args.run is not None) or (args.run is not None and args.sample is not None):
         raise ConfigError(
-            "nas latency query: give --arch FILE, --sample N (with -c SPACE), a RUN, or a RUN and --arch FILE."
+            "nas latency query: give one of --arch FILE, --sample N (with -c SPACE), or a RUN (--arch also beside it)."
         )
     if args.run is not None:
         _refuse_unused(args)

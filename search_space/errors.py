@@ -168,7 +168,13 @@ def visible(text: str) -> str:
     )
 
 
+_LEAST_BEGINNING = 3  # letters with which a longer name may begin
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for the closest allowed name, or an empty string."""
-    close = difflib.get_close_matches(str(name)[:_LONGEST_SHOWN], list(allowed), n=1, cutoff=0.6)
+    given, known = str(name)[:_LONGEST_SHOWN], list(allowed)
+    close = difflib.get_close_matches(given, known, n=1, cutoff=0.6)
+    if not close and len(given) >= _LEAST_BEGINNING:
+        close = [one for one in known if one.startswith(given)]
     return f" Did you mean {shown(close[0])}?" if close else ""

@@ -16,7 +16,7 @@ def prepare(raw: Any, divided_by: float, mean: Any, std: Any, repeated: int) -> 
 
     mean and std are of each channel. `load.py` of an export holds the text of this function.
     """
-    found = np.asarray(raw, dtype=np.float32) / np.float32(divided_by)
+    found: Any = np.asarray(raw, dtype=np.float32) / np.float32(divided_by)
     found = (found - np.array(mean, dtype=np.float32)) / np.array(std, dtype=np.float32)
     for axis in range(1, found.ndim - 1):
         found = found.repeat(repeated, axis)

@@ -67,4 +67,4 @@ def test_a_run_is_asked_about_an_architecture_of_its_space(searched: Path, tmp_p
     done = nas(*asked, "--tables", tmp_path)
     assert done.returncode == 2 and done.stdout == "" and "profile" in done.stderr
     refused = nas("latency", "query", "first", "--sample", "3")
-    assert refused.returncode == 2 and "a RUN and --arch FILE" in refused.stderr
+    assert refused.returncode == 2 and "--arch also beside it" in refused.stderr
