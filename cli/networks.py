@@ -88,15 +88,17 @@ def export(args: argparse.Namespace) -> int:
     from mixnas.search.run.directory import Run
     from mixnas.search.run.front import SHARE
     from mixnas.search.run.progress import make_progress
-    from mixnas.search.run.trust import about_to_import
+    from mixnas.search.run.trust import about_to_import, require_trust
     from mixnas.search.run.typed import typed
     from mixnas.search_space.files import read_json
 
     run = Run.open(args.run, args.runs)
     if not args.no_verify and (said := about_to_import(run.manifest, args.trust)):
         print(said, file=sys.stderr)
+    if not args.no_verify or args.trial is not None:  # what is refused is so before there is any progress to show
+        require_trust(run.manifest, run.path, "export", args.trust)
     asked = _formats(args)
-    for name in asked:  # before there is any progress to show
+    for name in asked:
         require(get(name))
     weights = None if args.weights is None else _weights(args.weights)
     if args.trial is None:

@@ -28,6 +28,7 @@ from mixnas.search_space.errors import ConfigError
 from mixnas.search_space.settings import Between
 
 _SAMPLES = 64  # of the posterior, that the improvement is the mean of
+_ENOUGH = {"ftol": 1e-5}  # of a fit: lengths that do not matter go to infinity, and the rest stands long before
 _MARGIN = 0.1  # of an objective's extent, by which the reference lies beyond its worst
 
 
@@ -164,7 +165,7 @@ class QNEHVISampler(BatchSampler):
         model = ModelListGP(*(SingleTaskGP(x, column.unsqueeze(-1), outcome_transform=None) for column in y.T))
         if self._fitted:  # a fit that starts where the last one ended takes a few steps instead of hundreds
             model.load_state_dict(self._fitted)
-        fit_gpytorch_mll(SumMarginalLogLikelihood(model.likelihood, model))
+        fit_gpytorch_mll(SumMarginalLogLikelihood(model.likelihood, model), optimizer_kwargs={"options": _ENOUGH})
         self._fitted = model.state_dict()
         limits = [
             (self._wanted.index(w), -(w.sign * bound - centre[self._wanted.index(w)]) / spread[self._wanted.index(w)])

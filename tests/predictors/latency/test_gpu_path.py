@@ -21,7 +21,7 @@ from mixnas.search_space.space import SearchSpace
 
 plain = {
     "stem": {"name": "conv", "stride": 2},
-    "stages": [{"width": 16, "block": {"mixer": [MIXER, "identity"], "channel_mixer": "swiglu"}}],
+    "stages": [{"width": [8, 16], "depth": [1, 2], "block": {"mixer": [MIXER, "identity"], "channel_mixer": "swiglu"}}],
 }
 measure = MeasureConfig(passes=1, window_ms=0.1, min_repeats=1, max_repeats=1, sentinel_repeats=2, max_extra_passes=0)
 config = ProfileConfig(budget_s=120, max_networks=2, measure=measure)
