@@ -60,10 +60,10 @@ def test_naming_the_tasks_imports_nothing_heavy() -> None:
 
 def test_what_a_users_task_needs_is_importable_from_one_place() -> None:
     from mixnas.evaluators import tasks
-    from mixnas.evaluators.tasks import IGNORE, Split, Task, by_name, task
+    from mixnas.evaluators.tasks import IGNORE, Prepared, Split, Task, by_name, preparing, task
 
-    assert (IGNORE, Split, Task) == (task.IGNORE, task.Split, task.Task)
-    assert set(tasks.__all__) == {"IGNORE", "Split", "Task", by_name.__name__}
+    assert (IGNORE, Prepared, Split, Task) == (task.IGNORE, preparing.Prepared, task.Split, task.Task)
+    assert set(tasks.__all__) == {"IGNORE", "Prepared", "Split", "Task", by_name.__name__}
 
 
 def test_a_mapping_carries_options() -> None:
