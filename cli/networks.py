@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any
 
 from mixnas.cli.printing import colored, print_json
 from mixnas.cli.verbs import Verb, trusting
@@ -100,28 +101,22 @@ def export(args: argparse.Namespace) -> int:
     asked = _formats(args)
     for name in asked:
         require(get(name))
-    weights = None if args.weights is None else _weights(args.weights)
+    chosen: dict[str, Any] = {
+        "pick": args.pick,
+        "where": args.where,
+        "knee": args.knee,
+        "one_se": args.one_se,
+        "weights": None if args.weights is None else _weights(args.weights),
+        "everything": args.all,
+    }
     if args.trial is None:
-        choice = Choice(
-            pick=args.pick,
-            where=args.where,
-            knee=args.knee,
-            one_se=args.one_se,
-            weights=weights,
-            everything=args.all,
-        )
-        choice.of(run.front(), typed(run.path))
+        Choice(**chosen).of(run.front(), typed(run.path))
     progress = make_progress("quiet" if args.quiet else "auto", color=colored(args))
     with progress, progress.phase("export", unit="networks") as phase:
         found = export_run(
             run,
-            pick=args.pick,
+            **chosen,
             trial=args.trial,
-            where=args.where,
-            knee=args.knee,
-            one_se=args.one_se,
-            weights=weights,
-            everything=args.all,
             format_names=asked,
             output=args.output,
             verify=not args.no_verify,

@@ -114,9 +114,14 @@ class Improvement:
             self._units.append(2.0 ** math.frexp(span)[1] if span > 0 else 1.0)
             self._ends.append(index.reshape(2, -1))
 
+    @property
+    def boxes(self) -> int:
+        """Of how many boxes it is the sum."""
+        return int(self._ends[0].shape[1])
+
     def __call__(self, shortfalls: list[np.ndarray]) -> np.ndarray:
         """(rows,) from each objective's expected shortfalls below its `bounds`, (rows, num_bounds); in no unit."""
-        product = np.ones((len(shortfalls[0]), self._ends[0].shape[1]))
+        product = np.ones((len(shortfalls[0]), self.boxes))
         for shortfall, (low, high), unit in zip(shortfalls, self._ends, self._units, strict=True):
             product *= np.maximum(shortfall[:, high] - shortfall[:, low], 0.0) / unit
         return product.sum(axis=1)

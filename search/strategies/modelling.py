@@ -247,21 +247,17 @@ class Models:
         Bagged trees (Breiman 1996, "Bagging predictors") on the values' places and on counts. What makes an evaluation
         fail is often one choice, or a few of them together: trees find those among a hundred others.
         """
-        if not len(failed):
+        if not len(failed) or not len(done):
             return
         both = np.concatenate([done, failed])
         if self._failures is not None and len(both) < self._failures_due:
             return
         from sklearn.ensemble import RandomForestClassifier  # slow to import, and seldom needed
 
-        y = np.arange(len(both)) < len(done)
         self.share = (1 + len(done)) / (2 + len(both))
         self._failures_due = len(both) + max(1, len(both) // 50)
-        if y.all() or not y.any():
-            self._failures = None
-            return
         trees = RandomForestClassifier(_TREES, max_features=None, min_samples_leaf=2, random_state=0)
-        self._failures = trees.fit(self._places(both), y)
+        self._failures = trees.fit(self._places(both), np.arange(len(both)) < len(done))
 
     def chance(self, rows: np.ndarray) -> np.ndarray:
         """That an evaluation of encoded architectures does not fail (rows,)."""

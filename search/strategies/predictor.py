@@ -35,9 +35,9 @@ _POOL = 600  # architectures that the first points are taken from
 _SAMPLE = 1000  # architectures whose predictions say where the reference point lies
 _REPAIRS = 12  # rounds of mutation toward the constraints, where few random architectures keep them
 _REFINEMENTS = 2  # rounds of looking at the neighbours of the best candidates
+_REFINED = 8  # candidates whose neighbours are looked at
 _HOPELESS = 0.2  # candidates of less chance not to fail, as a share of what does not fail on average, are left out
 _LIKELY = 0.5  # who has less chance not to fail is not believed to be on the front before it is there
-_REFINED = 8  # candidates whose neighbours are looked at
 _LARGEST_BATCH = 200
 _REMEMBERED = 200_000  # architectures whose cheap metrics are kept
 _GROWTH = ((60, 1), (100, 2), (200, 5), (math.inf, 10))  # batches: up to so many evaluations, so many together
@@ -127,15 +127,13 @@ class PredictorSampler(BatchSampler):
 
     def _chance(self, rows: np.ndarray) -> np.ndarray:
         """That an evaluation does not fail, of encoded architectures (rows,): learned from those that did."""
-        return self._models.chance(rows) if len(self._history.failed) else np.ones(len(rows))
+        return self._models.chance(rows)
 
     def _hopeful(self, rows: np.ndarray) -> np.ndarray:
         """Encoded architectures (rows, variables) without those that nearly surely fail.
 
         However small their chance, what is left at the end of a search that found the rest would be all theirs.
         """
-        if not len(self._history.failed) or not len(rows):
-            return rows
         return rows[self._chance(rows) >= _HOPELESS * self._models.share]
 
     # -- architectures ------------------------------------------------------------------------------------------------
@@ -304,25 +302,27 @@ class _Acquisition:
         self._reference, self._any_feasible = reference, any_feasible
         self._front = front
         self._improvement = Improvement(front, reference)
-        self._rough = Improvement(front, reference, ROUGHLY)
+        few = self._improvement.boxes <= ROUGHLY
+        self._rough = self._improvement if few else Improvement(front, reference, ROUGHLY)
 
     def score(self, rows: np.ndarray, *, exact: bool) -> np.ndarray:
         """(rows,), more is better."""
         before, _ = self._sampler._before(rows)
         beliefs = self._models.beliefs(rows, before, exact=exact)
         improvement = self._improvement if exact else self._rough
-        return self._value(before, {w: (b.mean, b.deviation) for w, b in beliefs.items()}, rows, improvement)
+        known = {w: (b.mean, b.deviation) for w, b in beliefs.items()}
+        return self._value(before, known, improvement, self._sampler._chance(rows))
 
     def _value(
         self,
         before: Mapping[Wanted, np.ndarray],
         beliefs: Mapping[Wanted, tuple[np.ndarray, np.ndarray]],
-        rows: np.ndarray,
         improvement: Improvement,
+        chance: np.ndarray,
     ) -> np.ndarray:
         from scipy.special import ndtr  # slow to import
 
-        value = np.ones(len(rows))
+        value = np.ones(len(chance))
         if self._any_feasible or not self._sampler._later:
             found = []
             for i, w in enumerate(self._objectives):
@@ -337,7 +337,7 @@ class _Acquisition:
             mean, deviation = beliefs[w]
             bound = self._models.scale(w).forward(np.array([w.sign * c.bound]))[0]
             value = value * ndtr((bound - mean) / deviation)
-        return value * self._sampler._chance(rows)
+        return value * chance
 
     def batch(self, rows: np.ndarray, count: int) -> list[np.ndarray]:
         """The best of encoded architectures, one after the other, each believed at its mean by the next."""
@@ -345,11 +345,12 @@ class _Acquisition:
         beliefs = self._models.beliefs(rows, before, exact=True)
         variance = {w: b.deviation**2 - self._models.noise(w) for w, b in beliefs.items()}
         half = {w: b.half for w, b in beliefs.items()}
+        chance = self._sampler._chance(rows)
         left = np.ones(len(rows), dtype=bool)
         chosen: list[np.ndarray] = []
         for _ in range(min(count, len(rows))):
             now = {w: (b.mean, np.sqrt(np.maximum(variance[w], 0) + self._models.noise(w))) for w, b in beliefs.items()}
-            value = np.where(left, self._value(before, now, rows, self._improvement), -1.0)
+            value = np.where(left, self._value(before, now, self._improvement, chance), -1.0)
             best = int(np.argmax(value))
             left[best] = False
             chosen.append(rows[best])
@@ -361,7 +362,7 @@ class _Acquisition:
                 step = covariance / math.sqrt(max(variance[w][best], 0.0) + self._models.noise(w))
                 variance[w] = variance[w] - step * step
                 half[w] = np.vstack([half[w], step])
-            if self._sampler._chance(rows[best : best + 1])[0] < _LIKELY:
+            if chance[best] < _LIKELY:
                 continue
             point = [
                 before[w][best] if w in before else self._models.scale(w).back(beliefs[w].mean[best : best + 1])[0]

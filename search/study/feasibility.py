@@ -80,13 +80,11 @@ def check_costs(space: SearchSpace, io: IOSpec, constraints: Sequence[Comparison
         nearby = nearest(space, known, asked, first)
         if nearby.kept:
             continue
+        if not (nearby.every or ruled_out(space, io, asked) or _far(asked, nearby)):
+            return nearby.told(space, asked)
         names = ", ".join(map(str, asked)) + (" together" if len(asked) > 1 else "")
-        values = ", ".join(f"{name} {nearby.values[name]:,.0f}" for name in dict.fromkeys(c.metric for c in asked))
-        told = f"the nearest has {values}: {space.decode(nearby.vector)}. Change a bound, or widen the space."
-        if nearby.every or ruled_out(space, io, asked) or _far(asked, nearby):
-            looked_at = f"of all {nearby.looked_at:,} " if nearby.every else ""
-            raise InfeasibleError(f"no architecture of the space meets {names}: {looked_at}{told}")
-        return f"of {nearby.looked_at:,} architectures that were looked at none meets {names}: {told}"
+        looked_at = f"of all {nearby.looked_at:,} " if nearby.every else ""
+        raise InfeasibleError(f"no architecture of the space meets {names}: {looked_at}{nearby.words(space, asked)}")
     return ""
 
 

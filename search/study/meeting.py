@@ -50,14 +50,16 @@ class Nearest:
         """Why there is none, as far as is known: how many were looked at, the nearest, its values, and what to do."""
         number = counted(self.looked_at, "architecture")
         looked_at = f"of all {number} of the space" if self.every else f"of {number} that were looked at"
+        together = " together" if len(constraints) > 1 else ""
+        return f"{looked_at} none meets {', '.join(map(str, constraints))}{together}: {self.words(space, constraints)}"
+
+    def words(self, space: SearchSpace, constraints: Sequence[Comparison]) -> str:
+        """Which it is, its values, and what to do."""
         values = ", ".join(
             f"{name} {_number(self.values[name])}" for name in dict.fromkeys(c.metric for c in constraints)
         )
-        together = " together" if len(constraints) > 1 else ""
-        return (
-            f"{looked_at} none meets {', '.join(map(str, constraints))}{together}: the nearest has {values}: "
-            f"{space.decode(self.vector)}. Change a bound to what that has, or widen the space."
-        )
+        architecture = space.decode(self.vector)
+        return f"the nearest has {values}: {architecture}. Change a bound to what that has, or widen the space."
 
 
 def _number(value: float) -> str:
